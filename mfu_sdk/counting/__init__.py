@@ -1,0 +1,1 @@
+"""What a step asked for: operator shapes in, FLOPs and bytes out."""

@@ -1,0 +1,1 @@
+"""Telling the provider: records in, OTLP out."""

@@ -1,0 +1,1 @@
+"""What it means for the fleet: OTLP in, roll-ups and reports out. Needs no torch."""

@@ -1,0 +1,306 @@
+"""The frozen dataclasses that flow between packages; every field names its unit.
+
+FLOP counts are exact Python ints in the process and become doubles on the wire. One fused multiply-add is two FLOPs.
+None always means "not known": never zero, never a guess.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Convention = Literal["exact", "full"]
+"""`exact` prices the attention score pairs that the mask lets through, `full` prices all of them."""
+
+Phase = Literal["train", "eval", "prefill", "decode", "inference"]
+PHASES: tuple[Phase, ...] = ("train", "eval", "prefill", "decode", "inference")
+
+CountSource = Literal["measured", "cached", "predicted", "sampled"]
+"""How a step got its FLOPs: counted while it ran (so its time is not representative), looked up by its signature,
+predicted from a checked closed form, or the mean of a sample that the signature does not determine."""
+
+
+# --- what the step asked for ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Uncounted:
+    """An operator that touches floating-point data and has neither a formula nor a declared cost of zero."""
+
+    op: str
+    calls: int
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """What one kind of executed operator cost: `calls` times the same `flops` and `bytes_moved`.
+
+    `flops` are hardware FLOPs of one call, in `dtype`; `bytes_moved` are the bytes of one call's tensor inputs and
+    outputs, zero for views. A roofline needs no more than this (`counting.expect`).
+    """
+
+    op: str
+    dtype: str
+    flops: int
+    bytes_moved: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """FLOPs, bytes and coverage of one piece of executed work.
+
+    `model_flops` = `forward_flops` + `backward_flops`: what the model needs, under `convention`. `hardware_flops`:
+    what ran, so recomputation, the optimizer's own products and masked pairs that the kernel computed are in it.
+    `by_dtype`, `by_module` and `by_op` each split `model_flops`. `coverage` is the share of operator bytes that had
+    a formula or a declared cost of zero (1.0: everything). `comm_bytes` maps a collective to the bytes that this
+    rank handed to it.
+    """
+
+    model_flops: int
+    hardware_flops: int
+    forward_flops: int
+    backward_flops: int
+    recompute_flops: int
+    optimizer_flops: int
+    attention_flops_exact: int
+    attention_flops_full: int
+    by_dtype: Mapping[str, int]
+    by_module: Mapping[str, int]
+    by_op: Mapping[str, int]
+    uncounted: tuple[Uncounted, ...]
+    coverage: float
+    bytes_moved: int
+    comm_bytes: Mapping[str, int]
+    convention: Convention
+    ops: tuple[OpCost, ...] = ()
+    formula_version: str = ""
+
+
+# --- what the device can do ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate with its interval, where it came from, and how old it is.
+
+    `flops_per_s` in FLOP/s; for `Peaks.memory` the same field holds bytes/s, which `bytes_per_s` reads by its name.
+    """
+
+    flops_per_s: float
+    low: float
+    high: float
+    source: str
+    age_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The rate of a `Rate` that is one of memory, in bytes/s."""
+        return self.flops_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What a device can do: per dtype by theory, per dtype as measured, and its memory's rate.
+
+    `theoretical` and `achievable` map a dtype's name ("float32", "bfloat16") to a `Rate`. `memory` is in bytes/s,
+    bytes read plus bytes written, for buffers far larger than any cache; `memory_by_size` gives (working set in
+    bytes, bytes/s) pairs in rising size, because a processor's caches are faster than its memory. `state` holds what
+    moved the number: threads, load, `contended`, driver, clocks.
+    """
+
+    device: str
+    theoretical: Mapping[str, Rate]
+    achievable: Mapping[str, Rate]
+    memory: Rate | None
+    clock_mhz: float | None
+    state: Mapping[str, str | float | bool]
+    memory_by_size: tuple[tuple[int, float], ...] = ()
+    calibration_id: str | None = None
+
+    def headline(self, dtype: str) -> tuple[str, Rate] | None:
+        """The denominator for work whose matmuls are mostly in `dtype`: (its dtype, its rate), or None.
+
+        Published MFU divides by the dense bf16 peak whatever the low-precision format; runs in fp32 or TF32 are
+        divided by that dtype's own peak. Theory is preferred where there is a datasheet; a processor has none, so
+        its measured fp32 rate stands in and `Rate.source` says so.
+        """
+        wanted = dtype if dtype in ("float32", "tf32", "float64") else "bfloat16"
+        for table in (self.theoretical, self.achievable):
+            if wanted in table:
+                return wanted, table[wanted]
+        # A processor's peak is known for fp32 only; bf16 work on it is held against that, and peak_dtype says so.
+        if "float32" in self.achievable and self.device == "cpu":
+            return "float32", self.achievable["float32"]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """The least time that counted work can take on given peaks, and what binds it.
+
+    `time_s` = Σ over operators of max(FLOPs / achievable rate, bytes / memory rate). `mfu` is model FLOPs over the
+    headline peak times that time. `compute_s` and `memory_s` are the parts of `time_s` bound by either.
+    """
+
+    time_s: float
+    mfu: float
+    compute_s: float
+    memory_s: float
+
+    @property
+    def bound(self) -> Literal["compute", "memory"]:
+        """The resource that binds more of the time."""
+        return "compute" if self.compute_s >= self.memory_s else "memory"
+
+
+# --- what happened -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step: what it asked for, how long it took, and the ratio, with the denominator beside it.
+
+    The step runs from the end of its predecessor to its own end, data wait included. `mfu` = `model_flops` /
+    (`peak_flops_per_s` × `duration_s`); `hfu` the same with `hardware_flops`; `mfu_by_dtype` = Σ FLOPs_d / peak_d
+    over `duration_s`; `achievable_mfu` divides by the measured peak; `expected_mfu` is what a roofline over the
+    counted operators allows (`Expectation`).
+    A step whose `count_source` is "measured" ran under the counting mode: its time is not representative, and no
+    sum of times, utilizations or available FLOPs includes it (`timed`).
+    """
+
+    index: int
+    phase: Phase
+    duration_s: float
+    model_flops: int | None
+    hardware_flops: int | None
+    peak_flops_per_s: float | None
+    peak_source: str | None
+    mfu: float | None
+    hfu: float | None
+    mfu_by_dtype: float | None
+    expected_mfu: float | None
+    achievable_mfu: float | None
+    count_source: CountSource | None
+    coverage: float | None
+    tokens: int | None
+    data_wait_s: float | None
+    comm_s: float | None
+    device_s: float | None
+    convention: Convention
+    start_unix_ns: int = 0
+    peak_dtype: str | None = None
+    samples: int | None = None
+    attention_flops_exact: int | None = None
+    attention_flops_full: int | None = None
+    batch_running: float | None = None
+    arithmetic_intensity: float | None = None
+    error_type: str | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether this step's time is representative: it was not counted while it ran, and it did not fail."""
+        return self.count_source != "measured" and self.error_type is None
+
+    @property
+    def available_flops(self) -> float | None:
+        """FLOPs that the device could have done in the step's time."""
+        return None if self.peak_flops_per_s is None else self.peak_flops_per_s * self.duration_s
+
+    @property
+    def counts(self) -> bool:
+        """Whether sums of FLOPs may include this step: timed, and both numerator and denominator known."""
+        return self.timed and self.model_flops is not None and self.peak_flops_per_s is not None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRecord:
+    """One handled request. Requests overlap on a device, so they carry FLOPs and time but never enter fleet sums."""
+
+    name: str
+    start_unix_ns: int
+    duration_s: float
+    model_flops: int | None
+    hardware_flops: int | None
+    count_source: CountSource | None
+    tokens: int | None
+    batch: int | None
+    model_calls: int
+    error_type: str | None = None
+    parent_trace_id: int | None = None
+    parent_span_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Who a run is, on every record it sends: the OpenTelemetry resource in our own words.
+
+    `workload_family` is a hash of the model's structure. `device_id` is a GPU or MIG UUID, or None on a processor;
+    `device_name` is what the driver calls the device.
+    """
+
+    run_id: str
+    attempt: int
+    workload: str
+    workload_family: str | None
+    rank: int
+    local_rank: int
+    world_size: int
+    device_name: str
+    device_vendor: str | None
+    device_id: str | None
+    start_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run's totals: `mfu` is Σ model FLOPs / Σ (peak × time) over its timed steps, not a mean of ratios.
+
+    `waterfall` splits the timed steps' available FLOPs into shares that sum to 1; it is empty when `mfu` is None.
+    `steps` counts every step, `timed_steps` those in the sums. `overhead_s` is the time that the SDK itself took
+    on the step path, counted steps' extra time included.
+    """
+
+    name: str
+    steps: int
+    timed_steps: int
+    mfu: float | None
+    hfu: float | None
+    expected_mfu: float | None
+    waterfall: Mapping[str, float]
+    tokens_per_s: float | None
+    overhead_s: float
+    uncounted: tuple[Uncounted, ...]
+    coverage: float | None
+    model_flops: int | None
+    duration_s: float
+    peak_flops_per_s: float | None
+    peak_dtype: str | None
+    peak_source: str | None
+    device: str
+    convention: Convention
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
+        if self.mfu is None:
+            lines.append("  MFU          unknown" + (f" ({'; '.join(self.notes)})" if self.notes else ""))
+        else:
+            peak = (self.peak_flops_per_s or 0.0) / 1e9
+            lines.append(
+                f"  MFU          {self.mfu:.1%} of {peak:,.0f} GFLOP/s {self.peak_dtype}"
+                f" ({self.peak_source}, {self.convention} attention)"
+            )
+            if self.expected_mfu is not None:
+                lines.append(f"  expected     {self.expected_mfu:.1%} by roofline over the counted operators")
+            if self.hfu is not None:
+                lines.append(f"  HFU          {self.hfu:.1%}")
+            shares = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in self.waterfall.items())
+            lines.append(f"  waterfall    {shares}")
+        if self.tokens_per_s is not None:
+            lines.append(f"  tokens/s     {self.tokens_per_s:,.0f}")
+        if self.coverage is not None:
+            missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in self.uncounted[:5]) or "nothing"
+            lines.append(f"  not counted  {missing} (coverage {self.coverage:.1%})")
+        lines.append(f"  overhead     {self.overhead_s:.3f} s")
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What happened: steps and requests, timed and matched with their counts."""

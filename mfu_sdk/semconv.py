@@ -1,0 +1,299 @@
+"""The one registry of span, attribute and metric names: the SDK writes them, the provider reads them.
+
+Both halves import their names from here, the reference page is made from it, and a test holds the provider's SQL
+columns against it. Names that OpenTelemetry owns (``hw.*``, ``host.*``, ``service.*``) keep its meaning; nothing of
+ours lives in one of its namespaces. Units are UCUM, annotations in braces.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+SCOPE: Final = "mfu_sdk"
+SCHEMA_VERSION: Final = "1.0.0"
+
+Type = Literal["string", "int", "double", "boolean", "string[]", "int[]"]
+Place = Literal["resource", "run", "window", "step", "inference", "calibration", "metric"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute: its wire name, type, UCUM unit ("" where none applies), meaning, and where it appears."""
+
+    name: str
+    type: Type
+    unit: str
+    brief: str
+    on: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One instrument: its wire name, kind, UCUM unit, meaning, and explicit bucket bounds for a histogram."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    brief: str
+    bounds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpanKind:
+    """One kind of span: its name and when it is sent."""
+
+    name: str
+    brief: str
+
+
+SPANS: dict[str, SpanKind] = {}
+ATTRIBUTES: dict[str, Attribute] = {}
+METRICS: dict[str, Metric] = {}
+
+
+def _span(name: str, brief: str) -> str:
+    SPANS[name] = SpanKind(name, brief)
+    return name
+
+
+def _attribute(name: str, kind: Type, unit: str, brief: str, *on: Place) -> str:
+    ATTRIBUTES[name] = Attribute(name, kind, unit, brief, on)
+    return name
+
+
+def _metric(
+    name: str, kind: Literal["counter", "gauge", "histogram"], unit: str, brief: str, bounds: tuple[float, ...] = ()
+) -> str:
+    METRICS[name] = Metric(name, kind, unit, brief, bounds)
+    return name
+
+
+# --- spans ---------------------------------------------------------------------------------------------------------
+
+SPAN_RUN: Final = _span("mfu.run", "once a monitored run, when it closes")
+SPAN_WINDOW: Final = _span("mfu.window", "every 30 s of wall clock or 1,024 steps: sums and lossless arrays")
+SPAN_STEP: Final = _span("mfu.step", "a training step or a busy period of inference (see MFU_SPANS)")
+SPAN_INFERENCE: Final = _span("mfu.inference", "a handled request, child of the caller's context")
+SPAN_CALIBRATION: Final = _span("mfu.calibration", "a measurement of the device's peak")
+
+# --- resource ------------------------------------------------------------------------------------------------------
+
+SERVICE_NAME: Final = _attribute(
+    "service.name", "string", "", "the workload's name unless OTEL_SERVICE_NAME is set", "resource"
+)
+SERVICE_INSTANCE_ID: Final = _attribute("service.instance.id", "string", "", "a UUID of this process", "resource")
+RUN_ID: Final = _attribute("mfu.run.id", "string", "", "the run, the same on all ranks", "resource")
+RUN_ATTEMPT: Final = _attribute("mfu.run.attempt", "int", "", "how often the run was restarted", "resource")
+WORKLOAD_NAME: Final = _attribute("mfu.workload.name", "string", "", "what the user calls the work", "resource")
+WORKLOAD_FAMILY: Final = _attribute("mfu.workload.family", "string", "", "a hash of the model's structure", "resource")
+DIST_RANK: Final = _attribute("mfu.dist.rank", "int", "", "this process's rank", "resource")
+DIST_LOCAL_RANK: Final = _attribute("mfu.dist.local_rank", "int", "", "its rank on this host", "resource")
+DIST_WORLD_SIZE: Final = _attribute("mfu.dist.world_size", "int", "", "how many ranks the run has", "resource")
+HOST_NAME: Final = _attribute("host.name", "string", "", "the host", "resource")
+HW_ID: Final = _attribute("hw.id", "string", "", "the device: a GPU or MIG UUID", "resource", "metric")
+HW_NAME: Final = _attribute("hw.name", "string", "", "the device's name as the driver gives it", "resource")
+HW_VENDOR: Final = _attribute("hw.vendor", "string", "", "the device's vendor", "resource")
+DISTRO_NAME: Final = _attribute("telemetry.distro.name", "string", "", "always mfu_sdk", "resource")
+DISTRO_VERSION: Final = _attribute("telemetry.distro.version", "string", "", "the SDK's version", "resource")
+TENANT_ID: Final = _attribute(
+    "mfu.tenant.id",
+    "string",
+    "",
+    "stamped by the receiver from the credential; a client's own value is overwritten",
+    "resource",
+)
+
+# --- steps and windows ---------------------------------------------------------------------------------------------
+
+STEP_INDEX: Final = _attribute("mfu.step.index", "int", "{step}", "the step's index in the run", "step")
+PHASE: Final = _attribute(
+    "mfu.phase", "string", "", "train, eval, prefill, decode or inference", "step", "window", "metric"
+)
+UTILIZATION: Final = _attribute(
+    "mfu.utilization", "double", "1", "model FLOPs / (peak × time)", "step", "window", "run", "inference"
+)
+HARDWARE_UTILIZATION: Final = _attribute(
+    "mfu.hardware.utilization", "double", "1", "executed FLOPs / (peak × time)", "step", "window", "run"
+)
+ACHIEVABLE_UTILIZATION: Final = _attribute(
+    "mfu.achievable.utilization", "double", "1", "model FLOPs / (measured peak × time)", "step", "window"
+)
+DTYPE_UTILIZATION: Final = _attribute(
+    "mfu.dtype.utilization", "double", "1", "Σ (FLOPs of a dtype / that dtype's peak) / time", "step", "window"
+)
+EXPECTED: Final = _attribute(
+    "mfu.expected", "double", "1", "MFU reachable by this work at this load, by roofline", "step", "window", "run"
+)
+MODEL_FLOP: Final = _attribute(
+    "mfu.model.flop",
+    "double",
+    "{flop}",
+    "FLOPs that the model needs, forward and backward",
+    "step",
+    "window",
+    "run",
+    "inference",
+)
+HARDWARE_FLOP: Final = _attribute(
+    "mfu.hardware.flop",
+    "double",
+    "{flop}",
+    "FLOPs that ran, recomputation included",
+    "step",
+    "window",
+    "run",
+    "inference",
+)
+AVAILABLE_FLOP: Final = _attribute("mfu.available.flop", "double", "{flop}", "peak × time", "step", "window", "run")
+EXPECTED_FLOP: Final = _attribute(
+    "mfu.expected.flop",
+    "double",
+    "{flop}",
+    "expected MFU × available FLOPs, over steps that have an expectation",
+    "window",
+)
+EXPECTED_AVAILABLE_FLOP: Final = _attribute(
+    "mfu.expected.available.flop",
+    "double",
+    "{flop}",
+    "available FLOPs of the steps that have an expectation",
+    "window",
+)
+ATTENTION_FLOP_EXACT: Final = _attribute(
+    "mfu.attention.flop.exact",
+    "double",
+    "{flop}",
+    "attention FLOPs over the pairs that the mask lets through",
+    "step",
+    "window",
+)
+ATTENTION_FLOP_FULL: Final = _attribute(
+    "mfu.attention.flop.full", "double", "{flop}", "attention FLOPs over all pairs", "step", "window"
+)
+PEAK_FLOP_RATE: Final = _attribute(
+    "mfu.peak.flop_rate", "double", "{flop}/s", "the denominator's rate", "step", "window", "run", "calibration"
+)
+PEAK_SOURCE: Final = _attribute(
+    "mfu.peak.source",
+    "string",
+    "",
+    "where the denominator came from: calibrated, theory, user, prior",
+    "step",
+    "window",
+    "run",
+    "calibration",
+)
+PEAK_DTYPE: Final = _attribute(
+    "mfu.peak.dtype", "string", "", "the denominator's dtype", "step", "window", "run", "calibration", "metric"
+)
+PEAK_MEMORY_RATE: Final = _attribute(
+    "mfu.peak.memory_rate", "double", "By/s", "bytes read and written a second", "run", "calibration"
+)
+CALIBRATION_ID: Final = _attribute(
+    "mfu.calibration.id", "string", "", "the calibration that gave the peak", "run", "calibration"
+)
+COUNT_SOURCE: Final = _attribute(
+    "mfu.count.source", "string", "", "measured, cached, predicted or sampled", "step", "inference"
+)
+COUNT_COVERAGE: Final = _attribute(
+    "mfu.count.coverage", "double", "1", "share of operator bytes that was priced", "step", "window", "run"
+)
+COUNT_UNCOUNTED: Final = _attribute("mfu.count.uncounted", "string[]", "", "operators without a formula", "run")
+CONVENTION: Final = _attribute("mfu.convention", "string", "", "exact or full attention pairs", "step", "window", "run")
+STEP_DATA_TIME: Final = _attribute("mfu.step.data_time", "double", "s", "waiting for data", "step", "window")
+STEP_DEVICE_TIME: Final = _attribute(
+    "mfu.step.device_time", "double", "s", "device busy, where it can be told", "step", "window"
+)
+STEP_TIME: Final = _attribute("mfu.step.time", "double", "s", "Σ duration of the timed steps", "window", "run")
+TOKEN_COUNT: Final = _attribute(
+    "mfu.token.count", "int", "{token}", "tokens, a rank's share", "step", "window", "run", "inference"
+)
+SAMPLE_COUNT: Final = _attribute("mfu.sample.count", "int", "{sample}", "samples, a rank's share", "step", "window")
+SAMPLE_REASON: Final = _attribute("mfu.sample.reason", "string", "", "why this step's span was kept", "step")
+SAMPLE_RATIO: Final = _attribute(
+    "mfu.sample.ratio", "double", "1", "probability with which a step's span was kept; it weighs 1/ratio", "step"
+)
+BATCH_RUNNING: Final = _attribute(
+    "mfu.batch.running",
+    "double",
+    "{sample}",
+    "mean leading dimension of the model's calls",
+    "step",
+    "window",
+    "inference",
+)
+ARITHMETIC_INTENSITY: Final = _attribute(
+    "mfu.arithmetic_intensity", "double", "{flop}/By", "hardware FLOPs per byte moved", "step", "window"
+)
+MODEL_CALLS: Final = _attribute(
+    "mfu.inference.model_calls", "int", "{call}", "calls of the model in a request", "inference"
+)
+ERROR_TYPE: Final = _attribute(
+    "error.type", "string", "", "class of the user's exception that ended it", "step", "run", "inference"
+)
+WINDOW_STEP_FIRST: Final = _attribute(
+    "mfu.window.step.first", "int", "{step}", "index of the first step in the window", "window"
+)
+WINDOW_STEP_COUNT: Final = _attribute(
+    "mfu.window.step.count", "int", "{step}", "steps in the window, untimed ones too", "window"
+)
+WINDOW_STEP_TIMED: Final = _attribute(
+    "mfu.window.step.timed", "int", "{step}", "steps in the window's sums of time and FLOPs", "window"
+)
+WINDOW_STEP_UNKNOWN: Final = _attribute(
+    "mfu.window.step.unknown",
+    "int",
+    "{step}",
+    "timed steps without model FLOPs or peak, left out of the sums",
+    "window",
+)
+WINDOW_STEP_DURATIONS: Final = _attribute(
+    "mfu.window.step.durations", "int[]", "us", "each step's duration; negative for an untimed step", "window"
+)
+WINDOW_STEP_UTILIZATIONS: Final = _attribute(
+    "mfu.window.step.utilizations", "int[]", "1e-4", "each step's MFU in basis points; -1 where unknown", "window"
+)
+RUN_STEP_COUNT: Final = _attribute("mfu.run.step.count", "int", "{step}", "steps in the run", "run")
+RUN_OVERHEAD: Final = _attribute("mfu.run.overhead", "double", "s", "time that the SDK took on the step path", "run")
+
+# --- metrics: doubles, cumulative; attributes only hw.id, mfu.phase, mfu.peak.dtype -------------------------------
+
+STEP_COMPONENT: Final = _attribute(
+    "mfu.step.component", "string", "", "which part of the step: total, data or device", "metric"
+)
+DROP_REASON: Final = _attribute(
+    "mfu.drop.reason", "string", "", "why an item was dropped: queue_full, rejected or exit", "metric"
+)
+
+METRIC_MODEL_FLOP: Final = _metric("mfu.model.flop", "counter", "{flop}", "FLOPs that the models needed")
+METRIC_HARDWARE_FLOP: Final = _metric("mfu.hardware.flop", "counter", "{flop}", "FLOPs that ran")
+METRIC_AVAILABLE_FLOP: Final = _metric("mfu.available.flop", "counter", "{flop}", "peak × time of the timed steps")
+METRIC_STEP_COUNT: Final = _metric("mfu.step.count", "counter", "{step}", "steps")
+METRIC_TOKEN_COUNT: Final = _metric("mfu.token.count", "counter", "{token}", "tokens")
+METRIC_STEP_TIME: Final = _metric("mfu.step.time", "counter", "s", "time in timed steps, by component")
+METRIC_UTILIZATION: Final = _metric("mfu.utilization", "gauge", "1", "MFU of the latest timed step")
+METRIC_EXPECTED: Final = _metric("mfu.expected", "gauge", "1", "expected MFU of the latest timed step")
+METRIC_PEAK_FLOP_RATE: Final = _metric("mfu.peak.flop_rate", "gauge", "{flop}/s", "the denominator's rate")
+METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "1", "1 while the run lives")
+METRIC_STEP_DURATION: Final = _metric(
+    "mfu.step.duration",
+    "histogram",
+    "s",
+    "duration of timed steps",
+    (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300),
+)
+METRIC_STEP_UTILIZATION: Final = _metric(
+    "mfu.step.utilization",
+    "histogram",
+    "1",
+    "MFU of timed steps",
+    (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1),
+)
+METRIC_INFERENCE_DURATION: Final = _metric(
+    "mfu.inference.duration",
+    "histogram",
+    "s",
+    "duration of requests",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60),
+)
+METRIC_SDK_OVERHEAD: Final = _metric("mfu.sdk.overhead", "counter", "s", "time that the SDK took on the step path")
+METRIC_SDK_DROPPED: Final = _metric("mfu.sdk.dropped", "counter", "{item}", "items never delivered, by reason")

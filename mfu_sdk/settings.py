@@ -1,0 +1,108 @@
+"""Every option that has an MFU_* variable, read once, validated, documented.
+
+`OPTIONS` is the one table: the reference page is made from it, `Settings.from_env` reads by it. Variables of the
+OpenTelemetry specification (OTEL_EXPORTER_OTLP_*, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, …) are read by
+OpenTelemetry's own code and mean what its specification says.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from mfu_sdk.errors import ConfigurationError
+
+Spans = Literal["auto", "all", "windows", "off"]
+_SPANS: dict[str, Spans] = {"auto": "auto", "all": "all", "windows": "windows", "off": "off"}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: its variable, its default as one would write it, what it may be, and what it does."""
+
+    variable: str
+    default: str
+    values: str
+    brief: str
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("MFU_ENABLED", "1", "0 or 1", "0 makes every call of the SDK a no-op"),
+    Option("MFU_GUARD", "log", "log or raise", "raise lets errors of the SDK itself through, for tests"),
+    Option(
+        "MFU_CALIBRATE",
+        "auto",
+        "auto or off",
+        "off forbids measuring the peak when a monitor starts without a cached one",
+    ),
+    Option("MFU_CACHE_DIR", "the user's cache directory", "a directory", "where calibrations are kept"),
+    Option(
+        "MFU_SPANS",
+        "auto",
+        "auto, all, windows or off",
+        "auto: windows always, a span for every step while that is at most 2 a second, else 1 in N with the ratio "
+        "on the span; all: every step; windows: no step spans; off: metrics and the run's span only",
+    ),
+    Option("MFU_RUN_ID", "a new UUID", "a string", "the run's id, to join restarts and ranks"),
+    Option("MFU_RUN_ATTEMPT", "0", "a whole number", "how often the run was restarted"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The SDK's options. Raises `ConfigurationError` for a value that breaks its rule."""
+
+    enabled: bool = True
+    guard: Literal["log", "raise"] = "log"
+    calibrate: Literal["auto", "off"] = "auto"
+    cache_dir: Path | None = None
+    spans: Spans = "auto"
+    run_id: str | None = None
+    run_attempt: int = 0
+
+    def __post_init__(self) -> None:
+        if self.run_attempt < 0:
+            raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
+        for name, value, allowed in (
+            ("guard", self.guard, ("log", "raise")),
+            ("calibrate", self.calibrate, ("auto", "off")),
+            ("spans", self.spans, ("auto", "all", "windows", "off")),
+        ):
+            if value not in allowed:
+                raise ConfigurationError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
+        """Settings as the environment gives them. Raises `ConfigurationError`, naming the variable."""
+        env = os.environ if env is None else env
+        attempt = env.get("MFU_RUN_ATTEMPT", "0")
+        if not attempt.isascii() or not attempt.isdigit():
+            raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for 0")
+        cache_dir = env.get("MFU_CACHE_DIR")
+        return cls(
+            enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
+            guard=_one_of(env, "MFU_GUARD", "log", {"log": "log", "raise": "raise"}),
+            calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
+            cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+            spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
+            run_id=env.get("MFU_RUN_ID") or None,
+            run_attempt=int(attempt),
+        )
+
+    def resolved_cache_dir(self, env: Mapping[str, str] | None = None) -> Path:
+        """Where calibrations are kept: the option, else the platform's per-user cache directory."""
+        env = os.environ if env is None else env
+        if self.cache_dir is not None:
+            return self.cache_dir
+        if base := env.get("XDG_CACHE_HOME"):
+            return Path(base) / "mfu_sdk"
+        return Path.home() / ".cache" / "mfu_sdk"
+
+
+def _one_of(env: Mapping[str, str], variable: str, default: str, allowed: Mapping[str, _T]) -> _T:
+    value = env.get(variable, "").strip().lower() or default
+    if value not in allowed:
+        raise ConfigurationError(f"{variable}={value!r}: must be one of {', '.join(allowed)}; unset it for {default}")
+    return allowed[value]

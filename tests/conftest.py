@@ -1,0 +1,29 @@
+"""What every test gets: errors of ours raised, a cache directory of its own, no exporter, and proof that nothing leaked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mfu_sdk import testing
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MFU_GUARD", "raise")
+    monkeypatch.setenv("MFU_CACHE_DIR", str(tmp_path / "cache"))
+    for variable in (
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "MFU_RUN_ID",
+        "MFU_SPANS",
+        "MFU_ENABLED",
+    ):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    yield
+    assert testing.leaked_hooks() == []
