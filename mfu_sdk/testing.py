@@ -12,6 +12,7 @@ class FakeClock:
     now_ns: int = 0
 
     def __call__(self) -> int:
+        """Nanoseconds now."""
         return self.now_ns
 
     def advance(self, seconds: float) -> None:

@@ -1,0 +1,214 @@
+"""`mfu`: a thin shell over the library.
+
+Exit codes: 0 done, 1 the answer is bad (a check failed), 2 wrong usage. Errors are one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mfu_sdk
+from mfu_sdk import atomic
+from mfu_sdk.errors import CalibrationError, ConfigurationError, MfuError, MissingDependencyError
+
+
+class _Commands(click.Group):
+    """Turns errors of ours into one line and exit code 2, and Ctrl-C into 130 without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MfuError as error:
+            click.echo(f"mfu: {error}", err=True)
+            ctx.exit(1 if isinstance(error, CalibrationError) else 2)
+        except KeyboardInterrupt:
+            # 128 + SIGINT, as shells have it; what was under way has unwound by now.
+            click.echo("mfu: interrupted", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            # The reader went away (`mfu report | head`): not an error of ours.
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(mfu_sdk.__version__, prog_name="mfu")
+def main() -> None:
+    """Whether allocated GPUs do useful arithmetic, and why not."""
+
+
+@main.command()
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("mfu-demo.html"),
+    show_default=True, help="Where the page is written.",
+)  # fmt: skip
+def demo(output: Path) -> None:
+    """Train a small GPT on real text on whatever device is here, and show what its provider would see."""
+    _provider("report")
+    from mfu_sdk.demo import run
+
+    run(output)
+
+
+@main.command()
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the store lies.")
+@click.option("--http", default="127.0.0.1:4318", show_default=True, help="HOST:PORT for OTLP over HTTP.")
+@click.option("--web", default="127.0.0.1:8080", show_default=True, help="HOST:PORT for the page and the JSON API.")
+@click.option("--tokens", type=click.Path(dir_okay=False, path_type=Path), help="Who may send and read, and as whom.")
+def serve(data: Path, http: str, web: str, tokens: Path | None) -> None:
+    """Receive OTLP, store it, and serve the fleet's page and JSON API. Loopback unless told otherwise.
+
+    The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM.
+    """
+    server = _provider("serve").Server(data, http=_address("--http", http), web=_address("--web", web), tokens=tokens)
+    server.serve_until_stopped(
+        lambda at: click.echo(f"OTLP/HTTP on http://{_shown(at.http)}, page on http://{_shown(at.web)}/")
+    )
+
+
+@main.command()
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="A store that no daemon has open.")
+@click.option("--url", help="A running `mfu serve`, its --web address.")
+@click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), help="Holds the token for --url.")
+@click.option(
+    "--since", default="7d", show_default=True, help="A span before --until (90s, 15m, 24h, 7d), or ISO 8601."
+)
+@click.option("--until", help="The end, exclusive, ISO 8601; now unless given.")
+@click.option("--tenant", help="Only this tenant.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; standard output unless given."
+)
+def report(
+    data: Path | None, url: str | None, token_file: Path | None, since: str, until: str | None, tenant: str | None,
+    form: str, output: Path | None,
+) -> None:  # fmt: skip
+    """Print the fleet report: levels, expected against observed, what was not counted."""
+    reports = _provider("report")
+
+    if (data is None) == (url is None):
+        raise ConfigurationError("mfu report: needs either --data DIR or --url URL, and not both")
+    if data is not None:
+        found = reports.from_data_dir(data, since=since, until=until, tenant=tenant, now_unix_ns=time.time_ns())
+    else:
+        assert url is not None
+        found = reports.from_url(url, _read_token(token_file), since=since, until=until, tenant=tenant)
+    if form == "text":
+        # A terminal's own width and colours; 100 plain columns in a pipe or a file.
+        terminal = output is None and sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if terminal else 100
+        text = reports.render_text(found, width, color=terminal)
+    else:
+        text = reports.to_json(found) if form == "json" else reports.render_html(found)
+    if output is None:
+        click.echo(text.rstrip("\n"))
+    else:
+        write_file(output, text)
+
+
+@main.command()
+@click.option("--device", help="cpu or cuda:N; the current GPU where there is one, else the processor.")
+@click.option("--budget", "budget_s", type=float, default=3.0, show_default=True, help="Seconds to spend.")
+@click.option("--dtype", "dtypes", multiple=True, help="A dtype to measure; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def calibrate(device: str | None, budget_s: float, dtypes: tuple[str, ...], as_json: bool) -> None:
+    """Measure the peak of this device, keep it, and print it."""
+    from mfu_sdk.peak.calibrate import calibrate as measure
+    from mfu_sdk.peak.describe import as_json as peaks_json
+    from mfu_sdk.peak.describe import describe
+    from mfu_sdk.progress import bar
+
+    with bar("calibrating") as progress:
+        found = measure(device, list(dtypes) or None, budget_s, progress=progress)
+    click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say on one screen what an MFU measured here would rest on, and what would be wrong with it."""
+    from mfu_sdk.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([{"what": f.what, "state": f.state, "text": f.text} for f in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = {"good": "ok  ", "note": "note", "bad": "BAD "}[finding.state]
+            click.echo(f"{mark}  {finding.what:<12} {finding.text}")
+    if any(f.state == "bad" for f in findings):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option(
+    "--hf-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True,
+    help="A config.json of a Hugging Face causal language model.",
+)  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), required=True, help="Sequences.")
+@click.option("--seq", type=click.IntRange(min=1), required=True, help="Tokens in each.")
+@click.option("--forward-only", is_flag=True, help="No backward pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def count(hf_config: Path, batch: int, seq: int, forward_only: bool, as_json: bool) -> None:
+    """Count the FLOPs of one step of a model without weights, memory or a device (on meta tensors)."""
+    from mfu_sdk.counting.huggingface import count_config, describe
+
+    found = count_config(hf_config, batch, seq, backward=not forward_only)
+    click.echo(json.dumps(found.as_json(), indent=2) if as_json else describe(found))
+
+
+def _provider(module: str) -> Any:
+    """A module of the provider half. Raises `MissingDependencyError`, naming the extra, where its packages are not."""
+    try:
+        return importlib.import_module(f"mfu_sdk.provider.{module}")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("mfu_sdk"):
+            raise
+        raise MissingDependencyError(
+            f"{missing.name} is not installed: the provider half needs it; install mfu-sdk[provider]"
+        ) from missing
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a report whole or not at all. Raises `ConfigurationError` where it cannot be written."""
+    try:
+        atomic.write_text(path, text)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be written ({error.strerror}); name a file in a directory of yours"
+        ) from error
+
+
+def _address(option: str, text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"{option} {text!r}: must be HOST:PORT with a port of 0 to 65535, like 127.0.0.1:4318")
+    return host.strip("[]"), int(port)
+
+
+def _shown(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(
+            f"--token-file {path}: cannot be read ({error.strerror}); give a file with the token"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The mask algebra of attention: how many (query, key) pairs a mask lets through, and what they cost.
+
+All closed forms are exact for every length, and tested against a materialised boolean mask.
+"""
+
+from typing import Literal
+
+from mfu_sdk.counting.formulas import Cost
+from mfu_sdk.errors import FormulaError
+
+Alignment = Literal["top_left", "bottom_right"]
+"""Where a causal mask's diagonal lies when there are more keys than queries: PyTorch's SDPA aligns the first query
+with the first key (`top_left`), flash-attention from 2.1 on the last with the last (`bottom_right`)."""
+
+
+def pairs(
+    q_len: int,
+    k_len: int,
+    *,
+    causal: Alignment | None = None,
+    window: tuple[int | None, int | None] = (None, None),
+    align: Alignment = "top_left",
+) -> int:
+    """The number of (query, key) pairs that a band lets through, of q_len × k_len.
+
+    Query i sits on key i + shift, shift = k_len − q_len for `bottom_right` and 0 for `top_left`; `window` = (left,
+    right) lets it see `left` keys before and `right` keys after that one, None meaning all. `causal` gives the
+    alignment and closes the right side; a window without `causal` takes `align`. Raises `FormulaError` for negative
+    lengths.
+    """
+    if q_len < 0 or k_len < 0:
+        raise FormulaError(f"attention over {q_len} queries and {k_len} keys: lengths must not be negative")
+    left, right = window
+    if causal is not None:
+        align = causal
+        right = 0 if right is None else min(right, 0)
+    shift = k_len - q_len if align == "bottom_right" else 0
+    # Query i sees the keys in [i + shift − left, i + shift + right], cut to [0, k_len).
+    until = q_len * k_len if right is None else _clipped_sum(shift + right + 1, q_len, k_len)
+    before = 0 if left is None else _clipped_sum(shift - left, q_len, k_len)
+    return max(0, until - before)
+
+
+def _clipped_sum(first: int, count: int, limit: int) -> int:
+    """Σ over i in [0, count) of first + i, clipped to [0, limit]."""
+    # The first index whose term is positive, and the first whose term has reached the limit.
+    rising = min(max(-first, 0), count)
+    flat = min(max(limit - first, rising), count)
+    terms = flat - rising
+    return terms * first + (rising + flat - 1) * terms // 2 + (count - flat) * limit
+
+
+def scores_flops(score_pairs: int, qk_dim: int, v_dim: int) -> int:
+    """FLOPs of attention forward over `score_pairs`, already summed over batch and query heads.
+
+    A pair costs one dot product of the query's and key's size and one multiply-add for each element of the value,
+    which may differ (multi-head latent attention). Softmax is free. Grouped-query attention shares keys, not pairs.
+    """
+    return 2 * score_pairs * (qk_dim + v_dim)
+
+
+def forward(exact: int, full: int, executed: int, qk_dim: int, v_dim: int) -> Cost:
+    """The cost of fused attention forward over pairs: those let through, all, and those the kernel computes."""
+    return Cost(
+        scores_flops(exact, qk_dim, v_dim),
+        scores_flops(full, qk_dim, v_dim),
+        scores_flops(executed, qk_dim, v_dim),
+        attention=True,
+    )
+
+
+def backward(exact: int, full: int, executed: int, qk_dim: int, v_dim: int) -> Cost:
+    """The cost of fused attention backward: 2 × forward for the model; five products a pair for the hardware.
+
+    The model needs dQ, dK (the query's size) and dP, dV (the value's). A fused kernel kept no scores, so it makes
+    them again: one more product of the query's size. Source: FlashAttention-2 (arXiv 2307.08691), algorithm 2.
+    """
+    return Cost(
+        2 * scores_flops(exact, qk_dim, v_dim),
+        2 * scores_flops(full, qk_dim, v_dim),
+        2 * executed * (3 * qk_dim + 2 * v_dim),
+        attention=True,
+    )

@@ -1,0 +1,153 @@
+"""Which steps to count, and what a step of a known signature costs without counting it."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+
+from mfu_sdk.records import Convention, Count, CountSource
+
+MOST_SIGNATURES: Final = 4096
+"""Signatures that a plan remembers; beyond them the one unused for longest is forgotten."""
+
+_SCALARS: Final = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+_DEEPEST: Final = 6
+_SUMS: Final = (
+    "hardware_flops",
+    "forward_flops",
+    "backward_flops",
+    "recompute_flops",
+    "optimizer_flops",
+    "attention_flops_exact",
+    "attention_flops_full",
+    "bytes_moved",
+)
+_SPLITS: Final = ("by_dtype", "by_module", "by_op")
+
+
+def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What decides how many FLOPs a forward of `module` takes, as far as its call shows it.
+
+    Tensors give shape, dtype and whether they want a gradient; lists, tuples and mappings are gone through, six deep;
+    scalars give their value, a key-value cache (`get_seq_length`) its length, other objects their class. To these
+    come the grad and inference modes, autocast and its dtype, and the training flag. What the call does not show
+    (packed lengths, routing) makes counts of one signature differ, which `Plan.store` notices.
+    """
+    autocast = tuple(
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")
+    )
+    return (
+        id(module),
+        module.training,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        autocast,
+        tuple([_key(value, 0) for value in args]),
+        tuple([(name, _key(value, 0)) for name, value in kwargs.items()]) if kwargs else (),
+    )
+
+
+def _key(value: Any, depth: int) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype, value.requires_grad
+    if isinstance(value, _SCALARS):
+        # True == 1 == 1.0 as keys of a dict; as arguments they may differ.
+        return type(value), value
+    if depth < _DEEPEST:
+        if isinstance(value, (list, tuple)):
+            return type(value), tuple([_key(item, depth + 1) for item in value])
+        if isinstance(value, Mapping):
+            return type(value), tuple([(str(name), _key(item, depth + 1)) for name, item in value.items()])
+    length = getattr(value, "get_seq_length", None)
+    if callable(length):
+        return type(value), _key(length(), _DEEPEST)
+    kind: type = type(value)
+    return kind
+
+
+@dataclass(slots=True)
+class _Entry:
+    """The counts stored under one signature: the latest, how many, and their sums once two have differed."""
+
+    latest: Count
+    stored: int = 1
+    sums: dict[str, int] | None = None
+    splits: dict[str, dict[str, int]] | None = None
+
+
+class Plan:
+    """Which steps to count, and the counts so far by signature.
+
+    Step indices to count are the same on all ranks, so that no rank waits for another's slow step.
+    """
+
+    def __init__(self, *, convention: Convention = "exact") -> None:
+        self.convention: Convention = convention
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    @staticmethod
+    def should_count(index: int) -> bool:
+        """Whether step `index` is counted while it runs: 0, 1, 2, 4, 8, … up to 512, then every 1,000th."""
+        return index % 1000 == 0 if index >= 1000 else index & (index - 1) == 0
+
+    def lookup(self, key: Hashable) -> tuple[Count, CountSource] | None:
+        """The count of a step with this signature, or None if none was stored.
+
+        "cached": every count of this signature was the same. "sampled": they differed, and this is their mean, rounded
+        down, with the operators (`Count.ops`) and what was uncounted of the latest.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return (entry.latest, "cached") if entry.sums is None else (_mean(entry), "sampled")
+
+    def store(self, key: Hashable, count: Count) -> None:
+        """Remember what a counted step of this signature cost."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self._entries[key] = _Entry(count)
+            if len(self._entries) > MOST_SIGNATURES:
+                self._entries.popitem(last=False)
+            return
+        self._entries.move_to_end(key)
+        if entry.sums is None and _flops(count) != _flops(entry.latest):
+            entry.sums = {name: entry.stored * getattr(entry.latest, name) for name in _SUMS}
+            entry.splits = {name: _scaled(getattr(entry.latest, name), entry.stored) for name in _SPLITS}
+        if entry.sums is not None and entry.splits is not None:
+            for name in _SUMS:
+                entry.sums[name] += getattr(count, name)
+            for name in _SPLITS:
+                split = entry.splits[name]
+                for part, flops in getattr(count, name).items():
+                    split[part] = split.get(part, 0) + flops
+        entry.latest = count
+        entry.stored += 1
+
+
+def _flops(count: Count) -> tuple[int, int, int]:
+    return count.forward_flops, count.backward_flops, count.hardware_flops
+
+
+def _scaled(split: Mapping[str, int], times: int) -> dict[str, int]:
+    return {part: times * flops for part, flops in split.items()}
+
+
+def _mean(entry: _Entry) -> Count:
+    assert entry.sums is not None
+    assert entry.splits is not None
+    means = {name: total // entry.stored for name, total in entry.sums.items()}
+    model_flops = means["forward_flops"] + means["backward_flops"]
+    splits = {name: _shared(split, entry.stored, model_flops) for name, split in entry.splits.items()}
+    return replace(entry.latest, model_flops=model_flops, **means, **splits)  # type: ignore[arg-type]  # names of fields
+
+
+def _shared(split: Mapping[str, int], stored: int, model_flops: int) -> dict[str, int]:
+    """The mean of a split; what rounding leaves over goes to the largest part, so that the parts add up."""
+    means = {part: flops // stored for part, flops in split.items()}
+    if means:
+        largest = max(means, key=means.__getitem__)
+        means[largest] += model_flops - sum(means.values())
+    return means

@@ -1,0 +1,75 @@
+"""How many bytes an operator reads and writes, and how many a rank hands to a collective."""
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+
+from mfu_sdk.counting.call import Call, tensors
+
+# These read as much of their source as they put out, not all of it.
+_LOOKUPS: Final = frozenset({"aten::embedding", "aten::index", "aten::index_select", "aten::gather", "aten::take"})
+# The in-place forms of these overwrite `self` without reading it.
+_OVERWRITES: Final = frozenset(
+    f"aten::{name}_" for name in ("copy", "fill", "zero", "uniform", "normal", "bernoulli", "random", "exponential")
+)
+
+# Memory that is only set aside.
+_ALLOCATES: Final = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
+
+COLLECTIVES: Final = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd"})
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that going once over `tensor` touches: broadcast dimensions once, and never more than its storage.
+
+    Zero for a layout without strides or storage of its own.
+    """
+    if tensor.layout is not torch.strided:
+        return 0
+    elements = math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
+    return min(elements * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def moved_bytes(call: Call) -> int:
+    """Bytes read plus bytes written by an operator that is no view: its tensor inputs, and its outputs."""
+    name = call.func._schema.name
+    if name in _ALLOCATES:
+        return 0
+    written = _sum(tensors(call.result))
+    inputs = list(call.inputs())
+    if name in _OVERWRITES:
+        inputs = inputs[1:]
+    if name in _LOOKUPS and inputs:
+        source, *indices = inputs
+        return min(tensor_bytes(source), written) + _sum(indices) + written
+    return _sum(inputs) + written
+
+
+def handed_bytes(call: Call) -> tuple[str, int] | None:
+    """(collective, bytes that this rank put into it), or None for an operator that sends nothing.
+
+    The name is that of `torch.distributed` without underscores at its ends: "allreduce", "all_gather_into_tensor".
+    A receive and a wait hand over nothing.
+    """
+    namespace, _, name = call.func._schema.name.partition("::")
+    if namespace not in COLLECTIVES or name.startswith(("wait_tensor", "recv", "barrier", "monitored_barrier")):
+        return None
+    sent = 0
+    for argument in call.func._schema.arguments:
+        if not argument.name.startswith("output") and argument.name != "out":
+            sent += _sum(tensors(call[argument.name]))
+    return name.strip("_"), sent
+
+
+def touches_floats(call: Call) -> bool:
+    """Whether any tensor that goes in or out holds floating-point or complex numbers."""
+    return any(t.is_floating_point() or t.is_complex() for t in (*call.inputs(), *tensors(call.result)))
+
+
+def _sum(many: Iterable[torch.Tensor]) -> int:
+    return sum(tensor_bytes(tensor) for tensor in many)

@@ -1,0 +1,145 @@
+"""Spans and metrics into requests, tried again until they arrive, are refused for good, or are shed.
+
+Spans are sent again from the bytes of the first try, so with the same ids; metrics as they stand by then.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.sdk.metrics.export import MetricsData
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mfu_sdk import guard
+from mfu_sdk.export.outbox import Outbox, Request
+from mfu_sdk.export.route import Route
+
+BATCH_SPANS: Final = 32
+"""Spans a request: encoding holds the interpreter's lock, and the user's step waits for it."""
+
+BATCH_WINDOWS: Final = 2
+"""Windows a request: two arrays of 1,024 integers are as long to encode as many steps."""
+
+HOLD_S: Final = 5.0
+"""How long an incomplete batch waits for more."""
+
+
+class SpanDelivery:
+    """Batches, encodes and sends spans; `lost` counts those that never arrive, by reason."""
+
+    def __init__(self, route: Route, lost: Counter[str], monotonic_s: Callable[[], float]) -> None:
+        self._route = route
+        self._lost = lost
+        self._monotonic_s = monotonic_s
+        self._outbox = Outbox()
+        self._essential: list[ReadableSpan] = []
+        self._detail: list[ReadableSpan] = []
+        self._since_s = 0.0
+
+    def add(self, span: ReadableSpan, *, essential: bool) -> None:
+        """Take a span; `essential` are those that sums are made of, which are sent first and shed last."""
+        if not self._essential and not self._detail:
+            self._since_s = self._monotonic_s()
+        batch = self._essential if essential else self._detail
+        batch.append(span)
+        # Encoded as soon as a batch is full: what waits for a collector is bytes, which the outbox bounds.
+        if len(batch) >= (BATCH_WINDOWS if essential else BATCH_SPANS):
+            self._encode(batch, essential=essential)
+
+    def encode(self) -> None:
+        """Make incomplete batches ready to go."""
+        self._encode(self._essential, essential=True)
+        self._encode(self._detail, essential=False)
+
+    def hasten(self) -> None:
+        """Make everything ready, and due now."""
+        self.encode()
+        self._route.hasten()
+
+    def deliver(self, deadline_s: float | None) -> float | None:
+        """Send one request: seconds until there is more to do, None once all that is ready has gone."""
+        if self._monotonic_s() - self._since_s >= HOLD_S:
+            self.encode()
+        request = self._outbox.peek()
+        if request is None:
+            return None
+        outcome = self._route.send(request.body, deadline_s)
+        if outcome is None:
+            return self._route.wait_s
+        spans = self._outbox.pop()
+        if outcome.kind == "rejected":
+            self._lost["rejected"] += spans
+        else:
+            self._lost["rejected"] += _refused("spans", outcome.answer)
+        return None if self._outbox.peek() is None else 0.0
+
+    def abandon(self) -> int:
+        """Give up what has not arrived: how many spans that loses."""
+        self.encode()
+        return self._outbox.clear()
+
+    def _encode(self, batch: list[ReadableSpan], *, essential: bool) -> None:
+        if batch:
+            body = self._route.sender.compress(encode_spans(batch).SerializeToString())
+            self._lost["queue_full"] += self._outbox.put(Request(body, len(batch)), essential=essential)
+            batch.clear()
+            # Lets a user's thread have the interpreter's lock between two batches.
+            time.sleep(0)
+
+
+class MetricDelivery:
+    """Sends a picture of the metrics every `interval_s`. There is never more than one to send: the present one."""
+
+    def __init__(self, route: Route, lost: Counter[str], interval_s: float, monotonic_s: Callable[[], float]) -> None:
+        self._route = route
+        self._lost = lost
+        self._interval_s = interval_s
+        self._monotonic_s = monotonic_s
+        self._due_s = monotonic_s() + interval_s
+
+    def hasten(self) -> None:
+        """Make an export due now."""
+        self._due_s = self._monotonic_s()
+        self._route.hasten()
+
+    def deliver(
+        self, snapshot: Callable[[], MetricsData], delivered: Callable[[], None], deadline_s: float | None
+    ) -> float | None:
+        """Send if it is due: seconds until it may be tried again, None if nothing is due or it went.
+
+        `snapshot` gives the picture, and `delivered` is called once it has arrived.
+        """
+        if self._monotonic_s() < self._due_s:
+            return None
+        if wait_s := self._route.wait_s:
+            return wait_s
+        body = self._route.sender.compress(encode_metrics(snapshot()).SerializeToString())
+        outcome = self._route.send(body, deadline_s)
+        if outcome is None:
+            return self._route.wait_s
+        self._due_s = self._monotonic_s() + self._interval_s
+        if outcome.kind == "rejected":
+            self._lost["rejected"] += 1
+        else:
+            delivered()
+            self._lost["rejected"] += _refused("data points", outcome.answer)
+        return None
+
+
+def _refused(what: str, answer: bytes) -> int:
+    """How many items of a delivered request its answer rejects. Both signals' answers have the same two fields."""
+    try:
+        success = ExportTraceServiceResponse.FromString(answer).partial_success
+    except DecodeError:
+        # A proxy's page or JSON: the status said that it arrived, and nothing says otherwise.
+        return 0
+    if success.rejected_spans:
+        guard.warn_once(
+            "export", f"the collector refused some {what}: {success.error_message or 'it does not say why'}"
+        )
+    return int(success.rejected_spans)

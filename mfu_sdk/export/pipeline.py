@@ -1,0 +1,192 @@
+"""What the export thread does with a record: it goes into the metrics, into a window, and may become a span."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mfu_sdk import guard
+from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
+from mfu_sdk.export.destination import Destination
+from mfu_sdk.export.metrics import Metrics
+from mfu_sdk.export.resource import resource
+from mfu_sdk.export.route import Route
+from mfu_sdk.export.sampling import Kept, Sampler
+from mfu_sdk.export.spans import Spans
+from mfu_sdk.export.totals import Totals
+from mfu_sdk.export.windows import Window, Windows, sums
+from mfu_sdk.records import InferenceRecord, Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """`seconds` more that the SDK took on the step path."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A measurement of the peak, from `start_unix_ns` to `end_unix_ns`."""
+
+    peaks: Peaks
+    start_unix_ns: int
+    end_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The run is over: `error_type` is the class of the user's exception that ended it, if one did."""
+
+    summary: RunSummary
+    error_type: str | None
+    end_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exports:
+    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds."""
+
+    traces: Destination | None
+    metrics: Destination | None
+    metric_interval_s: float = 60.0
+    delta_metrics: bool = False
+
+
+class Pipeline:
+    """One run's pipeline; its methods are called on the export thread only (`worker.Pipeline`).
+
+    `unix_ns` is the wall clock in nanoseconds, `monotonic_s` a monotonic one in seconds. `overflowed` gives the
+    number of records that never came in because the queue was full. Raises `ConfigurationError` when made, for
+    certificates that cannot be read.
+    """
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        settings: Settings,
+        exports: Exports,
+        *,
+        unix_ns: Callable[[], int],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self.overflowed: Callable[[], int] = lambda: 0
+        self._unix_ns = unix_ns
+        self._resource = resource(identity)
+        self._spans = Spans(identity, self._resource)
+        self._lost: Counter[str] = Counter()
+        self._traces: SpanDelivery | None = None
+        if exports.traces is not None:
+            route = Route("traces", exports.traces, unix_ns, monotonic_s)
+            self._traces = SpanDelivery(route, self._lost, monotonic_s)
+        self._metrics: MetricDelivery | None = None
+        if exports.metrics is not None:
+            route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
+            self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
+        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics)
+        self._windows = Windows()
+        self._totals = Totals()
+        self._mode = settings.spans
+        self._steps = Sampler(self._mode)
+        # Requests are thinned out as steps are; `windows` speaks of steps only, so it does not silence them.
+        self._requests = Sampler("auto" if self._mode == "windows" else self._mode)
+        self._request_count = 0
+        self._unkept: tuple[StepRecord, Window] | None = None
+        self._peaks: Peaks | None = None
+        self._closed = False
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Items that will never arrive, by reason (`semconv.DROP_REASON`)."""
+        lost = {**self._lost, "queue_full": self._lost["queue_full"] + self.overflowed()}
+        return {reason: count for reason, count in lost.items() if count}
+
+    def consume(self, item: object) -> None:
+        """Take one record, or one of the messages above."""
+        if self._closed:
+            self._lost["exit"] += 1
+        elif isinstance(item, StepRecord):
+            self._step(item)
+        elif isinstance(item, InferenceRecord):
+            self._inference(item)
+        elif isinstance(item, Overhead):
+            self._measured.overhead(item.seconds)
+        elif isinstance(item, Calibration):
+            self._peaks = item.peaks
+            if self._mode != "off":
+                self._add(self._spans.calibration(item.peaks, item.start_unix_ns, item.end_unix_ns), essential=True)
+        elif isinstance(item, Close):
+            self._close(item)
+
+    def flush(self) -> None:
+        """Close all windows, and make all that there is due at once, whatever a back-off says."""
+        self._end(self._windows.close())
+        for delivery in (self._traces, self._metrics):
+            if delivery is not None:
+                delivery.hasten()
+
+    def deliver(self, deadline_s: float | None) -> float | None:
+        """Send at most one request a signal (`worker.Pipeline.deliver`)."""
+        self._end(self._windows.expire(self._unix_ns()))
+        waits_s: list[float | None] = []
+        # Metrics go first: they are small, and their running totals stand in for every span that is lost.
+        if self._metrics is not None:
+            now_unix_ns = self._unix_ns()
+            waits_s.append(
+                self._metrics.deliver(
+                    lambda: self._measured.snapshot(
+                        self._resource, now_unix_ns, dropped=self.dropped, alive=not self._closed
+                    ),
+                    lambda: self._measured.delivered(now_unix_ns),
+                    deadline_s,
+                )
+            )
+        if self._traces is not None:
+            waits_s.append(self._traces.deliver(deadline_s))
+        return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
+
+    def abandon(self) -> None:
+        """Drop what did not arrive, and count it."""
+        lost = self._traces.abandon() if self._traces is not None else 0
+        if lost:
+            self._lost["exit"] += lost
+            guard.warn_once("export", f"{lost} spans were not delivered before the end; the run's work is not affected")
+
+    def _step(self, step: StepRecord) -> None:
+        self._measured.step(step)
+        window, closed = self._windows.add(step)
+        kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
+        self._unkept = None if kept else (step, window)
+        if kept:
+            self._add([self._spans.step(step, window, kept)], essential=False)
+        self._end(closed)
+
+    def _inference(self, request: InferenceRecord) -> None:
+        self._measured.inference(request)
+        index, self._request_count = self._request_count, self._request_count + 1
+        failed = request.error_type is not None
+        if self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed):
+            self._add([self._spans.inference(request)], essential=False)
+
+    def _close(self, last: Close) -> None:
+        if self._unkept and self._mode == "auto":
+            self._add([self._spans.step(*self._unkept, Kept("last", None))], essential=False)
+        self._end(self._windows.close())
+        run = self._spans.run(last.summary, self._totals, self._peaks, last.end_unix_ns, last.error_type)
+        self._add([run], essential=True)
+        self._closed = True
+        self.flush()
+
+    def _end(self, closed: list[Window]) -> None:
+        for window in closed:
+            total = sums(window.steps)
+            self._totals.add(total)
+            if self._mode != "off":
+                self._add([self._spans.window(window, total)], essential=True)
+
+    def _add(self, spans: Iterable[ReadableSpan], *, essential: bool) -> None:
+        if self._traces is not None:
+            for span in spans:
+                self._traces.add(span, essential=essential)

@@ -1,0 +1,54 @@
+"""The OpenTelemetry resource: who sent it.
+
+What the user says in OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES wins for names that OpenTelemetry owns; our own
+names are ours alone, because the provider joins ranks and attempts by them.
+"""
+
+import os
+import socket
+import uuid
+
+from opentelemetry.sdk.resources import Resource
+
+import mfu_sdk
+from mfu_sdk import semconv
+from mfu_sdk.records import RunIdentity
+
+# The process's UUID, with the id of the process that drew it: a forked child draws its own.
+_instance: tuple[int, str] = (0, "")
+
+
+def resource(identity: RunIdentity) -> Resource:
+    """The resource of `identity`; what is not known is left out."""
+    ours: dict[str, str | int | None] = {
+        semconv.SERVICE_NAME: identity.workload,
+        semconv.SERVICE_INSTANCE_ID: _instance_id(),
+        semconv.RUN_ID: identity.run_id,
+        semconv.RUN_ATTEMPT: identity.attempt,
+        semconv.WORKLOAD_NAME: identity.workload,
+        semconv.WORKLOAD_FAMILY: identity.workload_family,
+        semconv.DIST_RANK: identity.rank,
+        semconv.DIST_LOCAL_RANK: identity.local_rank,
+        semconv.DIST_WORLD_SIZE: identity.world_size,
+        semconv.HOST_NAME: socket.gethostname() or None,
+        semconv.HW_ID: identity.device_id,
+        semconv.HW_NAME: identity.device_name,
+        semconv.HW_VENDOR: identity.device_vendor,
+        semconv.DISTRO_NAME: "mfu_sdk",
+        semconv.DISTRO_VERSION: mfu_sdk.__version__,
+    }
+    detected = dict(Resource.create().attributes)
+    # What the SDK calls a service that nobody named is no name.
+    if str(detected.get(semconv.SERVICE_NAME, "")).startswith("unknown_service"):
+        del detected[semconv.SERVICE_NAME]
+    known = {name: value for name, value in ours.items() if value is not None}
+    own = {name: value for name, value in known.items() if name.startswith(("mfu.", "telemetry."))}
+    return Resource({**known, **detected, **own})
+
+
+def _instance_id() -> str:
+    global _instance
+    if _instance[0] != os.getpid():
+        # uuid4 draws from the operating system, not from the user's `random`.
+        _instance = (os.getpid(), str(uuid.uuid4()))
+    return _instance[1]

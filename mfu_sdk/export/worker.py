@@ -1,0 +1,235 @@
+"""A daemon thread with a bounded queue that neither a fork nor the end of the process can hurt.
+
+One thread a run, both signals on it: a second one would only wait for the same collector. It starts with the first
+item, ends when the run is closed and delivered, and is inert in a forked child: nothing there is queued, sent,
+waited for or started. At the end of the process all workers together get `EXIT_S`, whatever their collectors do.
+"""
+
+import atexit
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from opentelemetry import context
+
+from mfu_sdk import guard
+
+EXIT_S: Final = 2.0
+"""Seconds that the end of the process waits for all workers together."""
+
+LINGER_S: Final = 60.0
+"""Seconds that a closed run keeps trying to deliver while its process lives on."""
+
+QUEUE_ITEMS: Final = 8192
+"""Records that wait for the thread; about 5 MB. A hung collector holds the thread for its timeout, 10 s unless set,
+so a loop of up to 800 steps a second loses nothing to one."""
+
+POLL_S: Final = 1.0
+"""How often the thread looks. Nobody wakes it for a step: setting an event would cost the step more than the queue."""
+
+
+class Pipeline(Protocol):
+    """What the thread does with items. All its methods are called on that thread."""
+
+    def consume(self, item: object) -> None:
+        """Take one item."""
+
+    def flush(self) -> None:
+        """Make everything that was consumed ready to go, and due now."""
+
+    def deliver(self, deadline_s: float | None) -> float | None:
+        """Send at most one request a signal: seconds until there is more to do, None once nothing is left to send.
+
+        `deadline_s` is on the monotonic clock and bounds the request.
+        """
+
+    def abandon(self) -> None:
+        """Give up what is left: nobody will ask again."""
+
+
+class Worker:
+    """Runs a pipeline. `put`, `close` and `flush` may be called from any thread and never raise."""
+
+    def __init__(self, name: str, pipeline: Pipeline, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._pipeline = pipeline
+        self._monotonic_s = monotonic_s
+        self._queue: deque[object] = deque()
+        self._pid = os.getpid()
+        # One flag for all that makes `put` a no-op: closed, or in a forked child. It is all that a step has to read.
+        self._shut = False
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._wake = threading.Event()
+        self._changed = threading.Condition()
+        self._asked = 0
+        self._served = 0
+        self._ended = False
+        self._deadline_s: float | None = None
+        self.overflowed = 0
+
+    def put(self, item: object) -> None:
+        """Queue `item`, or count it in `overflowed` if the queue is full."""
+        if self._shut:
+            return
+        if len(self._queue) >= QUEUE_ITEMS:
+            self.overflowed += 1
+            return
+        self._queue.append(item)
+        if self._thread is None:
+            self._start()
+
+    def close(self, last: object) -> None:
+        """Queue `last`, even into a full queue, and take no more; the thread delivers and ends by itself."""
+        if self._shut:
+            return
+        self._queue.append(last)
+        self._shut = True
+        self._deadline_s = self._monotonic_s() + LINGER_S
+        if self._thread is None:
+            self._start()
+        self._wake.set()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was put before is delivered, for at most `timeout_s`: whether it is.
+
+        On a closed run this also waits for the thread to end.
+        """
+        if self._inert() or self._thread is None:
+            return not self._queue
+        until_s = time.monotonic() + timeout_s
+        with self._changed:
+            self._asked += 1
+            mine = self._asked
+        self._wake.set()
+        with self._changed:
+            self._changed.wait_for(lambda: self._served >= mine or self._ended, timeout_s)
+            done = self._served >= mine
+        if self._shut:
+            self._thread.join(max(0.0, until_s - time.monotonic()))
+        return done
+
+    def stop(self, timeout_s: float) -> bool:
+        """Take no more, deliver for at most `timeout_s`, and give up the rest: whether the thread has ended.
+
+        A thread inside a request ends when that does, at the latest at the request's own timeout.
+        """
+        # First of all: in a forked child not even a lock may be taken, its holder may not exist there.
+        if self._inert() or self._thread is None:
+            self.disown()
+            return True
+        self.hurry(self._monotonic_s() + timeout_s)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def hurry(self, deadline_s: float) -> None:
+        """Take no more and end by `deadline_s` on the monotonic clock, without waiting for it."""
+        self._shut = True
+        self._deadline_s = deadline_s if self._deadline_s is None else min(deadline_s, self._deadline_s)
+        with self._changed:
+            self._asked += 1
+        self._wake.set()
+
+    def disown(self) -> None:
+        """Become inert: this is a forked child, where the thread does not exist and the items are the parent's."""
+        self._shut = True
+        self._queue.clear()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is at work in this process."""
+        return not self._inert() and self._thread is not None and self._thread.is_alive()
+
+    def _inert(self) -> bool:
+        return os.getpid() != self._pid
+
+    def _start(self) -> None:
+        if self._inert():
+            self.disown()
+            return
+        with guard.shield("export"), self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=f"mfu-export-{self._name}", daemon=True)
+                _enlist(self)
+                thread.start()
+                self._thread = thread
+
+    def _run(self) -> None:
+        # HTTP libraries that the user has instrumented must not make spans of our requests.
+        context.attach(context.set_value(key="suppress_instrumentation", value=True))
+        try:
+            with guard.shield("export"):
+                self._loop()
+        finally:
+            # Also where the loop failed: from here on nobody takes what is put.
+            self._shut = True
+            _LIVE.discard(self)
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _loop(self) -> None:
+        begun = 0
+        while True:
+            # Both are read before the queue is: whatever was put before the question is drained after it.
+            asked, shut = self._asked, self._shut
+            self._drain()
+            if asked > begun:
+                self._pipeline.flush()
+                begun = asked
+            wait_s = self._pipeline.deliver(self._deadline_s)
+            if wait_s is None and not self._queue and self._served < begun:
+                with self._changed:
+                    self._served = begun
+                    self._changed.notify_all()
+            left_s = POLL_S if self._deadline_s is None else self._deadline_s - self._monotonic_s()
+            if shut and wait_s is None:
+                return
+            if shut and left_s <= 0:
+                self._pipeline.abandon()
+                return
+            self._wake.wait(max(0.0, min(POLL_S if wait_s is None else wait_s, POLL_S, left_s)))
+            self._wake.clear()
+
+    def _drain(self) -> None:
+        # No more than what was there: a fast producer must not keep the thread from delivering.
+        for _ in range(len(self._queue)):
+            with guard.shield("export"):
+                self._pipeline.consume(self._queue.popleft())
+
+
+# --- one hook each for the whole process --------------------------------------------------------------------------
+
+_LIVE: set[Worker] = set()
+_hooked = False
+
+
+def _enlist(worker: Worker) -> None:
+    global _hooked
+    _LIVE.add(worker)
+    if not _hooked:
+        _hooked = True
+        atexit.register(_at_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_in_child)
+
+
+def _in_child() -> None:
+    for worker in tuple(_LIVE):
+        worker.disown()
+    _LIVE.clear()
+
+
+def _at_exit() -> None:
+    deadline_s = time.monotonic() + EXIT_S
+    # A fork that went past Python's own leaves the list as it was; the threads are the parent's.
+    workers = [worker for worker in tuple(_LIVE) if worker.alive]
+    for worker in workers:
+        worker.hurry(deadline_s)
+    for worker in workers:
+        worker.stop(max(0.0, deadline_s - time.monotonic()))
+    if any(worker.alive for worker in workers):
+        guard.warn_once("export", f"not everything was delivered within the {EXIT_S:g} s that an exit may take")

@@ -1,0 +1,44 @@
+"""A calibration in words, and as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from mfu_sdk.records import Peaks
+
+
+def describe(peaks: Peaks) -> str:
+    """Every rate with its interval and spread, one a line, and what disturbed the measurement."""
+    lines = [f"  {peaks.state.get('name', peaks.device)}"]
+    for dtype, rate in peaks.achievable.items():
+        on_cpu = peaks.device == "cpu"
+        spread = float(peaks.state.get("gemm_spread" if on_cpu else f"{dtype}_spread", 0.0))
+        median = float(peaks.state.get("gemm_median_flops_per_s", rate.flops_per_s))
+        lines.append(
+            f"  {dtype:<9} {rate.flops_per_s / 1e9:10,.1f} GFLOP/s  [{rate.low / 1e9:,.1f} .. {rate.high / 1e9:,.1f}]"
+            + (f"  p90 of {peaks.state['gemm_batches']:.0f} batches, median {median / 1e9:,.1f}" if on_cpu else "")
+            + f", spread {spread:.1%}"
+        )
+    if peaks.memory is not None:
+        lines.append(
+            f"  {'memory':<9} {peaks.memory.bytes_per_s / 1e9:10,.1f} GB/s     "
+            f"[{peaks.memory.low / 1e9:,.1f} .. {peaks.memory.high / 1e9:,.1f}]"
+            f"  copies, bytes read + written, spread {float(peaks.state.get('memory_spread', 0.0)):.1%}"
+        )
+    if peaks.state.get("contended"):
+        lines.append("  contended: something else had the processor meanwhile; measure again on a quiet machine")
+    return "\n".join(lines)
+
+
+def as_json(peaks: Peaks) -> dict[str, Any]:
+    """Everything that is known, in plain data; rates in FLOP/s, memory in bytes/s."""
+    return {
+        "device": peaks.device,
+        "calibration_id": peaks.calibration_id,
+        "achievable": {dtype: asdict(rate) for dtype, rate in peaks.achievable.items()},
+        "theoretical": {dtype: asdict(rate) for dtype, rate in peaks.theoretical.items()},
+        "memory": None if peaks.memory is None else asdict(peaks.memory),
+        "memory_by_size": [{"bytes": size, "bytes_per_s": rate} for size, rate in peaks.memory_by_size],
+        "state": dict(peaks.state),
+    }

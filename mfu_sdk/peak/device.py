@@ -1,0 +1,96 @@
+"""Which device a piece of work runs on, as its driver names it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device: its torch name ("cpu", "cuda:0"), the driver's name for it, its vendor, and its UUID if it has one."""
+
+    torch_name: str
+    name: str
+    vendor: str | None
+    uuid: str | None
+
+    @property
+    def kind(self) -> str:
+        """The device's type as torch calls it: "cpu" or "cuda"."""
+        return self.torch_name.partition(":")[0]
+
+
+def import_torch() -> None:
+    """Raise `MissingDependencyError` with the remedy where torch is not installed."""
+    try:
+        import torch  # noqa: F401 - asked for its presence only
+    except ImportError as missing:
+        raise MissingDependencyError(
+            "torch is not installed: measuring needs it; install the build for your device, or mfu-sdk[torch]"
+        ) from missing
+
+
+def resolve(device: str | torch.device | None = None) -> Device:
+    """The device that `device` names; None is the current CUDA device where there is one, else the processor.
+
+    Raises `ConfigurationError` for a device that torch does not know, that is not there, or of a kind that cannot be
+    measured, and `MissingDependencyError` without torch.
+    """
+    import_torch()
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"device={device!r}: torch knows no such device; use cpu or cuda:N") from error
+    if wanted.type == "cpu":
+        return Device("cpu", processor_name(), _processor_vendor(), None)
+    if wanted.type != "cuda":
+        raise ConfigurationError(
+            f"device={device!r}: only cpu and cuda devices can be measured so far; use one of them"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigurationError(f"device={device!r}: torch sees no CUDA device here; use device='cpu'")
+    index = wanted.index if wanted.index is not None else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices, numbered from 0"
+        )
+    properties = torch.cuda.get_device_properties(index)
+    vendor = "AMD" if torch.version.hip else "NVIDIA"
+    uuid = getattr(properties, "uuid", None)
+    return Device(f"cuda:{index}", properties.name, vendor, None if uuid is None else f"GPU-{uuid}")
+
+
+def of_tensors(tensors: Iterable[torch.Tensor]) -> tuple[str, ...]:
+    """The torch names of the devices that hold `tensors`, sorted, meta tensors left out."""
+    return tuple(sorted({str(t.device) for t in tensors if t.device.type != "meta"}))
+
+
+def processor_name() -> str:
+    """What the operating system calls this machine's processor."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "processor"
+
+
+def _processor_vendor() -> str | None:
+    vendor = _cpuinfo("vendor_id")
+    return {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}.get(vendor, vendor) if vendor else None
+
+
+def _cpuinfo(key: str) -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)

@@ -1,0 +1,117 @@
+"""The calibrations on disk: one JSON file a key, readable by people, written atomically, never trusted blindly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mfu_sdk import atomic
+from mfu_sdk.guard import warn_once
+from mfu_sdk.records import Peaks, Rate
+
+FORMAT = 1
+Key = Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The calibrations kept in one directory. A directory that cannot be written costs a warning, not the run."""
+
+    directory: Path
+    now: Callable[[], float] = time.time
+
+    def path(self, key: Key) -> Path:
+        """The file of `key`: the device's kind in clear, the rest as a hash; the whole key is inside."""
+        digest = hashlib.blake2b(json.dumps(dict(key), sort_keys=True).encode(), digest_size=8).hexdigest()
+        return self.directory / f"{key.get('kind', 'device')}-{digest}.json"
+
+    def load(self, key: Key) -> Peaks | None:
+        """The calibration under `key`, with its age, or None. A file that does not parse is set aside."""
+        path = self.path(key)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            warn_once("calibration cache", f"{path} cannot be read ({error}); calibrating without it")
+            return None
+        try:
+            return _decode(json.loads(text), key, self.now())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._set_aside(path, error)
+            return None
+
+    def save(self, key: Key, peaks: Peaks) -> Path | None:
+        """Write `peaks` under `key`: all of it or nothing. None where the directory cannot be written."""
+        path = self.path(key)
+        document = {
+            "format": FORMAT,
+            "measured_at": datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds"),
+            "key": dict(key),
+            "peaks": _encode(peaks),
+        }
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(path, json.dumps(document, indent=2) + "\n")
+        except OSError as error:
+            warn_once("calibration cache", f"{path} cannot be written ({error}); the next run measures again")
+            return None
+        return path
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        aside = path.with_suffix(".corrupt")
+        try:
+            path.replace(aside)
+            where = f"set aside as {aside.name}"
+        except OSError:
+            where = "left where it is"
+        warn_once("calibration cache", f"{path} is not a calibration ({error}); {where}, and measured again")
+
+
+def _encode(peaks: Peaks) -> dict[str, Any]:
+    def rate(value: Rate) -> dict[str, Any]:
+        return {"value": value.flops_per_s, "low": value.low, "high": value.high, "source": value.source}
+
+    return {
+        "device": peaks.device,
+        "achievable_flops_per_s": {dtype: rate(value) for dtype, value in peaks.achievable.items()},
+        "theoretical_flops_per_s": {dtype: rate(value) for dtype, value in peaks.theoretical.items()},
+        "memory_bytes_per_s": None if peaks.memory is None else rate(peaks.memory),
+        "memory_by_size": [list(pair) for pair in peaks.memory_by_size],
+        "clock_mhz": peaks.clock_mhz,
+        "calibration_id": peaks.calibration_id,
+        "state": dict(peaks.state),
+    }
+
+
+def _decode(document: Any, key: Key, now: float) -> Peaks:
+    if document["format"] != FORMAT:
+        raise ValueError(f"format {document['format']!r}, this version reads {FORMAT}")
+    if document["key"] != dict(key):
+        raise ValueError("its key is another device's or another version's")
+    age_s = max(0.0, now - datetime.fromisoformat(document["measured_at"]).timestamp())
+    body = document["peaks"]
+
+    def rate(value: Any) -> Rate:
+        numbers = [float(value[name]) for name in ("value", "low", "high")]
+        if not all(math.isfinite(n) and n > 0 for n in numbers) or not numbers[1] <= numbers[0] <= numbers[2]:
+            raise ValueError(f"a rate of {numbers[0]!r} within [{numbers[1]!r}, {numbers[2]!r}]")
+        return Rate(*numbers, source=str(value["source"]), age_s=age_s)
+
+    return Peaks(
+        device=str(body["device"]),
+        theoretical={dtype: rate(value) for dtype, value in body["theoretical_flops_per_s"].items()},
+        achievable={dtype: rate(value) for dtype, value in body["achievable_flops_per_s"].items()},
+        memory=None if body["memory_bytes_per_s"] is None else rate(body["memory_bytes_per_s"]),
+        clock_mhz=None if body["clock_mhz"] is None else float(body["clock_mhz"]),
+        state=dict(body["state"]),
+        memory_by_size=tuple((int(size), float(value)) for size, value in body["memory_by_size"]),
+        calibration_id=None if body["calibration_id"] is None else str(body["calibration_id"]),
+    )

@@ -1,0 +1,257 @@
+"""What a report holds, and its JSON: the shape is public (docs/reference), fields that are not known are null.
+
+`gpus` counts devices, so a processor that was measured counts as one; `gpu_hours` are hours of timed steps on them.
+`*_flop` are FLOPs. Every `mfu` is `model_flop` / `available_flop` beside it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mfu_sdk.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What every level says of itself. `unknown_steps` of the `timed_steps` are in neither sum of FLOPs."""
+
+    mfu: float | None
+    expected_mfu: float | None
+    model_flop: float | None
+    available_flop: float | None
+    gpus: int
+    gpu_hours: float | None
+    steps: float | None
+    timed_steps: float | None
+    unknown_steps: float | None
+    tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The report's range: `since` is in it, `until` is not; ISO 8601 in UTC."""
+
+    since: str
+    until: str
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """FleetMFU = allocation × runtime × step; the first two need an inventory and are None without one."""
+
+    allocation: float | None
+    runtime: float | None
+    step: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrendPoint:
+    """MFU over one bucket of time that starts `at`; None where nothing was observed in it."""
+
+    at: str
+    mfu: float | None
+    model_flop: float | None
+    available_flop: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The fleet over observed time; what needs an inventory of owned devices is None without one."""
+
+    mfu: float | None
+    owned_mfu: float | None
+    factors: Factors
+    observed_share: float | None
+    model_flop: float | None
+    available_flop: float | None
+    gpus: int
+    gpu_hours_observed: float | None
+    expected_mfu: float | None
+    steps: float | None
+    timed_steps: float | None
+    unknown_steps: float | None
+    tokens: float | None
+    trend: tuple[TrendPoint, ...]
+    previous_mfu: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node(Figures):
+    """One host, whoever ran on it."""
+
+    host: str | None
+    gpu_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload(Figures):
+    """A tenant's workload on one GPU type at one world size.
+
+    `coverage` is the least share of operator bytes that was priced in any of its windows; `uncounted` are the
+    operators without a formula; `batch_running` is the mean batch over time.
+    """
+
+    tenant: str
+    workload: str | None
+    workload_family: str | None
+    run_ids: tuple[str, ...]
+    gpu_type: str | None
+    world_size: int | None
+    batch_running: float | None
+    coverage: float | None
+    uncounted: tuple[str, ...]
+    peak_dtypes: tuple[str, ...]
+    peak_sources: tuple[str, ...]
+    conventions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuType(Figures):
+    """One GPU type, by the name that its driver gives it."""
+
+    gpu_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePoint:
+    """MFU at one world size, and as a share of the MFU at the smallest."""
+
+    world_size: int
+    mfu: float | None
+    parallel_efficiency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """One model structure on one GPU type, over the world sizes that it ran at."""
+
+    workload_family: str
+    gpu_type: str | None
+    points: tuple[ScalePoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequests:
+    """A workload's requests; they overlap on a device, so no level includes their FLOPs."""
+
+    tenant: str
+    workload: str | None
+    requests: int
+    mean_duration_s: float
+    tokens: int | None
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class LowWorkload:
+    """A workload at least 10 % below its expectation.
+
+    `attained` = MFU / expected MFU; `shortfall_gpu_hours` = (1 − attained) × its GPU-hours; `low_share` is the share
+    of its time buckets in which it was that low as well: 1.0 is consistently, near 0 is an episode.
+    """
+
+    tenant: str
+    workload: str | None
+    gpu_type: str | None
+    world_size: int | None
+    mfu: float
+    expected_mfu: float
+    attained: float
+    shortfall_gpu_hours: float | None
+    low_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyOnType:
+    """What one model structure reached on one GPU type."""
+
+    gpu_type: str | None
+    mfu: float | None
+    expected_mfu: float | None
+    gpu_hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyByType:
+    """One model structure on each of the GPU types that it ran on, two at least."""
+
+    workload_family: str
+    gpu_types: tuple[FamilyOnType, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """MFU of the range and of the equally long one before it; `ratio` is the one over the other."""
+
+    mfu: float | None
+    previous_mfu: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions that observed spans alone can answer."""
+
+    low_workloads: tuple[LowWorkload, ...]
+    by_gpu_type: tuple[FamilyByType, ...]
+    by_scale: tuple[Scaling, ...]
+    trend: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A fleet, or one tenant's part of it, over a window. `economics` and `causes` are not reckoned, hence None."""
+
+    window: Window
+    fleet: Fleet
+    nodes: tuple[Node, ...]
+    workloads: tuple[Workload, ...]
+    gpu_types: tuple[GpuType, ...]
+    scaling: tuple[Scaling, ...]
+    inference: tuple[InferenceRequests, ...]
+    questions: Questions
+    causes: None = None
+    economics: None = None
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON; non-finite numbers cannot occur in it."""
+    return json.dumps(asdict(report), ensure_ascii=False, indent=2, allow_nan=False)
+
+
+def from_json(text: str) -> Report:
+    """The report that `to_json` wrote, by this version or another: what it does not know is left out or None.
+
+    Raises `ConfigurationError` where the text is no report.
+    """
+    try:
+        return _read(Report, json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(f"{text[:40]!r}…: not a report ({error}); ask a provider's /api/report") from error
+
+
+def _read(kind: type[T], value: Mapping[str, Any]) -> T:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{kind.__name__} must be an object")
+    hints = get_type_hints(kind)
+    return kind(**{name: _field(hints[name], value.get(name)) for name in (f.name for f in _fields(kind))})
+
+
+def _fields(kind: Any) -> Any:
+    return fields(kind)
+
+
+def _field(hint: Any, value: Any) -> Any:
+    if get_origin(hint) is tuple:
+        return tuple(_field(get_args(hint)[0], item) for item in value or ())
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _read(hint, value)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    allowed = tuple({float: (int, float)}.get(kind, kind) for kind in kinds)
+    if not isinstance(value, tuple(t for kind in allowed for t in (kind if isinstance(kind, tuple) else (kind,)))):
+        raise TypeError(f"{value!r} where {hint} belongs")
+    return value

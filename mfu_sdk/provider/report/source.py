@@ -1,0 +1,68 @@
+"""Where a report comes from: a data directory that nobody serves, or a provider's address."""
+
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import Final
+
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.report.build import build
+from mfu_sdk.provider.report.model import Report, from_json
+from mfu_sdk.provider.report.window import parse_range
+from mfu_sdk.provider.store import Store
+
+_TIMEOUT_S: Final = 60.0
+
+
+def from_data_dir(
+    path: str | os.PathLike[str],
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    tenant: str | None = None,
+    now_unix_ns: int,
+) -> Report:
+    """The report on a data directory, as an operator sees it.
+
+    Raises `ConfigurationError` for a bad range or a directory that is none, `StoreError` where `mfu serve` holds it.
+    """
+    span = parse_range(since, until, now_unix_ns)
+    if not Path(path).exists():
+        raise ConfigurationError(f"{path}: no such data directory; name the one that `mfu serve --data` was given")
+    with Store(path) as store:
+        return build(store, span, tenant)
+
+
+def from_url(
+    url: str,
+    token: str | None = None,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    tenant: str | None = None,
+) -> Report:
+    """The report of the provider whose page is at `url`, as the bearer of `token` may see it.
+
+    Raises `ConfigurationError` where the address, the token or the range is wrong, or nobody answers.
+    """
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigurationError(f"{url}: must be http:// or https://; give the address of the provider's page")
+    asked = {"since": since, "until": until, "tenant": tenant}
+    query = urllib.parse.urlencode({name: value for name, value in asked.items() if value is not None})
+    request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
+        f"{url.rstrip('/')}/api/report?{query}",
+        headers={"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310 - as above
+            return from_json(response.read().decode("utf-8"))
+    except urllib.error.HTTPError as error:
+        with error:
+            reason = " ".join(error.read(1000).decode("utf-8", "replace").split()) or error.reason
+        raise ConfigurationError(f"{url}: answered {error.code}: {reason}") from None
+    except (OSError, HTTPException) as error:
+        cause = getattr(error, "reason", None) or error
+        raise ConfigurationError(f"{url}: did not answer ({cause}); is `mfu serve` running there?") from error

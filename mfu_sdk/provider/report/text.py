@@ -1,0 +1,211 @@
+"""A report as text: fleet first, then what is below it, in tables that fit the width."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mfu_sdk.provider.report import words
+from mfu_sdk.provider.report.model import Fleet, Report
+
+_BARS = "▁▂▃▄▅▆▇█"
+_LABEL_WIDTH = 21
+_LEAST_NAME = 10
+_GAP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column: a name may be cut short, a number never; where all do not fit, the highest `drop` goes first."""
+
+    title: str
+    cells: tuple[str, ...]
+    is_name: bool = False
+    drop: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Characters that its widest cell takes."""
+        return max(len(text) for text in (self.title, *self.cells))
+
+
+def render_text(report: Report, width: int = 100, *, color: bool = False) -> str:
+    """The report in lines of at most `width` characters, with ANSI colours where `color` says so."""
+    printed = io.StringIO()
+    console = Console(
+        file=printed,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    _headline(console, report)
+    if report.workloads:
+        _levels(console, report)
+    if report.inference:
+        _inference(console, report)
+    _not_counted(console, report)
+    return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
+
+
+def _headline(console: Console, report: Report) -> None:
+    fleet = report.fleet
+    console.print(
+        Text(f"Fleet MFU {words.percent(fleet.mfu)}", style="bold"),
+        f"  {words.moment(report.window.since)} to {words.moment(report.window.until)} UTC",
+    )
+    if not fleet.gpus:
+        console.print(
+            "No steps were observed in this time. A run reaches this provider with"
+            " OTEL_EXPORTER_OTLP_ENDPOINT set to its OTLP address."
+        )
+        return
+    rows = [
+        ("model / available", f"{words.flop(fleet.model_flop)} / {words.flop(fleet.available_flop)}"),
+        ("expected", f"{words.percent(fleet.expected_mfu)} by roofline over the operators that ran"),
+        ("before", f"{words.percent(fleet.previous_mfu)} in as long a time before this one"),
+        ("observed", f"{words.hours(fleet.gpu_hours_observed)} on {_devices(fleet.gpus)}"),
+        ("share of the fleet", f"{words.percent(fleet.observed_share)}{_without_inventory(fleet)}"),
+        ("steps", f"{words.count(fleet.steps)}, of which {words.count(fleet.timed_steps)} timed"),
+        ("left out", f"{words.count(fleet.unknown_steps)} timed steps without model FLOPs or peak"),
+    ]
+    latest = [point.mfu for point in fleet.trend][-max(8, console.width - _LABEL_WIDTH) :]
+    if len([mfu for mfu in latest if mfu is not None]) > 1:
+        rows.append(("trend", _sparkline(latest)))
+    grid = Table.grid()
+    grid.add_column(width=_LABEL_WIDTH, style="dim")
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        grid.add_row(f"  {label}", Text(value))
+    console.print(grid)
+
+
+def _levels(console: Console, report: Report) -> None:
+    of = report.workloads
+    _table(
+        console,
+        "Workloads, most device time first",
+        (
+            _Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
+            _Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
+            _Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
+            _Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
+            _Column("MFU", tuple(words.percent(w.mfu) for w in of)),
+            _Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
+            _Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
+            _Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
+        ),
+    )
+    nodes = report.nodes
+    _table(
+        console,
+        "Nodes, lowest MFU first",
+        (
+            _Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
+            _Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
+            _Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
+            _Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
+            _Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
+            _Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
+        ),
+    )
+    types = report.gpu_types
+    _table(
+        console,
+        "GPU types, most device time first",
+        (
+            _Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
+            _Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
+            _Column("MFU", tuple(words.percent(g.mfu) for g in types)),
+            _Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
+            _Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
+            _Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
+            _Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
+        ),
+    )
+
+
+def _inference(console: Console, report: Report) -> None:
+    of = report.inference
+    _table(
+        console,
+        "Inference requests (they overlap: no level above includes them)",
+        (
+            _Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
+            _Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
+            _Column("requests", tuple(words.count(r.requests) for r in of)),
+            _Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
+            _Column("tokens", tuple(words.count(r.tokens) for r in of), drop=3),
+            _Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
+        ),
+    )
+
+
+def _not_counted(console: Console, report: Report) -> None:
+    console.print()
+    for w in report.workloads:
+        if w.uncounted:
+            operators = words.name(", ".join(w.uncounted), 200)
+            console.print(Text(f"Not counted in {words.name(w.workload)}: {operators}"))
+    console.print(
+        Text(
+            "MFU = Σ model FLOPs / Σ (peak × time) over timed steps; levels add, ratios are never averaged.",
+            style="dim",
+        )
+    )
+
+
+def _table(console: Console, title: str, columns: Sequence[_Column]) -> None:
+    widths = _fitted(columns, console.width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for column, width in widths.items():
+        table.add_column(
+            column.title,
+            justify="left" if column.is_name else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            width=width,
+        )
+    for row in zip(*(column.cells for column in widths), strict=True):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print()
+    console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def _fitted(columns: Sequence[_Column], width: int) -> dict[_Column, int]:
+    """The columns that fit with their widths: names give way down to 10 characters, then columns are dropped."""
+    widths = {column: column.longest for column in columns}
+    while (over := sum(widths.values()) + _GAP * (len(widths) - 1) - width) > 0:
+        # Rich would cut every column alike, and a number that is cut short is another number.
+        name = max((column for column in widths if column.is_name), key=lambda column: widths[column])
+        if widths[name] > _LEAST_NAME:
+            widths[name] = max(_LEAST_NAME, widths[name] - over)
+            continue
+        last = max(widths, key=lambda column: column.drop)
+        if not last.drop:
+            break
+        widths = {column: column.longest for column in widths if column is not last}
+    return widths
+
+
+def _devices(gpus: int) -> str:
+    return f"{gpus:,} device" + ("" if gpus == 1 else "s")
+
+
+def _without_inventory(fleet: Fleet) -> str:
+    return " (no inventory of owned devices)" if fleet.observed_share is None else ""
+
+
+def _sparkline(values: Sequence[float | None]) -> str:
+    """One character for each point, from zero to the highest; a blank where nothing was observed."""
+    top = max(value for value in values if value is not None) or 1.0
+    return "".join(
+        " " if value is None else _BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] for value in values
+    )

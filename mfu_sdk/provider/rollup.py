@@ -1,0 +1,270 @@
+"""Sums of what was asked for and what was available, on every level: workload, node, GPU type, fleet.
+
+A level's MFU is Σ model FLOPs / Σ available FLOPs over its rows, so a level is the sum of any split of it, and no
+ratio is ever averaged. Which rows count, and with what weight, is decided in sql/0002 and sql/0004.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeVar
+
+from mfu_sdk.provider.store import Parameter, Row, Store
+
+K = TypeVar("K", bound=Hashable)
+
+_UNSAID: Final = -1
+"""What the roll-up's key holds where a client sent no world size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The time [since, until), in nanoseconds since 1970."""
+
+    since_unix_ns: int
+    until_unix_ns: int
+
+    @property
+    def previous(self) -> "Range":
+        """The range of the same length that ends where this one begins."""
+        return Range(2 * self.since_unix_ns - self.until_unix_ns, self.since_unix_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Additive quantities; None where nothing that was summed knew its part.
+
+    `model_flops` and `available_flops` are over the same steps: timed, and with both known; `unknown_steps` are the
+    timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `device_s` is the
+    Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over `batch_device_s`.
+    """
+
+    steps: float | None = None
+    timed_steps: float | None = None
+    unknown_steps: float | None = None
+    model_flops: float | None = None
+    available_flops: float | None = None
+    expected_flops: float | None = None
+    expected_available_flops: float | None = None
+    device_s: float | None = None
+    tokens: float | None = None
+    batch_s: float | None = None
+    batch_device_s: float | None = None
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            **{field.name: _plus(getattr(self, field.name), getattr(other, field.name)) for field in fields(Sums)}
+        )
+
+    @property
+    def mfu(self) -> float | None:
+        """Σ model FLOPs / Σ available FLOPs."""
+        return ratio(self.model_flops, self.available_flops)
+
+    @property
+    def expected_mfu(self) -> float | None:
+        """Σ expected FLOPs / Σ available FLOPs, over the steps that have an expectation."""
+        return ratio(self.expected_flops, self.expected_available_flops)
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours of timed steps, each device on its own."""
+        return None if self.device_s is None else self.device_s / 3600
+
+    @property
+    def batch_running(self) -> float | None:
+        """Mean batch over time."""
+        return ratio(self.batch_s, self.batch_device_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one device did for one workload; `world_size`, `host` and the names are None where nobody said."""
+
+    tenant: str
+    workload: str | None
+    family: str | None
+    gpu_type: str | None
+    world_size: int | None
+    host: str | None
+    device: str
+    run_ids: tuple[str, ...]
+    sums: Sums
+
+    @property
+    def job(self) -> "Job":
+        """The workload this is a part of."""
+        return Job(self.tenant, self.workload, self.gpu_type, self.world_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the lowest level is keyed by: a tenant's workload on one GPU type at one world size."""
+
+    tenant: str
+    workload: str | None
+    gpu_type: str | None
+    world_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One row of a level: its sums, and the distinct devices and runs in it."""
+
+    sums: Sums
+    devices: int
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What one job did in one bucket of time that starts at `start_unix_s`."""
+
+    start_unix_s: int
+    job: Job
+    sums: Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How a job was counted: its least coverage, and the denominators and conventions that its spans named."""
+
+    coverage: float | None
+    peak_dtypes: tuple[str, ...]
+    peak_sources: tuple[str, ...]
+    conventions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The inference requests of a workload: no part of any level, because requests overlap on a device."""
+
+    tenant: str
+    workload: str | None
+    requests: int
+    mean_duration_s: float
+    tokens: int | None
+    failed: int
+
+
+def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
+    """Sums by workload and device over `span`; of `tenant` alone, or of all where it is None."""
+    return tuple(
+        Usage(
+            tenant=row["tenant"],
+            workload=row["workload"] or None,
+            family=row["family"] or None,
+            gpu_type=row["gpu_type"] or None,
+            world_size=_said(row["world_size"]),
+            host=row["host"] or None,
+            device=row["device"],
+            run_ids=tuple(sorted(run_id for run_id in row["run_ids"] if run_id)),
+            sums=_sums(row),
+        )
+        for row in store.read("levels", **_scope(span, tenant))
+    )
+
+
+def level(parts: Iterable[Usage]) -> Level:
+    """All of `parts` as one."""
+    parts = tuple(parts)
+    return Level(
+        sum((part.sums for part in parts), Sums()),
+        len({part.device for part in parts}),
+        tuple(sorted({run_id for part in parts for run_id in part.run_ids})),
+    )
+
+
+def by(parts: Iterable[Usage], key: Callable[[Usage], K]) -> dict[K, Level]:
+    """A level of `parts`, keyed by `key`, in the order of first appearance."""
+    groups: dict[K, list[Usage]] = {}
+    for part in parts:
+        groups.setdefault(key(part), []).append(part)
+    return {name: level(members) for name, members in groups.items()}
+
+
+def moments(store: Store, span: Range, tenant: str | None, bucket_s: int) -> tuple[Moment, ...]:
+    """Sums by job in buckets of `bucket_s` seconds, a multiple of the roll-up's 300."""
+    return tuple(
+        Moment(row["bucket_unix_s"], _job(row), _sums(row))
+        for row in store.read("trend", **_scope(span, tenant), bucket_s=bucket_s)
+    )
+
+
+def qualities(store: Store, span: Range, tenant: str | None) -> dict[Job, Quality]:
+    """How each job was counted."""
+    return {
+        _job(row): Quality(
+            row["coverage"], tuple(row["peak_dtypes"]), tuple(row["peak_sources"]), tuple(row["conventions"])
+        )
+        for row in store.read("quality", **_scope(span, tenant))
+    }
+
+
+def uncounted(store: Store, span: Range, tenant: str | None) -> dict[tuple[str, str | None], tuple[str, ...]]:
+    """Operators without a formula by (tenant, workload), as the runs that overlap `span` reported at their end."""
+    return {
+        (row["tenant"], row["workload"] or None): tuple(row["operators"])
+        for row in store.read("uncounted", **_scope(span, tenant))
+        if row["operators"]
+    }
+
+
+def requests(store: Store, span: Range, tenant: str | None) -> tuple[Requests, ...]:
+    """Inference requests by workload."""
+    return tuple(
+        Requests(
+            row["tenant"],
+            row["workload"] or None,
+            row["requests"],
+            row["duration_s"] / row["requests"],
+            row["tokens"],
+            row["failed"],
+        )
+        for row in store.read("inference", **_scope(span, tenant))
+    )
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """`numerator` / `denominator`; None where either is unknown or there is nothing to divide by."""
+    return numerator / denominator if numerator is not None and denominator else None
+
+
+def _plus(left: float | None, right: float | None) -> float | None:
+    if left is None or right is None:
+        return left if right is None else right
+    return left + right
+
+
+def _said(world_size: int) -> int | None:
+    return None if world_size == _UNSAID else world_size
+
+
+def _scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+    return {
+        "since": span.since_unix_ns,
+        "until": span.until_unix_ns,
+        "everyone": int(tenant is None),
+        "tenant": tenant or "",
+    }
+
+
+def _job(row: Row) -> Job:
+    return Job(row["tenant"], row["workload"] or None, row["gpu_type"] or None, _said(row["world_size"]))
+
+
+def _sums(row: Row) -> Sums:
+    # The query on time asks for the FLOPs only.
+    value: Callable[[str], Any] = row.get
+    return Sums(
+        steps=value("steps"),
+        timed_steps=value("timed_steps"),
+        unknown_steps=value("unknown_steps"),
+        model_flops=value("model_flop"),
+        available_flops=value("available_flop"),
+        expected_flops=value("expected_flop"),
+        expected_available_flops=value("expected_available_flop"),
+        device_s=value("step_time_s"),
+        tokens=value("tokens"),
+        batch_s=value("batch_s"),
+        batch_device_s=value("batch_time_s"),
+    )

@@ -1,0 +1,306 @@
+"""The provider's daemon: one process that receives OTLP, owns the store, and serves the page and its JSON."""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
+from mfu_sdk.guard import log
+from mfu_sdk.provider import receive, report
+from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.report import Report
+from mfu_sdk.provider.store import Store
+
+Address = tuple[str, int]
+
+RANGES: Final = ("1h", "24h", "7d", "30d")
+"""The ranges that the page links to."""
+
+_GRACE_S: Final = 5
+# The page has neither scripts nor anything from elsewhere, and says so.
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a server listens: OTLP on `http`, page and JSON on `web`; (host, port), the port as bound."""
+
+    http: Address
+    web: Address
+
+
+class Server:
+    """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
+
+    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
+    `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
+    `now_unix_ns` is the clock that ranges and the times of spans are held against.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        http: Address = ("127.0.0.1", 4318),
+        web: Address = ("127.0.0.1", 8080),
+        tokens: str | os.PathLike[str] | None = None,
+        now_unix_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        for host, _ in (http, web):
+            if tokens is None and not is_loopback(host):
+                raise ConfigurationError(
+                    f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
+                )
+        credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
+        with contextlib.ExitStack() as undo:
+            self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
+            self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
+            self._store = Store(data_dir)
+            undo.pop_all()
+        routes = [
+            receive.routes(self._store, credentials, now_unix_ns),
+            _web_routes(self._store, credentials, now_unix_ns),
+        ]
+        self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = threading.Event()
+
+    def serve_until_stopped(self, on_ready: Callable[[Addresses], None] | None = None) -> None:
+        """Serve until SIGINT, SIGTERM or `stop`, then finish open requests and close the store.
+
+        `on_ready` is called once, when both addresses answer. Signals are handled where this runs in the main thread.
+        """
+        try:
+            asyncio.run(self._serve(on_ready))
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Ask `serve_until_stopped` to return; may be called from any thread, before or after it began."""
+        self._stopping.set()
+        loop = self._loop
+        if loop is not None:
+            # A loop that has ended meanwhile has stopped already.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._ask_to_exit)
+
+    def close(self) -> None:
+        """Give up sockets and store, for a server that never served; a second call does nothing."""
+        for bound in self._sockets:
+            bound.close()
+        self._store.close()
+
+    async def _serve(self, on_ready: Callable[[Addresses], None] | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        with _signals(self._loop, self._ask_to_exit):
+            if self._stopping.is_set():
+                return
+            tasks = [
+                asyncio.create_task(server.serve(sockets=[bound]))
+                for server, bound in zip(self._servers, self._sockets, strict=True)
+            ]
+            try:
+                while not all(server.started for server in self._servers):
+                    if any(task.done() for task in tasks):
+                        break
+                    await asyncio.sleep(0.01)
+                else:
+                    if on_ready is not None:
+                        on_ready(Addresses(self.http_address, self.web_address))
+                await asyncio.gather(*tasks)
+            finally:
+                self._ask_to_exit()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ask_to_exit(self) -> None:
+        self._stopping.set()
+        for server in self._servers:
+            server.should_exit = True
+
+
+def serve(
+    data_dir: str | os.PathLike[str],
+    *,
+    http: Address = ("127.0.0.1", 4318),
+    web: Address = ("127.0.0.1", 8080),
+    tokens: str | os.PathLike[str] | None = None,
+    on_ready: Callable[[Addresses], None] | None = None,
+) -> None:
+    """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
+    Server(data_dir, http=http, web=web, tokens=tokens).serve_until_stopped(on_ready)
+
+
+# --- sockets and signals -------------------------------------------------------------------------------------------
+
+
+def _bind(address: Address) -> socket.socket:
+    host, port = address
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = socket.create_server(address, family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise PortInUseError(f"{shown}: is taken by another program; stop it, or choose another port") from None
+        raise ConfigurationError(f"{shown}: cannot be listened on ({error}); give an address of this machine") from None
+    return bound
+
+
+def _address(bound: socket.socket) -> Address:
+    host, port = bound.getsockname()[:2]
+    return host, port
+
+
+def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
+    config = uvicorn.Config(
+        _LoopbackNames(app) if loopback_only else app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        # Who a client is must not be read from a header that the client writes.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    return _Quiet(config)
+
+
+class _Quiet(uvicorn.Server):
+    """A server that leaves signals to its owner: two run in one loop, and each would take them from the other."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = (signal.SIGINT, signal.SIGTERM)
+    for number in caught:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+class _LoopbackNames:
+    """Refuses requests that name another host: a web page elsewhere could point its own name at 127.0.0.1."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Request(scope).url.hostname
+            if not is_loopback(host):
+                refused = PlainTextResponse("without a tokens file only loopback is served, by its own name\n", 403)
+                await refused(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+# --- the page and its JSON -----------------------------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
+    def asked(request: Request) -> tuple[Report, str | None]:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        query = request.query_params
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        return report.build(store, span, tenant), query.get("tenant")
+
+    def page(request: Request) -> Response:
+        found, tenant = asked(request)
+        return HTMLResponse(report.render_html(found, RANGES, tenant), headers=_PAGE_HEADERS)
+
+    def api(request: Request) -> Response:
+        found, _ = asked(request)
+        return Response(report.to_json(found), media_type="application/json", headers=_PAGE_HEADERS)
+
+    def healthz(_: Request) -> Response:
+        store.query("SELECT 1")
+        return PlainTextResponse("ok\n")
+
+    return [
+        Route("/", _answering(page)),
+        Route("/api/report", _answering(api)),
+        Route("/healthz", _answering(healthz)),
+    ]
+
+
+def _answering(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await run_in_threadpool(answer, request)
+        except _RefusedError as refused:
+            headers: dict[str, str] = {"WWW-Authenticate": 'Basic realm="mfu", charset="UTF-8"'}
+            return PlainTextResponse(f"{refused}\n", refused.status, headers if refused.status == 401 else None)
+        except ConfigurationError as error:
+            return PlainTextResponse(f"{error}\n", 400)
+        except StoreError as error:
+            log.error("mfu_sdk: the store could not be read: %s", error)
+            return PlainTextResponse("the store could not be read; see the server's log\n", 503)
+
+    return endpoint
+
+
+def _identity(request: Request, credentials: Credentials) -> Identity:
+    client = request.client.host if request.client else None
+    identity = credentials.identify(_token(request.headers.get("authorization", "")), client)
+    if identity is None:
+        raise _RefusedError(401, "no known token: send `Authorization: Bearer TOKEN`, or TOKEN as the password")
+    return identity
+
+
+def _token(authorization: str) -> str | None:
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        # For browsers: whatever the user name, the token is the password.
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+    return None
+
+
+def _tenant(identity: Identity, asked: str | None) -> str | None:
+    if identity.operator:
+        return asked or None
+    if asked not in (None, "", identity.name):
+        raise _RefusedError(403, f"{identity.name} sees {identity.name} only; ask without `tenant`")
+    return identity.name

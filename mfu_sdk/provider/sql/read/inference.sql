@@ -1,0 +1,13 @@
+-- Requests of each workload that started in [since, until). They overlap on a device, so no level includes them.
+SELECT
+    mfu_tenant_id AS tenant, mfu_workload_name AS workload,
+    count() AS requests,
+    sum(Duration) / 1e9 AS duration_s,
+    sum(mfu_token_count) AS tokens,
+    countIf(SpanAttributes['error.type'] != '') AS failed
+FROM otel.otel_traces
+WHERE SpanName = 'mfu.inference'
+    AND Timestamp >= fromUnixTimestamp64Nano({since:Int64}) AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
+    AND ({everyone:UInt8} OR mfu_tenant_id = {tenant:String})
+GROUP BY tenant, workload
+ORDER BY tenant, workload

@@ -1,0 +1,12 @@
+-- Sums for each workload in consecutive buckets of bucket_s seconds (a multiple of 300) over [since, until).
+SELECT
+    toUnixTimestamp(toStartOfInterval(counted.ts, toIntervalSecond({bucket_s:UInt32}), 'UTC')) AS bucket_unix_s,
+    tenant, workload, gpu_type, world_size,
+    sum(counted.model_flop) AS model_flop,
+    sum(counted.available_flop) AS available_flop,
+    sum(counted.expected_flop) AS expected_flop,
+    sum(counted.expected_available_flop) AS expected_available_flop
+FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}) AS counted
+WHERE {everyone:UInt8} OR tenant = {tenant:String}
+GROUP BY bucket_unix_s, tenant, workload, gpu_type, world_size
+ORDER BY bucket_unix_s, tenant, workload, gpu_type, world_size

@@ -1,0 +1,343 @@
+"""The provider's store: ClickHouse SQL run in this process by chDB, one writer, one reader, one owner of the files.
+
+A row is stored once. A client retries what it believes lost, so spans are told apart by (tenant, trace id, span id)
+under the writer's lock before they are inserted: the roll-up, which ClickHouse feeds from every insert, then counts
+each span once too. Raw spans and roll-up are two files on disk; a process killed between the two writes leaves a day
+in which their numbers of spans differ, and such a day is summed again from its spans when the store is next opened.
+"""
+
+import fcntl
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Literal
+
+from mfu_sdk.errors import MissingDependencyError, StoreError
+
+Parameter = str | int | float | None | Sequence[str]
+Row = dict[str, Any]
+Reading = Literal["levels", "trend", "quality", "uncounted", "inference"]
+"""The names of the queries in sql/read."""
+
+_SQL: Final = resources.files("mfu_sdk.provider") / "sql"
+_MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
+# Spans of one request may start on as many days as the receiver lets through, and each day is a partition.
+_SETTINGS: Final = {
+    "session_timezone": "'UTC'",
+    "date_time_input_format": "'best_effort'",
+    "output_format_json_quote_64bit_integers": "0",
+    "max_partitions_per_insert_block": "1000",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SpanEvent:
+    """An event of a span; `unix_ns` in nanoseconds since 1970."""
+
+    unix_ns: int
+    name: str
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanLink:
+    """A link of a span; ids in lower-case hexadecimal."""
+
+    trace_id: str
+    span_id: str
+    trace_state: str
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRow:
+    """One span as `otel_traces` holds it; ids in lower-case hexadecimal, times in nanoseconds since 1970."""
+
+    start_unix_ns: int
+    duration_ns: int
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    trace_state: str
+    name: str
+    kind: str
+    service: str
+    resource: Mapping[str, str]
+    scope_name: str
+    scope_version: str
+    attributes: Mapping[str, str]
+    status_code: str
+    status_message: str
+    events: tuple[SpanEvent, ...] = ()
+    links: tuple[SpanLink, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PointRow:
+    """One metric point: which of the three tables holds it, and its columns by the exporter's names."""
+
+    table: Literal["gauge", "sum", "histogram"]
+    columns: Mapping[str, Any]
+
+
+class Store:
+    """The store under `path`, a directory that is made if need be; safe to use from several threads.
+
+    Raises `StoreError` when the directory cannot be used or is held by another process, and
+    `MissingDependencyError` without the extra `provider`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock_file = _own(self.path)
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        try:
+            self._writer = _session(self.path / "clickhouse")
+            try:
+                self._reader = _session(self.path / "clickhouse")
+                self._migrate()
+                self._reconcile()
+            except BaseException:
+                self._writer.close()
+                raise
+        except BaseException:
+            self._lock_file.close()
+            raise
+
+    def insert_spans(self, tenant: str, rows: Sequence[SpanRow]) -> int:
+        """Store `tenant`'s spans; returns how many were new. When it returns they are on disk."""
+        unique = {(row.trace_id, row.span_id): row for row in rows}
+        if not unique:
+            return 0
+        with self._write_lock:
+            for key in self._known(tenant, unique.values()):
+                unique.pop(key, None)
+            try:
+                self._insert("otel_traces", (_span_columns(row) for row in unique.values()))
+            except StoreError:
+                # The spans may be in while their sums are not, and a retry would then find them known.
+                self._reconcile()
+                raise
+        return len(unique)
+
+    def insert_points(self, rows: Iterable[PointRow]) -> None:
+        """Store metric points. When it returns they are on disk."""
+        tables: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            tables.setdefault(f"otel_metrics_{row.table}", []).append(row.columns)
+        with self._write_lock:
+            for table, columns in tables.items():
+                self._insert(table, columns)
+
+    def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
+        """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
+        return self.query((_SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
+
+    def query(self, sql: str, **parameters: Parameter) -> list[Row]:
+        """The rows of any read-only SQL with ``{name:Type}`` parameters. Raises `StoreError`."""
+        with self._read_lock:
+            return _run(self._reader, sql, parameters)
+
+    def close(self) -> None:
+        """Close the files and give up the directory; a second call does nothing."""
+        if self._lock_file.closed:
+            return
+        with self._write_lock, self._read_lock:
+            self._reader.close()
+            self._writer.close()
+            self._lock_file.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _known(self, tenant: str, rows: Iterable[SpanRow]) -> set[tuple[str, str]]:
+        rows = list(rows)
+        # A retry repeats the span's start as well as its ids, and the start finds the few granules to look at.
+        found = _run(
+            self._writer,
+            "SELECT TraceId, SpanId FROM otel.otel_traces"
+            " WHERE Timestamp >= fromUnixTimestamp64Nano({first:Int64})"
+            " AND Timestamp <= fromUnixTimestamp64Nano({last:Int64})"
+            " AND TraceId IN {traces:Array(String)} AND mfu_tenant_id = {tenant:String}",
+            {
+                "first": min(row.start_unix_ns for row in rows),
+                "last": max(row.start_unix_ns for row in rows),
+                "traces": sorted({row.trace_id for row in rows}),
+                "tenant": tenant,
+            },
+        )
+        return {(row["TraceId"], row["SpanId"]) for row in found}
+
+    def _insert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
+        if not lines:
+            return
+        names = ", ".join(f"`{name}`" for name in json.loads(lines[0]))
+        try:
+            with self._writer.send_insert(f"INSERT INTO otel.{table} ({names})", "JSONEachRow") as inserter:
+                inserter.append("\n".join(lines) + "\n")
+                inserter.finish()
+        except RuntimeError as error:
+            raise StoreError(f"{self.path}: {table} took no rows ({_one_line(error)}); check the disk") from error
+
+    def _migrate(self) -> None:
+        _run(self._writer, "CREATE DATABASE IF NOT EXISTS otel", {})
+        _run(
+            self._writer,
+            "CREATE TABLE IF NOT EXISTS otel.mfu_migrations (version UInt32, name String, applied DateTime('UTC'))"
+            " ENGINE = MergeTree ORDER BY version",
+            {},
+        )
+        rows = _run(self._writer, "SELECT max(version) AS version FROM otel.mfu_migrations", {})
+        applied = int(rows[0]["version"])
+        ours = sorted(entry.name for entry in _SQL.iterdir() if _MIGRATION.fullmatch(entry.name))
+        if applied > len(ours):
+            raise StoreError(
+                f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {len(ours)}); upgrade it"
+            )
+        for name in ours[applied:]:
+            for statement in re.split(r";[ \t]*\n", (_SQL / name).read_text("utf-8")):
+                if statement.strip():
+                    _run(self._writer, statement, {})
+            _run(
+                self._writer,
+                "INSERT INTO otel.mfu_migrations SELECT {version:UInt32}, {name:String}, now()",
+                {"version": int(name[:4]), "name": name},
+            )
+
+    def _reconcile(self) -> None:
+        days = _run(
+            self._writer,
+            "SELECT day FROM ("
+            " SELECT toString(toDate(Timestamp, 'UTC')) AS day, toInt64(1) AS spans FROM otel.otel_traces"
+            " WHERE SpanName IN ('mfu.step', 'mfu.window')"
+            " UNION ALL SELECT toString(toDate(ts)) AS day, -toInt64(spans) AS spans FROM otel.mfu_rollup_5m"
+            ") GROUP BY day HAVING sum(spans) != 0 ORDER BY day",
+            {},
+        )
+        for day in (row["day"] for row in days):
+            # ALTER takes no parameters; a date of the engine's own making is safe in the text.
+            _run(self._writer, f"ALTER TABLE otel.mfu_rollup_5m DROP PARTITION '{day}'", {})
+            _run(
+                self._writer,
+                "INSERT INTO otel.mfu_rollup_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums"
+                " WHERE toDate(Timestamp, 'UTC') = {day:Date}",
+                {"day": day},
+            )
+
+
+def timestamp(unix_ns: int) -> str:
+    """Nanoseconds since 1970 as ClickHouse reads them in JSON: ISO 8601 in UTC with nine digits."""
+    seconds, nanoseconds = divmod(unix_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def _own(path: Path) -> IO[bytes]:
+    """An exclusive lock on `path` for as long as the file is open; the kernel gives it up if this process dies."""
+    if "?" in str(path):
+        raise StoreError(f"{path}: the path of a store must not hold '?'; name another directory")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock_file = (path / "owner.lock").open("ab")
+    except FileExistsError:
+        raise StoreError(f"{path}: the store must be a directory, this is a file; name a directory") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror}); name a writable directory") from error
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock_file.close()
+        raise StoreError(
+            f"{path}: held by another process; stop its `mfu serve`, or ask it with `mfu report --url`"
+        ) from None
+    return lock_file
+
+
+def _session(path: Path) -> Any:
+    try:
+        from chdb.session import Session
+    except ImportError as error:
+        raise MissingDependencyError(
+            "chdb: the provider's store needs it; install it with: pip install 'mfu-sdk[provider]'"
+        ) from error
+    try:
+        session = Session(str(path))  # type: ignore[no-untyped-call]  # chDB ships no types
+    except RuntimeError as error:
+        if "already initialized with path" in str(error):
+            raise StoreError(f"{path.parent}: this process has another store open; close that one first") from error
+        raise StoreError(
+            f"{path.parent}: not a readable store ({_one_line(error)}); name another directory or restore it"
+        ) from error
+    for name, value in _SETTINGS.items():
+        _run(session, f"SET {name} = {value}", {})
+    return session
+
+
+def _run(session: Any, sql: str, parameters: Mapping[str, Parameter]) -> list[Row]:
+    values = {name: _parameter(value) for name, value in parameters.items()}
+    try:
+        text = str(session.query(sql, "JSONEachRow", params=values or None))
+    except RuntimeError as error:
+        raise StoreError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def _parameter(value: Parameter) -> str:
+    """A value as ClickHouse reads a query parameter: escaped, an array's strings in quotes, NULL as \\N."""
+    if value is None:
+        return "\\N"
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, Sequence):
+        return "[" + ",".join("'" + _escaped(item).replace("'", "\\'") + "'" for item in value) + "]"
+    return str(value)
+
+
+def _escaped(text: str) -> str:
+    return (
+        text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("Stack trace")[0].split())[:300]
+
+
+def _span_columns(row: SpanRow) -> dict[str, Any]:
+    return {
+        "Timestamp": timestamp(row.start_unix_ns),
+        "TraceId": row.trace_id,
+        "SpanId": row.span_id,
+        "ParentSpanId": row.parent_span_id,
+        "TraceState": row.trace_state,
+        "SpanName": row.name,
+        "SpanKind": row.kind,
+        "ServiceName": row.service,
+        "ResourceAttributes": row.resource,
+        "ScopeName": row.scope_name,
+        "ScopeVersion": row.scope_version,
+        "SpanAttributes": row.attributes,
+        "Duration": row.duration_ns,
+        "StatusCode": row.status_code,
+        "StatusMessage": row.status_message,
+        "Events.Timestamp": [timestamp(event.unix_ns) for event in row.events],
+        "Events.Name": [event.name for event in row.events],
+        "Events.Attributes": [event.attributes for event in row.events],
+        "Links.TraceId": [link.trace_id for link in row.links],
+        "Links.SpanId": [link.span_id for link in row.links],
+        "Links.TraceState": [link.trace_state for link in row.links],
+        "Links.Attributes": [link.attributes for link in row.links],
+    }

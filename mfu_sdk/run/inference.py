@@ -1,0 +1,372 @@
+"""`mfu.inference`: what each request of a handler cost, and how busy it kept its device.
+
+Requests may overlap on a device, so a request carries FLOPs and time but no share of the device's time. Utilization
+comes from *busy periods*: from the moment a first request is being handled until none is, or until a request ends
+after a second of uninterrupted work. A busy period is a step of phase `inference`, with the FLOPs of the model calls
+that ended in it.
+
+Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
+counting mode, which makes its busy period untimed; later ones cost a look-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.guard import shield
+from mfu_sdk.peak.device import import_torch
+from mfu_sdk.records import Convention, CountSource, InferenceRecord, Peaks, RunSummary
+from mfu_sdk.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mfu_sdk.counting.dispatch import CountingMode
+    from mfu_sdk.run.clock import Mark
+    from mfu_sdk.run.ledger import Demand, Ledger
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+LONGEST_PERIOD_NS = 1_000_000_000
+MOST_SHAPES = 1024
+"""Call shapes that are counted in the life of a handler; calls with further shapes have unknown FLOPs."""
+
+
+def inference(
+    model: nn.Module,
+    *,
+    name: str | None = None,
+    tokens: Callable[[Any], int] | None = None,
+    peaks: Peaks | None = None,
+    expected: float | None = None,
+    convention: Convention = "exact",
+    settings: Settings | None = None,
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Decorate a synchronous request handler that calls `model`.
+
+    `tokens` takes what the handler returned and gives its number of tokens. `peaks`, `expected` and `convention` are
+    those of `mfu.monitor`. The run starts with the first request and ends with the process; the decorated function
+    has `run`, a `HandlerRun`, whose `summary()` tells the totals and whose `close()` ends it earlier.
+
+    Raises `ConfigurationError` for a model without parameters and for a handler that is a coroutine or a generator,
+    and `MissingDependencyError` without torch; nothing of ours once requests come in.
+    """
+    settings = settings or Settings.from_env()
+    if settings.enabled:
+        import_torch()
+        from mfu_sdk.run.opening import check_model
+
+        if model is None:
+            raise ConfigurationError("inference(model=None): needs the torch.nn.Module that the handler calls; pass it")
+        check_model(model, "inference")
+
+    def decorate(handler: Callable[_P, _R]) -> Callable[_P, _R]:
+        # A generator function returns before its work begins, and a coroutine function likewise.
+        if asyncio.iscoroutinefunction(handler) or inspect.isgeneratorfunction(handler):
+            raise ConfigurationError(
+                f"inference: {handler.__qualname__} is a coroutine or a generator function, which this version cannot "
+                "time; decorate the synchronous function that calls the model"
+            )
+        if not settings.enabled:
+            return handler
+        run = HandlerRun(model, name or handler.__name__, tokens, peaks, expected, convention, settings)
+
+        @functools.wraps(handler)
+        def handle(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            request = run.begins()
+            error_type: str | None = None
+            output: Any = None
+            try:
+                output = result = handler(*args, **kwargs)
+            except BaseException as error:
+                error_type = type(error).__qualname__
+                raise
+            else:
+                return result
+            finally:
+                run.ends(request, output, error_type)
+
+        handle.run = run  # type: ignore[attr-defined]  # functions take attributes; their type does not say so
+        return handle
+
+    return decorate
+
+
+class _Calls:
+    """Sums over model calls; FLOPs are unknown as soon as those of one call are."""
+
+    __slots__ = ("batch_sum", "calls", "counted", "start_ns", "start_unix_ns", "sum", "unknown")
+
+    def __init__(self) -> None:
+        self.start_ns = time.perf_counter_ns()
+        self.start_unix_ns = time.time_ns()
+        self.sum: Demand | None = None
+        self.calls = 0
+        self.batch_sum = 0
+        self.counted = False
+        self.unknown = False
+
+    def enter(self, demand: Demand | None, batch: int, *, counted: bool) -> None:
+        """Add one call."""
+        self.calls += 1
+        self.batch_sum += batch
+        self.counted |= counted
+        if demand is None:
+            self.unknown = True
+        else:
+            self.sum = demand if self.sum is None else self.sum + demand
+
+    @property
+    def demand(self) -> Demand | None:
+        """What the calls asked for, where all of it is known."""
+        return None if self.unknown else self.sum
+
+    @property
+    def batch(self) -> float | None:
+        """Mean leading dimension of the calls."""
+        return self.batch_sum / self.calls if self.calls and self.batch_sum else None
+
+
+class _Request(_Calls):
+    """A request that is being handled."""
+
+    __slots__ = ("token",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token: Token[_Request | None] | None = None
+
+
+class _Period(_Calls):
+    """A busy period: the model calls that ended in it, and the tokens of the requests that did."""
+
+    __slots__ = ("start", "tokens")
+
+    def __init__(self, start: Mark) -> None:
+        super().__init__()
+        self.start = start
+        self.tokens: int | None = None
+
+
+class HandlerRun:
+    """The run of one decorated handler: safe under concurrent requests from any thread."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        tokens: Callable[[Any], int] | None,
+        peaks: Peaks | None,
+        expected: float | None,
+        convention: Convention,
+        settings: Settings,
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._tokens = tokens
+        self._open_ledger = functools.partial(_open, model, name, peaks, expected, convention, settings)
+        self._convention: Convention = convention
+        self._lock = threading.RLock()
+        self._current: ContextVar[_Request | None] = ContextVar("mfu_request", default=None)
+        self._local = threading.local()
+        self._ledger: Ledger | None = None
+        self._demands: dict[Hashable, Demand] = {}
+        self._hooks: list[Callable[[], None]] = []
+        self._active = 0
+        self._period: _Period | None = None
+        self._index = 0
+        self._summary: RunSummary | None = None
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def begins(self) -> _Request | None:
+        """A request comes in; the first one opens the run."""
+        with shield("beginning a request"):
+            with self._lock:
+                if self._summary is not None:
+                    return None
+                ledger = self._ledger or self._open()
+                self._active += 1
+                if self._period is None:
+                    self._period = _Period(ledger.clock.mark())
+            request = _Request()
+            request.token = self._current.set(request)
+            return request
+        return None
+
+    def ends(self, request: _Request | None, output: Any, error_type: str | None) -> None:
+        """It is answered, or has failed with the user's error."""
+        if request is None:
+            return
+        began = time.perf_counter_ns()
+        with shield("ending a request"):
+            if request.token is not None:
+                self._current.reset(request.token)
+            tokens = None
+            if self._tokens is not None and error_type is None:
+                with shield("the tokens callback"):
+                    tokens = int(self._tokens(output))
+            with self._lock:
+                self._active -= 1
+                self._end(request, tokens, error_type, began)
+        if self._ledger is not None:
+            self._ledger.spent(time.perf_counter_ns() - began)
+
+    def _end(self, request: _Request, tokens: int | None, error_type: str | None, now_ns: int) -> None:
+        ledger, period = self._ledger, self._period
+        if ledger is None or period is None:
+            return
+        if tokens is not None:
+            period.tokens = (period.tokens or 0) + tokens
+        demand = request.demand
+        source: CountSource | None = None if demand is None else "measured" if request.counted else demand.source
+        if ledger.telemetry is not None:
+            trace_id, span_id = _caller()
+            ledger.telemetry.inference(
+                InferenceRecord(
+                    name=self._name,
+                    start_unix_ns=request.start_unix_ns,
+                    duration_s=(now_ns - request.start_ns) / 1e9,
+                    model_flops=None if demand is None else demand.model_flops,
+                    hardware_flops=None if demand is None else demand.hardware_flops,
+                    count_source=source,
+                    tokens=tokens,
+                    batch=None if request.batch is None else round(request.batch),
+                    model_calls=request.calls,
+                    error_type=error_type,
+                    parent_trace_id=trace_id,
+                    parent_span_id=span_id,
+                )
+            )
+        if self._active == 0 or now_ns - period.start_ns >= LONGEST_PERIOD_NS:
+            self._end_period(ledger, period)
+
+    def _end_period(self, ledger: Ledger, period: _Period) -> None:
+        from mfu_sdk.run.ledger import Work
+
+        end = ledger.clock.mark()
+        work = Work(
+            index=self._index,
+            phase="inference",
+            start=period.start,
+            end=end,
+            start_unix_ns=period.start_unix_ns,
+            demand=period.demand,
+            tokens=period.tokens,
+            batch_running=period.batch,
+            counted_while_running=period.counted,
+        )
+        self._index += 1
+        self._period = _Period(end) if self._active else None
+        ledger.add(work)
+
+    # --- the model's calls -----------------------------------------------------------------------------------------
+
+    def _before_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        request = self._current.get()
+        if request is None:
+            return
+        with shield("seeing a model call"):
+            depth = self._local.depth = getattr(self._local, "depth", 0) + 1
+            if depth > 1:
+                return
+            from mfu_sdk.counting.plan import signature
+            from mfu_sdk.run.engine import leading_dimension
+
+            key = signature(module, args, kwargs)
+            mode: CountingMode | None = None
+            if key not in self._demands and len(self._demands) < MOST_SHAPES:
+                mode = self._mode()
+                mode.start()
+            self._local.call = (key, mode, leading_dimension(args, kwargs))
+
+    def _after_call(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        request = self._current.get()
+        if request is None:
+            return
+        with shield("seeing a model call end"):
+            self._local.depth -= 1
+            if self._local.depth:
+                return
+            key, mode, batch = self._local.call
+            if mode is not None:
+                mode.stop()
+            with self._lock:
+                # A call that raised has no output, and what ran of it is not what its shapes cost.
+                if mode is not None and output is not None and self._ledger is not None:
+                    self._demands[key] = self._ledger.price(mode.result(), "cached")
+                for books in (request, self._period):
+                    if books is not None:
+                        books.enter(self._demands.get(key), batch, counted=mode is not None)
+
+    def _mode(self) -> CountingMode:
+        from mfu_sdk.counting.dispatch import CountingMode
+
+        return CountingMode(self._model, convention=self._convention)
+
+    # --- the run ---------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Ledger:
+        self._ledger = ledger = self._open_ledger()
+        self._hooks = [
+            self._model.register_forward_pre_hook(self._before_call, with_kwargs=True).remove,
+            self._model.register_forward_hook(self._after_call, always_call=True).remove,
+        ]
+        atexit.register(self.close)
+        return ledger
+
+    def summary(self) -> RunSummary:
+        """The totals so far, or the final ones once closed. Raises `ConfigurationError` before the first request."""
+        with self._lock:
+            if self._summary is not None:
+                return self._summary
+            if self._ledger is None:
+                raise ConfigurationError(
+                    f"{self._name} has handled no request yet: ask for its summary after the first"
+                )
+            self._ledger.settle()
+            return self._ledger.summary()
+
+    def close(self) -> RunSummary | None:
+        """End the run: hooks undone, records handed to the exporter. Requests after this are not measured."""
+        with self._lock:
+            if self._ledger is None or self._summary is not None:
+                return self._summary
+            atexit.unregister(self.close)
+            for undo in self._hooks:
+                undo()
+            if self._period is not None and self._period.calls:
+                self._end_period(self._ledger, self._period)
+            self._summary = self._ledger.close()
+            return self._summary
+
+
+def _open(
+    model: nn.Module,
+    name: str,
+    peaks: Peaks | None,
+    expected: float | None,
+    convention: Convention,
+    settings: Settings,
+) -> Ledger:
+    from mfu_sdk.run.opening import open_ledger
+
+    return open_ledger(model, name, None, peaks, expected, convention, settings)
+
+
+def _caller() -> tuple[int | None, int | None]:
+    """Trace and span id of the caller's OpenTelemetry context; (None, None) where it has none."""
+    from opentelemetry import trace
+
+    context = trace.get_current_span().get_span_context()
+    return (context.trace_id, context.span_id) if context.is_valid else (None, None)

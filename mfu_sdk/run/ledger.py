@@ -1,0 +1,349 @@
+"""A run's books: what was asked for + when it ran + what the device can do → `StepRecord`s and a `RunSummary`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mfu_sdk.counting.expect import expect, main_dtype
+from mfu_sdk.guard import shield, warn_once
+from mfu_sdk.records import (
+    Convention,
+    Count,
+    CountSource,
+    Peaks,
+    Phase,
+    Rate,
+    RunIdentity,
+    RunSummary,
+    StepRecord,
+    Uncounted,
+)
+from mfu_sdk.run.clock import Clock, Mark
+
+if TYPE_CHECKING:
+    from mfu_sdk.export.telemetry import Telemetry
+
+
+REPORT_OVERHEAD_EVERY = 64
+"""Steps between two reports of the SDK's own time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a step asked for, in quantities that add up over the calls of a step.
+
+    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing.
+    """
+
+    model_flops: int
+    hardware_flops: int
+    by_dtype: Mapping[str, int]
+    attention_flops_exact: int
+    attention_flops_full: int
+    bytes_moved: int
+    priced_bytes: float
+    expected_s: float | None
+    source: CountSource
+
+    def __add__(self, other: Demand) -> Demand:
+        by_dtype = dict(self.by_dtype)
+        for dtype, flops in other.by_dtype.items():
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + flops
+        both_expected = self.expected_s is not None and other.expected_s is not None
+        return Demand(
+            self.model_flops + other.model_flops,
+            self.hardware_flops + other.hardware_flops,
+            by_dtype,
+            self.attention_flops_exact + other.attention_flops_exact,
+            self.attention_flops_full + other.attention_flops_full,
+            self.bytes_moved + other.bytes_moved,
+            self.priced_bytes + other.priced_bytes,
+            (self.expected_s or 0.0) + (other.expected_s or 0.0) if both_expected else None,
+            max(self.source, other.source, key=_LEAST_SURE.index),
+        )
+
+
+# The least sure source of a sum's parts names the sum; "measured" tops all, since its time is not representative.
+_LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measured")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A step that has ended on the host: everything but its duration, which the clock may not know yet."""
+
+    index: int
+    phase: Phase
+    start: Mark
+    end: Mark
+    start_unix_ns: int
+    demand: Demand | None
+    tokens: int | None = None
+    samples: int | None = None
+    data_wait_s: float | None = None
+    batch_running: float | None = None
+    error_type: str | None = None
+    counted_while_running: bool = False
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Running sums: the memory of a run does not grow with its length."""
+
+    steps: int = 0
+    timed: int = 0
+    unknown: int = 0
+    time_s: float = 0.0
+    model_flops: int = 0
+    hardware_flops: int = 0
+    available_flops: float = 0.0
+    expected_flops: float = 0.0
+    expected_available_flops: float = 0.0
+    token_time_s: float = 0.0
+    tokens: int = 0
+    data_wait_flops: float = 0.0
+    counted_s: float = 0.0
+    counted: int = 0
+    bytes_moved: float = 0.0
+    priced_bytes: float = 0.0
+    uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class Ledger:
+    """The books of one run. `add` and `price` sit on the step path; `settle` resolves what the device has passed."""
+
+    def __init__(
+        self,
+        identity: RunIdentity,
+        peaks: Peaks,
+        clock: Clock,
+        *,
+        devices: int = 1,
+        convention: Convention = "exact",
+        expected: float | None = None,
+        telemetry: Telemetry | None = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        self.identity = identity
+        self.peaks = peaks
+        self.telemetry = telemetry
+        self.clock = clock
+        self._devices = devices
+        self._convention: Convention = convention
+        self._expected = expected
+        self._on_step = on_step
+        self._pending: deque[Work] = deque()
+        self._totals = _Totals()
+        self._headline: tuple[str, Rate] | None = None
+        self._overhead_ns = 0
+        self._reported_ns = 0
+
+    def price(self, count: Count, source: CountSource) -> Demand:
+        """`count` as a demand, with its roofline time, and its uncounted operators entered into the books."""
+        for entry in count.uncounted:
+            key = (entry.op, entry.module)
+            self._totals.uncounted[key] = max(entry.calls, self._totals.uncounted.get(key, 0))
+        expectation = expect(count, self.peaks)
+        return Demand(
+            count.model_flops,
+            count.hardware_flops,
+            count.by_dtype,
+            count.attention_flops_exact,
+            count.attention_flops_full,
+            count.bytes_moved,
+            count.coverage * count.bytes_moved,
+            None if expectation is None else expectation.time_s / self._devices,
+            source,
+        )
+
+    def spent(self, nanoseconds: int) -> None:
+        """Enter time that the SDK took on the step path."""
+        self._overhead_ns += nanoseconds
+
+    def add(self, work: Work) -> None:
+        """Enter a step that has ended on the host."""
+        self._pending.append(work)
+        self.settle()
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""
+        while self._pending:
+            work = self._pending[0]
+            if wait:
+                self.clock.drain(work.end)
+            duration_s = self.clock.elapsed_s(work.start, work.end)
+            if duration_s is None:
+                return
+            self._pending.popleft()
+            record = self._record(work, duration_s)
+            self._enter(work, record)
+            if self.telemetry is not None:
+                self.telemetry.step(record)
+                if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
+                    self._report_overhead(self.telemetry)
+            if self._on_step is not None:
+                with shield("the on_step callback"):
+                    self._on_step(record)
+
+    def _report_overhead(self, telemetry: Telemetry) -> None:
+        telemetry.overhead((self._overhead_ns - self._reported_ns) / 1e9)
+        self._reported_ns = self._overhead_ns
+
+    def _record(self, work: Work, duration_s: float) -> StepRecord:
+        demand = work.demand
+        source: CountSource | None = None if demand is None else demand.source
+        if work.counted_while_running:
+            source = "measured"
+        headline = None if demand is None else self.peaks.headline(main_dtype(demand.by_dtype))
+        self._headline = headline or self._headline
+        peak = None if headline is None else headline[1].flops_per_s * self._devices
+        available = None if peak is None or duration_s <= 0 else peak * duration_s
+        expected = self._expected
+        if expected is None and demand is not None and peak and demand.expected_s:
+            expected = demand.model_flops / (peak * demand.expected_s)
+        return StepRecord(
+            index=work.index,
+            phase=work.phase,
+            duration_s=duration_s,
+            model_flops=None if demand is None else demand.model_flops,
+            hardware_flops=None if demand is None else demand.hardware_flops,
+            peak_flops_per_s=peak,
+            peak_source=None if headline is None else headline[1].source,
+            mfu=demand.model_flops / available if demand and available else None,
+            hfu=demand.hardware_flops / available if demand and available else None,
+            mfu_by_dtype=self._by_dtype(demand, duration_s),
+            expected_mfu=expected,
+            achievable_mfu=self._achievable(demand, headline, duration_s),
+            count_source=source,
+            coverage=demand.priced_bytes / demand.bytes_moved if demand and demand.bytes_moved else None,
+            tokens=work.tokens,
+            data_wait_s=work.data_wait_s,
+            comm_s=None,
+            device_s=None,
+            convention=self._convention,
+            start_unix_ns=work.start_unix_ns,
+            peak_dtype=None if headline is None else headline[0],
+            samples=work.samples,
+            attention_flops_exact=None if demand is None else demand.attention_flops_exact,
+            attention_flops_full=None if demand is None else demand.attention_flops_full,
+            batch_running=work.batch_running,
+            arithmetic_intensity=demand.hardware_flops / demand.bytes_moved if demand and demand.bytes_moved else None,
+            error_type=work.error_type,
+        )
+
+    def _by_dtype(self, demand: Demand | None, duration_s: float) -> float | None:
+        """Σ FLOPs_d / peak_d over the time; None where the peak of a dtype that was used is not known."""
+        if demand is None or duration_s <= 0:
+            return None
+        seconds = 0.0
+        for dtype, flops in demand.by_dtype.items():
+            rate = self.peaks.theoretical.get(dtype) or self.peaks.achievable.get(dtype)
+            if rate is None:
+                return None
+            seconds += flops / (rate.flops_per_s * self._devices)
+        return seconds / duration_s
+
+    def _achievable(self, demand: Demand | None, headline: tuple[str, Rate] | None, duration_s: float) -> float | None:
+        if demand is None or headline is None or duration_s <= 0:
+            return None
+        rate = self.peaks.achievable.get(headline[0])
+        return None if rate is None else demand.model_flops / (rate.flops_per_s * self._devices * duration_s)
+
+    def _enter(self, work: Work, record: StepRecord) -> None:
+        totals = self._totals
+        totals.steps += 1
+        if record.count_source == "measured":
+            # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
+            if totals.steps > 1:
+                totals.counted += 1
+                totals.counted_s += record.duration_s
+            return
+        if not record.timed:
+            return
+        totals.timed += 1
+        totals.time_s += record.duration_s
+        if record.tokens is not None:
+            totals.tokens += record.tokens
+            totals.token_time_s += record.duration_s
+        available = record.available_flops
+        if not record.counts or available is None or record.model_flops is None or work.demand is None:
+            totals.unknown += 1
+            return
+        totals.model_flops += record.model_flops
+        totals.hardware_flops += work.demand.hardware_flops
+        totals.available_flops += available
+        totals.bytes_moved += work.demand.bytes_moved
+        totals.priced_bytes += work.demand.priced_bytes
+        if record.expected_mfu is not None:
+            totals.expected_flops += record.expected_mfu * available
+            totals.expected_available_flops += available
+        if record.data_wait_s is not None and record.peak_flops_per_s is not None:
+            totals.data_wait_flops += min(record.data_wait_s, record.duration_s) * record.peak_flops_per_s
+        if record.mfu is not None and record.mfu > 1:
+            warn_once(
+                "MFU",
+                f"step {record.index} has an MFU of {record.mfu:.2f}, above 1: the peak ({record.peak_source} "
+                f"{record.peak_dtype}) or the count is wrong; measure again with `mfu calibrate`",
+            )
+
+    def summary(self) -> RunSummary:
+        """The totals so far: sums over sums, never a mean of ratios."""
+        totals = self._totals
+        known = totals.available_flops > 0
+        mfu = totals.model_flops / totals.available_flops if known else None
+        notes: list[str] = []
+        if mfu is None:
+            notes = self._why_unknown()
+        waterfall: dict[str, float] = {}
+        if mfu is not None:
+            data_wait = totals.data_wait_flops / totals.available_flops
+            waterfall = {"mfu": mfu, "data_wait": data_wait, "unexplained": 1.0 - mfu - data_wait}
+        # A counted step costs its own duration less what a timed one takes.
+        typical_s = totals.time_s / totals.timed if totals.timed else 0.0
+        counting_s = max(0.0, totals.counted_s - totals.counted * typical_s) if totals.timed else 0.0
+        headline = self._headline
+        return RunSummary(
+            name=self.identity.workload,
+            steps=totals.steps,
+            timed_steps=totals.timed,
+            mfu=mfu,
+            hfu=totals.hardware_flops / totals.available_flops if known else None,
+            expected_mfu=(
+                totals.expected_flops / totals.expected_available_flops if totals.expected_available_flops else None
+            ),
+            waterfall=waterfall,
+            tokens_per_s=totals.tokens / totals.token_time_s if totals.token_time_s else None,
+            overhead_s=self._overhead_ns / 1e9 + counting_s,
+            uncounted=tuple(Uncounted(op, calls, module) for (op, module), calls in totals.uncounted.items()),
+            coverage=totals.priced_bytes / totals.bytes_moved if totals.bytes_moved else None,
+            model_flops=totals.model_flops if known else None,
+            duration_s=totals.time_s,
+            peak_flops_per_s=None if headline is None else headline[1].flops_per_s * self._devices,
+            peak_dtype=None if headline is None else headline[0],
+            peak_source=None if headline is None else headline[1].source,
+            device=self.identity.device_name,
+            convention=self._convention,
+            notes=tuple(notes),
+        )
+
+    def _why_unknown(self) -> list[str]:
+        totals = self._totals
+        if totals.steps == 0:
+            return ["no step was seen: was the loader empty, or did no optimizer step?"]
+        if totals.timed == 0:
+            return ["every step ran under the counting mode; a run needs a few more steps"]
+        if self._headline is None and not self.peaks.achievable and not self.peaks.theoretical:
+            return [str(self.peaks.state.get("missing", "no peak is known for this device"))]
+        return ["no timed step had both its FLOPs and a peak for its dtype"]
+
+    def close(self, *, error_type: str | None = None) -> RunSummary:
+        """Settle everything, hand the summary to the exporter, and return it."""
+        with shield("closing a run"):
+            self.settle(wait=True)
+        summary = self.summary()
+        if self.telemetry is not None:
+            self._report_overhead(self.telemetry)
+            self.telemetry.close(summary, error_type=error_type)
+        return summary

@@ -1,0 +1,217 @@
+"""`mfu.monitor`: the context manager and decorator that watch a training loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.guard import shield, warn_once
+from mfu_sdk.peak.device import import_torch
+from mfu_sdk.records import PHASES, Convention, Peaks, Phase, RunSummary, StepRecord
+from mfu_sdk.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mfu_sdk.run.engine import Engine
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_B = TypeVar("_B")
+
+_open: dict[int, Monitor] = {}
+"""Monitors that are running, by the id of their model: a notebook cell run again closes the one it left open."""
+
+
+def monitor(
+    model: nn.Module | None = None,
+    *,
+    name: str | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    devices: str | torch.device | Sequence[str | torch.device] | None = None,
+    peaks: Peaks | None = None,
+    expected: float | None = None,
+    convention: Convention = "exact",
+    spans: Literal["auto", "all", "windows", "off"] | None = None,
+    start_step: int = 0,
+    on_step: Callable[[StepRecord], None] | None = None,
+    settings: Settings | None = None,
+) -> Monitor:
+    """Watch a training loop: a context manager, or a decorator of a function that trains.
+
+    `model`: whose work is counted; None counts everything that runs in a step. `optimizer`: whose steps end the
+    steps of a loop that does not mark its own (otherwise the first optimizer that steps). `devices`: whose peaks add
+    up to the denominator, by default those that hold the parameters. `peaks`: a denominator of your own. `expected`:
+    the MFU to hold the run against (0..1), instead of the roofline's. `start_step`: the first step's index, for a
+    resumed run. `on_step` is called with every `StepRecord`; what it raises is logged, not passed on.
+
+    Raises `ConfigurationError` or `MissingDependencyError` before anything starts; nothing of ours after that.
+    """
+    settings = settings or Settings.from_env()
+    if spans is not None:
+        settings = replace(settings, spans=spans)
+    if start_step < 0:
+        raise ConfigurationError(f"start_step={start_step}: must not be negative; it is the index of the first step")
+    if settings.enabled:
+        import_torch()
+        from mfu_sdk.run.opening import check_model
+
+        check_model(model, "monitor")
+    return Monitor(model, name, optimizer, devices, peaks, expected, convention, settings, start_step, on_step)
+
+
+class Monitor:
+    """A monitored run; made by `monitor`. Use its methods inside the `with` block, from one thread."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        name: str | None,
+        optimizer: torch.optim.Optimizer | None,
+        devices: str | torch.device | Sequence[str | torch.device] | None,
+        peaks: Peaks | None,
+        expected: float | None,
+        convention: Convention,
+        settings: Settings,
+        start_step: int,
+        on_step: Callable[[StepRecord], None] | None,
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._optimizer = optimizer
+        self._devices = devices
+        self._peaks = peaks
+        self._expected = expected
+        self._convention: Convention = convention
+        self._settings = settings
+        self._start_step = start_step
+        self._on_step = on_step
+        self._engine: Engine | None = None
+        self._summary: RunSummary | None = None
+
+    def __enter__(self) -> Monitor:
+        if self._engine is not None:
+            raise ConfigurationError("this monitor is running already; make another one with mfu.monitor(...)")
+        if not self._settings.enabled:
+            return self
+        if (earlier := _open.pop(id(self._model), None)) is not None:
+            warn_once("monitor", "a monitor of this model was left open; it is closed now")
+            earlier._close(None)
+        from mfu_sdk.run.engine import Engine
+        from mfu_sdk.run.opening import open_ledger
+
+        ledger = open_ledger(
+            self._model,
+            self._name,
+            self._devices,
+            self._peaks,
+            self._expected,
+            self._convention,
+            self._settings,
+            self._on_step,
+        )
+        self._engine = Engine(ledger, self._model, self._optimizer, self._convention, self._start_step)
+        if self._model is not None:
+            _open[id(self._model)] = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(kind)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        if _open.get(id(self._model)) is self:
+            del _open[id(self._model)]
+        with shield("closing a monitor"):
+            self._summary = engine.close(None if kind is None else kind.__qualname__)
+
+    def __call__(self, train: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Run the decorated function under this monitor, each call as a run of its own."""
+
+        @functools.wraps(train)
+        def monitored(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            fresh = Monitor(
+                self._model, self._name, self._optimizer, self._devices, self._peaks, self._expected,
+                self._convention, self._settings, self._start_step, self._on_step,
+            )  # fmt: skip
+            with fresh:
+                result = train(*args, **kwargs)
+            self._summary = fresh._summary
+            return result
+
+        return monitored
+
+    def step(self, tokens: int | None = None, samples: int | None = None, phase: Phase = "train") -> MarkedStep:
+        """Mark one step: `with run.step(tokens=…):`. `tokens` and `samples` are this rank's share.
+
+        The first marked step ends the search for unmarked ones. Raises `ConfigurationError` for an unknown phase.
+        """
+        if phase not in PHASES:
+            raise ConfigurationError(f"phase={phase!r}: must be one of {', '.join(PHASES)}")
+        return MarkedStep(self._engine, tokens, samples, phase)
+
+    def batches(self, loader: Iterable[_B]) -> Iterator[_B]:
+        """Iterate over `loader`; the time spent waiting for each batch becomes its step's `data_wait_s`."""
+        engine = self._engine
+        iterator = iter(loader)
+        seen = False
+        while True:
+            if engine is not None:
+                engine.data_wait_begins()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                break
+            finally:
+                if engine is not None:
+                    engine.data_wait_ends()
+            seen = True
+            yield batch
+        if not seen and engine is not None:
+            warn_once("run.batches", "the loader gave no batch: there was no step to measure; check the data set")
+
+    def summary(self) -> RunSummary:
+        """The run's totals so far, or, after the `with` block, its final ones.
+
+        Raises `ConfigurationError` before the run has started, and under MFU_ENABLED=0, where nothing is measured.
+        """
+        if self._engine is not None:
+            self._engine.ledger.settle()
+            return self._engine.ledger.summary()
+        if self._summary is not None:
+            return self._summary
+        if not self._settings.enabled:
+            raise ConfigurationError("MFU_ENABLED=0: nothing is measured, so there is no summary; unset it to measure")
+        raise ConfigurationError("this monitor has not run yet: ask for its summary inside or after its `with` block")
+
+
+class MarkedStep:
+    """The context manager that `run.step` returns."""
+
+    __slots__ = ("_engine", "_phase", "_samples", "_tokens")
+
+    def __init__(self, engine: Engine | None, tokens: int | None, samples: int | None, phase: Phase) -> None:
+        self._engine = engine
+        self._tokens = tokens
+        self._samples = samples
+        self._phase: Phase = phase
+
+    def __enter__(self) -> MarkedStep:
+        if self._engine is not None:
+            self._engine.marked_begins(self._phase)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            self._engine.marked_ends(self._tokens, self._samples, None if kind is None else kind.__qualname__)

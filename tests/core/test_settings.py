@@ -1,0 +1,47 @@
+"""Options and their variables."""
+
+from pathlib import Path
+
+import pytest
+
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.settings import OPTIONS, Settings
+
+
+def test_defaults() -> None:
+    """An empty environment gives the documented defaults."""
+    assert Settings.from_env({}) == Settings()
+    assert Settings().spans == "auto"
+
+
+def test_every_variable_is_read() -> None:
+    """Each documented variable changes what is read."""
+    changed = {
+        "MFU_ENABLED": "0",
+        "MFU_GUARD": "raise",
+        "MFU_CALIBRATE": "off",
+        "MFU_CACHE_DIR": "/somewhere",
+        "MFU_SPANS": "all",
+        "MFU_RUN_ID": "run-7",
+        "MFU_RUN_ATTEMPT": "3",
+    }
+    assert set(changed) == {option.variable for option in OPTIONS}
+    for variable, value in changed.items():
+        assert Settings.from_env({variable: value}) != Settings(), variable
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MFU_ENABLED", "maybe"), ("MFU_SPANS", "some"), ("MFU_CALIBRATE", "on"), ("MFU_RUN_ATTEMPT", "-1")],
+)
+def test_a_wrong_value_is_named(variable: str, value: str) -> None:
+    """The error names the variable and the value."""
+    with pytest.raises(ConfigurationError, match=f"{variable}='{value}'"):
+        Settings.from_env({variable: value})
+
+
+def test_cache_directory() -> None:
+    """The option first, then XDG's variable, then the home directory."""
+    assert Settings(cache_dir=Path("/a")).resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/a")
+    assert Settings().resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/x/mfu_sdk")
+    assert Settings().resolved_cache_dir({}) == Path.home() / ".cache/mfu_sdk"

@@ -1,0 +1,255 @@
+"""A real OTLP collector on loopback that can misbehave, and records to send to it."""
+
+import dataclasses
+import gzip
+import os
+import socket
+import ssl
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from mfu_sdk.records import RunIdentity, RunSummary, StepRecord
+
+# 2026-01-01T00:00:00Z, a multiple of 30 s.
+EPOCH_NS = 1_767_225_600_000_000_000
+
+
+def value_of(value: AnyValue) -> object:
+    kind = value.WhichOneof("value")
+    assert kind is not None
+    if kind == "array_value":
+        return [value_of(entry) for entry in value.array_value.values]
+    return getattr(value, kind)
+
+
+def attributes_of(pairs: "list[KeyValue]") -> dict[str, object]:
+    return {pair.key: value_of(pair.value) for pair in pairs}
+
+
+@dataclasses.dataclass
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Collector:
+    """Answers with `status` (or not at all while `hung`), after the `script` of (status, Retry-After) has run out."""
+
+    def __init__(self) -> None:
+        self.requests: list[Received] = []
+        self.status = 200
+        self.hung = False
+        self.answer = b""
+        self.script: list[tuple[int, str | None]] = []
+        self.arrived = threading.Condition()
+        self._release = threading.Event()
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                with collector.arrived:
+                    collector.requests.append(Received(self.path, dict(self.headers), body))
+                    collector.arrived.notify_all()
+                if collector.hung:
+                    collector._release.wait(60)
+                    self.close_connection = True
+                    return
+                status, after = collector.script.pop(0) if collector.script else (collector.status, None)
+                self.send_response(status)
+                if after is not None:
+                    self.send_header("Retry-After", after)
+                if status == 302:
+                    self.send_header("Location", f"{collector.url}/elsewhere")
+                answer = collector.answer if status == 200 else b""
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                # A client that hung up or failed its handshake is what some tests are about.
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def speak_tls(self, certificate: Path, key: Path) -> None:
+        """Ask for TLS from here on, and for a client's certificate that `certificate` has signed."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
+        context.load_cert_chain(certificate, key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        # The handshake is done by the connection's own thread: one that fails must not stop the server.
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.url = self.url.replace("http:", "https:")
+
+    def stop(self) -> None:
+        self._release.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+        with self.arrived:
+            return self.arrived.wait_for(predicate, timeout_s)
+
+    def bodies(self, path: str) -> list[bytes]:
+        unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress}
+        return [
+            unpack.get(request.headers.get("Content-Encoding", ""), bytes)(request.body)
+            for request in self.requests
+            if request.path == path
+        ]
+
+    def refuse_some(self, count: int) -> None:
+        success = ExportTracePartialSuccess(rejected_spans=count, error_message="too old")
+        self.answer = ExportTraceServiceResponse(partial_success=success).SerializeToString()
+
+    def trace_requests(self) -> list[ExportTraceServiceRequest]:
+        return [ExportTraceServiceRequest.FromString(body) for body in self.bodies("/v1/traces")]
+
+    def spans(self, name: str | None = None) -> list[Span]:
+        """Every span received so far, once each, as a provider would keep it."""
+        found = {
+            span.span_id: span
+            for request in self.trace_requests()
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        }
+        return [span for span in found.values() if name is None or span.name == name]
+
+    def points(self) -> dict[str, list[tuple[dict[str, object], float]]]:
+        """The last export of metrics: name to (attributes, value; a histogram's count)."""
+        body = self.bodies("/v1/metrics")[-1]
+        found: dict[str, list[tuple[dict[str, object], float]]] = {}
+        for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    kind = metric.WhichOneof("data")
+                    for point in getattr(metric, kind).data_points:
+                        value = float(point.count) if kind == "histogram" else point.as_double
+                        found.setdefault(metric.name, []).append((attributes_of(point.attributes), value))
+        return found
+
+
+@pytest.fixture(autouse=True)
+def _no_otel_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in os.environ:
+        if variable.startswith("OTEL_") or variable.lower().endswith("_proxy"):
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def refused() -> str:
+    """The URL of a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def identity() -> RunIdentity:
+    return RunIdentity(
+        run_id="run-7",
+        attempt=1,
+        workload="bytegpt",
+        workload_family="abc123",
+        rank=3,
+        local_rank=1,
+        world_size=8,
+        device_name="cpu",
+        device_vendor=None,
+        device_id=None,
+        start_unix_ns=EPOCH_NS,
+    )
+
+
+def make_step(index: int, **changes: object) -> StepRecord:
+    """A timed step of 1 s that starts `index` seconds into a window: 40 of 100 FLOPs that it could have done."""
+    record = StepRecord(
+        index=index,
+        phase="train",
+        duration_s=1.0,
+        model_flops=40,
+        hardware_flops=50,
+        peak_flops_per_s=100.0,
+        peak_source="calibrated",
+        mfu=0.4,
+        hfu=0.5,
+        mfu_by_dtype=0.4,
+        expected_mfu=0.8,
+        achievable_mfu=0.5,
+        count_source="cached",
+        coverage=1.0,
+        tokens=16,
+        data_wait_s=0.1,
+        comm_s=None,
+        device_s=None,
+        convention="exact",
+        start_unix_ns=EPOCH_NS + index * 1_000_000_000,
+        peak_dtype="float32",
+        samples=2,
+        attention_flops_exact=4,
+        attention_flops_full=8,
+        batch_running=2.0,
+        arithmetic_intensity=10.0,
+    )
+    return dataclasses.replace(record, **changes)
+
+
+@pytest.fixture
+def step() -> Callable[..., StepRecord]:
+    return make_step
+
+
+@pytest.fixture
+def summary() -> RunSummary:
+    return RunSummary(
+        name="bytegpt",
+        steps=3,
+        timed_steps=3,
+        mfu=0.4,
+        hfu=0.5,
+        expected_mfu=0.8,
+        waterfall={},
+        tokens_per_s=16.0,
+        overhead_s=0.25,
+        uncounted=(),
+        coverage=1.0,
+        model_flops=120,
+        duration_s=3.0,
+        peak_flops_per_s=100.0,
+        peak_dtype="float32",
+        peak_source="calibrated",
+        device="cpu",
+        convention="exact",
+    )

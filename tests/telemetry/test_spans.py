@@ -1,0 +1,185 @@
+"""Spans as they go over the wire: names, ids, links, and no attribute that is not registered."""
+
+import dataclasses
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
+
+from mfu_sdk import semconv
+from mfu_sdk.export.identity import Ids, window_slot
+from mfu_sdk.export.sampling import Kept
+from mfu_sdk.export.spans import Spans, attributes
+from mfu_sdk.export.totals import Totals
+from mfu_sdk.export.windows import Windows, sums
+from mfu_sdk.records import InferenceRecord, Peaks, Rate, Uncounted
+
+from .conftest import EPOCH_NS, attributes_of
+
+REQUEST = InferenceRecord("handle", EPOCH_NS, 0.5, 10**19, 20, "cached", 3, 4, 2)
+RATE = Rate(1e12, 0.9e12, 1.1e12, "calibrated", 0.0)
+PEAKS = Peaks(
+    device="cpu",
+    theoretical={},
+    achievable={"float32": RATE, "bfloat16": RATE},
+    memory=Rate(2e10, 1e10, 3e10, "calibrated", 0.0),
+    clock_mhz=None,
+    state={},
+    calibration_id="cal-1",
+)
+TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
+
+
+@pytest.fixture
+def spans(identity):
+    return Spans(identity, Resource({}))
+
+
+@pytest.fixture
+def window(step):
+    windows = Windows()
+    windows.add(step(0, device_s=0.5))
+    return windows.add(step(1, device_s=0.5))[0]
+
+
+def wire(*made):
+    """The spans as a collector decodes them."""
+    return list(encode_spans(made).resource_spans[0].scope_spans[0].spans)
+
+
+def everything(spans, window, summary, step):
+    total = sums(window.steps)
+    totals = Totals()
+    totals.add(total)
+    missing = dataclasses.replace(summary, uncounted=(Uncounted("aten::x", 1, "m"),))
+    return wire(
+        spans.step(step(0, device_s=0.5), window, Kept("all", 1.0)),
+        spans.step(step(1, error_type="ValueError"), window, Kept("error", None)),
+        spans.window(window, total),
+        spans.run(missing, totals, PEAKS, EPOCH_NS + 10, "ValueError"),
+        spans.inference(dataclasses.replace(REQUEST, error_type="KeyError")),
+        *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
+    )
+
+
+def test_registered(spans, window, summary, step):
+    """Every attribute of every span is registered for that place, with that type; every registered one can appear."""
+    seen = set()
+    for span in everything(spans, window, summary, step):
+        assert span.name in semconv.SPANS
+        place = span.name.removeprefix("mfu.")
+        for name, value in attributes_of(span.attributes).items():
+            registered = semconv.ATTRIBUTES[name]
+            assert place in registered.on
+            if registered.type.endswith("[]"):
+                element = TYPES[registered.type.removesuffix("[]")]
+                assert all(type(entry) is element for entry in value)
+            else:
+                assert type(value) is TYPES[registered.type]
+            seen.add((place, name))
+    wanted = {
+        (place, attribute.name)
+        for attribute in semconv.ATTRIBUTES.values()
+        for place in attribute.on
+        if place not in ("resource", "metric")
+    }
+    # A request knows no peak, so it has no utilization to tell.
+    assert wanted - seen == {("inference", semconv.UTILIZATION)}
+
+
+def test_misplaced():
+    """An attribute in the wrong place, or of no registry, is an error of ours that tests find."""
+    with pytest.raises(ValueError, match=r"mfu.step.index: is not registered on window"):
+        attributes("window", {semconv.STEP_INDEX: 1})
+    with pytest.raises(KeyError, match="mfu.surprise"):
+        attributes("step", {"mfu.surprise": 1})
+
+
+def test_unknown_left_out():
+    """None and what is not finite are left out; zero is not."""
+    found = attributes(
+        "step", {semconv.UTILIZATION: None, semconv.EXPECTED: float("nan"), semconv.MODEL_FLOP: 0}
+    )
+    assert found == {semconv.MODEL_FLOP: 0.0}
+
+
+def test_huge(spans, window, step):
+    """FLOPs beyond int64 are doubles."""
+    (span,) = wire(spans.step(step(0, model_flops=10**19), window, Kept("all", 1.0)))
+    assert attributes_of(span.attributes)["mfu.model.flop"] == 1e19
+
+
+def test_step(spans, window, step, identity):
+    """A step is its window's child, over its own time, and tells how it was sampled."""
+    ids = Ids.of(identity)
+    (span,) = wire(spans.step(step(1), window, Kept("periodic", 0.125)))
+    assert int.from_bytes(span.trace_id, "big") == ids.window_trace(window_slot(EPOCH_NS))
+    assert int.from_bytes(span.parent_span_id, "big") == ids.window_span(window.slot, step(0))
+    assert int.from_bytes(span.span_id, "big") == ids.step_span(step(1))
+    assert (span.start_time_unix_nano, span.end_time_unix_nano) == (EPOCH_NS + 10**9, EPOCH_NS + 2 * 10**9)
+    found = attributes_of(span.attributes)
+    assert (found["mfu.sample.reason"], found["mfu.sample.ratio"]) == ("periodic", 0.125)
+    assert span.status.code == 0
+
+
+def test_untimed_step(spans, window, step):
+    """A step whose time means nothing has no available FLOPs, so no sum over spans can take it in."""
+    (span,) = wire(spans.step(step(1, error_type="ValueError"), window, Kept("error", None)))
+    found = attributes_of(span.attributes)
+    assert "mfu.available.flop" not in found
+    assert "mfu.sample.ratio" not in found
+    assert found["error.type"] == "ValueError"
+    assert span.status.code == 2
+
+
+def test_window(spans, window, step, identity):
+    """A window is a root, linked to the run's span, and holds sums and arrays."""
+    ids = Ids.of(identity)
+    (span,) = wire(spans.window(window, sums(window.steps)))
+    assert span.parent_span_id == b""
+    assert int.from_bytes(span.links[0].span_id, "big") == ids.run_span()
+    assert int.from_bytes(span.links[0].trace_id, "big") == ids.run_trace()
+    found = attributes_of(span.attributes)
+    assert (found["mfu.model.flop"], found["mfu.available.flop"], found["mfu.utilization"]) == (80.0, 200.0, 0.4)
+    assert found["mfu.window.step.durations"] == [1_000_000, 1_000_000]
+    assert found["mfu.window.step.utilizations"] == [4000, 4000]
+
+
+def test_run(spans, summary, identity):
+    """The run lasts from its start to its close, and says so where the user's code ended it."""
+    (span,) = wire(spans.run(summary, Totals(), None, EPOCH_NS + 7, "ValueError"))
+    assert (span.start_time_unix_nano, span.end_time_unix_nano) == (EPOCH_NS, EPOCH_NS + 7)
+    assert span.status.code == 2
+    found = attributes_of(span.attributes)
+    assert found["error.type"] == "ValueError"
+    assert found["mfu.run.step.count"] == 3
+    # No window, no sums: not zeros.
+    assert {"mfu.model.flop", "mfu.step.time", "mfu.utilization", "mfu.calibration.id"}.isdisjoint(found)
+    (span,) = wire(spans.run(summary, Totals(), None, EPOCH_NS + 7, None))
+    assert span.status.code == 0
+
+
+def test_request(spans):
+    """A request is its caller's child, or alone in a trace of its own; its name is not told."""
+    child, alone, other = wire(
+        spans.inference(dataclasses.replace(REQUEST, parent_trace_id=77, parent_span_id=88)),
+        spans.inference(REQUEST),
+        spans.inference(REQUEST),
+    )
+    assert int.from_bytes(child.trace_id, "big") == 77
+    assert int.from_bytes(child.parent_span_id, "big") == 88
+    assert alone.parent_span_id == b""
+    assert len({child.span_id, alone.span_id, other.span_id}) == 3
+    assert alone.trace_id != other.trace_id
+    assert "handle" not in str(alone)
+
+
+def test_calibration(spans, identity):
+    """A calibration is the run's child, one span for each dtype, each with the memory's rate."""
+    found = wire(*spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5))
+    assert [attributes_of(span.attributes)["mfu.peak.dtype"] for span in found] == ["float32", "bfloat16"]
+    for span in found:
+        assert int.from_bytes(span.parent_span_id, "big") == Ids.of(identity).run_span()
+        assert attributes_of(span.attributes)["mfu.peak.memory_rate"] == 2e10
+    (only_memory,) = wire(*spans.calibration(dataclasses.replace(PEAKS, achievable={}), EPOCH_NS, EPOCH_NS + 5))
+    assert "mfu.peak.flop_rate" not in attributes_of(only_memory.attributes)

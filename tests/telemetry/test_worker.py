@@ -1,0 +1,165 @@
+"""The thread: bounded, patient with nobody, and gone when its run is."""
+
+import os
+import threading
+
+import pytest
+from opentelemetry import context
+
+from mfu_sdk.export.worker import QUEUE_ITEMS, Worker
+from mfu_sdk.testing import leaked_hooks
+
+
+class Notebook:
+    """A pipeline that writes down what it is given, waits where told to, and delivers when allowed to."""
+
+    def __init__(self):
+        self.items = []
+        self.flushes = 0
+        self.abandoned = 0
+        self.sendable = True
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.context = None
+
+    def consume(self, item):
+        self.context = context.get_value("suppress_instrumentation")
+        self.entered.set()
+        assert self.gate.wait(20)
+        self.items.append(item)
+
+    def flush(self):
+        self.flushes += 1
+
+    def deliver(self, deadline_s):
+        return None if self.sendable else 0.01
+
+    def abandon(self):
+        self.abandoned += 1
+
+
+@pytest.fixture
+def notebook():
+    return Notebook()
+
+
+@pytest.fixture
+def worker(notebook):
+    made = Worker("test", notebook)
+    yield made
+    notebook.gate.set()
+    made.stop(10.0)
+
+
+def test_lazy(worker):
+    """No thread before the first item; an unused worker closes and flushes without one."""
+    assert leaked_hooks() == []
+    assert worker.flush(0.0)
+    worker.put("a")
+    assert [name for name in leaked_hooks() if "mfu-export-test" in name]
+
+
+def test_daemon(worker, notebook):
+    """The thread is a daemon, so nothing that it waits for can keep the process."""
+    worker.put("a")
+    assert worker.flush(20.0)
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "mfu-export-test"] == [True]
+    # Libraries that instrument HTTP ask this of the context before they make a span of a request.
+    assert notebook.context is True
+
+
+def test_order(worker, notebook):
+    """Items arrive in order, `close`'s last, and what comes after is not taken."""
+    for item in range(100):
+        worker.put(item)
+    worker.close("end")
+    worker.put("late")
+    worker.close("again")
+    assert worker.flush(20.0)
+    assert notebook.items == [*range(100), "end"]
+    assert leaked_hooks() == []
+
+
+def test_bounded(worker, notebook):
+    """A thread that is held up costs a bounded queue; what does not fit is counted, and `close` always fits."""
+    notebook.gate.clear()
+    worker.put("held")
+    assert notebook.entered.wait(20)
+    for item in range(QUEUE_ITEMS + 5):
+        worker.put(item)
+    assert worker.overflowed == 5
+    worker.close("end")
+    notebook.gate.set()
+    assert worker.flush(20.0)
+    assert len(notebook.items) == 1 + QUEUE_ITEMS + 1
+    assert notebook.items[-1] == "end"
+
+
+def test_flush_says_no(worker, notebook):
+    """A flush that is not delivered in its time says so, and asks for everything to be due once."""
+    notebook.sendable = False
+    worker.put("a")
+    assert not worker.flush(0.05)
+    assert notebook.flushes == 1
+    notebook.sendable = True
+    assert worker.flush(20.0)
+
+
+def test_gives_up(worker, notebook):
+    """`stop` delivers until its time is over, and then gives up what is left."""
+    notebook.sendable = False
+    worker.put("a")
+    assert worker.stop(0.05) or worker.stop(10.0)
+    assert notebook.abandoned == 1
+    assert leaked_hooks() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_own_failure(worker, notebook, monkeypatch):
+    """A failure of our own ends the thread, and nothing waits for it."""
+    monkeypatch.setattr(notebook, "deliver", lambda deadline_s: 1 / 0)
+    worker.put("a")
+    assert not worker.flush(20.0)
+    worker.put("b")
+    assert worker.stop(20.0)
+
+
+def test_bad_item(worker, notebook, monkeypatch, caplog):
+    """One item that fails costs that item and one line in the log."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+    take = notebook.consume
+    monkeypatch.setattr(notebook, "consume", lambda item: take(item) if item != "bad" else 1 / 0)
+    for item in ("a", "bad", "b"):
+        worker.put(item)
+    assert worker.flush(20.0)
+    assert notebook.items == ["a", "b"]
+    assert len([record for record in caplog.records if "ZeroDivisionError" in record.message]) <= 1
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_child(worker, notebook, started):
+    """In a forked child every method returns at once, does nothing, and starts no thread."""
+    if started:
+        worker.put("parent's")
+        assert worker.flush(20.0)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            worker.put("child's")
+            delivered = worker.flush(5.0)
+            worker.close("child's end")
+            ended = worker.stop(5.0)
+            report = f"{delivered} {ended} {threading.active_count()} {len(worker._queue)}"
+        except BaseException as error:
+            report = repr(error)
+        os.write(writer, report.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        assert answer.read() == "True True 1 0"
+    assert os.waitpid(child, 0)[1] == 0
+    worker.put("after")
+    assert worker.flush(20.0)
+    assert notebook.items == (["parent's", "after"] if started else ["after"])

@@ -1,0 +1,154 @@
+"""The kernels compute what their references say, at every edge, in the interpreter here and compiled on a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mfu_kernels
+from mfu_kernels import gemm, stream
+
+DTYPES = ("float32", "float16", "bfloat16")
+Ask = Callable[..., object]
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")]
+PATHS = {"PYTHONPATH": str(Path(mfu_kernels.__file__).parents[1])}
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=GPU)])
+def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
+    """A function that puts one case to a `kernel_process.py` that lives as long as the module's tests."""
+    interpret = {"TRITON_INTERPRET": "1" if request.param == "cpu" else "0"}
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("kernel_process.py")), request.param],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | PATHS | interpret,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def put(case: str, dtype: str, shape: tuple[int, ...] = (), seed: int = 0) -> object:
+            stdin.write(json.dumps({"case": case, "dtype": dtype, "shape": shape, "seed": seed}) + "\n")
+            stdin.flush()
+            answer = stdout.readline()
+            assert answer, "the kernel's process ended; its error is on standard error"
+            return json.loads(answer)
+
+        yield put
+        stdin.close()
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_known_product(ask: Ask, dtype: str) -> None:
+    """A product of small whole numbers is exact: 1·7 + 2·11 = 29, and so on."""
+    assert ask("known", dtype) == [[29, 32, 35, 38], [65, 72, 79, 86], [101, 112, 123, 134]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (128, 64, 128), (129, 65, 127), (3, 200, 260), (300, 1, 2)])
+def test_product(ask: Ask, dtype: str, shape: tuple[int, int, int]) -> None:
+    """A product is within the bound of fp32 accumulation, whole tiles or ragged, and stays in its tensor."""
+    assert ask("matmul", dtype, shape) <= 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    shape=st.tuples(st.integers(1, 140), st.integers(1, 140), st.integers(1, 140)),
+    seed=st.integers(0, 2**31),
+)
+def test_any_product(ask: Ask, dtype: str, shape: tuple[int, int, int], seed: int) -> None:
+    """No shape, dtype or seed breaks the bound, and doubling one operand doubles the product to the bit."""
+    assert ask("matmul", dtype, shape, seed) <= 1
+    assert ask("scaled", dtype, shape, seed) is True
+
+
+def test_more_than_one_group_of_tiles(ask: Ask) -> None:
+    """Nine rows of tiles are one more than a group has: every tile is still written once."""
+    assert ask("matmul", "float16", (8 * 128 + 1, 3, 129)) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("elements", [1, 1023, 1024, 4099])
+def test_stream(ask: Ask, dtype: str, elements: int) -> None:
+    """Copy keeps every bit and triad is within three roundings, in whole blocks or ragged."""
+    assert ask("copied_bits", dtype, (elements,)) is True
+    assert ask("copy", dtype, (elements,)) == 0
+    assert ask("triad", dtype, (elements,)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "match"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 3), r"a \(2, 3\) @ b \(2, 3\): must be \(m, k\) @ \(k, n\)"),
+        (torch.ones(2), torch.ones(2, 3), r"a \(2,\) @ b"),
+        (torch.ones(2, 0), torch.ones(0, 2), "none of them 0"),
+        (torch.ones(2, 2), torch.ones(2, 2).half(), r"a torch.float32, b torch.float16: must be the same"),
+        (torch.ones(2, 2).double(), torch.ones(2, 2).double(), "one of torch.float32, torch.float16, torch.bfloat16"),
+    ],
+)
+def test_operands_that_do_not_fit(a: torch.Tensor, b: torch.Tensor, match: str) -> None:
+    """A product of operands that do not fit names them and the rule."""
+    with pytest.raises(ValueError, match=match):
+        gemm.matmul(a, b)
+
+
+def test_output_that_does_not_fit() -> None:
+    """An output of another shape, or of a dtype that is neither the operands' nor float32, is refused."""
+    a = torch.ones(2, 2).half()
+    with pytest.raises(ValueError, match=r"out \(2, 3\) torch.float16: must be \(2, 2\)"):
+        gemm.matmul(a, a, torch.empty(2, 3).half())
+    with pytest.raises(ValueError, match=r"in torch.float16 or torch.float32"):
+        gemm.matmul(a, a, torch.empty(2, 2).bfloat16())
+
+
+def test_streams_that_do_not_fit() -> None:
+    """Buffers that differ, have another dtype, are empty or have gaps are refused."""
+    x = torch.ones(8)
+    with pytest.raises(ValueError, match="must have one shape and dtype"):
+        stream.copy(x, torch.ones(9))
+    with pytest.raises(ValueError, match="must have one shape and dtype"):
+        stream.triad(x, x.half(), 1.0, x)
+    with pytest.raises(ValueError, match=r"dtype torch\.int64: must be one of"):
+        stream.copy(x.long(), x.long())
+    with pytest.raises(ValueError, match="must be contiguous and not empty"):
+        stream.copy(x[::2], torch.ones(4))
+    with pytest.raises(ValueError, match="must be contiguous and not empty"):
+        stream.copy(x[:0], x[:0])
+
+
+def test_compiled_kernels_refuse_the_cpu() -> None:
+    """Without the interpreter a tensor on the CPU is refused, and the message names the variable to set."""
+    assert not gemm.INTERPRETED
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1 before mfu_kernels is imported"):
+        gemm.matmul(torch.ones(2, 2), torch.ones(2, 2))
+    with pytest.raises(ValueError, match="set TRITON_INTERPRET=1"):
+        stream.copy(torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match="cpu and meta: must be on one device"):
+        stream.copy(torch.ones(2), torch.ones(2, device="meta"))
+
+
+@pytest.mark.parametrize("missing", ["torch", "triton"])
+def test_import_without(missing: str) -> None:
+    """Importing the package without torch or Triton is an ImportError that names the extra to install."""
+    # None in sys.modules is how Python itself marks a module as not importable.
+    code = f"import sys; sys.modules[{missing!r}] = None\ntry:\n import mfu_kernels\nexcept ImportError as e: print(e)"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | PATHS,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert said.stdout.startswith(f"mfu_kernels needs {missing}, which is not installed: pip install 'mfu-sdk[torch]'")

@@ -1,0 +1,399 @@
+"""`mfu.monitor` in the loops that people write."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mfu_sdk as mfu
+from mfu_sdk import guard, testing
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.records import Peaks, Rate, StepRecord
+from mfu_sdk.run import opening
+from mfu_sdk.run.clock import HostClock
+
+BATCH, WIDE, OUT = 16, 64, 32
+FORWARD = 2 * BATCH * WIDE * OUT
+# The input needs no gradient, so the backward pass is the product for the weight alone.
+TRAIN = 2 * FORWARD
+PEAKS = Peaks("cpu", {}, {"float32": Rate(1e9, 1e9, 1e9, "user", 0.0)}, None, None, {})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> testing.FakeClock:
+    """The monitor's clock: it moves only when a test says so."""
+    fake = testing.FakeClock()
+    monkeypatch.setattr(opening, "clock_for", lambda _device: HostClock(fake))
+    guard._said.clear()
+    return fake
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Linear(WIDE, OUT, bias=False)
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def train_once(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int = BATCH) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(batch, WIDE)).square().mean().backward()
+    optimizer.step()
+
+
+def test_marked_steps_by_hand(model: nn.Module, clock: testing.FakeClock) -> None:
+    """FLOPs, durations and ratios of marked steps are those of a calculation by hand."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in range(6):
+            with run.step(tokens=BATCH):
+                train_once(model, optimizer)
+                clock.advance(0.5)
+    assert [r.index for r in records] == [0, 1, 2, 3, 4, 5]
+    assert [r.model_flops for r in records] == [TRAIN] * 6
+    assert [r.duration_s for r in records] == [0.5] * 6
+    # Indices 0, 1, 2, 4, 8, … are counted; the rest cost a look-up.
+    assert [r.count_source for r in records] == ["measured", "measured", "measured", "cached", "measured", "cached"]
+    assert records[3].mfu == TRAIN / (1e9 * 0.5)
+    assert records[3].available_flops == 5e8
+    summary = run.summary()
+    assert (summary.steps, summary.timed_steps) == (6, 2)
+    assert summary.mfu == 2 * TRAIN / (1e9 * 1.0)
+    assert summary.tokens_per_s == 2 * BATCH / 1.0
+    assert sum(summary.waterfall.values()) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_mode_is_on_for_few_steps(model: nn.Module, clock: testing.FakeClock) -> None:
+    """Of 70 steps of one shape the counting mode sees those with index 0, 1, 2, 4, 8, 16, 32 and 64."""
+    depths: list[int] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS) as run:
+        for _ in range(70):
+            with run.step():
+                depths.append(torch._C._len_torch_dispatch_stack())
+                train_once(model, optimizer)
+    assert [i for i, depth in enumerate(depths) if depth] == [0, 1, 2, 4, 8, 16, 32, 64]
+
+
+def test_data_wait_is_part_of_its_step(model: nn.Module, clock: testing.FakeClock) -> None:
+    """A step runs from its predecessor's end to its own: 0.3 s of waiting and 0.7 s of work are one second."""
+
+    def loader() -> Iterator[torch.Tensor]:
+        for _ in range(4):
+            clock.advance(0.3)
+            yield torch.randn(BATCH, WIDE)
+
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in run.batches(loader()):
+            with run.step():
+                train_once(model, optimizer)
+                clock.advance(0.7)
+    assert [r.data_wait_s for r in records] == pytest.approx([0.3] * 4)
+    assert [r.duration_s for r in records] == pytest.approx([1.0] * 4)
+    assert run.summary().waterfall["data_wait"] == pytest.approx(0.3)
+
+
+def test_unmarked_steps_end_with_the_optimizer(model: nn.Module, clock: testing.FakeClock) -> None:
+    """An unchanged loop: a step ends at the first forward pass after an optimizer step; the last at that step."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
+        for _ in range(5):
+            train_once(model, optimizer)
+            clock.advance(0.25)
+    assert [r.model_flops for r in records] == [TRAIN] * 5
+    assert [r.duration_s for r in records] == [0.25] * 4 + [0.0]
+    assert {r.phase for r in records} == {"train"}
+
+
+def test_gradient_accumulation_is_one_step(model: nn.Module, clock: testing.FakeClock) -> None:
+    """Three forward and backward passes before one optimizer step make one step with three times the FLOPs."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
+        for _ in range(4):
+            optimizer.zero_grad()
+            for _ in range(3):
+                model(torch.randn(BATCH, WIDE)).square().mean().backward()
+            optimizer.step()
+    assert [r.model_flops for r in records] == [3 * TRAIN] * 4
+
+
+def test_unmarked_evaluation_is_a_step_of_its_own(model: nn.Module, clock: testing.FakeClock) -> None:
+    """Forward passes without gradients between training steps are one step of phase eval, forward FLOPs only."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
+        train_once(model, optimizer)
+        with torch.no_grad():
+            for _ in range(2):
+                model(torch.randn(BATCH, WIDE))
+        train_once(model, optimizer)
+        with torch.no_grad():
+            for _ in range(2):
+                model(torch.randn(BATCH, WIDE))
+    assert [(r.phase, r.model_flops) for r in records] == [
+        ("train", TRAIN),
+        ("eval", 2 * FORWARD),
+        ("train", TRAIN),
+        ("eval", 2 * FORWARD),
+    ]
+
+
+def test_new_shapes_are_counted_when_they_come(model: nn.Module, clock: testing.FakeClock) -> None:
+    """A last, smaller batch between the counted indices has its own count, not its neighbour's."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for batch in [BATCH] * 5 + [4] + [BATCH, 4]:
+            with run.step():
+                train_once(model, optimizer, batch)
+    assert [r.model_flops for r in records] == [TRAIN] * 5 + [TRAIN // 4, TRAIN, TRAIN // 4]
+    assert [r.count_source for r in records[5:]] == ["measured", "cached", "cached"]
+
+
+def test_the_first_optimizer_decides_or_the_one_given(clock: testing.FakeClock) -> None:
+    """Of two optimizers that take turns, the one given ends the steps."""
+    body, head = nn.Linear(WIDE, OUT, bias=False), nn.Linear(OUT, 1, bias=False)
+    model = nn.Sequential(body, head)
+    first, second = make_optimizer(body), make_optimizer(head)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, optimizer=second, peaks=PEAKS, on_step=records.append):
+        for _ in range(3):
+            model(torch.randn(BATCH, WIDE)).sum().backward()
+            first.step()
+            model(torch.randn(BATCH, WIDE)).sum().backward()
+            second.step()
+    assert len(records) == 3
+
+
+def test_without_a_model_all_work_counts_as_a_sample(clock: testing.FakeClock) -> None:
+    """Without a model the optimizer alone ends steps, and what an uncounted step cost is a sample's mean."""
+    weight = nn.Parameter(torch.randn(WIDE, OUT))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    records: list[StepRecord] = []
+    with mfu.monitor(None, name="bare", peaks=PEAKS, on_step=records.append):
+        for _ in range(4):
+            optimizer.zero_grad()
+            (torch.randn(BATCH, WIDE) @ weight).sum().backward()
+            optimizer.step()
+    assert [r.model_flops for r in records] == [TRAIN] * 4
+    assert records[3].count_source == "sampled"
+
+
+def test_the_users_exception_passes(model: nn.Module, clock: testing.FakeClock) -> None:
+    """It comes out unchanged; its step says what ended it and enters no sum."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with (
+        pytest.raises(ZeroDivisionError, match="mine"),
+        mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run,
+    ):
+        with run.step():
+            train_once(model, optimizer)
+        with run.step():
+            raise ZeroDivisionError("mine")
+    assert [r.error_type for r in records] == [None, "ZeroDivisionError"]
+    assert run.summary().timed_steps == 0
+
+
+def test_an_exception_inside_forward_leaves_no_mode(model: nn.Module, clock: testing.FakeClock) -> None:
+    """A forward pass that fails while it is counted leaves no dispatch mode and no hook behind."""
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), mfu.monitor(model, peaks=PEAKS):
+        model(torch.randn(BATCH, WIDE + 1))
+    assert torch._C._len_torch_dispatch_stack() == 0
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_an_empty_loader_is_said(model: nn.Module, clock: testing.FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """No batch: the loop goes on, a warning names the remedy, and MFU is unknown, not zero."""
+    with caplog.at_level(logging.WARNING), mfu.monitor(model, peaks=PEAKS) as run:
+        assert list(run.batches([])) == []
+    assert "the loader gave no batch" in caplog.text
+    assert run.summary().mfu is None
+    assert "loader empty" in str(run.summary())
+
+
+def test_without_a_peak_mfu_is_unknown(
+    model: nn.Module, clock: testing.FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration forbidden and none cached: FLOPs are counted, MFU is None, and the summary says how to mend it."""
+    monkeypatch.setenv("MFU_CALIBRATE", "off")
+    optimizer = make_optimizer(model)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, on_step=records.append) as run:
+        for _ in range(4):
+            with run.step():
+                train_once(model, optimizer)
+    assert records[3].model_flops == TRAIN
+    assert records[3].mfu is None
+    assert run.summary().mfu is None
+    assert "mfu calibrate" in str(run.summary())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model": nn.ReLU()}, "ReLU.*no parameters.*pass the module that holds the weights"),
+        ({"model": "llama"}, "str.*must be a torch.nn.Module"),
+        ({"start_step": -1}, "start_step=-1: must not be negative"),
+        ({"spans": "some"}, "spans='some': must be one of"),
+    ],
+)
+def test_bad_arguments_raise_before_start(arguments: dict[str, object], words: str) -> None:
+    """The error names the value, the rule and the remedy."""
+    with pytest.raises(ConfigurationError, match=words):
+        mfu.monitor(**arguments)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"expected": 40.0}, "expected=40.0.*0.4 means 40"),
+        ({"convention": "half"}, "convention='half'.*exact or full"),
+        ({"devices": "cuda:9"}, "cuda:9"),
+        ({"devices": "quantum"}, "quantum.*torch knows no such device"),
+        ({"devices": ()}, "at least one device"),
+    ],
+)
+def test_bad_arguments_raise_on_entry(model: nn.Module, arguments: dict[str, object], words: str) -> None:
+    """What needs the device to be looked at is refused on entry, before any hook is set."""
+    with pytest.raises(ConfigurationError, match=words):
+        mfu.monitor(model, peaks=PEAKS, **arguments).__enter__()  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_an_unknown_phase_is_refused(model: nn.Module, clock: testing.FakeClock) -> None:
+    """A misspelt phase is refused with the list of those there are."""
+    with mfu.monitor(model, peaks=PEAKS) as run, pytest.raises(ConfigurationError, match="phase='trian'.*train, eval"):
+        run.step(phase="trian")  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_cell_run_again_closes_its_monitor(
+    model: nn.Module, clock: testing.FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A monitor that a notebook left open ends when the next one of the same model begins."""
+    left_open = mfu.monitor(model, peaks=PEAKS).__enter__()
+    with caplog.at_level(logging.WARNING), mfu.monitor(model, peaks=PEAKS) as run:
+        assert len(model._forward_pre_hooks) == 1
+        with run.step():
+            model(torch.randn(BATCH, WIDE))
+    assert "left open" in caplog.text
+    assert left_open.summary().steps == 0
+    assert run.summary().steps == 1
+
+
+def test_nested_monitors_of_different_models(clock: testing.FakeClock) -> None:
+    """Each sees its own model's steps."""
+    outer_model, inner_model = nn.Linear(WIDE, OUT, bias=False), nn.Linear(WIDE, OUT, bias=False)
+    with mfu.monitor(outer_model, peaks=PEAKS) as outer, mfu.monitor(inner_model, peaks=PEAKS) as inner:
+        for _ in range(3):
+            train_once(outer_model, make_optimizer(outer_model))
+        with inner.step():
+            inner_model(torch.randn(BATCH, WIDE))
+    assert inner.summary().steps == 1
+    assert outer.summary().steps == 3
+
+
+def test_disabled_means_nothing_happens(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MFU_ENABLED=0: the loop runs, no hook is set, and a summary says why there is none."""
+    monkeypatch.setenv("MFU_ENABLED", "0")
+    with mfu.monitor(model) as run:
+        for _ in run.batches([1, 2]):
+            with run.step():
+                model(torch.randn(BATCH, WIDE))
+        assert not model._forward_pre_hooks
+    with pytest.raises(ConfigurationError, match="MFU_ENABLED=0"):
+        run.summary()
+
+
+def test_as_a_decorator(model: nn.Module, clock: testing.FakeClock) -> None:
+    """A decorated function trains under a monitor and returns what it returned."""
+    watched = mfu.monitor(model, peaks=PEAKS)
+
+    @watched
+    def train(steps: int) -> str:
+        for _ in range(steps):
+            train_once(model, make_optimizer(model))
+        return "done"
+
+    assert train(3) == "done"
+    assert watched.summary().steps == 3
+    assert train(2) == "done"
+    assert watched.summary().steps == 2
+
+
+def test_a_failing_callback_is_logged(
+    model: nn.Module, clock: testing.FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `on_step` raises does not stop the loop."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+
+    def fail(_record: StepRecord) -> None:
+        raise ValueError("the callback's")
+
+    with caplog.at_level(logging.WARNING), mfu.monitor(model, peaks=PEAKS, on_step=fail) as run:
+        for _ in range(4):
+            with run.step():
+                model(torch.randn(BATCH, WIDE))
+    assert "on_step" in caplog.text
+    assert run.summary().steps == 4
+
+
+def test_the_users_random_numbers_are_untouched(model: nn.Module, tmp_path: object) -> None:
+    """A calibration on entry and counted steps leave torch's stream where it would have been."""
+
+    def draw(*, monitored: bool) -> torch.Tensor:
+        torch.manual_seed(7)
+        state = model.state_dict()
+        copy = nn.Linear(WIDE, OUT, bias=False)
+        copy.load_state_dict(state)
+        torch.manual_seed(7)
+        optimizer = make_optimizer(copy)
+        if not monitored:
+            for _ in range(3):
+                train_once(copy, optimizer)
+        else:
+            with mfu.monitor(copy):
+                for _ in range(3):
+                    train_once(copy, optimizer)
+        return torch.cat((torch.randn(8), copy.weight.detach().flatten()))
+
+    assert torch.equal(draw(monitored=False), draw(monitored=True))
+
+
+def test_mfu_over_one_is_an_alarm(model: nn.Module, clock: testing.FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A ratio above 1 means that the peak or the count is wrong; it is said, not clipped."""
+    slow = Peaks("cpu", {}, {"float32": Rate(1.0, 1.0, 1.0, "user", 0.0)}, None, None, {})
+    with caplog.at_level(logging.WARNING), mfu.monitor(model, peaks=slow) as run:
+        for _ in range(4):
+            with run.step():
+                model(torch.randn(BATCH, WIDE))
+                clock.advance(1.0)
+    assert run.summary().mfu == FORWARD
+    assert "above 1" in caplog.text
+
+
+def test_cross_entropy_loop_has_full_coverage(clock: testing.FakeClock) -> None:
+    """An ordinary classifier with normalisation, activation, dropout and cross entropy leaves nothing uncounted."""
+    model = nn.Sequential(nn.Linear(WIDE, 64), nn.LayerNorm(64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 10))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with mfu.monitor(model, peaks=PEAKS) as run:
+        for _ in range(4):
+            with run.step():
+                loss = F.cross_entropy(model(torch.randn(BATCH, WIDE)), torch.zeros(BATCH, dtype=torch.long))
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                clock.advance(1.0)
+    assert run.summary().uncounted == ()
+    assert run.summary().coverage == 1.0
