@@ -27,7 +27,7 @@ from mfu_sdk.counting import mode_stack, registry, traffic
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.counting.place import Places
+from mfu_sdk.counting.place import Places, only_infers_shapes
 from mfu_sdk.counting.tally import Line, Tally
 
 _aten = torch.ops.aten
@@ -55,7 +55,16 @@ _METADATA: Final = frozenset(
 
 # These only run the functions that they are given, which run under this mode again.
 _CONTROL_FLOW: Final = frozenset(
-    {"associative_scan", "cond", "invoke_subgraph", "map_impl", "scan", "tag_activation_checkpoint", "while_loop", "wrap"}
+    {
+        "associative_scan",
+        "cond",
+        "invoke_subgraph",
+        "map_impl",
+        "scan",
+        "tag_activation_checkpoint",
+        "while_loop",
+        "wrap",
+    }
 )
 
 
@@ -172,7 +181,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     def _count(self, call: Call) -> None:
         rule = registry.rule(call.func)
-        if rule.kind == "view":
+        if rule.kind == "view" or (any(map(_is_fake, tensors(call.result))) and only_infers_shapes()):
             return
         sent = traffic.handed_bytes(call)
         if sent is not None:
@@ -229,6 +238,10 @@ def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", 
     return mode.result()
 
 
+def _is_fake(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, FakeTensor)
+
+
 @lru_cache(maxsize=256)
 def _wraps(kind: type) -> bool:
     """Whether tensors of this class run operators of their own on what they wrap."""
@@ -264,12 +277,7 @@ def _dtype(call: Call, operand: str | None) -> str:
     tensor = next(tensors(value), None) if value is not None else next(call.inputs(), next(tensors(call.result), None))
     if tensor is None:
         return "none"
-    if (
-        operand is not None
-        and tensor.dtype is torch.float32
-        and tensor.is_cuda
-        and _allows_tf32(call.func)
-    ):
+    if operand is not None and tensor.dtype is torch.float32 and tensor.is_cuda and _allows_tf32(call.func):
         return "tf32"
     return str(tensor.dtype).removeprefix("torch.")
 

@@ -51,7 +51,7 @@ def count_config(path: Path, batch: int, seq: int, *, backward: bool = True) -> 
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         kind = fields.pop("model_type")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{path}: must be a JSON object with a model_type, as config.json is ({error})"
         ) from error
@@ -86,13 +86,20 @@ def describe(found: ConfigCount) -> str:
     tokens = found.batch * found.seq
     missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in count.uncounted[:5]) or "nothing"
     lines = [
-        f"{found.model}, {found.parameters / 1e9:.3f} B parameters, {found.batch} × {found.seq} tokens, "
+        f"{found.model}, {_si(found.parameters)}parameters, {found.batch} × {found.seq} tokens, "
         f"{'forward and backward' if found.backward else 'forward'}",
-        f"  model      {count.model_flops / 1e12:14,.3f} TFLOP  ({count.model_flops / tokens / 1e9:.3f} GFLOP a token)",
-        f"  forward    {count.forward_flops / 1e12:14,.3f} TFLOP",
-        f"  backward   {count.backward_flops / 1e12:14,.3f} TFLOP",
-        f"  attention  {count.attention_flops_exact / 1e12:14,.3f} TFLOP exact, "
-        f"{count.attention_flops_full / 1e12:,.3f} over all pairs",
-        f"  not counted: {missing} (coverage {count.coverage:.1%})",
+        f"  model        {_si(count.model_flops)}FLOP, {_si(count.model_flops / tokens)}FLOP a token",
+        f"  forward      {_si(count.forward_flops)}FLOP",
+        f"  backward     {_si(count.backward_flops)}FLOP",
+        f"  attention    {_si(count.attention_flops_exact)}FLOP exact, {_si(count.attention_flops_full)}FLOP over all pairs",
+        f"  not counted  {missing} (coverage {count.coverage:.1%})",
     ]
     return "\n".join(lines)
+
+
+def _si(value: float) -> str:
+    """`value` with three decimals and the prefix of its size, a space between; the unit follows."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:,.3f} {prefix}"
+    return f"{value:,.0f} "

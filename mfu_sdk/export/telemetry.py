@@ -22,9 +22,7 @@ class Telemetry:
         self._pipeline = pipeline
         self._worker = worker
         self._unix_ns = unix_ns
-        # Bound once: a step pays for one call, not for two.
-        self.step: Callable[[StepRecord], None] = worker.put
-        self.inference: Callable[[InferenceRecord], None] = worker.put
+        self._dropped = 0
 
     @classmethod
     def open(
@@ -54,6 +52,14 @@ class Telemetry:
         pipeline.overflowed = lambda: worker.overflowed
         return cls(pipeline, worker, unix_ns)
 
+    def step(self, record: StepRecord) -> None:
+        """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window."""
+        self._worker.put(record)
+
+    def inference(self, record: InferenceRecord) -> None:
+        """Report one handled request."""
+        self._worker.put(record)
+
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
         self._worker.put(Calibration(peaks, start_unix_ns, end_unix_ns))
@@ -70,14 +76,15 @@ class Telemetry:
         self._worker.close(Close(summary, error_type, self._unix_ns()))
 
     def flush(self, timeout_s: float) -> bool:
-        """Send all that was recorded so far: whether it was delivered, in full and within `timeout_s`.
+        """Send all that was recorded since the last flush: whether it was delivered, in full and within `timeout_s`.
 
         Closes the open window, so call it at the end of a phase and not at every step. After `close` it also waits
         for the thread to end.
         """
         with guard.shield("export"):
-            before = sum(self.dropped.values())
-            return self._worker.flush(timeout_s) and sum(self.dropped.values()) == before
+            sent = self._worker.flush(timeout_s)
+            before, self._dropped = self._dropped, sum(self.dropped.values())
+            return sent and self._dropped == before
         return False
 
     def stop(self, timeout_s: float) -> bool:

@@ -68,6 +68,7 @@ class Worker:
         self._asked = 0
         self._served = 0
         self._ended = False
+        self._complete = False
         self._deadline_s: float | None = None
         self.overflowed = 0
 
@@ -107,7 +108,7 @@ class Worker:
         self._wake.set()
         with self._changed:
             self._changed.wait_for(lambda: self._served >= mine or self._ended, timeout_s)
-            done = self._served >= mine
+            done = self._served >= mine or self._complete
         if self._shut:
             self._thread.join(max(0.0, until_s - time.monotonic()))
         return done
@@ -187,6 +188,7 @@ class Worker:
                     self._changed.notify_all()
             left_s = POLL_S if self._deadline_s is None else self._deadline_s - self._monotonic_s()
             if shut and wait_s is None:
+                self._complete = True
                 return
             if shut and left_s <= 0:
                 self._pipeline.abandon()

@@ -37,6 +37,13 @@ _SETTINGS: Final = {
 }
 
 
+_REMEDY: Final = "name another directory or restore it"
+
+
+class _QueryError(StoreError):
+    """The engine refused a query, which means something else while the store is being opened than later."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpanEvent:
     """An event of a span; `unix_ns` in nanoseconds since 1970."""
@@ -108,6 +115,9 @@ class Store:
             except BaseException:
                 self._writer.close()
                 raise
+        except _QueryError as error:
+            self._lock_file.close()
+            raise StoreError(f"{self.path}: not a readable store ({error}); {_REMEDY}") from error
         except BaseException:
             self._lock_file.close()
             raise
@@ -278,9 +288,7 @@ def _session(path: Path) -> Any:
     except RuntimeError as error:
         if "already initialized with path" in str(error):
             raise StoreError(f"{path.parent}: this process has another store open; close that one first") from error
-        raise StoreError(
-            f"{path.parent}: not a readable store ({_one_line(error)}); name another directory or restore it"
-        ) from error
+        raise StoreError(f"{path.parent}: not a readable store ({_one_line(error)}); {_REMEDY}") from error
     for name, value in _SETTINGS.items():
         _run(session, f"SET {name} = {value}", {})
     return session
@@ -291,7 +299,7 @@ def _run(session: Any, sql: str, parameters: Mapping[str, Parameter]) -> list[Ro
     try:
         text = str(session.query(sql, "JSONEachRow", params=values or None))
     except RuntimeError as error:
-        raise StoreError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
+        raise _QueryError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
     return [json.loads(line) for line in text.splitlines() if line]
 
 

@@ -84,8 +84,6 @@ def run_command(command: str, wanted: str) -> None:
         text=True,
         check=False,
         timeout=COMMAND_LIMIT_S,
-        # The reader has activated the environment that this interpreter belongs to.
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )
     if said.returncode != 0:
         raise RuntimeError(f"$ {command}\nexited with {said.returncode}:\n{said.stdout}")
@@ -98,6 +96,8 @@ def main(path: Path) -> None:
     """Run the page at `path`; raises SystemExit with a message where something on it fails."""
     if not path.is_file():
         sys.exit(f"{path}: is missing; the repository promises this page")
+    # The reader has activated the environment that this interpreter belongs to.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = 0
     for block in blocks(path.read_text(encoding="utf-8").splitlines()):

@@ -80,7 +80,7 @@ class Collector:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         class Server(ThreadingHTTPServer):
@@ -99,9 +99,7 @@ class Collector:
         context.load_cert_chain(certificate, key)
         context.verify_mode = ssl.CERT_REQUIRED
         # The handshake is done by the connection's own thread: one that fails must not stop the server.
-        self._server.socket = context.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
-        )
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.url = self.url.replace("http:", "https:")
 
     def stop(self) -> None:
@@ -176,21 +174,44 @@ def refused() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
+IDENTITY = RunIdentity(
+    run_id="run-7",
+    attempt=1,
+    workload="bytegpt",
+    workload_family="abc123",
+    rank=3,
+    local_rank=1,
+    world_size=8,
+    device_name="cpu",
+    device_vendor=None,
+    device_id=None,
+    start_unix_ns=EPOCH_NS,
+)
+SUMMARY = RunSummary(
+    name="bytegpt",
+    steps=3,
+    timed_steps=3,
+    mfu=0.4,
+    hfu=0.5,
+    expected_mfu=0.8,
+    waterfall={},
+    tokens_per_s=16.0,
+    overhead_s=0.25,
+    uncounted=(),
+    coverage=1.0,
+    model_flops=120,
+    duration_s=3.0,
+    peak_flops_per_s=100.0,
+    peak_dtype="float32",
+    peak_source="calibrated",
+    device="cpu",
+    convention="exact",
+)
+
+
 @pytest.fixture
 def identity() -> RunIdentity:
-    return RunIdentity(
-        run_id="run-7",
-        attempt=1,
-        workload="bytegpt",
-        workload_family="abc123",
-        rank=3,
-        local_rank=1,
-        world_size=8,
-        device_name="cpu",
-        device_vendor=None,
-        device_id=None,
-        start_unix_ns=EPOCH_NS,
-    )
+    return IDENTITY
 
 
 def make_step(index: int, **changes: object) -> StepRecord:
@@ -233,23 +254,4 @@ def step() -> Callable[..., StepRecord]:
 
 @pytest.fixture
 def summary() -> RunSummary:
-    return RunSummary(
-        name="bytegpt",
-        steps=3,
-        timed_steps=3,
-        mfu=0.4,
-        hfu=0.5,
-        expected_mfu=0.8,
-        waterfall={},
-        tokens_per_s=16.0,
-        overhead_s=0.25,
-        uncounted=(),
-        coverage=1.0,
-        model_flops=120,
-        duration_s=3.0,
-        peak_flops_per_s=100.0,
-        peak_dtype="float32",
-        peak_source="calibrated",
-        device="cpu",
-        convention="exact",
-    )
+    return SUMMARY

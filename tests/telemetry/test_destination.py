@@ -49,7 +49,9 @@ def test_none():
     assert destination("metrics", env) is not None
 
 
-@pytest.mark.parametrize("value", ["collector:4317", "grpc://collector", "http://", "/v1/traces", "http://a:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "value", ["collector:4317", "grpc://collector", "http://", "/v1/traces", "http://a:port", "http://[::1"]
+)
 def test_malformed(value):
     """An endpoint that is no URL is refused before anything starts, with the variable's name."""
     with pytest.raises(ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT=.*must be an http or https URL"):

@@ -69,7 +69,7 @@ def test_seeds():
 
     def draw():
         random.seed(1)
-        np.random.seed(1)  # noqa: NPY002 - it is the legacy generator that users seed
+        np.random.seed(1)
         torch.manual_seed(1)
         return ids_module.random_trace_id(), ids_module.random_span_id()
 

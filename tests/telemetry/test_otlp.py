@@ -104,9 +104,10 @@ def test_certificates(tmp_path):
 def test_mutual_tls(collector, tmp_path):
     """The variables' certificates are used: ours to trust the collector, the client's to be trusted by it."""
     certificate, key = tmp_path / "loopback.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-        + ["-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        [*make, "-subj", "/CN=loopback", *names, "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
         timeout=60,

@@ -13,9 +13,7 @@ def run(sampler, count, period_s, *, first=0, start_ns=EPOCH_NS, failed=()):
     """`count` back-to-back steps of `period_s`: what is kept, by index."""
     kept = {}
     for n in range(count):
-        decision = sampler.keep(
-            first + n, start_ns + round(n * period_s * 1e9), period_s, failed=first + n in failed
-        )
+        decision = sampler.keep(first + n, start_ns + round(n * period_s * 1e9), period_s, failed=first + n in failed)
         if decision:
             kept[first + n] = decision
     return kept
@@ -80,9 +78,7 @@ def test_weights(period_ms, windows):
     largest = 1.0
     for slot in range(min(windows, 3)):
         count = int(30_000 / period_ms)
-        kept = run(
-            sampler, count, period_ms / 1000, first=total, start_ns=EPOCH_NS + slot * 30 * 10**9
-        )
+        kept = run(sampler, count, period_ms / 1000, first=total, start_ns=EPOCH_NS + slot * 30 * 10**9)
         total += count
         weights = [1 / found.ratio for found in kept.values() if found.ratio]
         weight += sum(weights)

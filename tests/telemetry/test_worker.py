@@ -81,6 +81,14 @@ def test_order(worker, notebook):
     assert leaked_hooks() == []
 
 
+def test_flush_after_the_end(worker):
+    """A run that was closed and delivered before anyone asked is delivered."""
+    worker.put("a")
+    worker.close("end")
+    worker._thread.join(20.0)
+    assert worker.flush(0.0)
+
+
 def test_bounded(worker, notebook):
     """A thread that is held up costs a bounded queue; what does not fit is counted, and `close` always fits."""
     notebook.gate.clear()
@@ -146,16 +154,16 @@ def test_child(worker, notebook, started):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        report = "failed"
         try:
             worker.put("child's")
             delivered = worker.flush(5.0)
             worker.close("child's end")
             ended = worker.stop(5.0)
             report = f"{delivered} {ended} {threading.active_count()} {len(worker._queue)}"
-        except BaseException as error:
-            report = repr(error)
-        os.write(writer, report.encode())
-        os._exit(0)
+        finally:
+            os.write(writer, report.encode())
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
         assert answer.read() == "True True 1 0"

@@ -105,11 +105,19 @@ def _parse(message: M, body: bytes, encoding: Encoding) -> M:
             message.ParseFromString(body)
         else:
             # OTLP's JSON writes ids in hexadecimal where protobuf's own mapping takes base64.
-            json_format.ParseDict(_with_base64_ids(json.loads(body)), message, ignore_unknown_fields=True)
-    # A body nested too deep for the parser is the client's fault as well.
-    except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
+            json_format.ParseDict(_with_base64_ids(_object(body)), message, ignore_unknown_fields=True)
+    # Where JSON holds a number in an object's place the parser trips over its type, and where it is nested too deep
+    # over the stack; both are the client's fault.
+    except (DecodeError, json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UndecodableError(f"not an OTLP request in {encoding} ({' '.join(str(error).split())[:200]})") from error
     return message
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    found = json.loads(body)
+    if not isinstance(found, dict):
+        raise UndecodableError("the body is no JSON object")
+    return found
 
 
 def _with_base64_ids(node: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,8 +30,8 @@ class _Column:
 
     @property
     def longest(self) -> int:
-        """Characters that its widest cell takes."""
-        return max(len(text) for text in (self.title, *self.cells))
+        """Columns of a terminal that its widest cell takes."""
+        return max(cell_len(text) for text in (self.title, *self.cells))
 
 
 def render_text(report: Report, width: int = 100, *, color: bool = False) -> str:

@@ -1,0 +1,433 @@
+"""The report: its JSON's shape, the questions it answers, and how it is told."""
+
+import html.parser
+import itertools
+import json
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mfu_sdk import semconv
+from mfu_sdk.errors import ConfigurationError, StoreError
+from mfu_sdk.provider import report
+from mfu_sdk.provider.report import Report, words
+from mfu_sdk.provider.report.html import trend_chart
+from mfu_sdk.provider.report.model import ScalePoint, TrendPoint
+from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.store import SpanRow, Store
+
+Make = Callable[..., SpanRow]
+T0 = 1_780_000_200 * 10**9
+MINUTE = 60 * 10**9
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m & \"quoted\" 'name'"
+
+
+@pytest.fixture
+def fleet(store: Store, tenant: str, window: Make, span: Make) -> str:
+    """One tenant's two workloads over three quarters of an hour, one of them low; returns the tenant."""
+
+    def on(family: str, gpu: str, rank: int, world: int, host: str) -> dict[str, object]:
+        return {
+            semconv.WORKLOAD_NAME: f"{family}-{gpu}-{world}",
+            semconv.WORKLOAD_FAMILY: family,
+            semconv.HW_NAME: gpu,
+            semconv.HW_ID: f"{gpu}-{host}-{rank}",
+            semconv.HOST_NAME: host,
+            semconv.DIST_RANK: rank,
+            semconv.DIST_WORLD_SIZE: world,
+            semconv.RUN_ID: f"run-{world}",
+        }
+
+    times = [0.0, 900.0, 1800.0]
+    expected = {"mfu__expected__flop": 2e15, "mfu__expected__available__flop": 4e15}
+    rows = [
+        window(at_s, resource=on("llama", "H100", 0, 1, "n1"), **expected, mfu__model__flop=1.9e15) for at_s in times
+    ]
+    rows += [
+        window(at_s, resource=on("llama", "H100", rank, 2, f"n{rank + 2}"), **expected)
+        for at_s, rank in itertools.product(times, (0, 1))
+    ]
+    rows += [window(0, resource=on("llama", "L4", 0, 1, "n4"), mfu__model__flop=None)]
+    rows += [span(semconv.SPAN_INFERENCE, 5, 0.25, resource=on("llama", "L4", 0, 1, "n4"), mfu__token__count=3)]
+    rows += [
+        span(semconv.SPAN_RUN, 0, 60, resource=on("llama", "H100", 0, 2, "n2"), mfu__count__uncounted='["odd::op"]')
+    ]
+    store.insert_spans(tenant, rows)
+    return tenant
+
+
+def build(store: Store, tenant: str, span: Range) -> Report:
+    return report.build(store, span, tenant)
+
+
+def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
+    """The keys are the public ones; what needs an inventory, prices or later work is null."""
+    found = json.loads(report.to_json(build(store, fleet, hour)))
+    assert set(found) == {
+        "window",
+        "fleet",
+        "nodes",
+        "workloads",
+        "gpu_types",
+        "scaling",
+        "inference",
+        "questions",
+        "causes",
+        "economics",
+    }
+    assert found["window"] == {"since": "2026-05-28T20:30:00Z", "until": "2026-05-28T21:30:00Z"}
+    assert set(found["fleet"]) >= {
+        "mfu",
+        "owned_mfu",
+        "factors",
+        "observed_share",
+        "model_flop",
+        "available_flop",
+        "gpu_hours_observed",
+        "expected_mfu",
+        "trend",
+        "previous_mfu",
+    }
+    assert found["fleet"]["factors"] == {"allocation": None, "runtime": None, "step": found["fleet"]["mfu"]}
+    for unknown in ("owned_mfu", "observed_share", "previous_mfu"):
+        assert found["fleet"][unknown] is None
+    assert found["economics"] is found["causes"] is None
+    assert set(found["workloads"][0]) >= {"tenant", "workload", "run_ids", "gpu_type", "world_size", "mfu"}
+    assert set(found["nodes"][0]) >= {"host", "mfu", "gpus"}
+    assert set(found["questions"]) == {"low_workloads", "by_gpu_type", "by_scale", "trend"}
+
+
+def test_numbers(store: Store, fleet: str, hour: Range) -> None:
+    """(3 × 1.9 + 6 × 1) of (9 × 4) PFLOP; the L4's window without FLOPs is counted as unknown and in hours."""
+    found = build(store, fleet, hour)
+    assert found.fleet.mfu == pytest.approx(11.7 / 36)
+    assert found.fleet.expected_mfu == pytest.approx(0.5)
+    assert (found.fleet.gpus, found.fleet.steps, found.fleet.unknown_steps) == (4, 100, 9)
+    assert found.fleet.gpu_hours_observed == pytest.approx(10 * 27 / 3600)
+    assert {node.host: node.mfu for node in found.nodes} == {
+        "n1": pytest.approx(0.475),
+        "n2": 0.25,
+        "n3": 0.25,
+        "n4": None,
+    }
+    assert [node.host for node in found.nodes][-2:] == ["n1", "n4"]
+    assert {kind.gpu_type: kind.mfu for kind in found.gpu_types} == {"H100": pytest.approx(11.7 / 36), "L4": None}
+    by_name = {w.workload: w for w in found.workloads}
+    assert by_name["llama-H100-2"].gpus == 2
+    assert by_name["llama-H100-2"].uncounted == ("odd::op",)
+    assert [(r.workload, r.requests, r.mean_duration_s, r.tokens) for r in found.inference] == [
+        ("llama-L4-1", 1, 0.25, 3)
+    ]
+
+
+def test_trend_has_gaps(store: Store, fleet: str, hour: Range) -> None:
+    """An hour is told in steps of five minutes; where nothing was seen there is no value."""
+    trend = build(store, fleet, hour).fleet.trend
+    assert [(point.at, point.mfu is None) for point in trend] == [
+        ("2026-05-28T20:30:00Z", False),
+        ("2026-05-28T20:35:00Z", True),
+        ("2026-05-28T20:40:00Z", True),
+        ("2026-05-28T20:45:00Z", False),
+        ("2026-05-28T20:50:00Z", True),
+        ("2026-05-28T20:55:00Z", True),
+        ("2026-05-28T21:00:00Z", False),
+    ]
+    assert trend[0].mfu == pytest.approx(3.9 / 12)
+
+
+def test_questions(store: Store, fleet: str, hour: Range) -> None:
+    """The workload at half its expectation is low, all the time; the one at 95 % of it is not."""
+    questions = build(store, fleet, hour).questions
+    [low] = questions.low_workloads
+    assert (low.workload, low.mfu, low.expected_mfu, low.attained, low.low_share) == ("llama-H100-2", 0.25, 0.5, 0.5, 1)
+    assert low.shortfall_gpu_hours == pytest.approx(0.5 * 6 * 27 / 3600)
+    [curve] = questions.by_scale
+    assert (curve.workload_family, curve.gpu_type) == ("llama", "H100")
+    assert curve.points == (ScalePoint(1, pytest.approx(0.475), 1.0), ScalePoint(2, 0.25, pytest.approx(0.25 / 0.475)))
+    [family] = questions.by_gpu_type
+    assert {on.gpu_type: on.mfu for on in family.gpu_types} == {"H100": pytest.approx(11.7 / 36), "L4": None}
+
+
+def test_change(store: Store, fleet: str) -> None:
+    """The trend is against the equally long time before."""
+    found = build(store, fleet, Range(T0 + 10 * MINUTE, T0 + 20 * MINUTE))
+    assert found.questions.trend.mfu == pytest.approx(3.9 / 12)
+    assert found.questions.trend.previous_mfu == pytest.approx(3.9 / 12)
+    assert found.questions.trend.ratio == pytest.approx(1.0)
+
+
+def test_json_round_trip(store: Store, fleet: str, hour: Range) -> None:
+    """What is read from JSON is what was written."""
+    found = build(store, fleet, hour)
+    assert report.from_json(report.to_json(found)) == found
+
+
+def test_json_of_another_version(store: Store, fleet: str, hour: Range) -> None:
+    """Keys that are not known are passed over, and one that was optional may be missing."""
+    asked = json.loads(report.to_json(build(store, fleet, hour)))
+    asked["tomorrow"] = 1
+    del asked["fleet"]["previous_mfu"]
+    del asked["inference"]
+    found = report.from_json(json.dumps(asked))
+    assert (found.fleet.previous_mfu, found.inference) == (None, ())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"window": 3}', '{"window": {"since": 1, "until": "x"}}'])
+def test_no_report(text: str) -> None:
+    """What is no report is refused in one line."""
+    with pytest.raises(ConfigurationError, match="not a report"):
+        report.from_json(text)
+
+
+# --- ranges --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (None, None, (-7 * 86_400, 0)),
+        ("7d", None, (-7 * 86_400, 0)),
+        ("90m", None, (-5400, 0)),
+        ("2w", "1w", (-14 * 86_400, -7 * 86_400)),
+        ("2026-05-28T20:00:00Z", "30s", (-1800, -30)),
+        ("2026-05-28T20:00:00", None, (-1800, 0)),
+        ("2026-05-28T22:00:00+02:00", None, (-1800, 0)),
+        ("2026-05-28", "2026-05-28T20:30:00.5Z", (-20.5 * 3600, 0.5)),
+    ],
+)
+def test_ranges(since: str | None, until: str | None, expected: tuple[float, float]) -> None:
+    """An age counts back from now, to the nanosecond; a time is of ISO 8601, in UTC unless it says otherwise."""
+    found = report.parse_range(since, until, T0)
+    assert (found.since_unix_ns - T0, found.until_unix_ns - T0) == (expected[0] * 1e9, expected[1] * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "message"),
+    [
+        ("yesterday", None, r"since='yesterday': must be an age such as 90m, 24h or 7d, or a time such as"),
+        ("-7d", None, "since='-7d': must be an age"),
+        ("0s", None, r"since=.*: must be before until=.*; give an earlier one"),
+        ("1h", "2h", "must be before until"),
+        ("9999-01-01", None, "must lie between 1970 and 2223"),
+        ("99999d", None, "must lie between 1970 and 2223"),
+        ("1d", "x" * 500, r"until='x{40}': must be an age"),
+    ],
+)
+def test_bad_ranges(since: str, until: str | None, message: str) -> None:
+    """A range that is none is refused, with its value and what it may be."""
+    with pytest.raises(ConfigurationError, match=message):
+        report.parse_range(since, until, T0)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [
+        (None, "unknown"),
+        (0.0, "0 FLOP"),
+        (999.0, "999 FLOP"),
+        (1.2345e6, "1.23 MFLOP"),
+        (9.996e9, "10.0 GFLOP"),
+        (99.96e12, "100 TFLOP"),
+        (999.6e15, "1.00 EFLOP"),
+        (2.5e21, "2.50 ZFLOP"),
+    ],
+)
+def test_flop(flops: float | None, text: str) -> None:
+    """FLOPs carry three significant digits and a prefix."""
+    assert words.flop(flops) == text
+
+
+def test_other_words() -> None:
+    """Shares, hours and durations carry their units; None is never zero."""
+    assert (words.percent(0.2704), words.percent(None), words.percent(0.0)) == ("27.0 %", "unknown", "0.0 %")
+    assert (words.hours(1234.5), words.hours(2.25), words.hours(0.5), words.hours(0.01)) == (
+        "1,234 h",
+        "2.2 h",
+        "30.0 min",
+        "36.0 s",
+    )
+    assert (words.seconds(2.0), words.seconds(0.0125), words.seconds(2e-6)) == ("2.00 s", "12.5 ms", "2 µs")
+    assert (
+        words.name("a\x1b[31m\u202eb\n")
+        == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
+    )
+    assert words.name("x" * 70, 10) == "xxxxxxxxx…"
+
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_text_fits(store: Store, fleet: str, hour: Range, width: int) -> None:
+    """No line is wider than asked, and no number in a table is cut short."""
+    text = report.render_text(build(store, fleet, hour), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert not re.search(r"[\d.,]…", text)
+    # The two figures that matter are on every width.
+    for figure in ("47.5 %", "25.0 %", "32.5 %"):
+        assert figure in text
+
+
+def test_text_says(store: Store, fleet: str, hour: Range) -> None:
+    """The ratio comes with its numerator and denominator, and what is unknown is said to be."""
+    text = report.render_text(build(store, fleet, hour), 100)
+    assert "Fleet MFU 32.5 %   2026-05-28 20:30 to 2026-05-28 21:30 UTC\n" in text
+    assert re.search(r"model / available +11\.7 PFLOP / 36\.0 PFLOP\n", text)
+    assert re.search(r"share of the fleet +unknown \(no inventory of owned devices\)\n", text)
+    assert re.search(r"left out +9 timed steps without model FLOPs or peak\n", text)
+    assert "Not counted in llama-H100-2: odd::op\n" in text
+    assert "\x1b" not in text
+    assert "\x1b[1m" in report.render_text(build(store, fleet, hour), 100, color=True)
+
+
+def test_text_of_nothing(store: Store, hour: Range) -> None:
+    """Without steps the report says so, and how a run gets here."""
+    text = report.render_text(build(store, "nobody", hour), 80)
+    assert "Fleet MFU unknown" in text
+    assert "No steps were observed" in text
+    assert "Workloads" not in text
+
+
+def test_hostile_names(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A name that a tenant chose reaches neither the terminal as a command nor the page as markup."""
+    names = dict.fromkeys([semconv.WORKLOAD_NAME, semconv.HOST_NAME, semconv.HW_NAME], HOSTILE)
+    store.insert_spans(tenant, [window(0, resource=names, mfu__peak__source=HOSTILE, mfu__peak__dtype="[bold]")])
+    found = build(store, tenant, hour)
+    assert found.workloads[0].workload == HOSTILE
+    assert "\x1b" not in report.render_text(found, 200)
+    page = report.render_html(found, tenant=HOSTILE)
+    assert "<script" not in page
+    assert "\x1b" not in page
+
+
+# --- page ----------------------------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag with its attributes, and the text that is shown."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.shown = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.shown += " " + " ".join(data.split())
+
+
+def test_page_is_whole(store: Store, fleet: str, hour: Range) -> None:
+    """Tags match, there is one heading of the first rank, and the figures are on it."""
+    page = Page(report.render_html(build(store, fleet, hour), ("1h", "7d"), fleet))
+    assert page.open == []
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert page.tags[0] == ("html", {"lang": "en"})
+    for figure in ("32.5 %", "11.7 PFLOP", "36.0 PFLOP", "unknown", "no inventory of owned devices", "odd::op"):
+        assert figure in page.shown
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == [f"?since=1h&tenant={fleet}", f"?since=7d&tenant={fleet}"]
+
+
+def test_page_asks_for_nothing(store: Store, fleet: str, hour: Range) -> None:
+    """The page is one file: no script, no address, no import."""
+    text = report.render_html(build(store, fleet, hour), ("1h",))
+    page = Page(text)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "base", "form"}
+    for _, attributes in page.tags:
+        assert not {name for name in attributes if name in ("src", "style") or name.startswith("on")}
+    assert "//" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_page_is_read_aloud(store: Store, fleet: str, hour: Range) -> None:
+    """Each picture is named or hidden from readers, each table's heads have a scope, each scrolling box a name."""
+    page = Page(report.render_html(build(store, fleet, hour)))
+    for tag, attributes in page.tags:
+        if tag == "svg":
+            assert attributes.get("aria-hidden") == "true" or attributes.get("aria-label")
+        if tag == "th":
+            assert attributes.get("scope") in ("row", "col", "rowgroup")
+        if attributes.get("role") == "region":
+            assert attributes.get("aria-label")
+            assert attributes.get("tabindex") == "0"
+
+
+def test_chart_breaks_where_nothing_was_seen() -> None:
+    """Two runs of points are two lines; a lone point is a dot; the top is a round share above all."""
+    known: list[float | None] = [0.1, 0.2, None, 0.3, None, 0.1, 0.1]
+    chart = trend_chart([TrendPoint("", mfu, None, None) for mfu in known], 0.35)
+    assert chart is not None
+    assert chart.top == 0.4
+    assert chart.lines == ("M0.0 90.0L106.7 60.0", "M533.3 90.0L640.0 90.0")
+    assert chart.dots == ((pytest.approx(320.0), pytest.approx(30.0)),)
+    assert chart.expected_y == pytest.approx(15.0)
+    assert trend_chart([TrendPoint("", 0.1, None, None)], None) is None
+
+
+def test_page_of_nothing(store: Store, hour: Range) -> None:
+    """Without steps the page says so."""
+    page = Page(report.render_html(build(store, str(uuid.uuid4()), hour)))
+    assert page.open == []
+    assert "No steps were observed in this time" in page.shown
+
+
+def test_page_of_what_nobody_named(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A page whose every optional field is None is drawn all the same."""
+    store.insert_spans(tenant, [window(0, mfu__available__flop=None)])
+    found = build(store, tenant, hour)
+    bare = replace(found.workloads[0], workload=None, gpu_type=None, world_size=None, gpu_hours=None, steps=None)
+    page = Page(report.render_html(replace(found, workloads=(bare,))))
+    assert page.open == []
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    """A directory that is not there is refused, and not made."""
+    with pytest.raises(ConfigurationError, match="no such data directory"):
+        report.from_data_dir(tmp_path / "none", now_unix_ns=T0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_directory_that_is_served(store: Store) -> None:
+    """A directory that a server holds is refused, with the way to ask it."""
+    with pytest.raises(StoreError, match="ask it with `mfu report --url`"):
+        report.from_data_dir(store.path, now_unix_ns=T0)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("file:///etc/passwd", "must be http:// or https://"),
+        ("localhost:8080", "must be http:// or https://"),
+        ("http://127.0.0.1:9", r"did not answer \(.*refused.*\); is `mfu serve` running there\?"),
+    ],
+)
+def test_bad_address(url: str, message: str) -> None:
+    """An address that is none, or where nobody answers, is refused in one line."""
+    with pytest.raises(ConfigurationError, match=message):
+        report.from_url(url)

@@ -1,0 +1,343 @@
+"""The levels, on numbers that are summed by hand."""
+
+import random
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mfu_sdk import semconv
+from mfu_sdk.provider import rollup
+from mfu_sdk.provider.rollup import Job, Level, Quality, Range, Requests, Sums, Usage
+from mfu_sdk.provider.store import SpanRow, Store
+
+Make = Callable[..., SpanRow]
+T0 = 1_780_000_200 * 10**9
+MINUTE = 60 * 10**9
+
+
+def fleet(store: Store, span: Range, tenant: str) -> Sums:
+    return rollup.level(rollup.usages(store, span, tenant)).sums
+
+
+def test_sum_of_ratios_is_not_the_ratio_of_sums(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """1 of 4 and 3 of 16 FLOP are 4 of 20: 20 %, not the mean of 25 % and 18.75 %."""
+    store.insert_spans(tenant, [window(0), window(30, mfu__model__flop=3e15, mfu__available__flop=16e15)])
+    found = fleet(store, hour, tenant)
+    assert (found.model_flops, found.available_flops, found.mfu) == (4e15, 20e15, 0.2)
+    assert (found.steps, found.timed_steps, found.unknown_steps) == (20, 18, 0)
+    assert (found.device_s, found.device_hours) == (54.0, 0.015)
+    assert found.tokens is None
+
+
+def test_windows_replace_their_steps(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """A process that sends windows and steps counts by its windows; one that sends steps only counts by them."""
+    step: dict[str, Any] = {"mfu__model__flop": 1e15, "mfu__available__flop": 2e15, "mfu__token__count": 5}
+    other = {semconv.DIST_RANK: 1}
+    store.insert_spans(
+        tenant,
+        [
+            window(0),
+            *(span(semconv.SPAN_STEP, at_s, 3.0, **step) for at_s in range(0, 30, 3)),
+            # Another rank of the run, minutes later, so that the roll-up holds the two apart in time as well.
+            *(span(semconv.SPAN_STEP, 400 + at_s, 3.0, resource=other, **step) for at_s in range(0, 30, 3)),
+        ],
+    )
+    found = fleet(store, hour, tenant)
+    assert (found.model_flops, found.available_flops) == (1e15 + 10e15, 4e15 + 20e15)
+    assert (found.steps, found.timed_steps) == (10 + 10, 9 + 10)
+    assert (found.device_s, found.tokens) == (27.0 + 30.0, 50)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "steps", "timed", "unknown", "flop", "device_s"),
+    [
+        # Kept with a probability of 1/4: it stands for four.
+        ({"mfu.sample.ratio": 0.25, "mfu.sample.reason": "periodic"}, 4, 4, 0, 4e15, 8.0),
+        ({"mfu.sample.ratio": 1.0, "mfu.sample.reason": "all"}, 1, 1, 0, 1e15, 2.0),
+        # Kept besides the sample, which stands for it already.
+        ({"mfu.sample.reason": "error"}, 0, 0, 0, 0.0, 0.0),
+        ({"mfu.sample.ratio": 0.0}, 0, 0, 0, 0.0, 0.0),
+        ({"mfu.sample.ratio": 7.0}, 0, 0, 0, 0.0, 0.0),
+        # Not timed: counted while it ran, or ended by an error.
+        ({"mfu.count.source": "measured"}, 1, 0, 0, None, 0.0),
+        ({"error.type": "ValueError"}, 1, 0, 0, None, 0.0),
+        ({"mfu.count.source": "cached"}, 1, 1, 0, 1e15, 2.0),
+        # Timed, but nobody knows its FLOPs or its peak.
+        ({"mfu.model.flop": None}, 1, 1, 1, None, 2.0),
+        ({"mfu.available.flop": None}, 1, 1, 1, None, 2.0),
+        ({"mfu.available.flop": 0.0}, 1, 1, 1, None, 2.0),
+        ({"mfu.model.flop": "nan"}, 1, 1, 1, None, 2.0),
+        ({"mfu.model.flop": -1.0}, 1, 1, 1, None, 2.0),
+        ({"mfu.available.flop": "inf"}, 1, 1, 1, None, 2.0),
+    ],
+)
+def test_what_a_step_adds(
+    store: Store,
+    tenant: str,
+    span: Make,
+    hour: Range,
+    attributes: dict[str, object],
+    steps: int,
+    timed: int,
+    unknown: int,
+    flop: float | None,
+    device_s: float,
+) -> None:
+    """A step of 2 s with 1 of 4 PFLOP adds what its attributes say; both sums know it, or neither."""
+    all_of = {"mfu.model.flop": 1e15, "mfu.available.flop": 4e15, **attributes}
+    store.insert_spans(tenant, [span(semconv.SPAN_STEP, 0, 2.0, **{k: v for k, v in all_of.items() if v is not None})])
+    found = fleet(store, hour, tenant)
+    assert (found.steps, found.timed_steps, found.unknown_steps) == (steps, timed, unknown)
+    assert found.model_flops == flop
+    assert found.available_flops == (None if flop is None else 4 * flop)
+    assert found.device_s == device_s
+
+
+def test_unknown_windows(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A window without model FLOPs is in neither sum, its timed steps are unknown; one that knows a part says so."""
+    store.insert_spans(tenant, [window(0), window(30, mfu__model__flop=None), window(60, mfu__window__step__unknown=2)])
+    found = fleet(store, hour, tenant)
+    assert (found.model_flops, found.available_flops) == (2e15, 8e15)
+    assert (found.timed_steps, found.unknown_steps) == (27, 9 + 2)
+
+
+def test_full_is_brought_to_exact(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """10 PFLOP of which 4 are attention over all pairs and 2 over the pairs let through are 8 under `exact`."""
+    full = {"mfu__convention": "full", "mfu__model__flop": 10e15, "mfu__available__flop": 20e15}
+    attention = {"mfu__attention__flop__full": 4e15, "mfu__attention__flop__exact": 2e15}
+    expected = {"mfu__expected__flop": 15e15, "mfu__expected__available__flop": 20e15}
+    store.insert_spans(
+        tenant,
+        [
+            window(0, **full, **attention, **expected),
+            # Without the attention's share nobody can tell, and it is left out.
+            window(30, **full, **expected),
+        ],
+    )
+    found = fleet(store, hour, tenant)
+    assert (found.model_flops, found.available_flops, found.unknown_steps) == (8e15, 20e15, 9)
+    # The expectation's numerator is 8/10 of what it was.
+    assert (found.expected_flops, found.expected_available_flops) == (12e15, 20e15)
+
+
+def test_expected(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """Expected MFU is over the steps that have an expectation: 3 of 4 in a window, 50 % of 2 in a step; 4 of 6."""
+    store.insert_spans(
+        tenant,
+        [
+            window(0, mfu__expected__flop=3e15, mfu__expected__available__flop=4e15),
+            window(30),
+            span(
+                semconv.SPAN_STEP,
+                60,
+                1.0,
+                resource={semconv.RUN_ID: "other"},
+                mfu__model__flop=0.5e15,
+                mfu__available__flop=2e15,
+                mfu__expected=0.5,
+            ),
+        ],
+    )
+    assert fleet(store, hour, tenant).expected_mfu == pytest.approx(4 / 6)
+
+
+def test_batch_is_a_mean_over_time(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Batch 8 for 10 s and batch 2 for 30 s are 3.5; a window that says nothing of it has no part."""
+    store.insert_spans(
+        tenant,
+        [
+            window(0, mfu__batch__running=8.0, mfu__step__time=10.0),
+            window(30, mfu__batch__running=2.0, mfu__step__time=30.0),
+            window(60),
+        ],
+    )
+    assert fleet(store, hour, tenant).batch_running == 3.5
+
+
+def test_inference_never_counts(store: Store, tenant: str, span: Make, hour: Range) -> None:
+    """Requests overlap: they are told by themselves and are in no level."""
+    store.insert_spans(
+        tenant,
+        [
+            span(semconv.SPAN_INFERENCE, 0, 1.0, mfu__model__flop=1e15, mfu__token__count=10),
+            span(semconv.SPAN_INFERENCE, 0.5, 3.0, mfu__token__count=20, error__type="Timeout"),
+            span(semconv.SPAN_RUN, 0, 60.0, mfu__model__flop=1e15, mfu__available__flop=1e16),
+        ],
+    )
+    assert rollup.usages(store, hour, tenant) == ()
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 2.0, 30, 1),)
+
+
+def test_range_is_half_open(store: Store, tenant: str, window: Make) -> None:
+    """A span belongs to the range in which it starts: at `since` it is in, at `until` it is out."""
+    store.insert_spans(tenant, [window(at_s) for at_s in (0, 299.999999999, 300, 600)])
+    edges = {
+        (T0, T0 + 1): 1,
+        (T0 + 1, T0 + 5 * MINUTE): 1,
+        (T0, T0 + 5 * MINUTE): 2,
+        (T0, T0 + 10 * MINUTE): 3,
+        (T0, T0 + 10 * MINUTE + 1): 4,
+        (T0 + 5 * MINUTE - 1, T0 + 5 * MINUTE): 1,
+        (T0 + 5 * MINUTE, T0 + 5 * MINUTE + 1): 1,
+        (T0 - 20 * MINUTE, T0): 0,
+    }
+    for (since, until), windows in edges.items():
+        found = rollup.usages(store, Range(since, until), tenant)
+        assert sum(usage.sums.model_flops or 0 for usage in found) == windows * 1e15, (since - T0, until - T0)
+
+
+def test_adjacent_ranges_add_up(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Wherever an hour is cut, its parts' sums are its own."""
+    rng = random.Random(5)
+    store.insert_spans(tenant, [window(rng.uniform(0, 3600), mfu__model__flop=float(n)) for n in range(50)])
+    whole = fleet(store, hour, tenant)
+    assert whole.model_flops == 50 * 49 / 2
+    for _ in range(12):
+        cut = rng.randrange(hour.since_unix_ns + 1, hour.until_unix_ns)
+        parts = fleet(store, Range(hour.since_unix_ns, cut), tenant) + fleet(
+            store, Range(cut, hour.until_unix_ns), tenant
+        )
+        assert parts.model_flops == whole.model_flops
+        assert parts.steps == whole.steps
+
+
+def test_previous_range() -> None:
+    """The range before has the same length and ends where this one begins."""
+    assert Range(100, 130).previous == Range(70, 100)
+
+
+def test_a_tenant_sees_itself(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Every reading holds one tenant to itself; without a tenant all are read."""
+    other = f"{tenant}-other"
+    theirs = window(0, resource={semconv.TENANT_ID: other, semconv.WORKLOAD_NAME: "secret"})
+    store.insert_spans(other, [theirs])
+    store.insert_spans(tenant, [window(0)])
+    assert {usage.tenant for usage in rollup.usages(store, hour, tenant)} == {tenant}
+    assert {moment.job.tenant for moment in rollup.moments(store, hour, tenant, 300)} == {tenant}
+    assert {job.tenant for job in rollup.qualities(store, hour, tenant)} == {tenant}
+    assert {usage.tenant for usage in rollup.usages(store, hour, None)} >= {tenant, other}
+    # An empty name is a tenant that nobody is, not everybody.
+    assert rollup.usages(store, hour, "") == ()
+
+
+def test_levels(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Two nodes of two GPU types, three devices: each level is the sum of its devices."""
+    at = [("node-1", "GPU-a", "H100", 0), ("node-1", "GPU-b", "H100", 1), ("node-2", None, "L4", 2)]
+    store.insert_spans(
+        tenant,
+        [
+            window(
+                30 * number,
+                resource={
+                    semconv.HOST_NAME: host,
+                    semconv.HW_ID: device,
+                    semconv.HW_NAME: gpu,
+                    semconv.DIST_RANK: rank,
+                    semconv.DIST_WORLD_SIZE: 3,
+                    semconv.RUN_ID: f"run-{number}",
+                },
+                mfu__model__flop=rank + 1.0,
+                mfu__available__flop=10.0,
+            )
+            for host, device, gpu, rank in at
+            for number in range(2)
+        ],
+    )
+    usages = rollup.usages(store, hour, tenant)
+    assert {usage.device for usage in usages} == {"GPU-a", "GPU-b", "node-2/2"}
+    nodes = rollup.by(usages, lambda usage: usage.host)
+    assert {host: (found.sums.mfu, found.devices) for host, found in nodes.items()} == {
+        "node-1": (6 / 40, 2),
+        "node-2": (6 / 20, 1),
+    }
+    types = rollup.by(usages, lambda usage: usage.gpu_type)
+    assert {name: found.sums.model_flops for name, found in types.items()} == {"H100": 6.0, "L4": 6.0}
+    jobs = rollup.by(usages, lambda usage: usage.job)
+    assert jobs[Job(tenant, "gpt", "L4", 3)].run_ids == ("run-0", "run-1")
+    assert rollup.level(usages).devices == 3
+
+
+def test_unsaid_is_none(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """What a resource does not say is None."""
+    names = [
+        semconv.WORKLOAD_NAME,
+        semconv.HOST_NAME,
+        semconv.HW_NAME,
+        semconv.DIST_WORLD_SIZE,
+        semconv.DIST_RANK,
+        semconv.RUN_ID,
+        semconv.RUN_ATTEMPT,
+    ]
+    store.insert_spans(tenant, [window(0, resource=dict.fromkeys(names))])
+    [usage] = rollup.usages(store, hour, tenant)
+    assert replace(usage, sums=Sums()) == Usage(tenant, None, None, None, None, None, "/-1", (), Sums())
+
+
+def test_quality_and_uncounted(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """Coverage is the least of any window; uncounted operators come from runs that overlap the range."""
+    store.insert_spans(
+        tenant,
+        [
+            window(0, mfu__count__coverage=0.9, mfu__peak__dtype="bfloat16", mfu__peak__source="theory"),
+            window(30, mfu__count__coverage=0.7, mfu__peak__dtype="bfloat16", mfu__convention="exact"),
+            span(semconv.SPAN_RUN, -60, 90.0, mfu__count__uncounted='["b::op","a::op"]'),
+            span(semconv.SPAN_RUN, -60, 30.0, mfu__count__uncounted='["too::old"]'),
+        ],
+    )
+    job = Job(tenant, "gpt", "H100", 1)
+    assert rollup.qualities(store, hour, tenant) == {job: Quality(0.7, ("bfloat16",), ("theory",), ("exact",))}
+    assert rollup.uncounted(store, hour, tenant) == {(tenant, "gpt"): ("a::op", "b::op")}
+
+
+def test_moments(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Sums in buckets of fifteen minutes, by the start of each span."""
+    store.insert_spans(tenant, [window(0), window(899), window(900, mfu__model__flop=2e15)])
+    found = rollup.moments(store, hour, tenant, 900)
+    start_s = T0 // 10**9
+    assert [(moment.start_unix_s - start_s, moment.sums.model_flops) for moment in found] == [(0, 2e15), (900, 2e15)]
+
+
+NUMBERS = st.none() | st.integers(0, 2**40).map(float)
+SUMS = st.builds(Sums, **{field.name: NUMBERS for field in fields(Sums)})
+USAGES = st.lists(
+    st.builds(
+        Usage,
+        tenant=st.just("t"),
+        workload=st.sampled_from(["a", "b", None]),
+        family=st.none(),
+        gpu_type=st.sampled_from(["x", "y"]),
+        world_size=st.none(),
+        host=st.sampled_from(["n", "m"]),
+        device=st.sampled_from(["1", "2", "3"]),
+        run_ids=st.just(("r",)),
+        sums=SUMS,
+    ),
+    max_size=6,
+)
+
+
+@given(USAGES)
+def test_every_split_sums_to_the_fleet(usages: list[Usage]) -> None:
+    """Whatever the fleet is split by, the parts' sums add up to its own."""
+    whole = rollup.level(usages).sums
+    for key in (lambda u: u.host, lambda u: u.gpu_type, lambda u: u.job, lambda u: u.device):
+        assert sum((part.sums for part in rollup.by(usages, key).values()), Sums()) == whole
+
+
+@given(SUMS, SUMS)
+def test_sums_add(left: Sums, right: Sums) -> None:
+    """Sums commute, and nothing is their zero."""
+    assert left + right == right + left
+    assert left + Sums() == left
+
+
+def test_nothing_is_unknown() -> None:
+    """A level of nothing knows nothing: no MFU of zero."""
+    assert rollup.level(()) == Level(Sums(), 0, ())
+    assert Sums().mfu is None
+    assert Sums(model_flops=0.0, available_flops=0.0).mfu is None
+    assert Sums(model_flops=0.0, available_flops=1.0).mfu == 0.0

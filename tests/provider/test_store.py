@@ -1,0 +1,375 @@
+"""The store: what it keeps once, what it keeps after a kill, and how it refuses."""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mfu_sdk import semconv
+from mfu_sdk.errors import StoreError
+from mfu_sdk.provider.rollup import Range, level, usages
+from mfu_sdk.provider.store import PointRow, SpanEvent, SpanLink, SpanRow, Store, timestamp
+
+Make = Callable[..., SpanRow]
+
+EXPORTER_TRACE_COLUMNS = {
+    "Timestamp": "DateTime64(9)",
+    "TraceId": "String",
+    "SpanId": "String",
+    "ParentSpanId": "String",
+    "TraceState": "String",
+    "SpanName": "LowCardinality(String)",
+    "SpanKind": "LowCardinality(String)",
+    "ServiceName": "LowCardinality(String)",
+    "ResourceAttributes": "Map(LowCardinality(String), String)",
+    "ScopeName": "String",
+    "ScopeVersion": "String",
+    "SpanAttributes": "Map(LowCardinality(String), String)",
+    "Duration": "UInt64",
+    "StatusCode": "LowCardinality(String)",
+    "StatusMessage": "String",
+    "Events.Timestamp": "Array(DateTime64(9))",
+    "Events.Name": "Array(LowCardinality(String))",
+    "Events.Attributes": "Array(Map(LowCardinality(String), String))",
+    "Links.TraceId": "Array(String)",
+    "Links.SpanId": "Array(String)",
+    "Links.TraceState": "Array(String)",
+    "Links.Attributes": "Array(Map(LowCardinality(String), String))",
+}
+TYPES = {"int": "Nullable(Int64)", "double": "Nullable(Float64)", "string": "LowCardinality(String)"}
+
+
+def columns(store: Store, table: str) -> dict[str, tuple[str, str, str]]:
+    rows = store.query(
+        "SELECT name, type, default_kind, default_expression FROM system.columns"
+        " WHERE database = 'otel' AND table = {table:String}",
+        table=table,
+    )
+    return {row["name"]: (row["type"], row["default_kind"], row["default_expression"]) for row in rows}
+
+
+def test_exporter_columns(store: Store) -> None:
+    """Plain columns of otel_traces are those that the Collector's exporter inserts, by name and type."""
+    plain = {name: kind for name, (kind, default, _) in columns(store, "otel_traces").items() if not default}
+    assert plain == EXPORTER_TRACE_COLUMNS
+
+
+def test_every_attribute_has_its_column(store: Store) -> None:
+    """Each scalar mfu.* attribute of a resource or span has a typed column of its name, NULL where it is absent."""
+    found = columns(store, "otel_traces")
+    expected = {
+        attribute.name.replace(".", "_"): TYPES[attribute.type]
+        for attribute in semconv.ATTRIBUTES.values()
+        if attribute.name.startswith("mfu.") and attribute.on != ("metric",) and not attribute.type.endswith("[]")
+    }
+    expected["mfu_run_id"] = "String"
+    materialized = {name: kind for name, (kind, default, _) in found.items() if default == "MATERIALIZED"}
+    assert materialized == expected
+    for name, (_, default, expression) in found.items():
+        if default == "MATERIALIZED":
+            attribute = semconv.ATTRIBUTES[re.search(r"\['([^']+)'\]", expression)[1]]  # type: ignore[index]
+            assert attribute.name.replace(".", "_") == name
+            assert ("ResourceAttributes" in expression) == ("resource" in attribute.on)
+            assert "OrZero" not in expression
+
+
+def test_absent_is_null(store: Store, tenant: str, span: Make) -> None:
+    """An attribute that is absent, or that is no number, is NULL and not zero."""
+    store.insert_spans(tenant, [span(semconv.SPAN_STEP, mfu__model__flop="many")])
+    row = store.query(
+        "SELECT mfu_model_flop, mfu_available_flop, mfu_token_count FROM otel.otel_traces"
+        " WHERE mfu_tenant_id = {tenant:String}",
+        tenant=tenant,
+    )
+    assert row == [{"mfu_model_flop": None, "mfu_available_flop": None, "mfu_token_count": None}]
+
+
+def test_whole_span_comes_back(store: Store, tenant: str, span: Make) -> None:
+    """Every field of a span is read back as it was stored, nanoseconds, quotes and line breaks included."""
+    awkward = 'it\'s \\ a "line"\n\tand → another'
+    made = replace(
+        span(semconv.SPAN_RUN, at_s=0.123456789, duration_s=1.5, odd=awkward),
+        parent_span_id="ab" * 8,
+        trace_state="a=1",
+        status_code="Error",
+        status_message=awkward,
+        events=(SpanEvent(1_780_000_200_123_456_789, "e", {"k": awkward}),),
+        links=(SpanLink("cd" * 16, "ef" * 8, "", {"l": "1"}),),
+    )
+    store.insert_spans(tenant, [made])
+    [row] = store.query(
+        "SELECT *, toUnixTimestamp64Nano(Timestamp) AS ns, toUnixTimestamp64Nano(Events.Timestamp[1]) AS event_ns"
+        " FROM otel.otel_traces WHERE mfu_tenant_id = {tenant:String}",
+        tenant=tenant,
+    )
+    assert row["ns"] == made.start_unix_ns
+    assert row["event_ns"] == 1_780_000_200_123_456_789
+    assert (row["TraceId"], row["SpanId"], row["ParentSpanId"]) == (made.trace_id, made.span_id, "ab" * 8)
+    assert (row["Duration"], row["StatusCode"], row["StatusMessage"]) == (1_500_000_000, "Error", awkward)
+    assert row["SpanAttributes"] == {"odd": awkward}
+    assert row["Events.Attributes"] == [{"k": awkward}]
+    assert (row["Links.TraceId"], row["Links.Attributes"]) == (["cd" * 16], [{"l": "1"}])
+
+
+def test_parameters_are_values(store: Store) -> None:
+    """Whatever a parameter holds is a value: it ends no string and starts no statement."""
+    hostile = "'; DROP TABLE otel.otel_traces; -- \\ \n\t\0"
+    [row] = store.query(
+        "SELECT {text:String} AS text, {many:Array(String)} AS many, {none:Nullable(String)} AS none, {n:Int64} AS n",
+        text=hostile,
+        many=[hostile, ""],
+        none=None,
+        n=-(2**62),
+    )
+    assert row == {"text": hostile, "many": [hostile, ""], "none": None, "n": -(2**62)}
+
+
+def test_retry_counts_once(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A request that is sent again adds nothing, to the spans or to the roll-up; what is new in it is added."""
+    first = [window(0), window(30), window(60)]
+    assert store.insert_spans(tenant, first) == 3
+    assert store.insert_spans(tenant, first) == 0
+    assert store.insert_spans(tenant, [*first, first[0], window(90)]) == 1
+    [row] = store.query(
+        "SELECT sum(spans) AS spans, sum(model_flop) AS flop FROM otel.mfu_rollup_5m WHERE tenant = {tenant:String}",
+        tenant=tenant,
+    )
+    assert row == {"spans": 4, "flop": 4e15}
+    assert level(usages(store, hour, tenant)).sums.model_flops == 4e15
+
+
+def test_tenants_may_share_ids(store: Store, tenant: str, window: Make) -> None:
+    """Nobody can keep another tenant's span out by sending its ids first."""
+    mine = window(0)
+    other = replace(mine, resource={**mine.resource, semconv.TENANT_ID: f"{tenant}-other"})
+    assert store.insert_spans(f"{tenant}-other", [other]) == 1
+    assert store.insert_spans(tenant, [mine]) == 1
+
+
+def test_rollup_equals_spans(store: Store, tenant: str, window: Make, span: Make) -> None:
+    """The roll-up and the view that rebuilds it hold the same sums, whatever the spans lack."""
+    rows = [
+        window(0),
+        window(1, mfu__model__flop=None),
+        window(2, mfu__expected__flop=2e15, mfu__expected__available__flop=4e15, mfu__batch__running=8.0),
+        span(semconv.SPAN_STEP, 3, 0.5, mfu__model__flop=1e12, mfu__sample__ratio=0.25, mfu__token__count=7),
+        span(semconv.SPAN_STEP, 4, 0.5, mfu__count__source="measured", mfu__token__count=7),
+    ]
+    store.insert_spans(tenant, rows)
+    counts = ["spans", "steps", "timed_steps", "unknown_steps", "tokens"]
+    flops = ["model_flop", "available_flop", "expected_flop", "expected_available_flop"]
+    sums = [*counts, *flops, "step_time_s", "batch_s", "batch_time_s"]
+    select = ", ".join(f"sum(t.{name}) AS {name}" for name in sums)
+    read = [
+        store.query(
+            f"SELECT is_window, {select} FROM otel.{table} AS t WHERE tenant = {{tenant:String}}"
+            " GROUP BY is_window ORDER BY is_window",
+            tenant=tenant,
+        )
+        for table in ("mfu_rollup_5m", "mfu_span_sums")
+    ]
+    assert read[0] == read[1]
+    assert [row["spans"] for row in read[0]] == [2, 3]
+
+
+def test_points(store: Store, tenant: str) -> None:
+    """A metric point is stored in the table of its kind."""
+    named = {"ResourceAttributes": {semconv.TENANT_ID: tenant}, "MetricName": "mfu.utilization", "Value": 0.25}
+    store.insert_points([PointRow("gauge", {**named, "TimeUnix": timestamp(1_780_000_200_000_000_001)})])
+    rows = store.query(
+        "SELECT Value, toUnixTimestamp64Nano(TimeUnix) AS ns FROM otel.otel_metrics_gauge"
+        " WHERE ResourceAttributes['mfu.tenant.id'] = {tenant:String}",
+        tenant=tenant,
+    )
+    assert rows == [{"Value": 0.25, "ns": 1_780_000_200_000_000_001}]
+
+
+def test_bad_query_is_one_line(store: Store) -> None:
+    """An error of the engine becomes one line of ours."""
+    with pytest.raises(StoreError, match=r"^the store refused a query \(.*nowhere.*\); check") as caught:
+        store.query("SELECT * FROM otel.nowhere")
+    assert "\n" not in str(caught.value)
+
+
+def test_held_by_this_process(store: Store) -> None:
+    """A directory has one owner, even within a process."""
+    with pytest.raises(StoreError, match=r"held by another process; stop its `mfu serve`"):
+        Store(store.path)
+
+
+def test_one_store_a_process(store: Store, data_dir: Path) -> None:
+    """The engine holds one directory in a process, and says so."""
+    with pytest.raises(StoreError, match="this process has another store open; close that one first"):
+        Store(data_dir)
+    # A refusal leaves no lock behind.
+    with (data_dir / "owner.lock").open() as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_path_is_a_file(tmp_path: Path) -> None:
+    """A path that is a file is refused."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="must be a directory, this is a file; name a directory"):
+        Store(tmp_path / "file")
+
+
+def test_path_with_a_question_mark(tmp_path: Path) -> None:
+    """The engine would read options after a question mark."""
+    with pytest.raises(StoreError, match=r"must not hold '\?'"):
+        Store(tmp_path / "a?b")
+
+
+# --- lives of their own: each is a process, because a process holds one store ---------------------------------------
+
+BEGIN = """
+import os, signal, sys
+from mfu_sdk.errors import StoreError
+from mfu_sdk.provider.store import SpanRow, Store
+T0 = 1_780_000_200 * 10**9
+def row(number):
+    return SpanRow(T0 + number * 10**9, 30 * 10**9, f"{number:032x}", f"{number:016x}", "", "", "mfu.window",
+        "Internal", "gpt", {"mfu.tenant.id": "acme", "mfu.run.id": "r"}, "", "",
+        {"mfu.model.flop": "1.0", "mfu.available.flop": "4.0"}, "Unset", "")
+def flop(store, table):
+    return store.query(f"SELECT sum(t.model_flop) AS flop FROM otel.{table} AS t")[0]["flop"]
+"""
+
+
+def run(body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", BEGIN + textwrap.dedent(body), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_kill_after_acknowledgement(data_dir: Path) -> None:
+    """What was acknowledged is there after kill -9, in the spans and in the roll-up, and a retry adds nothing."""
+    killed = run(
+        """
+        store = Store(sys.argv[1])
+        print(store.insert_spans("acme", [row(n) for n in range(1, 101)]), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        data_dir,
+    )
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "100\n")
+    after = run(
+        """
+        with Store(sys.argv[1]) as store:
+            print(flop(store, "mfu_span_sums"), flop(store, "mfu_rollup_5m"))
+            print(store.insert_spans("acme", [row(n) for n in range(1, 102)]), flop(store, "mfu_rollup_5m"))
+        """,
+        data_dir,
+    )
+    assert after.stdout == "100 100\n1 101\n", after.stderr
+
+
+def test_day_without_its_sums_is_summed_again(data_dir: Path) -> None:
+    """Spans whose roll-up was lost, as by a kill between the two writes, are in it again when the store is opened."""
+    done = run(
+        """
+        with Store(sys.argv[1]) as store:
+            store.insert_spans("acme", [row(n) for n in range(1, 11)])
+        with Store(sys.argv[1]) as store:
+            store._writer.query("TRUNCATE TABLE otel.mfu_rollup_5m")
+            print(flop(store, "mfu_rollup_5m"))
+        with Store(sys.argv[1]) as store:
+            print(flop(store, "mfu_rollup_5m"))
+        with Store(sys.argv[1]) as store:
+            print(flop(store, "mfu_rollup_5m"))
+        """,
+        data_dir,
+    )
+    assert done.stdout == "None\n10\n10\n", done.stderr
+
+
+def test_held_by_another_process(data_dir: Path) -> None:
+    """A directory that another process serves is refused in one line, and free again once that process is killed."""
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            BEGIN + "held = Store(sys.argv[1]); print('open', flush=True); signal.pause()",
+            data_dir,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        body = """
+            try:
+                Store(sys.argv[1]).close()
+                print("opened")
+            except StoreError as error:
+                print(error)
+            """
+        refused = run(body, data_dir)
+        assert refused.stdout == (
+            f"{data_dir}: held by another process; stop its `mfu serve`, or ask it with `mfu report --url`\n"
+        )
+        assert refused.stderr == ""
+    finally:
+        holder.kill()
+        holder.wait(20)
+        if holder.stdout is not None:
+            holder.stdout.close()
+    assert run(body, data_dir).stdout == "opened\n"
+
+
+def test_migrations_run_once(data_dir: Path) -> None:
+    """A store remembers its version: opening it again migrates nothing, and a newer one is refused."""
+    done = run(
+        """
+        count = "SELECT count() AS n, max(version) AS last FROM otel.mfu_migrations"
+        with Store(sys.argv[1]) as store:
+            print(store.query(count))
+        with Store(sys.argv[1]) as store:
+            print(store.query(count))
+            store._writer.query("INSERT INTO otel.mfu_migrations VALUES (99, 'later', now())")
+        try:
+            Store(sys.argv[1])
+        except StoreError as error:
+            print(error)
+        """,
+        data_dir,
+    )
+    first, second, refused = done.stdout.splitlines()
+    assert first == second == "[{'n': 4, 'last': 4}]"
+    assert re.search(r"written by a newer mfu-sdk \(schema 99, this one knows 4\); upgrade it", refused)
+
+
+def test_unreadable_store(data_dir: Path) -> None:
+    """A directory whose files are no store's is refused in one line of ours."""
+    (data_dir / "clickhouse").mkdir(parents=True)
+    (data_dir / "clickhouse" / "metadata").write_text("not a directory")
+    done = run(
+        """
+        try:
+            Store(sys.argv[1])
+        except StoreError as error:
+            print(error)
+        """,
+        data_dir,
+    )
+    assert re.fullmatch(r".*: not a readable store \(.*\); name another directory or restore it\n", done.stdout)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_directory(tmp_path: Path) -> None:
+    """A directory that cannot be written is refused."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "data")

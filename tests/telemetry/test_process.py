@@ -1,0 +1,205 @@
+"""Whole processes: how they start, fork, fail and end with telemetry in them."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from .conftest import attributes_of
+
+# What a user's program has to do with us, with five steps of it done. The parent gives the endpoint by environment.
+PROGRAM = """
+    import os, sys, time
+    sys.path.insert(0, sys.argv[1])
+    from conftest import EPOCH_NS, IDENTITY, SUMMARY, make_step
+    from mfu_sdk.export.telemetry import Telemetry
+    from mfu_sdk.settings import Settings
+    import atexit
+    leaving = []
+    atexit.register(lambda: leaving and print(time.monotonic() - leaving[0]))
+    telemetry = Telemetry.open(IDENTITY, Settings(spans="all"), unix_ns=lambda: EPOCH_NS)
+    for index in range(5):
+        telemetry.step(make_step(index))
+"""
+
+
+@pytest.fixture
+def python(request, monkeypatch):
+    """Runs PROGRAM and then `body` in a fresh interpreter: (what it wrote, its exit status, its wall time)."""
+
+    def run(body, *, url, timeout_s=60.0):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        program = textwrap.dedent(PROGRAM) + textwrap.dedent(body)
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program, str(request.path.parent)],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return done.stdout, done.stderr, done.returncode, time.monotonic() - began
+
+    return run
+
+
+def test_delivered_at_exit(python, collector):
+    """A program that closes its run and ends at once has told everything."""
+    _, errors, status, _ = python("telemetry.close(SUMMARY)", url=collector.url)
+    assert (errors, status) == ("", 0)
+    assert len(collector.spans("mfu.step")) == 5
+    assert len(collector.spans("mfu.run")) == 1
+    assert collector.points()["mfu.model.flop"][0][1] == 200.0
+
+
+def test_not_closed(python, collector):
+    """A program that forgot to close its run still delivers its windows and counters, not a made-up summary."""
+    _, errors, status, _ = python("", url=collector.url)
+    assert (errors, status) == ("", 0)
+    assert len(collector.spans("mfu.step")) == 5
+    assert collector.spans("mfu.run") == []
+    assert collector.points()["mfu.step.count"][0][1] == 5.0
+
+
+@pytest.mark.parametrize("trouble", ["refused", "hung", "503"])
+def test_exit_is_bounded(python, collector, refused, trouble):
+    """Whatever the collector does, the end of the process takes 2 s for us, however many runs are open.
+
+    The stock exporters take 28 s. The bound on the whole child leaves room for the interpreter on a busy machine.
+    """
+    collector.hung = trouble == "hung"
+    collector.status = 503
+    body = """
+        other = Telemetry.open(IDENTITY, Settings(), unix_ns=lambda: EPOCH_NS)
+        other.step(make_step(0))
+        telemetry.close(SUMMARY)
+        # Handlers run backwards: this one is the first to run, and the one of before the first step is the last.
+        atexit.register(lambda: leaving.append(time.monotonic()))
+    """
+    out, errors, status, wall_s = python(body, url=refused if trouble == "refused" else collector.url)
+    assert status == 0
+    assert "Traceback" not in errors
+    assert float(out) < 3.0
+    assert wall_s < 8.0
+
+
+def test_user_exception(python, collector):
+    """The user's exception ends the program as it always did."""
+    _, errors, status, _ = python("raise LookupError('the user own')", url=collector.url)
+    assert status == 1
+    assert errors.rstrip().endswith("LookupError: the user own")
+    assert "mfu" not in errors
+
+
+def test_fork(python, collector):
+    """Children that are forked while we export are inert, end at once, and send nothing a second time."""
+    body = """
+        import threading
+        pids = []
+        for n in range(8):
+            for index in range(20):
+                telemetry.step(make_step(5 + 20 * n + index))
+            pid = os.fork()
+            if pid == 0:
+                telemetry.step(make_step(0, model_flops=10**9))
+                telemetry.flush(5.0)
+                telemetry.close(SUMMARY)
+                assert threading.active_count() == 1
+                # The interpreter's own way out, with its exit handlers.
+                sys.exit(0)
+            pids.append(pid)
+        began = time.monotonic()
+        assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 8
+        assert time.monotonic() - began < 10
+        telemetry.close(SUMMARY)
+        assert telemetry.flush(20.0)
+    """
+    _, errors, status, _ = python(body, url=collector.url)
+    assert (errors, status) == ("", 0)
+    assert len(collector.spans("mfu.step")) == 165
+    assert len(collector.spans("mfu.run")) == 1
+    assert collector.points()["mfu.model.flop"][0][1] == 165 * 40.0
+    instances = {
+        attributes_of(resource.resource.attributes)["service.instance.id"]
+        for request in collector.trace_requests()
+        for resource in request.resource_spans
+    }
+    assert len(instances) == 1
+
+
+def test_fork_loader(python, collector):
+    """PyTorch's forked data-loading workers neither hang nor double anything."""
+    body = """
+        import torch
+        loader = torch.utils.data.DataLoader(
+            torch.arange(32), batch_size=4, num_workers=2, multiprocessing_context="fork"
+        )
+        for index, batch in enumerate(loader):
+            telemetry.step(make_step(5 + index, tokens=int(batch.sum())))
+        telemetry.close(SUMMARY)
+        assert telemetry.flush(20.0)
+    """
+    _, errors, status, _ = python(body, url=collector.url)
+    assert (errors, status) == ("", 0)
+    assert collector.points()["mfu.step.count"][0][1] == 13.0
+
+
+RANDOM = """
+    import random
+    import numpy as np, torch
+    random.seed(1); np.random.seed(1); torch.manual_seed(1)
+    for index in range(5, 45):
+        telemetry.step(make_step(index))
+        if index % 20 == 0:
+            telemetry.flush({wait})
+    telemetry.close(SUMMARY)
+    telemetry.flush({wait})
+    print(random.random(), np.random.rand(), torch.rand(1).item(), random.getrandbits(64))
+"""
+
+
+def test_random_streams(python, collector, refused):
+    """The user's seeded streams are the same with telemetry delivered, with telemetry retried, and with none."""
+    delivered, errors, *_ = python(RANDOM.format(wait=20.0), url=collector.url)
+    assert errors == ""
+    assert len(collector.requests) > 2
+    collector.status = 503
+    retried, *_ = python(RANDOM.format(wait=0.3), url=collector.url)
+    program = """
+        import random
+        import numpy as np, torch
+        random.seed(1); np.random.seed(1); torch.manual_seed(1)
+        print(random.random(), np.random.rand(), torch.rand(1).item(), random.getrandbits(64))
+    """
+    alone = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], text=True, timeout=60)
+    assert delivered == retried == alone
+
+
+def test_global_providers(python, collector):
+    """The user's global tracer and meter providers, exit handlers of theirs and logging are left alone."""
+    body = """
+        import logging
+        from opentelemetry import metrics, trace
+        before = trace._TRACER_PROVIDER, metrics._internal._METER_PROVIDER
+        telemetry.close(SUMMARY)
+        assert telemetry.flush(20.0)
+        assert (trace._TRACER_PROVIDER, metrics._internal._METER_PROVIDER) == before == (None, None)
+        assert logging.getLogger().handlers == []
+        assert logging.getLogger("mfu_sdk").handlers == []
+        assert not any(name.startswith("requests") for name in sys.modules)
+    """
+    _, errors, status, _ = python(body, url=collector.url)
+    assert (errors, status) == ("", 0)
+
+
+def test_own_exit_handlers_run(python, refused):
+    """The user's exit handlers run as well, before and after ours, and the exit status is theirs."""
+    body = """
+        atexit.register(print, "bye")
+        telemetry.close(SUMMARY)
+        sys.exit(7)
+    """
+    out, _, status, _ = python(body, url=refused)
+    assert (out.strip(), status) == ("bye", 7)
