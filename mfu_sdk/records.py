@@ -256,7 +256,8 @@ class RunIdentity:
 class RunSummary:
     """A run's totals: `mfu` is Σ model FLOPs / Σ (peak × time) over its timed steps, not a mean of ratios.
 
-    `waterfall` splits the timed steps' available FLOPs into shares that sum to 1; it is empty when `mfu` is None.
+    `waterfall` splits the timed steps' available FLOPs into shares that sum to 1; it is empty when `mfu` is None, and
+    a share that was not measured (waiting for data, where the loop does not show it) is not in it.
     `steps` counts every step, `timed_steps` those in the sums. `overhead_s` is the time that the SDK itself took
     on the step path, counted steps' extra time included.
     """
@@ -279,6 +280,8 @@ class RunSummary:
     peak_source: str | None
     device: str
     convention: Convention
+    peak_memory_bytes_per_s: float | None = None
+    calibration_id: str | None = None
     notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:

@@ -109,7 +109,7 @@ PHASE: Final = _attribute(
     "mfu.phase", "string", "", "train, eval, prefill, decode or inference", "step", "window", "metric"
 )
 UTILIZATION: Final = _attribute(
-    "mfu.utilization", "double", "1", "model FLOPs / (peak × time)", "step", "window", "run", "inference"
+    "mfu.utilization", "double", "1", "model FLOPs / (peak × time)", "step", "window", "run"
 )
 HARDWARE_UTILIZATION: Final = _attribute(
     "mfu.hardware.utilization", "double", "1", "executed FLOPs / (peak × time)", "step", "window", "run"
@@ -208,9 +208,21 @@ TOKEN_COUNT: Final = _attribute(
     "mfu.token.count", "int", "{token}", "tokens, a rank's share", "step", "window", "run", "inference"
 )
 SAMPLE_COUNT: Final = _attribute("mfu.sample.count", "int", "{sample}", "samples, a rank's share", "step", "window")
-SAMPLE_REASON: Final = _attribute("mfu.sample.reason", "string", "", "why this step's span was kept", "step")
+SAMPLE_REASON: Final = _attribute(
+    "mfu.sample.reason",
+    "string",
+    "",
+    "why this span was kept: all, periodic, first, last or error",
+    "step",
+    "inference",
+)
 SAMPLE_RATIO: Final = _attribute(
-    "mfu.sample.ratio", "double", "1", "probability with which a step's span was kept; it weighs 1/ratio", "step"
+    "mfu.sample.ratio",
+    "double",
+    "1",
+    "probability with which this span was kept: it weighs 1/ratio; a span kept besides the sample has none and weighs 0",
+    "step",
+    "inference",
 )
 BATCH_RUNNING: Final = _attribute(
     "mfu.batch.running",

@@ -94,7 +94,6 @@ class Pipeline:
         self._requests = Sampler("auto" if self._mode == "windows" else self._mode)
         self._request_count = 0
         self._unkept: tuple[StepRecord, Window] | None = None
-        self._peaks: Peaks | None = None
         self._closed = False
 
     @property
@@ -114,7 +113,6 @@ class Pipeline:
         elif isinstance(item, Overhead):
             self._measured.overhead(item.seconds)
         elif isinstance(item, Calibration):
-            self._peaks = item.peaks
             if self._mode != "off":
                 self._add(self._spans.calibration(item.peaks, item.start_unix_ns, item.end_unix_ns), essential=True)
         elif isinstance(item, Close):
@@ -167,14 +165,15 @@ class Pipeline:
         self._measured.inference(request)
         index, self._request_count = self._request_count, self._request_count + 1
         failed = request.error_type is not None
-        if self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed):
-            self._add([self._spans.inference(request)], essential=False)
+        kept = self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed)
+        if kept:
+            self._add([self._spans.inference(request, kept)], essential=False)
 
     def _close(self, last: Close) -> None:
         if self._unkept and self._mode == "auto":
             self._add([self._spans.step(*self._unkept, Kept("last", None))], essential=False)
         self._end(self._windows.close())
-        run = self._spans.run(last.summary, self._totals, self._peaks, last.end_unix_ns, last.error_type)
+        run = self._spans.run(last.summary, self._totals, last.end_unix_ns, last.error_type)
         self._add([run], essential=True)
         self._closed = True
         self.flush()

@@ -156,13 +156,8 @@ class Spans:
             ),
         )
 
-    def run(
-        self, summary: RunSummary, totals: Totals, peaks: Peaks | None, end_unix_ns: int, error_type: str | None
-    ) -> ReadableSpan:
-        """The span of the run, at its end. Its sums are those of the windows that were made, so they agree.
-
-        `peaks` is the run's calibration, if it had one.
-        """
+    def run(self, summary: RunSummary, totals: Totals, end_unix_ns: int, error_type: str | None) -> ReadableSpan:
+        """The span of the run, at its end. Its sums are those of the windows that were made, so they agree."""
         return self._span(
             semconv.SPAN_RUN,
             self._run,
@@ -181,8 +176,8 @@ class Spans:
                     semconv.PEAK_FLOP_RATE: summary.peak_flops_per_s,
                     semconv.PEAK_SOURCE: summary.peak_source,
                     semconv.PEAK_DTYPE: summary.peak_dtype,
-                    semconv.PEAK_MEMORY_RATE: peaks.memory.bytes_per_s if peaks and peaks.memory else None,
-                    semconv.CALIBRATION_ID: peaks.calibration_id if peaks else None,
+                    semconv.PEAK_MEMORY_RATE: summary.peak_memory_bytes_per_s,
+                    semconv.CALIBRATION_ID: summary.calibration_id,
                     semconv.COUNT_COVERAGE: summary.coverage,
                     semconv.COUNT_UNCOUNTED: [entry.op for entry in summary.uncounted],
                     semconv.CONVENTION: summary.convention,
@@ -195,7 +190,7 @@ class Spans:
             ),
         )
 
-    def inference(self, request: InferenceRecord) -> ReadableSpan:
+    def inference(self, request: InferenceRecord, kept: Kept) -> ReadableSpan:
         """The span of one request: the caller's child where there is a caller, else the root of a trace of its own.
 
         The request's name stays here: a function's name says more than a provider needs.
@@ -221,6 +216,8 @@ class Spans:
                     semconv.TOKEN_COUNT: request.tokens,
                     semconv.BATCH_RUNNING: request.batch,
                     semconv.MODEL_CALLS: request.model_calls,
+                    semconv.SAMPLE_REASON: kept.reason,
+                    semconv.SAMPLE_RATIO: kept.ratio,
                     semconv.ERROR_TYPE: request.error_type,
                 },
             ),

@@ -160,10 +160,12 @@ def serve(
 def _bind(address: Address) -> socket.socket:
     host, port = address
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if not 0 <= port <= 65_535:
+        raise ConfigurationError(f"{shown}: a port must lie between 0 and 65535; 0 takes a free one")
     try:
         bound = socket.create_server(address, family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise PortInUseError(f"{shown}: is taken by another program; stop it, or choose another port") from None
         raise ConfigurationError(f"{shown}: cannot be listened on ({error}); give an address of this machine") from None
     return bound

@@ -104,6 +104,7 @@ class _Totals:
     token_time_s: float = 0.0
     tokens: int = 0
     data_wait_flops: float = 0.0
+    data_wait_seen: bool = False
     counted_s: float = 0.0
     counted: int = 0
     bytes_moved: float = 0.0
@@ -280,6 +281,7 @@ class Ledger:
             totals.expected_flops += record.expected_mfu * available
             totals.expected_available_flops += available
         if record.data_wait_s is not None and record.peak_flops_per_s is not None:
+            totals.data_wait_seen = True
             totals.data_wait_flops += min(record.data_wait_s, record.duration_s) * record.peak_flops_per_s
         if record.mfu is not None and record.mfu > 1:
             warn_once(
@@ -298,8 +300,10 @@ class Ledger:
             notes = self._why_unknown()
         waterfall: dict[str, float] = {}
         if mfu is not None:
-            data_wait = totals.data_wait_flops / totals.available_flops
-            waterfall = {"mfu": mfu, "data_wait": data_wait, "unexplained": 1.0 - mfu - data_wait}
+            waterfall["mfu"] = mfu
+            if totals.data_wait_seen:
+                waterfall["data_wait"] = totals.data_wait_flops / totals.available_flops
+            waterfall["unexplained"] = 1.0 - sum(waterfall.values())
         # A counted step costs its own duration less what a timed one takes.
         typical_s = totals.time_s / totals.timed if totals.timed else 0.0
         counting_s = max(0.0, totals.counted_s - totals.counted * typical_s) if totals.timed else 0.0
@@ -325,6 +329,8 @@ class Ledger:
             peak_source=None if headline is None else headline[1].source,
             device=self.identity.device_name,
             convention=self._convention,
+            peak_memory_bytes_per_s=None if self.peaks.memory is None else self.peaks.memory.bytes_per_s,
+            calibration_id=self.peaks.calibration_id,
             notes=tuple(notes),
         )
 

@@ -51,13 +51,15 @@ def everything(spans, window, summary, step):
     total = sums(window.steps)
     totals = Totals()
     totals.add(total)
-    missing = dataclasses.replace(summary, uncounted=(Uncounted("aten::x", 1, "m"),))
+    missing = dataclasses.replace(
+        summary, uncounted=(Uncounted("aten::x", 1, "m"),), peak_memory_bytes_per_s=2e10, calibration_id="c"
+    )
     return wire(
         spans.step(step(0, device_s=0.5), window, Kept("all", 1.0)),
         spans.step(step(1, error_type="ValueError"), window, Kept("error", None)),
         spans.window(window, total),
-        spans.run(missing, totals, PEAKS, EPOCH_NS + 10, "ValueError"),
-        spans.inference(dataclasses.replace(REQUEST, error_type="KeyError")),
+        spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
+        spans.inference(dataclasses.replace(REQUEST, error_type="KeyError"), Kept("periodic", 0.25)),
         *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
     )
 
@@ -83,8 +85,7 @@ def test_registered(spans, window, summary, step):
         for place in attribute.on
         if place not in ("resource", "metric")
     }
-    # A request knows no peak, so it has no utilization to tell.
-    assert wanted - seen == {("inference", semconv.UTILIZATION)}
+    assert wanted == seen
 
 
 def test_misplaced():
@@ -145,7 +146,7 @@ def test_window(spans, window, step, identity):
 
 def test_run(spans, summary, identity):
     """The run lasts from its start to its close, and says so where the user's code ended it."""
-    (span,) = wire(spans.run(summary, Totals(), None, EPOCH_NS + 7, "ValueError"))
+    (span,) = wire(spans.run(summary, Totals(), EPOCH_NS + 7, "ValueError"))
     assert (span.start_time_unix_nano, span.end_time_unix_nano) == (EPOCH_NS, EPOCH_NS + 7)
     assert span.status.code == 2
     found = attributes_of(span.attributes)
@@ -153,16 +154,16 @@ def test_run(spans, summary, identity):
     assert found["mfu.run.step.count"] == 3
     # No window, no sums: not zeros.
     assert {"mfu.model.flop", "mfu.step.time", "mfu.utilization", "mfu.calibration.id"}.isdisjoint(found)
-    (span,) = wire(spans.run(summary, Totals(), None, EPOCH_NS + 7, None))
+    (span,) = wire(spans.run(summary, Totals(), EPOCH_NS + 7, None))
     assert span.status.code == 0
 
 
 def test_request(spans):
     """A request is its caller's child, or alone in a trace of its own; its name is not told."""
     child, alone, other = wire(
-        spans.inference(dataclasses.replace(REQUEST, parent_trace_id=77, parent_span_id=88)),
-        spans.inference(REQUEST),
-        spans.inference(REQUEST),
+        spans.inference(dataclasses.replace(REQUEST, parent_trace_id=77, parent_span_id=88), Kept("all", 1.0)),
+        spans.inference(REQUEST, Kept("all", 1.0)),
+        spans.inference(REQUEST, Kept("all", 1.0)),
     )
     assert int.from_bytes(child.trace_id, "big") == 77
     assert int.from_bytes(child.parent_span_id, "big") == 88
