@@ -220,7 +220,7 @@ SAMPLE_RATIO: Final = _attribute(
     "mfu.sample.ratio",
     "double",
     "1",
-    "probability with which this span was kept: it weighs 1/ratio; a span kept besides the sample has none and weighs 0",
+    "probability with which this span was kept: it weighs 1/ratio; one kept besides the sample has none, weighs 0",
     "step",
     "inference",
 )

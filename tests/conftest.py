@@ -1,4 +1,4 @@
-"""What every test gets: errors of ours raised, a cache directory of its own, no exporter, and proof that nothing leaked."""
+"""What every test gets: errors of ours raised, a cache of its own, no exporter, and proof that nothing leaked."""
 
 from collections.abc import Iterator
 from pathlib import Path

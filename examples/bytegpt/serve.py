@@ -26,7 +26,8 @@ def handler(model: ByteGPT, name: str) -> Callable[[Tensor], Tensor]:
 
     @mfu.inference(model, name=name, tokens=torch.Tensor.numel)
     def complete(prompts: Tensor) -> Tensor:
-        return model.generate(prompts, NEW)
+        out: Tensor = model.generate(prompts, NEW)
+        return out
 
     return complete
 

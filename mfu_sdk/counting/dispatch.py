@@ -68,7 +68,7 @@ _CONTROL_FLOW: Final = frozenset(
 )
 
 
-class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ untyped
+class CountingMode(TorchDispatchMode):
     """Counts the operators that run while it is on, in this thread and in the autograd engine's for it.
 
     Either a context manager, any number of times and nested in itself, or `start()` and `stop()`, which may lie in
@@ -267,7 +267,7 @@ def _qualified(func: torch._ops.OpOverload) -> str:
 
 def _capturing() -> bool:
     """Whether a CUDA graph is being captured: its warm-up was counted, and nothing may be read now."""
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    started = torch.cuda.is_initialized()
     return bool(started and torch.cuda.is_current_stream_capturing())
 
 

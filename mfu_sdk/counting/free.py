@@ -146,6 +146,6 @@ def _tagged(name: str) -> bool:
     packet = getattr(torch.ops.aten, name, None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return False
-    overloads: list[str] = packet.overloads()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    overloads: list[str] = packet.overloads()
     tags = {tag for overload in overloads for tag in getattr(packet, overload).tags}
     return not tags.isdisjoint({torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy})

@@ -91,7 +91,8 @@ def describe(found: ConfigCount) -> str:
         f"  model        {_si(count.model_flops)}FLOP, {_si(count.model_flops / tokens)}FLOP a token",
         f"  forward      {_si(count.forward_flops)}FLOP",
         f"  backward     {_si(count.backward_flops)}FLOP",
-        f"  attention    {_si(count.attention_flops_exact)}FLOP exact, {_si(count.attention_flops_full)}FLOP over all pairs",
+        f"  attention    {_si(count.attention_flops_exact)}FLOP exact, "
+        f"{_si(count.attention_flops_full)}FLOP over all pairs",
         f"  not counted  {missing} (coverage {count.coverage:.1%})",
     ]
     return "\n".join(lines)

@@ -202,7 +202,7 @@ class Masks:
         if len(self._facts) > 4096:
             self._facts = {key: known for key, known in self._facts.items() if not _expired(known[0])}
         storage = tensor.untyped_storage()
-        held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        held = StorageWeakRef(storage)
         self._facts[storage._cdata] = (held, fact)
 
     def _forget(self, tensor: torch.Tensor) -> None:
@@ -232,7 +232,7 @@ def _cut(scores: _Fact, count: int) -> _Fact:
 
 
 def _expired(storage: StorageWeakRef) -> bool:
-    return bool(storage.expired())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return bool(storage.expired())
 
 
 def _has_data(tensor: torch.Tensor) -> bool:

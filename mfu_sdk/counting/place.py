@@ -90,7 +90,8 @@ class Places:
             module = self._by_node.get(node._sequence_nr(), module)
         # The autograd node of an operator is made just before the operator is dispatched. An operator without a node
         # leaves the number as it is: the first to use it is its owner.
-        self._by_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
+        latest = torch._C._autograd._get_sequence_nr() - 1  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
+        self._by_node.setdefault(latest, module)
         stage: Stage = "forward" if not in_engine else "recompute" if recomputing else "backward"
         return Place(module, stage)
 

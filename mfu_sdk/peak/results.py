@@ -100,10 +100,10 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
     body = document["peaks"]
 
     def rate(value: Any) -> Rate:
-        numbers = [float(value[name]) for name in ("value", "low", "high")]
-        if not all(math.isfinite(n) and n > 0 for n in numbers) or not numbers[1] <= numbers[0] <= numbers[2]:
-            raise ValueError(f"a rate of {numbers[0]!r} within [{numbers[1]!r}, {numbers[2]!r}]")
-        return Rate(*numbers, source=str(value["source"]), age_s=age_s)
+        middle, low, high = (float(value[name]) for name in ("value", "low", "high"))
+        if not (0 < low <= middle <= high and math.isfinite(high)):
+            raise ValueError(f"a rate of {middle!r} within [{low!r}, {high!r}]")
+        return Rate(middle, low, high, source=str(value["source"]), age_s=age_s)
 
     return Peaks(
         device=str(body["device"]),

@@ -52,6 +52,7 @@ class Demand:
         by_dtype = dict(self.by_dtype)
         for dtype, flops in other.by_dtype.items():
             by_dtype[dtype] = by_dtype.get(dtype, 0) + flops
+        source = _LEAST_SURE[max(map(_LEAST_SURE.index, (self.source, other.source)))]
         both_expected = self.expected_s is not None and other.expected_s is not None
         return Demand(
             self.model_flops + other.model_flops,
@@ -62,7 +63,7 @@ class Demand:
             self.bytes_moved + other.bytes_moved,
             self.priced_bytes + other.priced_bytes,
             (self.expected_s or 0.0) + (other.expected_s or 0.0) if both_expected else None,
-            max(self.source, other.source, key=_LEAST_SURE.index),
+            source,
         )
 
 

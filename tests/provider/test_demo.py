@@ -16,7 +16,7 @@ PROMPT, NEW, LAYERS, WIDTH, VOCAB = 64, 32, 4, 192, 256
 
 
 def training_flops(batch: int, length: int) -> int:
-    """Forward and backward of the example's GPT: 12 d² weights a block, d V in the head, causal pairs; thrice forward."""
+    """Forward and backward of the example's GPT: 12 d² weights a block, d V in the head, causal pairs."""
     pairs = batch * length * (length + 1) // 2
     forward = LAYERS * (24 * WIDTH**2 * batch * length + 4 * WIDTH * pairs) + 2 * WIDTH * VOCAB * batch * length
     return 3 * forward

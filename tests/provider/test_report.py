@@ -1,9 +1,11 @@
 """The report: its JSON's shape, the questions it answers, and how it is told."""
 
 import html.parser
+import http.server
 import itertools
 import json
 import re
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -431,3 +433,28 @@ def test_bad_address(url: str, message: str) -> None:
     """An address that is none, or where nobody answers, is refused in one line."""
     with pytest.raises(ConfigurationError, match=message):
         report.from_url(url)
+
+
+def test_token_goes_nowhere_else() -> None:
+    """A redirect is not followed: the token would go along."""
+    asked: list[str] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            with pytest.raises(ConfigurationError, match="answered 302"):
+                report.from_url(f"http://127.0.0.1:{server.server_port}", "secret")
+        finally:
+            server.shutdown()
+            serving.join(20)
+    assert asked == ["/api/report?"]

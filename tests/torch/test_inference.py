@@ -186,7 +186,7 @@ def test_handlers_that_cannot_be_timed_are_refused(model: nn.Module) -> None:
 
 def test_bad_models_are_refused() -> None:
     """A model is needed, with parameters."""
-    with pytest.raises(ConfigurationError, match="needs the torch.nn.Module"):
+    with pytest.raises(ConfigurationError, match=r"needs the torch\.nn\.Module"):
         mfu.inference(None)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ConfigurationError, match="no parameters"):
         mfu.inference(nn.ReLU())

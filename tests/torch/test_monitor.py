@@ -193,14 +193,17 @@ def test_the_users_exception_passes(model: nn.Module, clock: testing.FakeClock) 
     """It comes out unchanged; its step says what ended it and enters no sum."""
     records: list[StepRecord] = []
     optimizer = make_optimizer(model)
-    with (
-        pytest.raises(ZeroDivisionError, match="mine"),
-        mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run,
-    ):
-        with run.step():
-            train_once(model, optimizer)
-        with run.step():
-            raise ZeroDivisionError("mine")
+    run = mfu.monitor(model, peaks=PEAKS, on_step=records.append)
+
+    def train() -> None:
+        with run:
+            with run.step():
+                train_once(model, optimizer)
+            with run.step():
+                raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        train()
     assert [r.error_type for r in records] == [None, "ZeroDivisionError"]
     assert run.summary().timed_steps == 0
 
@@ -273,7 +276,7 @@ def test_bad_arguments_raise_on_entry(model: nn.Module, arguments: dict[str, obj
 
 def test_an_unknown_phase_is_refused(model: nn.Module, clock: testing.FakeClock) -> None:
     """A misspelt phase is refused with the list of those there are."""
-    with mfu.monitor(model, peaks=PEAKS) as run, pytest.raises(ConfigurationError, match="phase='trian'.*train, eval"):
+    with mfu.monitor(model, peaks=PEAKS) as run, pytest.raises(ConfigurationError, match=r"phase='trian'.*train, eval"):
         run.step(phase="trian")  # type: ignore[arg-type]  # wrong on purpose
 
 

@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -237,21 +237,16 @@ def from_json(text: str) -> Report:
 def _read(kind: type[T], value: Mapping[str, Any]) -> T:
     if not isinstance(value, Mapping):
         raise TypeError(f"{kind.__name__} must be an object")
-    hints = get_type_hints(kind)
-    return kind(**{name: _field(hints[name], value.get(name)) for name in (f.name for f in _fields(kind))})
-
-
-def _fields(kind: Any) -> Any:
-    return fields(kind)
+    return kind(**{name: _field(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
 
 
 def _field(hint: Any, value: Any) -> Any:
     if get_origin(hint) is tuple:
         return tuple(_field(get_args(hint)[0], item) for item in value or ())
-    if is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _read(hint, value)
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    allowed = tuple({float: (int, float)}.get(kind, kind) for kind in kinds)
-    if not isinstance(value, tuple(t for kind in allowed for t in (kind if isinstance(kind, tuple) else (kind,)))):
+    # JSON has one kind of number: 1.0 may come back as 1.
+    if not isinstance(value, (*kinds, int) if float in kinds else kinds):
         raise TypeError(f"{value!r} where {hint} belongs")
     return value

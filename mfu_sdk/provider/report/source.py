@@ -57,7 +57,7 @@ def from_url(
         headers={"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310 - as above
+        with _opener().open(request, timeout=_TIMEOUT_S) as response:
             return from_json(response.read().decode("utf-8"))
     except urllib.error.HTTPError as error:
         with error:
@@ -66,3 +66,17 @@ def from_url(
     except (OSError, HTTPException) as error:
         cause = getattr(error, "reason", None) or error
         raise ConfigurationError(f"{url}: did not answer ({cause}); is `mfu serve` running there?") from error
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """An opener that follows no redirect: urllib's own would take the token along to whatever host it names."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener

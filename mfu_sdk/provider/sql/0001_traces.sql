@@ -1,5 +1,5 @@
--- Spans, in the columns that the OpenTelemetry Collector's ClickHouse exporter writes (contrib 0.130 and later,
--- exporter/clickhouseexporter), so that a Collector with `create_schema: false` can take this store's place.
+-- Spans, in the columns that the OpenTelemetry Collector's ClickHouse exporter inserts (collector-contrib,
+-- exporter/clickhouseexporter/internal/sqltemplates), so that a Collector with `create_schema: false` can write them.
 -- fsync_*: an acknowledged request survives a power cut, not only a killed process.
 CREATE DATABASE IF NOT EXISTS otel;
 

@@ -1,4 +1,5 @@
--- Metrics, in the exporter's columns. Its metric tables are alpha and spans are the source of truth for MFU, so
+-- Metrics, in the exporter's columns; its newest sums keep whole seconds where these keep the nanoseconds that came,
+-- and it may insert into either. Its metric tables are alpha and spans are the source of truth for MFU, so
 -- nothing here is summed into the levels; a point sent twice is two rows of the same cumulative value.
 CREATE TABLE IF NOT EXISTS otel.otel_metrics_gauge (
     ResourceAttributes    Map(LowCardinality(String), String) CODEC(ZSTD(1)),
