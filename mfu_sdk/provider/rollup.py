@@ -136,13 +136,17 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """The inference requests of a workload: no part of any level, because requests overlap on a device."""
+    """The inference requests of a workload: no part of any level, because requests overlap on a device.
+
+    `requests`, `mean_duration_s` and `tokens` are estimates where `spans`, those that came, are a sample of them.
+    """
 
     tenant: str
     workload: str | None
-    requests: int
-    mean_duration_s: float
-    tokens: int | None
+    requests: float
+    spans: int
+    mean_duration_s: float | None
+    tokens: float | None
     failed: int
 
 
@@ -216,7 +220,8 @@ def requests(store: Store, span: Range, tenant: str | None) -> tuple[Requests, .
             row["tenant"],
             row["workload"] or None,
             row["requests"],
-            row["duration_s"] / row["requests"],
+            row["spans"],
+            ratio(row["duration_s"], row["requests"]),
             row["tokens"],
             row["failed"],
         )

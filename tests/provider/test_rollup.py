@@ -169,7 +169,20 @@ def test_inference_never_counts(store: Store, tenant: str, span: Make, hour: Ran
         ],
     )
     assert rollup.usages(store, hour, tenant) == ()
-    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 2.0, 30, 1),)
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 2, 2.0, 30, 1),)
+
+
+def test_sampled_requests_stand_for_the_others(store: Store, tenant: str, span: Make, hour: Range) -> None:
+    """One request in four was sent: each stands for four. A failed one sent besides stands for none, but did fail."""
+    store.insert_spans(
+        tenant,
+        [
+            span(semconv.SPAN_INFERENCE, 0, 1.0, mfu__token__count=10, mfu__sample__ratio=0.25),
+            span(semconv.SPAN_INFERENCE, 4, 3.0, mfu__token__count=20, mfu__sample__ratio=0.25),
+            span(semconv.SPAN_INFERENCE, 5, 9.0, mfu__sample__reason="error", error__type="Timeout"),
+        ],
+    )
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 8, 3, 2.0, 120, 1),)
 
 
 def test_range_is_half_open(store: Store, tenant: str, window: Make) -> None:

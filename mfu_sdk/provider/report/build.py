@@ -52,7 +52,7 @@ def build(store: Store, span: Range, tenant: str | None) -> Report:
         gpu_types=_gpu_types(usages),
         scaling=scaling,
         inference=tuple(
-            InferenceRequests(r.tenant, r.workload, r.requests, r.mean_duration_s, r.tokens, r.failed)
+            InferenceRequests(r.tenant, r.workload, r.requests, r.spans, r.mean_duration_s, r.tokens, r.failed)
             for r in rollup.requests(store, span, tenant)
         ),
         questions=Questions(

@@ -95,6 +95,15 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for spell in (words.percent, words.flop, words.hours, words.seconds, words.count, words.name, words.moment):
+    for spell in (
+        words.percent,
+        words.flop,
+        words.hours,
+        words.seconds,
+        words.count,
+        words.estimate,
+        words.name,
+        words.moment,
+    ):
         environment.filters[spell.__name__] = spell
     return environment

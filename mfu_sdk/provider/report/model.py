@@ -136,14 +136,23 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequests:
-    """A workload's requests; they overlap on a device, so no level includes their FLOPs."""
+    """A workload's requests; they overlap on a device, so no level includes their FLOPs.
+
+    `requests`, `mean_duration_s` and `tokens` are estimates where `spans`, those that came, are a sample of them.
+    """
 
     tenant: str
     workload: str | None
-    requests: int
-    mean_duration_s: float
-    tokens: int | None
+    requests: float
+    spans: int
+    mean_duration_s: float | None
+    tokens: float | None
     failed: int
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the spans that came are a sample, so that the totals are estimates."""
+        return self.spans != self.requests
 
 
 @dataclass(frozen=True, slots=True)

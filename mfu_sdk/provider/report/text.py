@@ -140,9 +140,9 @@ def _inference(console: Console, report: Report) -> None:
         (
             _Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
             _Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
-            _Column("requests", tuple(words.count(r.requests) for r in of)),
+            _Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
             _Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
-            _Column("tokens", tuple(words.count(r.tokens) for r in of), drop=3),
+            _Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
             _Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
         ),
     )

@@ -36,8 +36,10 @@ def hours(value: float | None) -> str:
     return f"{value * 60:.1f} min" if value * 60 >= 1 else f"{value * 3600:.1f} s"
 
 
-def seconds(value: float) -> str:
+def seconds(value: float | None) -> str:
     """A duration with a unit that suits it."""
+    if value is None:
+        return UNKNOWN
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
@@ -46,6 +48,11 @@ def seconds(value: float) -> str:
 def count(value: float | None) -> str:
     """A number of things; a weighted one is rounded."""
     return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def estimate(value: float | None, *, sampled: bool) -> str:
+    """A number of things, marked as an estimate where it stands on a sample."""
+    return f"≈ {count(value)}" if sampled and value is not None else count(value)
 
 
 def name(text: str | None, longest: int = 64) -> str:

@@ -1,9 +1,11 @@
 -- Requests of each workload that started in [since, until). They overlap on a device, so no level includes them.
+-- A tenant may send a sample of its requests, each of which stands for 1 / mfu.sample.ratio; every failed one is sent.
 SELECT
     mfu_tenant_id AS tenant, mfu_workload_name AS workload,
-    count() AS requests,
-    sum(Duration) / 1e9 AS duration_s,
-    sum(mfu_token_count) AS tokens,
+    sum(sum_weight) AS requests,
+    count() AS spans,
+    sum(Duration * sum_weight) / 1e9 AS duration_s,
+    sum(mfu_token_count * sum_weight) AS tokens,
     countIf(SpanAttributes['error.type'] != '') AS failed
 FROM otel.otel_traces
 WHERE SpanName = 'mfu.inference'
