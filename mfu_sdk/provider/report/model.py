@@ -226,6 +226,11 @@ class Report:
     causes: None = None
     economics: None = None
 
+    @property
+    def least_coverage(self) -> float | None:
+        """The least share of operator bytes that was priced in any workload that says; None where none does."""
+        return min((w.coverage for w in self.workloads if w.coverage is not None), default=None)
+
 
 def to_json(report: Report) -> str:
     """The report as JSON; non-finite numbers cannot occur in it."""

@@ -154,6 +154,10 @@ def _not_counted(console: Console, report: Report) -> None:
         if w.uncounted:
             operators = words.name(", ".join(w.uncounted), 200)
             console.print(Text(f"Not counted in {words.name(w.workload)}: {operators}"))
+    if report.least_coverage is not None:
+        console.print(
+            f"Every workload had at least {words.percent(report.least_coverage)} of its operators' bytes priced."
+        )
     console.print(
         Text(
             "MFU = Σ model FLOPs / Σ (peak × time) over timed steps; levels add, ratios are never averaged.",
