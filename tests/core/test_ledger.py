@@ -1,0 +1,190 @@
+"""A run's books: records and totals by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mfu_sdk.records import Count, OpCost, Peaks, Rate, RunIdentity, StepRecord, Uncounted
+from mfu_sdk.run.ledger import Ledger, Work
+
+IDENTITY = RunIdentity("run", 0, "work", None, 0, 0, 1, "Example", None, None, 0)
+
+
+def rate(value: float) -> Rate:
+    return Rate(value, value, value, "user", 0.0)
+
+
+PEAKS = Peaks("cuda:0", {}, {"bfloat16": rate(1000.0), "float32": rate(100.0)}, rate(50.0), None, {})
+COUNT = Count(
+    model_flops=600,
+    hardware_flops=800,
+    forward_flops=200,
+    backward_flops=400,
+    recompute_flops=200,
+    optimizer_flops=0,
+    attention_flops_exact=30,
+    attention_flops_full=60,
+    by_dtype={"bfloat16": 500, "float32": 100},
+    by_module={},
+    by_op={},
+    uncounted=(),
+    coverage=1.0,
+    bytes_moved=40,
+    comm_bytes={},
+    convention="exact",
+    # 0.5 s by FLOPs; then 1.0 s by FLOPs against 0.4 s by bytes; then 0.4 s by bytes alone.
+    ops=(OpCost("mm", "bfloat16", 500, 0, 1), OpCost("mm", "float32", 100, 20, 1), OpCost("gelu", "float32", 0, 20, 1)),
+)
+
+
+class LateClock:
+    """A device that runs behind: marks are times, and the device has come as far as `passed`."""
+
+    def __init__(self) -> None:
+        self.passed = float("inf")
+        self.drained: list[float] = []
+
+    def mark(self) -> float:
+        return 0.0
+
+    def host_ns(self) -> int:
+        return 0
+
+    def elapsed_s(self, start: float, end: float) -> float | None:
+        return end - start if end <= self.passed else None
+
+    def drain(self, mark: float) -> None:
+        self.drained.append(mark)
+        self.passed = max(self.passed, mark)
+
+
+def ledger(clock: LateClock | None = None, **options: Any) -> tuple[Ledger, list[StepRecord]]:
+    records: list[StepRecord] = []
+    return Ledger(IDENTITY, PEAKS, clock or LateClock(), on_step=records.append, **options), records
+
+
+def work(books: Ledger, index: int, start: float, end: float, **fields: Any) -> Work:
+    fields.setdefault("demand", books.price(COUNT, "cached"))
+    return Work(index, "train", start, end, 0, **fields)
+
+
+def test_every_ratio_by_hand() -> None:
+    """600 model FLOPs, mostly bf16 at 1,000 FLOP/s, in two seconds."""
+    books, records = ledger()
+    books.add(work(books, 0, 0.0, 2.0))
+    [record] = records
+    assert (record.peak_dtype, record.peak_flops_per_s, record.available_flops) == ("bfloat16", 1000.0, 2000.0)
+    assert record.mfu == 600 / 2000
+    assert record.hfu == 800 / 2000
+    assert record.achievable_mfu == 600 / 2000
+    # 500 FLOPs at 1,000 a second and 100 at 100 a second would take 1.5 s of the 2 s.
+    assert record.mfu_by_dtype == pytest.approx(1.5 / 2)
+    # The roofline takes 0.5 + 1.0 + 0.4 s.
+    assert record.expected_mfu == pytest.approx(600 / (1000 * 1.9))
+    assert record.arithmetic_intensity == 800 / 40
+    assert record.coverage == 1.0
+
+
+def test_two_devices_have_twice_the_peak() -> None:
+    """The denominator sums over the devices that the process drives, and so does what can be expected of them."""
+    books, records = ledger(devices=2)
+    books.add(work(books, 0, 0.0, 2.0))
+    assert records[0].available_flops == 4000
+    assert records[0].mfu == 600 / 4000
+    assert records[0].expected_mfu == pytest.approx(600 / (1000 * 1.9))
+
+
+def test_sums_not_means_of_ratios() -> None:
+    """A fast and a slow step: 1,200 FLOPs of 1,000 + 5,000 available, not the mean of 60 % and 12 %."""
+    books, _ = ledger()
+    books.add(work(books, 0, 0.0, 1.0, tokens=10))
+    books.add(work(books, 1, 1.0, 6.0, tokens=10))
+    summary = books.close()
+    assert summary.mfu == pytest.approx(1200 / 6000)
+    assert summary.tokens_per_s == pytest.approx(20 / 6)
+    assert summary.duration_s == 6.0
+    assert sum(summary.waterfall.values()) == pytest.approx(1, abs=1e-9)
+
+
+def test_counted_and_failed_steps_enter_no_sum() -> None:
+    """Their time is not representative; they are counted as steps all the same."""
+    books, records = ledger()
+    books.add(work(books, 0, 0.0, 9.0, counted_while_running=True))
+    books.add(work(books, 1, 9.0, 10.0))
+    books.add(work(books, 2, 10.0, 14.0, counted_while_running=True))
+    books.add(work(books, 3, 14.0, 99.0, error_type="KeyError"))
+    summary = books.close()
+    assert [r.timed for r in records] == [False, True, False, False]
+    assert (summary.steps, summary.timed_steps, summary.mfu) == (4, 1, 0.6)
+    # The first step warms up besides; of the second counted one, 3 s are beyond what a step takes.
+    assert summary.overhead_s == pytest.approx(3.0)
+
+
+def test_unknown_flops_enter_no_sum() -> None:
+    """A timed step without a count is left out of both sums of FLOPs, not taken for zero."""
+    books, records = ledger()
+    books.add(work(books, 0, 0.0, 1.0))
+    books.add(work(books, 1, 1.0, 5.0, demand=None))
+    summary = books.close()
+    assert records[1].mfu is None
+    assert summary.mfu == 0.6
+    assert summary.timed_steps == 2
+
+
+def test_records_wait_for_the_device() -> None:
+    """Steps are told in order, once the device has passed their ends; nothing waits before the run closes."""
+    clock = LateClock()
+    clock.passed = 1.5
+    books, records = ledger(clock)
+    for index in range(3):
+        books.add(work(books, index, float(index), index + 1.0))
+    assert [r.index for r in records] == [0]
+    clock.passed = 2.0
+    books.settle()
+    assert [r.index for r in records] == [0, 1]
+    assert clock.drained == []
+    books.close()
+    assert [r.index for r in records] == [0, 1, 2]
+    assert clock.drained[-1] == 3.0
+
+
+def test_a_given_expectation_stands() -> None:
+    """The user's own expectation replaces the roofline's."""
+    books, records = ledger(expected=0.5)
+    books.add(work(books, 0, 0.0, 2.0))
+    assert records[0].expected_mfu == 0.5
+    assert books.close().expected_mfu == 0.5
+
+
+def test_a_missing_rate_leaves_the_expectation_unknown() -> None:
+    """Work in a dtype whose rate nobody measured has no expectation and no ratio by dtype."""
+    books, records = ledger()
+    odd = replace(COUNT, by_dtype={"bfloat16": 500, "int8": 100}, ops=(OpCost("mm", "int8", 100, 0, 1),))
+    books.add(work(books, 0, 0.0, 2.0, demand=books.price(odd, "cached")))
+    assert records[0].mfu == 0.3
+    assert records[0].expected_mfu is None
+    assert records[0].mfu_by_dtype is None
+
+
+def test_demands_add() -> None:
+    """Calls of a request add up; the least sure source names the sum, and one unknown expectation is enough."""
+    books, _ = ledger()
+    cached, sampled = books.price(COUNT, "cached"), books.price(COUNT, "sampled")
+    both = cached + sampled
+    assert (both.model_flops, both.hardware_flops, both.bytes_moved) == (1200, 1600, 80)
+    assert both.by_dtype == {"bfloat16": 1000, "float32": 200}
+    assert both.expected_s == pytest.approx(3.8)
+    assert both.source == "sampled"
+    assert (replace(cached, expected_s=None) + sampled).expected_s is None
+
+
+def test_uncounted_operators_are_in_the_summary() -> None:
+    """What had no formula is named, and the coverage is by bytes."""
+    books, _ = ledger()
+    partly = replace(COUNT, uncounted=(Uncounted("lib::op", 3, "block"),), coverage=0.75)
+    books.add(work(books, 0, 0.0, 1.0, demand=books.price(partly, "cached")))
+    summary = books.close()
+    assert summary.uncounted == (Uncounted("lib::op", 3, "block"),)
+    assert summary.coverage == 0.75
+    assert "lib::op ×3" in str(summary)
