@@ -149,6 +149,11 @@ class Requests:
     tokens: float | None
     failed: int
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the spans that came are a sample, so that the totals are estimates."""
+        return self.spans != self.requests
+
 
 def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
     """Sums by workload and device over `span`; of `tenant` alone, or of all where it is None."""

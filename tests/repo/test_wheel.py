@@ -44,7 +44,7 @@ def test_wheel_holds_everything(built: Path) -> None:
     assert sorted(expected - names) == []
     assert {"mfu_sdk/py.typed", "mfu_kernels/py.typed"} <= names
     assert [name for name in names if name.startswith("mfu_sdk/provider/sql/") and name.endswith(".sql")]
-    assert [name for name in names if name.startswith("mfu_sdk/provider/web/") and name.endswith(".html")]
+    assert [name for name in names if name.startswith("mfu_sdk/provider/web/") and name.endswith(".html.j2")]
     assert [name for name in names if name.startswith("mfu_sdk/_examples/bytegpt/") and name.endswith(".py")]
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"mfu_sdk", "mfu_kernels"}
 

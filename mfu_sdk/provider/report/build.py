@@ -13,7 +13,6 @@ from mfu_sdk.provider.report.model import (
     FamilyOnType,
     Fleet,
     GpuType,
-    InferenceRequests,
     LowWorkload,
     Node,
     Questions,
@@ -51,10 +50,7 @@ def build(store: Store, span: Range, tenant: str | None) -> Report:
         workloads=workloads,
         gpu_types=_gpu_types(usages),
         scaling=scaling,
-        inference=tuple(
-            InferenceRequests(r.tenant, r.workload, r.requests, r.spans, r.mean_duration_s, r.tokens, r.failed)
-            for r in rollup.requests(store, span, tenant)
-        ),
+        inference=rollup.requests(store, span, tenant),
         questions=Questions(
             low_workloads=_low(workloads, moments),
             by_gpu_type=_families_by_type(usages),

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.rollup import Requests
 
 T = TypeVar("T")
 
@@ -135,27 +136,6 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
-class InferenceRequests:
-    """A workload's requests; they overlap on a device, so no level includes their FLOPs.
-
-    `requests`, `mean_duration_s` and `tokens` are estimates where `spans`, those that came, are a sample of them.
-    """
-
-    tenant: str
-    workload: str | None
-    requests: float
-    spans: int
-    mean_duration_s: float | None
-    tokens: float | None
-    failed: int
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the spans that came are a sample, so that the totals are estimates."""
-        return self.spans != self.requests
-
-
-@dataclass(frozen=True, slots=True)
 class LowWorkload:
     """A workload at least 10 % below its expectation.
 
@@ -221,7 +201,7 @@ class Report:
     workloads: tuple[Workload, ...]
     gpu_types: tuple[GpuType, ...]
     scaling: tuple[Scaling, ...]
-    inference: tuple[InferenceRequests, ...]
+    inference: tuple[Requests, ...]
     questions: Questions
     causes: None = None
     economics: None = None
