@@ -1,18 +1,24 @@
-"""Writes docs/reference from the code: telemetry from `semconv`, settings from `settings`, the command line from click.
+"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures from the functions.
 
 python docs/generate.py             write the pages
 python docs/generate.py --check     say which pages differ from the code, and exit with 1 if any does
 """
 
 import argparse
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import click
 
-from mfu_sdk import semconv
+import mfu_sdk
+from mfu_sdk import records, semconv
 from mfu_sdk.cli import main as mfu
+from mfu_sdk.provider.report import model
+from mfu_sdk.provider.rollup import Requests
 from mfu_sdk.settings import OPTIONS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -73,8 +79,9 @@ def settings() -> str:
 Made by `docs/generate.py` from `mfu_sdk/settings.py`; change that file, then run `python docs/generate.py`.
 
 A value that breaks its rule raises `ConfigurationError`, which names the variable, before anything starts.
-`OTEL_*` variables are read by OpenTelemetry's own code and mean what
-[its specification](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) says.
+`OTEL_*` variables mean what
+[OpenTelemetry's specification](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) says.
+Timeouts are in seconds, as everywhere in OpenTelemetry Python.
 
 {table(("variable", "default", "may be", "meaning"), rows)}"""
 
@@ -103,7 +110,78 @@ def command_line() -> str:
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"telemetry.md": telemetry, "settings.md": settings, "cli.md": command_line}
+def typed(annotation: object) -> str:
+    """An annotation as one would write it, names without their modules."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:collections\.abc|typing|mfu_sdk(?:\.[a-z_]+)*)\.", "", text)
+
+
+def signature(name: str, function: Callable[..., object]) -> str:
+    """A function's parameters, one a line."""
+    lines = []
+    starred = False
+    for each in inspect.signature(function).parameters.values():
+        if each.kind is each.KEYWORD_ONLY and not starred:
+            lines.append("*")
+        starred = starred or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        default = "" if each.default is each.empty else f" = {each.default!r}"
+        lines.append(f"{stars}{each.name}: {typed(each.annotation)}{default}")
+    return f"{name}(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+
+
+def described(kind: type, heading: str = "##") -> str:
+    """A dataclass: its docstring, and its fields with their types."""
+    rows = [(code(each.name), code(typed(each.type))) for each in fields(kind)]
+    return f"{heading} {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n{table(('field', 'type'), rows)}"
+
+
+def python() -> str:
+    """The public functions, and the records that they give."""
+    functions = []
+    for name in mfu_sdk.__all__:
+        function = getattr(mfu_sdk, name)
+        shown = signature(name, function)
+        functions.append(f"## mfu_sdk.{name}\n\n```text\n{shown}\n```\n\n{inspect.getdoc(function)}\n")
+    given = (
+        records.Count,
+        records.Uncounted,
+        records.OpCost,
+        records.Peaks,
+        records.Rate,
+        records.StepRecord,
+        records.RunSummary,
+    )
+    return (
+        "# Python\n\n"
+        "Made by `docs/generate.py` from the docstrings; change those, then run `python docs/generate.py`.\n\n"
+        + "\n".join(functions)
+        + "\n# Records\n\nFrozen dataclasses; None means that a value is not known.\n\n"
+        + "\n".join(map(described, given))
+    )
+
+
+def report() -> str:
+    """The JSON of `mfu report --format json` and of `GET /api/report`."""
+    kinds = [kind for kind in vars(model).values() if isinstance(kind, type) and kind.__module__ == model.__name__]
+    ordered = [model.Report, *(kind for kind in kinds if kind is not model.Report), Requests]
+    return (
+        "# The report as JSON\n\n"
+        "Made by `docs/generate.py` from `mfu_sdk/provider/report/model.py`; change that file, then run "
+        "`python docs/generate.py`.\n\n"
+        "`mfu report --format json` prints it, and `GET /api/report?since=7d&until=…&tenant=…` answers with it. The\n"
+        "document is a `Report`; a field's type names the section that describes it. What is not known is `null`.\n\n"
+        + "\n".join(map(described, ordered))
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "telemetry.md": telemetry,
+    "settings.md": settings,
+    "cli.md": command_line,
+    "python.md": python,
+    "report.md": report,
+}
 
 
 def main() -> int:

@@ -1,8 +1,7 @@
 """Every option that has an MFU_* variable, read once, validated, documented.
 
-`OPTIONS` is the one table: the reference page is made from it, `Settings.from_env` reads by it. Variables of the
-OpenTelemetry specification (OTEL_EXPORTER_OTLP_*, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, …) are read by
-OpenTelemetry's own code and mean what its specification says.
+`OPTIONS` is the one table, and the reference page is made from it. Variables of the OpenTelemetry specification
+(OTEL_EXPORTER_OTLP_*, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, …) mean what that says: see `export.destination`.
 """
 
 import os

@@ -31,7 +31,7 @@ def calibrate(
     budget_s: float = 3.0,
     *,
     settings: Settings | None = None,
-    progress: Progress = lambda _label, _share: None,
+    progress: Progress | None = None,
 ) -> Peaks:
     """Measure the peak of `device` within about `budget_s` seconds, keep it, and return it.
 
@@ -41,6 +41,7 @@ def calibrate(
     Raises `ConfigurationError` for a device, dtype or budget that cannot be, `CalibrationError` if it went wrong.
     """
     settings = settings or Settings.from_env()
+    heard = progress or _unheard
     target = resolve(device)
     if not budget_s > 0:
         raise ConfigurationError(f"budget_s={budget_s}: must be above 0 seconds; 3 is enough for a first look")
@@ -48,11 +49,10 @@ def calibrate(
     for dtype in dtypes or ():
         if dtype not in known:
             raise ConfigurationError(f"dtypes={dtype!r}: on {target.torch_name} choose among {', '.join(known)}")
-    found = (
-        _measure_cpu(target, budget_s, progress)
-        if target.kind == "cpu"
-        else _measure_cuda(target, dtypes or _DEFAULT_CUDA_DTYPES, budget_s, progress)
-    )
+    if target.kind == "cpu":
+        found = _measure_cpu(target, budget_s, heard)
+    else:
+        found = _measure_cuda(target, dtypes or _DEFAULT_CUDA_DTYPES, budget_s, heard)
     _results(settings).save(_key(target), found)
     return found
 
@@ -99,6 +99,10 @@ def _measure_cuda(target: Device, dtypes: Iterable[str], budget_s: float, progre
         state={"name": target.name, **state},
         calibration_id=_new_id(),
     )
+
+
+def _unheard(_label: str, _share: float) -> None:
+    """Where nobody wants to know how far a calibration is."""
 
 
 def _new_id() -> str:

@@ -42,7 +42,7 @@ class Measurement:
     state: dict[str, str | float | bool]
 
 
-def measure(budget_s: float, progress: Progress = lambda _label, _share: None) -> Measurement:
+def measure(budget_s: float, progress: Progress) -> Measurement:
     """Measure within `budget_s` seconds: three fifths for the products, two fifths for the copies.
 
     The user's random state, default dtype and flags stay as they are: operands come from a private generator and

@@ -28,7 +28,7 @@ Progress = Callable[[str, float], None]
 
 
 def measure(
-    device: str, dtypes: Iterable[str], budget_s: float, progress: Progress = lambda _label, _share: None
+    device: str, dtypes: Iterable[str], budget_s: float, progress: Progress
 ) -> tuple[dict[str, Rate], Rate, dict[str, str | float | bool]]:
     """Per dtype FLOP/s, bytes/s (read plus written) and the spread of each, within about `budget_s` seconds.
 
