@@ -164,9 +164,11 @@ class StepRecord:
     The step runs from the end of its predecessor to its own end, data wait included. `mfu` = `model_flops` /
     (`peak_flops_per_s` × `duration_s`); `hfu` the same with `hardware_flops`; `mfu_by_dtype` = Σ FLOPs_d / peak_d
     over `duration_s`; `achievable_mfu` divides by the measured peak; `expected_mfu` is what a roofline over the
-    counted operators allows (`Expectation`).
+    counted operators allows (`Expectation`). `requests` that ended in a busy period of inference took `requests_s`
+    together, more than `duration_s` where they overlapped.
     A step whose `count_source` is "measured" ran under the counting mode: its time is not representative, and no
-    sum of times, utilizations or available FLOPs includes it (`timed`).
+    sum of times, utilizations or available FLOPs includes it (`timed`). Its tokens, samples and requests were work
+    all the same: their sums include every step that did not fail.
     """
 
     index: int
@@ -195,6 +197,9 @@ class StepRecord:
     attention_flops_full: int | None = None
     batch_running: float | None = None
     arithmetic_intensity: float | None = None
+    requests: int | None = None
+    requests_failed: int | None = None
+    requests_s: float | None = None
     error_type: str | None = None
 
     @property
@@ -244,7 +249,7 @@ class RunIdentity:
     workload: str
     workload_family: str | None
     rank: int
-    local_rank: int
+    local_rank: int | None
     world_size: int
     device_name: str
     device_vendor: str | None
@@ -258,17 +263,22 @@ class RunSummary:
 
     `waterfall` splits the timed steps' available FLOPs into shares that sum to 1; it is empty when `mfu` is None, and
     a share that was not measured (waiting for data, where the loop does not show it) is not in it.
-    `steps` counts every step, `timed_steps` those in the sums. `overhead_s` is the time that the SDK itself took
-    on the step path, counted steps' extra time included.
+    `steps` counts every step, `timed_steps` those in the sums of time, `unknown_steps` the timed ones that are in no
+    sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
+    `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the
+    step path, and what counting added to the steps that were counted. `notes` say what a reader should know before
+    believing the figures.
     """
 
     name: str
     steps: int
     timed_steps: int
+    unknown_steps: int
     mfu: float | None
     hfu: float | None
     expected_mfu: float | None
     waterfall: Mapping[str, float]
+    tokens: int | None
     tokens_per_s: float | None
     overhead_s: float
     uncounted: tuple[Uncounted, ...]

@@ -208,6 +208,15 @@ TOKEN_COUNT: Final = _attribute(
     "mfu.token.count", "int", "{token}", "tokens, a rank's share", "step", "window", "run", "inference"
 )
 SAMPLE_COUNT: Final = _attribute("mfu.sample.count", "int", "{sample}", "samples, a rank's share", "step", "window")
+REQUEST_COUNT: Final = _attribute(
+    "mfu.request.count", "int", "{request}", "inference requests that ended", "step", "window"
+)
+REQUEST_FAILED: Final = _attribute(
+    "mfu.request.failed", "int", "{request}", "those of them that failed", "step", "window"
+)
+REQUEST_TIME: Final = _attribute(
+    "mfu.request.time", "double", "s", "Σ duration of the requests that ended; they may overlap", "step", "window"
+)
 SAMPLE_REASON: Final = _attribute(
     "mfu.sample.reason",
     "string",
