@@ -297,23 +297,30 @@ class RunSummary:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
         if self.mfu is None:
-            lines.append("  MFU          unknown" + (f" ({'; '.join(self.notes)})" if self.notes else ""))
+            lines.append("  MFU          unknown")
         else:
             peak = (self.peak_flops_per_s or 0.0) / 1e9
             lines.append(
-                f"  MFU          {self.mfu:.1%} of {peak:,.0f} GFLOP/s {self.peak_dtype}"
+                f"  MFU          {_percent(self.mfu)} of {peak:,.0f} GFLOP/s {self.peak_dtype}"
                 f" ({self.peak_source}, {self.convention} attention)"
             )
             if self.expected_mfu is not None:
-                lines.append(f"  expected     {self.expected_mfu:.1%} by roofline over the counted operators")
+                lines.append(f"  expected     {_percent(self.expected_mfu)} by roofline over the counted operators")
             if self.hfu is not None:
-                lines.append(f"  HFU          {self.hfu:.1%}")
-            shares = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in self.waterfall.items())
+                lines.append(f"  HFU          {_percent(self.hfu)}")
+            shares = "  ".join(f"{name.replace('_', ' ')} {_percent(share)}" for name, share in self.waterfall.items())
             lines.append(f"  waterfall    {shares}")
-        if self.tokens_per_s is not None:
-            lines.append(f"  tokens/s     {self.tokens_per_s:,.0f}")
+        if self.tokens is not None:
+            rate = "" if self.tokens_per_s is None else f", {self.tokens_per_s:,.0f} a second"
+            lines.append(f"  tokens       {self.tokens:,}{rate}")
         if self.coverage is not None:
             missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in self.uncounted[:5]) or "nothing"
             lines.append(f"  not counted  {missing} (coverage {self.coverage:.1%})")
         lines.append(f"  overhead     {self.overhead_s:.3f} s")
+        lines += [f"  note         {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    """A ratio in per cent: one decimal, or two significant digits where that would show nothing."""
+    return f"{share:.1%}" if share == 0 or abs(share) >= 0.001 else f"{100 * share:.2g}%"

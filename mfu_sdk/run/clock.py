@@ -25,10 +25,6 @@ class Clock(Protocol):
         """A point in the device's time: now, after what was enqueued so far."""
         ...
 
-    def host_ns(self) -> int:
-        """The host's monotonic time in nanoseconds, for what the host waits for."""
-        ...
-
     def elapsed_s(self, start: Mark, end: Mark) -> float | None:
         """Seconds from one mark to a later one, or None while the device has not come that far."""
         ...
@@ -47,10 +43,6 @@ class HostClock:
         self._now_ns = now_ns
 
     def mark(self) -> Mark:
-        """Nanoseconds now."""
-        return self._now_ns()
-
-    def host_ns(self) -> int:
         """Nanoseconds now."""
         return self._now_ns()
 
@@ -78,13 +70,9 @@ class CudaClock:
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def host_ns(self) -> int:
-        """Nanoseconds now, on the host."""
-        return time.perf_counter_ns()
-
     def elapsed_s(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float | None:
         """Device seconds between two events; None while the later one is still ahead."""
-        if not end.query():
+        if not (start.query() and end.query()):
             return None
         return float(start.elapsed_time(end)) / 1e3
 

@@ -5,7 +5,8 @@ in the plan (or takes the count that the mode has just made) → `Ledger.add` ti
 
 Loops that mark their steps call `marked_begins` and `marked_ends`. In loops that do not, a step ends at the first
 forward pass of the model after a step of the optimizer; forward passes without gradients in between are an `eval`
-step of their own.
+step of their own. Where the optimizer steps and no forward pass was seen (the model was compiled around our hook, or
+is a container that is never called itself), steps end with the optimizer's, and their shapes are not known.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +27,7 @@ from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Plan, signature
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.records import Convention, CountSource, Phase, RunSummary
+from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Demand, Ledger, Work
 
 if TYPE_CHECKING:
@@ -32,8 +35,13 @@ if TYPE_CHECKING:
 
     from mfu_sdk.run.clock import Mark
 
-MOST_EXTRA_COUNTS = 256
+MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
+FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
+"""So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
+MOST_DEMANDS = 4096
+# torch leaves the keywords out where a hook is removed while it is on its way to it.
+_NO_KEYWORDS: Mapping[str, Any] = {}
 
 
 class _Step:
@@ -45,28 +53,35 @@ class _Step:
         "counting",
         "last_call_end",
         "optimized",
-        "optimizer_steps",
         "phase",
+        "settings",
         "start",
         "start_unix_ns",
-        "waited_ns",
+        "waits",
     )
 
-    def __init__(self, phase: Phase, start: Mark, start_unix_ns: int, waited_ns: int | None) -> None:
+    def __init__(
+        self, phase: Phase, start: Mark, start_unix_ns: int, waits: list[tuple[Mark, Mark]], settings: Hashable
+    ) -> None:
         self.phase: Phase = phase
+        self.settings = settings
         self.start = start
         self.start_unix_ns = start_unix_ns
-        self.waited_ns = waited_ns
+        self.waits = waits
         self.calls: Counter[Hashable] = Counter()
         self.batch_sum = 0
         self.counting = False
-        self.optimizer_steps = 0
-        self.optimized: tuple[Mark, int | None] | None = None
+        # Where the optimizer stepped last, and how many of the waits came before.
+        self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None
 
     def key(self) -> Hashable:
-        """What the step's count is looked up by: the model's calls with their shapes, and whether it trained."""
-        return self.phase, self.optimizer_steps, frozenset(self.calls.items())
+        """What the step's count is looked up by: the model's calls with their shapes, and what wants a gradient.
+
+        Whether the optimizer stepped is not in it: with accumulated gradients it does so once in several steps, and
+        model FLOPs are the same in all of them.
+        """
+        return self.phase, self.settings, frozenset(self.calls.items())
 
     def batch_running(self) -> float | None:
         """Mean leading dimension of the model's calls."""
@@ -88,36 +103,45 @@ class Engine:
         self.ledger = ledger
         self._clock = ledger.clock
         self._model = model
+        self._parameters = () if model is None else tuple(model.parameters())
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
         self._mode = CountingMode(model, convention=convention)
         self._plan = Plan(convention=convention)
         self._demands: dict[Hashable, Demand] = {}
-        self._counted_calls: set[Hashable] = set()
+        self._by_call: dict[Hashable, Demand] = {}
         self._first = self._index = start_step
         self._step: _Step | None = None
         self._last_end: tuple[Mark, int] | None = None
-        self._waited_ns: int | None = None
-        self._wait_began_ns: int | None = None
+        self._waits: list[tuple[Mark, Mark]] = []
+        self._wait_began: Mark | None = None
+        self._times_data = False
         self._marked = False
+        # Without a model there is no forward pass to see; with one, whether any was seen shows in time.
+        self._blind = model is None
         self._depth = 0
         self._depth_of_marks = 0
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
-        self._extra_counts = MOST_EXTRA_COUNTS if ledger.identity.world_size == 1 else 0
-        self._count_next = False
+        self._alone = ledger.identity.world_size == 1
+        self._extra_counts = 0
         self._hooks = ExitStack()
         if model is not None:
-            self._hooks.callback(model.register_forward_pre_hook(self._before_forward, with_kwargs=True).remove)
-            self._hooks.callback(model.register_forward_hook(self._after_forward, always_call=True).remove)
+            before, after = Hook(self._before_forward), Hook(self._after_forward)
+            self._hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
+            self._hooks.callback(model.register_forward_hook(after, always_call=True).remove)
         self._hooks.callback(register_optimizer_step_post_hook(self._after_optimizer).remove)
-        if model is None:
+        self._opened = (self._clock.mark(), time.time_ns())
+        if self._blind:
             # With no forward pass to wait for, the first unmarked step begins with the run.
             self._begin("train")
 
     # --- what the hooks see ----------------------------------------------------------------------------------------
 
-    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
+        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
+        if torch.compiler.is_compiling():
+            return
         if threading.get_ident() != self._thread:
             return
         began = time.perf_counter_ns()
@@ -128,6 +152,8 @@ class Engine:
         self.ledger.spent(time.perf_counter_ns() - began)
 
     def _after_forward(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if threading.get_ident() != self._thread:
             return
         with shield("seeing a forward pass end"):
@@ -145,17 +171,27 @@ class Engine:
         self.ledger.spent(time.perf_counter_ns() - began)
 
     def _forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self._marked:
+        if not self._marked and not self._blind:
             self._find_boundary()
         step = self._step
         if step is None:
+            self.ledger.note(
+                "the model was called between marked steps: the time is the next step's, the FLOPs no one's"
+            )
             return
         call = signature(module, args, kwargs)
-        if not step.counting and not step.calls and self._extra_counts > 0 and call not in self._counted_calls:
-            self._extra_counts -= 1
+        if not step.counting and not step.calls and self._is_new(step, call):
+            self._extra_counts += 1
             self._count(step)
         step.calls[call] += 1
         step.batch_sum += leading_dimension(args, kwargs)
+
+    def _is_new(self, step: _Step, call: Hashable) -> bool:
+        """Whether a step that begins with `call` should be counted out of turn."""
+        allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + (self._index - self._first) // STEPS_AN_EXTRA_COUNT)
+        if not self._alone or self._extra_counts >= allowed:
+            return False
+        return (step.phase, step.settings, call) not in self._by_call
 
     def _find_boundary(self) -> None:
         """In a loop that does not mark its steps: end and begin one where this forward pass says so."""
@@ -167,18 +203,30 @@ class Engine:
             self._begin(phase)
 
     def _optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        step = self._step
-        if step is None:
-            return
-        step.optimizer_steps += 1
         if self._optimizer is None or self._optimizer() is None:
             self._optimizer = weakref.ref(optimizer)
         if self._marked or optimizer is not self._optimizer():
             return
-        step.optimized = (self._clock.mark(), step.waited_ns)
-        if self._model is None:
+        if self._step is None:
+            if not self._trains_model(optimizer):
+                return
+            # The model was trained and no forward pass was seen: none will be.
+            self._blind = True
+            self._last_end = self._last_end or self._opened
+            self._begin("train", over=True)
+        step = self._step
+        assert step is not None
+        step.optimized = (self._clock.mark(), len(step.waits))
+        if step.counting:
+            # What comes until the next forward pass (averaging, evaluation of something else) is not training.
+            self._mode.stop()
+        if self._blind:
             self._end(step, step.optimized[0])
             self._begin("train")
+
+    def _trains_model(self, optimizer: torch.optim.Optimizer) -> bool:
+        own = set(map(id, self._parameters))
+        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     # --- marked steps and data -------------------------------------------------------------------------------------
 
@@ -212,27 +260,28 @@ class Engine:
             if self._last_end is None and self._step is None:
                 # The first step begins where its data is asked for.
                 self._last_end = (self._clock.mark(), time.time_ns())
-            self._wait_began_ns = self._clock.host_ns()
+            self._times_data = True
+            self._wait_began = self._clock.mark()
 
     def data_wait_ends(self) -> None:
         """It has it. The wait belongs to the step that is open, else to the one that begins next."""
-        if self._wait_began_ns is None:
+        if self._wait_began is None:
             return
-        waited = self._clock.host_ns() - self._wait_began_ns
-        self._wait_began_ns = None
-        if self._step is not None:
-            self._step.waited_ns = (self._step.waited_ns or 0) + waited
-        else:
-            self._waited_ns = (self._waited_ns or 0) + waited
+        with shield("timing the loader"):
+            wait = (self._wait_began, self._clock.mark())
+            self._wait_began = None
+            (self._waits if self._step is None else self._step.waits).append(wait)
 
     # --- a step's life ---------------------------------------------------------------------------------------------
 
-    def _begin(self, phase: Phase) -> None:
+    def _begin(self, phase: Phase, *, over: bool = False) -> None:
+        """Begin a step; one that is over already, because nothing showed that it had begun, cannot be counted."""
         start, start_unix_ns = self._last_end or (self._clock.mark(), time.time_ns())
-        waited, self._waited_ns = self._waited_ns, None
-        self._step = step = _Step(phase, start, start_unix_ns, waited)
-        if self._plan.should_count(self._index - self._first) or self._count_next:
-            self._count_next = False
+        waits, self._waits = self._waits, []
+        # Unfreezing a layer changes what a step costs and shows in no call.
+        settings = hash(tuple([parameter.requires_grad for parameter in self._parameters]))
+        self._step = step = _Step(phase, start, start_unix_ns, waits, settings)
+        if not over and self._plan.should_count(self._index - self._first):
             self._count(step)
 
     def _count(self, step: _Step) -> None:
@@ -253,51 +302,71 @@ class Engine:
         tokens: int | None = None,
         samples: int | None = None,
         error_type: str | None = None,
-        waited_ns: int | None = None,
     ) -> None:
-        key = step.key()
         if step.counting:
             self._mode.stop()
             if error_type is None:
-                self._plan.store(key, self._mode.result())
-                self._demands.pop(key, None)
-                self._counted_calls.update(step.calls)
-        waited_ns = step.waited_ns if waited_ns is None else waited_ns
+                self._learn(step)
         work = Work(
             index=self._index,
             phase=step.phase,
             start=step.start,
             end=end,
             start_unix_ns=step.start_unix_ns,
-            demand=self._demand(key),
+            demand=self._demand(step),
             tokens=tokens,
             samples=samples,
-            data_wait_s=None if waited_ns is None else waited_ns / 1e9,
+            waits=tuple(step.waits) if self._times_data else None,
             batch_running=step.batch_running(),
             error_type=error_type,
             counted_while_running=step.counting,
         )
-        if work.demand is None and error_type is None and self._extra_counts > 0:
-            # Known calls in a new combination: the next step of this kind is counted.
-            self._extra_counts -= 1
-            self._count_next = True
         self._step = None
         self._index += 1
         self._last_end = (end, time.time_ns())
         self.ledger.add(work)
 
-    def _demand(self, key: Hashable) -> Demand | None:
+    def _learn(self, step: _Step) -> None:
+        """Keep what a counted step has shown: its count, and where all its calls were alike, what one of them costs."""
+        key = step.key()
+        self._plan.store(key, self._mode.result())
+        self._demands.pop(key, None)
+        demand = self._demand(step)
+        if len(step.calls) == 1 and demand is not None:
+            [(call, times)] = step.calls.items()
+            if len(self._by_call) >= MOST_DEMANDS:
+                self._by_call.clear()
+            self._by_call[step.phase, step.settings, call] = demand.shared(times)
+
+    def _demand(self, step: _Step) -> Demand | None:
+        key, seen = step.key(), bool(step.calls)
         if (known := self._demands.get(key)) is not None:
             return known
         if (found := self._plan.lookup(key)) is None:
-            return None
+            return self._predicted(step)
         count, source = found
-        # Without a model nothing is seen of a step's shapes, so that its count is only a sample.
-        priced: CountSource = "sampled" if self._model is None else source
-        if len(self._demands) >= MOST_EXTRA_COUNTS * 4:
+        # Where nothing was seen of a step's shapes, its count is only a sample.
+        priced: CountSource = source if seen else "sampled"
+        if not seen and self._model is not None:
+            self.ledger.note(
+                "no call of the model was seen, so its shapes are not known and FLOPs are those of sampled steps; give "
+                "the monitor the module that the loop calls (after torch.compile: what it returned)"
+            )
+        if len(self._demands) >= MOST_DEMANDS:
             self._demands.clear()
         demand = self._demands[key] = self.ledger.price(count, priced)
         return demand
+
+    def _predicted(self, step: _Step) -> Demand | None:
+        """Known calls in a new combination (another number of accumulated gradients): the sum over the calls."""
+        total: Demand | None = None
+        for call, times in step.calls.items():
+            one = self._by_call.get((step.phase, step.settings, call))
+            if one is None:
+                return None
+            part = replace(one.times(times), source="predicted")
+            total = part if total is None else total + part
+        return total
 
     def close(self, error_type: str | None) -> RunSummary:
         """End the step under way where its work ended, undo every hook, and close the books."""
@@ -314,9 +383,10 @@ class Engine:
             return
         if error_type is not None and (self._marked or step.calls):
             self._end(step, self._clock.mark(), error_type=error_type)
-        elif step.optimized is not None:
-            end, waited_ns = step.optimized
-            self._end(step, end, waited_ns=waited_ns)
+        elif step.optimized is not None and not self._blind:
+            end, waits = step.optimized
+            del step.waits[waits:]
+            self._end(step, end)
         elif step.last_call_end is not None:
             self._end(step, step.last_call_end)
 

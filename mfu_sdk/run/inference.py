@@ -3,21 +3,22 @@
 Requests may overlap on a device, so a request carries FLOPs and time but no share of the device's time. Utilization
 comes from *busy periods*: from the moment a first request is being handled until none is, or until a request ends
 after a second of uninterrupted work. A busy period is a step of phase `inference`, with the FLOPs of the model calls
-that ended in it.
+that ended in it. Two handlers that keep one device busy at the same time each report that time.
 
 Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
-counting mode, which makes its busy period untimed; later ones cost a look-up.
+counting mode, which makes its busy period untimed; later ones cost a look-up. Where shapes never end, few calls are
+counted, and periods with calls of unknown cost are in no sum of FLOPs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -25,6 +26,8 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import shield
 from mfu_sdk.peak.device import import_torch
 from mfu_sdk.records import Convention, CountSource, InferenceRecord, Peaks, RunSummary
+from mfu_sdk.run.amounts import amount
+from mfu_sdk.run.hooks import Hook
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,8 +41,12 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 LONGEST_PERIOD_NS = 1_000_000_000
-MOST_SHAPES = 1024
-"""Call shapes that are counted in the life of a handler; calls with further shapes have unknown FLOPs."""
+MOST_SHAPES = 4096
+"""Call shapes whose cost is kept; of more, the one unused for longest is forgotten."""
+# torch leaves the keywords out where a hook is removed while it is on its way to it.
+_NO_KEYWORDS: Mapping[str, Any] = {}
+FREE_COUNTS, CALLS_A_COUNT = 256, 50
+"""Calls with new shapes are counted as they come, so many at once, then one in so many calls."""
 
 
 def inference(
@@ -64,22 +71,28 @@ def inference(
     settings = settings or Settings.from_env()
     if settings.enabled:
         import_torch()
-        from mfu_sdk.run.opening import check_model
+        from mfu_sdk.run.opening import check_model, check_run
 
         if model is None:
             raise ConfigurationError("inference(model=None): needs the torch.nn.Module that the handler calls; pass it")
         check_model(model, "inference")
+        if tokens is not None and not callable(tokens):
+            raise ConfigurationError(
+                f"tokens={tokens!r}: must be a function of what the handler returns; or leave it out"
+            )
+        check_run(name, peaks, expected, convention)
 
     def decorate(handler: Callable[_P, _R]) -> Callable[_P, _R]:
-        # A generator function returns before its work begins, and a coroutine function likewise.
-        if asyncio.iscoroutinefunction(handler) or inspect.isgeneratorfunction(handler):
+        handled: str = name or getattr(handler, "__name__", type(handler).__name__)
+        if _returns_early(handler):
             raise ConfigurationError(
-                f"inference: {handler.__qualname__} is a coroutine or a generator function, which this version cannot "
-                "time; decorate the synchronous function that calls the model"
+                f"inference: {handled} is a coroutine or a generator function, which this version cannot time; "
+                "decorate the synchronous function that calls the model"
             )
+        run = HandlerRun(model, handled, tokens, peaks, expected, convention, settings)
         if not settings.enabled:
+            handler.run = run  # type: ignore[attr-defined]  # functions take attributes; their type does not say so
             return handler
-        run = HandlerRun(model, name or handler.__name__, tokens, peaks, expected, convention, settings)
 
         @functools.wraps(handler)
         def handle(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -100,6 +113,13 @@ def inference(
         return handle
 
     return decorate
+
+
+def _returns_early(handler: Callable[..., Any]) -> bool:
+    """Whether calling `handler` returns before its work is done: coroutines and generators, as functions or objects."""
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    called = getattr(type(handler), "__call__", handler)  # noqa: B004 - its kind is asked for, not whether it is there
+    return any(kind(each) for kind in kinds for each in (handler, called))
 
 
 class _Calls:
@@ -148,14 +168,26 @@ class _Request(_Calls):
 
 
 class _Period(_Calls):
-    """A busy period: the model calls that ended in it, and the tokens of the requests that did."""
+    """A busy period: the model calls that ended in it, and the requests that did, with their tokens."""
 
-    __slots__ = ("start", "tokens")
+    __slots__ = ("failed", "requests", "requests_ns", "start", "tokens")
 
     def __init__(self, start: Mark) -> None:
         super().__init__()
         self.start = start
         self.tokens: int | None = None
+        self.requests = self.failed = self.requests_ns = 0
+
+
+class _Call:
+    """A call of the model that is running in this thread."""
+
+    __slots__ = ("batch", "key", "mode")
+
+    def __init__(self, key: Hashable, mode: CountingMode | None, batch: int) -> None:
+        self.key = key
+        self.mode = mode
+        self.batch = batch
 
 
 class HandlerRun:
@@ -174,13 +206,17 @@ class HandlerRun:
         self._model = model
         self._name = name
         self._tokens = tokens
+        self._enabled = settings.enabled
         self._open_ledger = functools.partial(_open, model, name, peaks, expected, convention, settings)
         self._convention: Convention = convention
         self._lock = threading.RLock()
         self._current: ContextVar[_Request | None] = ContextVar("mfu_request", default=None)
         self._local = threading.local()
         self._ledger: Ledger | None = None
-        self._demands: dict[Hashable, Demand] = {}
+        self._demands: OrderedDict[Hashable, Demand] = OrderedDict()
+        self._counts = self._calls = 0
+        self._dtype: str | None = None
+        self._failed = False
         self._hooks: list[Callable[[], None]] = []
         self._active = 0
         self._period: _Period | None = None
@@ -193,9 +229,12 @@ class HandlerRun:
         """A request comes in; the first one opens the run."""
         with shield("beginning a request"):
             with self._lock:
-                if self._summary is not None:
+                if self._summary is not None or self._failed:
                     return None
+                # Set first: where opening fails, no later request tries again.
+                self._failed = self._ledger is None
                 ledger = self._ledger or self._open()
+                self._failed = False
                 self._active += 1
                 if self._period is None:
                     self._period = _Period(ledger.clock.mark())
@@ -212,10 +251,15 @@ class HandlerRun:
         with shield("ending a request"):
             if request.token is not None:
                 self._current.reset(request.token)
+            if self._current.get() is None:
+                # Calls that never came back: their hook was removed, or another hook raised before it.
+                while self._running:
+                    if (mode := self._running.pop().mode) is not None:
+                        mode.stop()
             tokens = None
             if self._tokens is not None and error_type is None:
                 with shield("the tokens callback"):
-                    tokens = int(self._tokens(output))
+                    tokens = amount("inference(tokens=…)", self._tokens(output))
             with self._lock:
                 self._active -= 1
                 self._end(request, tokens, error_type, began)
@@ -228,6 +272,9 @@ class HandlerRun:
             return
         if tokens is not None:
             period.tokens = (period.tokens or 0) + tokens
+        period.requests += 1
+        period.failed += error_type is not None
+        period.requests_ns += now_ns - request.start_ns
         demand = request.demand
         source: CountSource | None = None if demand is None else "measured" if request.counted else demand.source
         if ledger.telemetry is not None:
@@ -252,18 +299,25 @@ class HandlerRun:
             self._end_period(ledger, period)
 
     def _end_period(self, ledger: Ledger, period: _Period) -> None:
-        from mfu_sdk.run.ledger import Work
+        from mfu_sdk.run.ledger import Demand, Work
 
         end = ledger.clock.mark()
+        demand = period.demand
+        if demand is None and not period.calls and self._dtype is not None:
+            # Requests that did not come to call the model kept its device waiting.
+            demand = Demand.nothing(self._dtype)
         work = Work(
             index=self._index,
             phase="inference",
             start=period.start,
             end=end,
             start_unix_ns=period.start_unix_ns,
-            demand=period.demand,
+            demand=demand,
             tokens=period.tokens,
             batch_running=period.batch,
+            requests=period.requests,
+            requests_failed=period.failed,
+            requests_s=period.requests_ns / 1e9,
             counted_while_running=period.counted,
         )
         self._index += 1
@@ -272,42 +326,74 @@ class HandlerRun:
 
     # --- the model's calls -----------------------------------------------------------------------------------------
 
-    def _before_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        request = self._current.get()
-        if request is None:
+    @property
+    def _running(self) -> list[_Call]:
+        """The model's calls that are running in this thread, the outermost first."""
+        found: list[_Call] | None = getattr(self._local, "running", None)
+        if found is None:
+            found = self._local.running = []
+        return found
+
+    def _before_call(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
+        import torch
+
+        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
+        if torch.compiler.is_compiling() or self._current.get() is None:
             return
         with shield("seeing a model call"):
-            depth = self._local.depth = getattr(self._local, "depth", 0) + 1
-            if depth > 1:
-                return
             from mfu_sdk.counting.plan import signature
             from mfu_sdk.run.engine import leading_dimension
 
+            if self._running:
+                # A model that calls itself: the outer call has it all.
+                self._running.append(_Call(None, None, 0))
+                return
             key = signature(module, args, kwargs)
-            mode: CountingMode | None = None
-            if key not in self._demands and len(self._demands) < MOST_SHAPES:
-                mode = self._mode()
+            mode = self._mode() if self._should_count(key) else None
+            self._running.append(_Call(key, mode, leading_dimension(args, kwargs)))
+            if mode is not None:
                 mode.start()
-            self._local.call = (key, mode, leading_dimension(args, kwargs))
 
     def _after_call(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        request = self._current.get()
-        if request is None:
+        import torch
+
+        if torch.compiler.is_compiling() or (request := self._current.get()) is None or not self._running:
             return
         with shield("seeing a model call end"):
-            self._local.depth -= 1
-            if self._local.depth:
+            call = self._running.pop()
+            if self._running:
                 return
-            key, mode, batch = self._local.call
-            if mode is not None:
-                mode.stop()
+            if call.mode is not None:
+                call.mode.stop()
             with self._lock:
-                # A call that raised has no output, and what ran of it is not what its shapes cost.
-                if mode is not None and output is not None and self._ledger is not None:
-                    self._demands[key] = self._ledger.price(mode.result(), "cached")
+                if call.mode is not None:
+                    self._learn(call.key, call.mode, output)
+                demand = self._demands.get(call.key)
+                self._calls += 1
                 for books in (request, self._period):
                     if books is not None:
-                        books.enter(self._demands.get(key), batch, counted=mode is not None)
+                        books.enter(demand, call.batch, counted=call.mode is not None)
+
+    def _should_count(self, key: Hashable) -> bool:
+        with self._lock:
+            if key in self._demands:
+                self._demands.move_to_end(key)
+                return False
+            if self._counts >= FREE_COUNTS + self._calls // CALLS_A_COUNT:
+                return False
+            self._counts += 1
+            return True
+
+    def _learn(self, key: Hashable, mode: CountingMode, output: Any) -> None:
+        """Keep what a counted call cost. One that raised has no output, and is not what its shapes cost."""
+        from mfu_sdk.counting.expect import main_dtype
+
+        if output is None or self._ledger is None:
+            return
+        demand = self._demands[key] = self._ledger.price(mode.result(), "cached")
+        self._dtype = main_dtype(demand.by_dtype)
+        if len(self._demands) > MOST_SHAPES:
+            self._demands.popitem(last=False)
 
     def _mode(self) -> CountingMode:
         from mfu_sdk.counting.dispatch import CountingMode
@@ -317,16 +403,24 @@ class HandlerRun:
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def _open(self) -> Ledger:
-        self._ledger = ledger = self._open_ledger()
+        ledger = self._open_ledger()
         self._hooks = [
-            self._model.register_forward_pre_hook(self._before_call, with_kwargs=True).remove,
-            self._model.register_forward_hook(self._after_call, always_call=True).remove,
+            self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
+            self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
         ]
         atexit.register(self.close)
+        self._ledger = ledger
         return ledger
 
     def summary(self) -> RunSummary:
-        """The totals so far, or the final ones once closed. Raises `ConfigurationError` before the first request."""
+        """The totals so far, or the final ones once closed.
+
+        Raises `ConfigurationError` before the first request. Under MFU_ENABLED=0 nothing is known; its notes say so.
+        """
+        from mfu_sdk.run.ledger import disabled_summary
+
+        if not self._enabled:
+            return disabled_summary(self._name, self._convention)
         with self._lock:
             if self._summary is not None:
                 return self._summary
@@ -334,7 +428,8 @@ class HandlerRun:
                 raise ConfigurationError(
                     f"{self._name} has handled no request yet: ask for its summary after the first"
                 )
-            self._ledger.settle()
+            with shield("settling a handler's run"):
+                self._ledger.settle()
             return self._ledger.summary()
 
     def close(self) -> RunSummary | None:
@@ -345,9 +440,11 @@ class HandlerRun:
             atexit.unregister(self.close)
             for undo in self._hooks:
                 undo()
-            if self._period is not None and self._period.calls:
-                self._end_period(self._ledger, self._period)
-            self._summary = self._ledger.close()
+            with shield("closing a handler's run"):
+                if self._period is not None and self._period.calls:
+                    self._end_period(self._ledger, self._period)
+                self._summary = self._ledger.close()
+            self._summary = self._summary or self._ledger.summary()
             return self._summary
 
 

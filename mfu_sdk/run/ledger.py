@@ -66,6 +66,32 @@ class Demand:
             source,
         )
 
+    def times(self, number: int) -> Demand:
+        """The demand of `number` such pieces of work."""
+        return self._scaled(lambda value: value * number, number)
+
+    def shared(self, number: int) -> Demand:
+        """One of `number` equal parts; FLOPs are rounded down."""
+        return self._scaled(lambda value: value // number, 1 / number)
+
+    def _scaled(self, flops: Callable[[int], int], factor: float) -> Demand:
+        return Demand(
+            flops(self.model_flops),
+            flops(self.hardware_flops),
+            {dtype: flops(value) for dtype, value in self.by_dtype.items()},
+            flops(self.attention_flops_exact),
+            flops(self.attention_flops_full),
+            flops(self.bytes_moved),
+            self.priced_bytes * factor,
+            None if self.expected_s is None else self.expected_s * factor,
+            self.source,
+        )
+
+    @classmethod
+    def nothing(cls, dtype: str) -> Demand:
+        """No work at all, to be held against the peak of `dtype`."""
+        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached")
+
 
 # The least sure source of a sum's parts names the sum; "measured" tops all, since its time is not representative.
 _LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measured")
@@ -83,9 +109,12 @@ class Work:
     demand: Demand | None
     tokens: int | None = None
     samples: int | None = None
-    data_wait_s: float | None = None
+    waits: tuple[tuple[Mark, Mark], ...] | None = None
     batch_running: float | None = None
     error_type: str | None = None
+    requests: int | None = None
+    requests_failed: int | None = None
+    requests_s: float | None = None
     counted_while_running: bool = False
 
 
@@ -103,7 +132,8 @@ class _Totals:
     expected_flops: float = 0.0
     expected_available_flops: float = 0.0
     token_time_s: float = 0.0
-    tokens: int = 0
+    timed_tokens: int = 0
+    tokens: int | None = None
     data_wait_flops: float = 0.0
     data_wait_seen: bool = False
     counted_s: float = 0.0
@@ -111,6 +141,35 @@ class _Totals:
     bytes_moved: float = 0.0
     priced_bytes: float = 0.0
     uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Available FLOPs by denominator: (dtype, source, FLOP/s).
+    peaks: dict[tuple[str | None, str | None, float], float] = field(default_factory=dict)
+
+
+def disabled_summary(name: str, convention: Convention) -> RunSummary:
+    """The summary of a run under MFU_ENABLED=0: nothing was measured, nothing is known."""
+    return RunSummary(
+        name=name,
+        steps=0,
+        timed_steps=0,
+        unknown_steps=0,
+        mfu=None,
+        hfu=None,
+        expected_mfu=None,
+        waterfall={},
+        tokens=None,
+        tokens_per_s=None,
+        overhead_s=0.0,
+        uncounted=(),
+        coverage=None,
+        model_flops=None,
+        duration_s=0.0,
+        peak_flops_per_s=None,
+        peak_dtype=None,
+        peak_source=None,
+        device="no device",
+        convention=convention,
+        notes=("MFU_ENABLED=0: nothing is measured",),
+    )
 
 
 class Ledger:
@@ -138,9 +197,9 @@ class Ledger:
         self._on_step = on_step
         self._pending: deque[Work] = deque()
         self._totals = _Totals()
-        self._headline: tuple[str, Rate] | None = None
         self._overhead_ns = 0
         self._reported_ns = 0
+        self._notes: dict[str, None] = {}
 
     def price(self, count: Count, source: CountSource) -> Demand:
         """`count` as a demand, with its roofline time, and its uncounted operators entered into the books."""
@@ -163,6 +222,10 @@ class Ledger:
     def spent(self, nanoseconds: int) -> None:
         """Enter time that the SDK took on the step path."""
         self._overhead_ns += nanoseconds
+
+    def note(self, text: str) -> None:
+        """Enter something that a reader of the summary should know; once is enough."""
+        self._notes[text] = None
 
     def add(self, work: Work) -> None:
         """Enter a step that has ended on the host."""
@@ -199,7 +262,6 @@ class Ledger:
         if work.counted_while_running:
             source = "measured"
         headline = None if demand is None else self.peaks.headline(main_dtype(demand.by_dtype))
-        self._headline = headline or self._headline
         peak = None if headline is None else headline[1].flops_per_s * self._devices
         available = None if peak is None or duration_s <= 0 else peak * duration_s
         expected = self._expected
@@ -221,7 +283,7 @@ class Ledger:
             count_source=source,
             coverage=demand.priced_bytes / demand.bytes_moved if demand and demand.bytes_moved else None,
             tokens=work.tokens,
-            data_wait_s=work.data_wait_s,
+            data_wait_s=self._waited_s(work),
             comm_s=None,
             device_s=None,
             convention=self._convention,
@@ -232,8 +294,17 @@ class Ledger:
             attention_flops_full=None if demand is None else demand.attention_flops_full,
             batch_running=work.batch_running,
             arithmetic_intensity=demand.hardware_flops / demand.bytes_moved if demand and demand.bytes_moved else None,
+            requests=work.requests,
+            requests_failed=work.requests_failed,
+            requests_s=work.requests_s,
             error_type=work.error_type,
         )
+
+    def _waited_s(self, work: Work) -> float | None:
+        """Seconds that the device stood waiting for data; a wait that its queued work hid is none."""
+        if work.waits is None:
+            return None
+        return sum(self.clock.elapsed_s(begin, end) or 0.0 for begin, end in work.waits)
 
     def _by_dtype(self, demand: Demand | None, duration_s: float) -> float | None:
         """Σ FLOPs_d / peak_d over the time; None where the peak of a dtype that was used is not known."""
@@ -256,6 +327,8 @@ class Ledger:
     def _enter(self, work: Work, record: StepRecord) -> None:
         totals = self._totals
         totals.steps += 1
+        if record.tokens is not None and record.error_type is None:
+            totals.tokens = (totals.tokens or 0) + record.tokens
         if record.count_source == "measured":
             # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
             if totals.steps > 1:
@@ -267,7 +340,7 @@ class Ledger:
         totals.timed += 1
         totals.time_s += record.duration_s
         if record.tokens is not None:
-            totals.tokens += record.tokens
+            totals.timed_tokens += record.tokens
             totals.token_time_s += record.duration_s
         available = record.available_flops
         if not record.counts or available is None or record.model_flops is None or work.demand is None:
@@ -276,6 +349,8 @@ class Ledger:
         totals.model_flops += record.model_flops
         totals.hardware_flops += work.demand.hardware_flops
         totals.available_flops += available
+        peak = (record.peak_dtype, record.peak_source, record.peak_flops_per_s or 0.0)
+        totals.peaks[peak] = totals.peaks.get(peak, 0.0) + available
         totals.bytes_moved += work.demand.bytes_moved
         totals.priced_bytes += work.demand.priced_bytes
         if record.expected_mfu is not None:
@@ -285,20 +360,25 @@ class Ledger:
             totals.data_wait_seen = True
             totals.data_wait_flops += min(record.data_wait_s, record.duration_s) * record.peak_flops_per_s
         if record.mfu is not None and record.mfu > 1:
-            warn_once(
-                "MFU",
-                f"step {record.index} has an MFU of {record.mfu:.2f}, above 1: the peak ({record.peak_source} "
-                f"{record.peak_dtype}) or the count is wrong; measure again with `mfu calibrate`",
+            self.note(
+                f"some steps have an MFU above 1: their {record.peak_dtype} peak ({record.peak_source}) or their count "
+                "is wrong; measure again with `mfu calibrate` on a quiet machine"
             )
+            warn_once("MFU", f"above 1 in {self.identity.workload} (see the summary's notes)")
 
     def summary(self) -> RunSummary:
         """The totals so far: sums over sums, never a mean of ratios."""
         totals = self._totals
         known = totals.available_flops > 0
         mfu = totals.model_flops / totals.available_flops if known else None
-        notes: list[str] = []
+        notes = list(self._notes)
         if mfu is None:
-            notes = self._why_unknown()
+            notes += self._why_unknown()
+        elif totals.unknown:
+            notes.append(
+                f"{totals.unknown} of {totals.timed} timed steps are in no sum of FLOPs: steps of their shapes were "
+                "never counted, or no peak is known for their dtype"
+            )
         waterfall: dict[str, float] = {}
         if mfu is not None:
             waterfall["mfu"] = mfu
@@ -308,26 +388,31 @@ class Ledger:
         # A counted step costs its own duration less what a timed one takes.
         typical_s = totals.time_s / totals.timed if totals.timed else 0.0
         counting_s = max(0.0, totals.counted_s - totals.counted * typical_s) if totals.timed else 0.0
-        headline = self._headline
+        # The denominator that most of the sum was held against.
+        dtype, source, flops_per_s = max(totals.peaks, key=totals.peaks.__getitem__, default=(None, None, None))
+        if len(totals.peaks) > 1:
+            notes.append(f"steps were held against {len(totals.peaks)} different peaks; the one named had most of them")
         return RunSummary(
             name=self.identity.workload,
             steps=totals.steps,
             timed_steps=totals.timed,
+            unknown_steps=totals.unknown,
             mfu=mfu,
             hfu=totals.hardware_flops / totals.available_flops if known else None,
             expected_mfu=(
                 totals.expected_flops / totals.expected_available_flops if totals.expected_available_flops else None
             ),
             waterfall=waterfall,
-            tokens_per_s=totals.tokens / totals.token_time_s if totals.token_time_s else None,
+            tokens=totals.tokens,
+            tokens_per_s=totals.timed_tokens / totals.token_time_s if totals.token_time_s else None,
             overhead_s=self._overhead_ns / 1e9 + counting_s,
             uncounted=tuple(Uncounted(op, calls, module) for (op, module), calls in totals.uncounted.items()),
             coverage=totals.priced_bytes / totals.bytes_moved if totals.bytes_moved else None,
             model_flops=totals.model_flops if known else None,
             duration_s=totals.time_s,
-            peak_flops_per_s=None if headline is None else headline[1].flops_per_s * self._devices,
-            peak_dtype=None if headline is None else headline[0],
-            peak_source=None if headline is None else headline[1].source,
+            peak_flops_per_s=flops_per_s,
+            peak_dtype=dtype,
+            peak_source=source,
             device=self.identity.device_name,
             convention=self._convention,
             peak_memory_bytes_per_s=None if self.peaks.memory is None else self.peaks.memory.bytes_per_s,
@@ -340,8 +425,10 @@ class Ledger:
         if totals.steps == 0:
             return ["no step was seen: was the loader empty, or did no optimizer step?"]
         if totals.timed == 0:
-            return ["every step ran under the counting mode; a run needs a few more steps"]
-        if self._headline is None and not self.peaks.achievable and not self.peaks.theoretical:
+            return [
+                "every step was counted while it ran, or failed; a run needs steps of shapes that it has had before"
+            ]
+        if not self.peaks.achievable and not self.peaks.theoretical:
             return [str(self.peaks.state.get("missing", "no peak is known for this device"))]
         return ["no timed step had both its FLOPs and a peak for its dtype"]
 

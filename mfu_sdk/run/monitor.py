@@ -6,12 +6,13 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, ParamSpec, TypeVar
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.peak.device import import_torch
 from mfu_sdk.records import PHASES, Convention, Peaks, Phase, RunSummary, StepRecord
+from mfu_sdk.run.amounts import amount
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,25 +45,41 @@ def monitor(
 ) -> Monitor:
     """Watch a training loop: a context manager, or a decorator of a function that trains.
 
-    `model`: whose work is counted; None counts everything that runs in a step. `optimizer`: whose steps end the
-    steps of a loop that does not mark its own (otherwise the first optimizer that steps). `devices`: whose peaks add
-    up to the denominator, by default those that hold the parameters. `peaks`: a denominator of your own. `expected`:
-    the MFU to hold the run against (0..1), instead of the roofline's. `start_step`: the first step's index, for a
-    resumed run. `on_step` is called with every `StepRecord`; what it raises is logged, not passed on.
+    `model`: whose calls tell the steps and their shapes; whatever else runs inside of a step (a loss, a teacher, a
+    second network) is counted with it. None: nothing is known of shapes, and counts are samples. `optimizer`: whose
+    steps end the steps of a loop that does not mark its own (otherwise the first optimizer that steps). `devices`:
+    whose peaks add up to the denominator, by default those that hold the parameters. `peaks`: a denominator of your
+    own. `expected`: the MFU to hold the run against (0..1), instead of the roofline's. `start_step`: the first step's
+    index, for a resumed run. `on_step` is called with every `StepRecord`; what it raises is logged, not passed on.
 
     Raises `ConfigurationError` or `MissingDependencyError` before anything starts; nothing of ours after that.
     """
     settings = settings or Settings.from_env()
     if spans is not None:
         settings = replace(settings, spans=spans)
-    if start_step < 0:
-        raise ConfigurationError(f"start_step={start_step}: must not be negative; it is the index of the first step")
+    if not isinstance(start_step, int) or start_step < 0:
+        raise ConfigurationError(
+            f"start_step={start_step}: must be a whole number of at least 0, the first step's index"
+        )
     if settings.enabled:
         import_torch()
-        from mfu_sdk.run.opening import check_model
+        from mfu_sdk.run.opening import check_model, check_run
 
         check_model(model, "monitor")
+        check_run(name, peaks, expected, convention)
+        _check_loop(optimizer, on_step)
     return Monitor(model, name, optimizer, devices, peaks, expected, convention, settings, start_step, on_step)
+
+
+def _check_loop(optimizer: object, on_step: object) -> None:
+    import torch
+
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigurationError(
+            f"optimizer={type(optimizer).__name__}: must be a torch.optim.Optimizer; leave it out to take the first"
+        )
+    if on_step is not None and not callable(on_step):
+        raise ConfigurationError(f"on_step={on_step!r}: must be a function of a StepRecord; or leave it out")
 
 
 class Monitor:
@@ -133,6 +150,7 @@ class Monitor:
             del _open[id(self._model)]
         with shield("closing a monitor"):
             self._summary = engine.close(None if kind is None else kind.__qualname__)
+        self._summary = self._summary or engine.ledger.summary()
 
     def __call__(self, train: Callable[_P, _R]) -> Callable[_P, _R]:
         """Run the decorated function under this monitor, each call as a run of its own."""
@@ -157,32 +175,18 @@ class Monitor:
         """
         if phase not in PHASES:
             raise ConfigurationError(f"phase={phase!r}: must be one of {', '.join(PHASES)}")
-        return MarkedStep(self._engine, tokens, samples, phase)
+        return MarkedStep(
+            self._engine, amount("run.step(tokens=…)", tokens), amount("run.step(samples=…)", samples), phase
+        )
 
-    def batches(self, loader: Iterable[_B]) -> Iterator[_B]:
-        """Iterate over `loader`; the time spent waiting for each batch becomes its step's `data_wait_s`."""
-        engine = self._engine
-        iterator = iter(loader)
-        seen = False
-        while True:
-            if engine is not None:
-                engine.data_wait_begins()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                break
-            finally:
-                if engine is not None:
-                    engine.data_wait_ends()
-            seen = True
-            yield batch
-        if not seen and engine is not None:
-            warn_once("run.batches", "the loader gave no batch: there was no step to measure; check the data set")
+    def batches(self, loader: Iterable[_B]) -> Batches[_B]:
+        """`loader`, to be iterated over: the time spent waiting for each batch becomes its step's `data_wait_s`."""
+        return Batches(self, loader)
 
     def summary(self) -> RunSummary:
         """The run's totals so far, or, after the `with` block, its final ones.
 
-        Raises `ConfigurationError` before the run has started, and under MFU_ENABLED=0, where nothing is measured.
+        Raises `ConfigurationError` before the run has started. Under MFU_ENABLED=0 nothing is known; its notes say so.
         """
         if self._engine is not None:
             self._engine.ledger.settle()
@@ -190,8 +194,48 @@ class Monitor:
         if self._summary is not None:
             return self._summary
         if not self._settings.enabled:
-            raise ConfigurationError("MFU_ENABLED=0: nothing is measured, so there is no summary; unset it to measure")
+            from mfu_sdk.run.ledger import disabled_summary
+
+            return disabled_summary(self._name or "disabled", self._convention)
         raise ConfigurationError("this monitor has not run yet: ask for its summary inside or after its `with` block")
+
+
+class Batches(Generic[_B]):
+    """What `run.batches` returns: as long as the loader, and iterated over like it, any number of times."""
+
+    __slots__ = ("_loader", "_monitor")
+
+    def __init__(self, run: Monitor, loader: Iterable[_B]) -> None:
+        self._monitor = run
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # raises what the loader raises where it has no length
+
+    def __iter__(self) -> Iterator[_B]:
+        engine = self._monitor._engine
+        if engine is None:
+            yield from self._loader
+            return
+        # A loader's workers start with its iterator: that is waiting too.
+        engine.data_wait_begins()
+        try:
+            iterator = iter(self._loader)
+        finally:
+            engine.data_wait_ends()
+        seen = False
+        while True:
+            engine.data_wait_begins()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                break
+            finally:
+                engine.data_wait_ends()
+            seen = True
+            yield batch
+        if not seen:
+            warn_once("run.batches", "the loader gave no batch: there was no step to measure; check the data set")
 
 
 class MarkedStep:

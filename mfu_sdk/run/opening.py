@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mfu_sdk.errors import CalibrationError, ConfigurationError
+from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import warn_once
 from mfu_sdk.peak.calibrate import calibrate
 from mfu_sdk.peak.calibrate import peaks as known_peaks
@@ -39,8 +39,23 @@ def check_model(model: object, caller: str) -> None:
     if next(model.parameters(), None) is None:
         raise ConfigurationError(
             f"{caller}(model={type(model).__name__}): has no parameters, so there is no model work to count; "
-            "pass the module that holds the weights, or model=None to count everything in the step"
+            "pass the module that holds the weights"
+            + (", or model=None to count everything in the step" if caller == "monitor" else "")
         )
+
+
+def check_run(name: object, peaks: object, expected: object, convention: str) -> None:
+    """Raise `ConfigurationError` unless these are what `mfu.monitor` says they are."""
+    if convention not in ("exact", "full"):
+        raise ConfigurationError(f"convention={convention!r}: must be exact or full (see docs/explanation/mfu.md)")
+    if expected is not None and not (isinstance(expected, int | float) and 0 < expected <= 1):
+        raise ConfigurationError(f"expected={expected!r}: is an MFU, above 0 and at most 1; 0.4 means 40 %")
+    if peaks is not None and not isinstance(peaks, Peaks):
+        raise ConfigurationError(
+            f"peaks={peaks!r}: must be a Peaks, as mfu.calibrate() and mfu.peaks() give; leave it out to measure"
+        )
+    if name is not None and not (isinstance(name, str) and name):
+        raise ConfigurationError(f"name={name!r}: must be a name that is not empty; leave it out for the model's class")
 
 
 def open_ledger(
@@ -57,12 +72,6 @@ def open_ledger(
 
     Raises `ConfigurationError` for a device, a peak or an expectation that cannot be.
     """
-    if convention not in ("exact", "full"):
-        raise ConfigurationError(
-            f"convention={convention!r}: must be exact or full (see the documentation of counting)"
-        )
-    if expected is not None and not 0 < expected <= 1:
-        raise ConfigurationError(f"expected={expected}: is an MFU, above 0 and at most 1; 0.4 means 40 %")
     names = _devices(model, devices)
     device = resolve(names[0])
     identity = identify(name, model, device, settings)
@@ -100,7 +109,10 @@ def _devices(
         given = (devices,) if isinstance(devices, str) or not isinstance(devices, Sequence) else tuple(devices)
         if not given:
             raise ConfigurationError("devices=(): must name at least one device; leave it out to take the model's")
-        return given
+        named = tuple(resolve(device).torch_name for device in given)
+        if len(set(named)) < len(named):
+            raise ConfigurationError(f"devices={devices!r}: names a device twice; name each once")
+        return named
     found = of_tensors(model.parameters()) if model is not None else ()
     # A model that is sharded over the processor and GPUs is held against its GPUs.
     return tuple(d for d in found if d != "cpu") or found or (None,)
@@ -113,9 +125,9 @@ def _peaks(device: str | torch.device | None, settings: Settings, telemetry: Tel
     started = time.time_ns()
     try:
         found = calibrate(device, budget_s=QUICK_BUDGET_S, settings=settings)
-    except CalibrationError as error:
+    except Exception as error:  # noqa: BLE001 - no room on the device, a driver's error: whatever it is
         # Without a denominator FLOPs are still worth counting: MFU is unknown, and the summary says why.
-        warn_once("calibration", str(error))
+        warn_once("calibration", f"{type(error).__name__}: {error}")
         return found
     if telemetry is not None:
         telemetry.calibration(found, started, time.time_ns())

@@ -48,9 +48,6 @@ class LateClock:
     def mark(self) -> float:
         return 0.0
 
-    def host_ns(self) -> int:
-        return 0
-
     def elapsed_s(self, start: float, end: float) -> float | None:
         return end - start if end <= self.passed else None
 

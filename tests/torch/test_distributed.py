@@ -41,9 +41,9 @@ dist.destroy_process_group()
 
 def test_place_of_a_process_on_its_own() -> None:
     """Without a process group or torchrun's variables: rank 0 of 1."""
-    assert place({}) == Place(0, 0, 1)
+    assert place({}) == Place(0, None, 1)
     assert place({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}) == Place(3, 1, 8)
-    assert place({"RANK": "none", "WORLD_SIZE": ""}) == Place(0, 0, 1)
+    assert place({"RANK": "none", "WORLD_SIZE": ""}) == Place(0, None, 1)
 
 
 def test_two_ranks_under_torchrun(tmp_path: Path) -> None:

@@ -193,13 +193,15 @@ def test_bad_models_are_refused() -> None:
 
 
 def test_disabled_leaves_the_handler_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MFU_ENABLED=0 returns the very function that was decorated."""
+    """MFU_ENABLED=0 returns the very function that was decorated; its run says why it knows nothing."""
     monkeypatch.setenv("MFU_ENABLED", "0")
 
     def handle() -> int:
         return 1
 
     assert mfu.inference(model)(handle) is handle
+    assert "MFU_ENABLED=0" in str(handle.run.summary())
+    assert handle.run.close() is None
 
 
 def test_summary_before_the_first_request(model: nn.Module) -> None:
@@ -210,3 +212,111 @@ def test_summary_before_the_first_request(model: nn.Module) -> None:
 
     with pytest.raises(ConfigurationError, match="idle has handled no request yet"):
         handle.run.summary()
+
+
+def test_another_hook_that_raises_leaves_no_mode(model: nn.Module, clock: testing.FakeClock, sink: Sink) -> None:
+    """A pre-hook of the user's that raises before ours has run leaves no counting mode on the thread, ever after."""
+    fail = True
+
+    def users(_module: nn.Module, _args: object) -> None:
+        if fail:
+            raise ValueError("the user's")
+
+    own = model.register_forward_pre_hook(users)
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle(rows: int) -> None:
+        model(torch.randn(rows, WIDE))
+
+    for rows in (2, 3):
+        with pytest.raises(ValueError, match="the user's"):
+            handle(rows)
+    fail = False
+    handle(4)
+    handle(4)
+    assert torch._C._len_torch_dispatch_stack() == 0
+    handle.run.close()
+    own.remove()
+    assert sink.requests[-1].model_flops == 2 * 4 * WIDE * OUT
+
+
+def test_closing_while_a_call_is_counted(model: nn.Module, clock: testing.FakeClock, sink: Sink) -> None:
+    """A run that is closed in the middle of a counted call takes its mode off that thread when the request ends."""
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle() -> None:
+        model(torch.randn(2, WIDE))
+
+    closer = model.register_forward_pre_hook(lambda *_: handle.run.close() and None)
+    handle()
+    closer.remove()
+    assert torch._C._len_torch_dispatch_stack() == 0
+
+
+def test_requests_that_do_not_call_the_model(model: nn.Module, clock: testing.FakeClock, sink: Sink) -> None:
+    """Time in which requests kept the device without work for it counts as available, with no FLOPs."""
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle(rows: int) -> None:
+        clock.advance(0.5)
+        if rows:
+            model(torch.randn(rows, WIDE))
+
+    for rows in (4, 4, 0):
+        handle(rows)
+    handle.run.close()
+    assert [s.model_flops for s in sink.steps] == [2 * 4 * WIDE * OUT] * 2 + [0]
+    assert handle.run.summary().mfu == 2 * 4 * WIDE * OUT / (1e9 * 1.0)
+
+
+def test_busy_periods_count_requests(model: nn.Module, clock: testing.FakeClock, sink: Sink) -> None:
+    """Every period says how many requests ended in it, how many failed, and how long they took together."""
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle(*, fail: bool) -> None:
+        model(torch.randn(2, WIDE))
+        if fail:
+            raise LookupError
+
+    handle(fail=False)
+    with pytest.raises(LookupError):
+        handle(fail=True)
+    handle.run.close()
+    assert [(s.requests, s.requests_failed) for s in sink.steps] == [(1, 0), (1, 1)]
+    assert all(s.requests_s is not None and s.requests_s > 0 for s in sink.steps)
+
+
+def test_a_failed_opening_is_tried_once(
+    model: nn.Module, sink: Sink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the run cannot be opened, requests are answered all the same, and the next ones do not try again."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+    tries = []
+
+    def broken(*_: object) -> None:
+        tries.append(1)
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(opening, "identify", broken)
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle() -> int:
+        model(torch.randn(2, WIDE))
+        return 7
+
+    assert [handle() for _ in range(3)] == [7, 7, 7]
+    assert len(tries) == 1
+
+
+def test_async_generators_and_callable_objects_are_refused(model: nn.Module) -> None:
+    """So are asynchronous generators, and objects whose call is a coroutine."""
+
+    async def generator() -> object:
+        yield 1
+
+    class Handler:
+        async def __call__(self) -> None: ...
+
+    for handler in (generator, Handler()):
+        with pytest.raises(ConfigurationError, match="coroutine or a generator"):
+            mfu.inference(model)(handler)
