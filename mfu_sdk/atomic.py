@@ -8,7 +8,14 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step, durable before it is visible. Raises OSError, and leaves no part behind."""
+    """Replace `path` by `text` in one step, durable before it is visible. Raises OSError, and leaves no part behind.
+
+    A link is followed. What exists and is no regular file (a pipe, a terminal) is written to, not replaced.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     temporary = Path(name)
     try:

@@ -88,8 +88,8 @@ def run(output: Path) -> tuple[Peaks, Report]:
 
     Raises `DemoError` if a part fails, `MissingDependencyError` without torch or the provider's packages.
     """
-    if not output.parent.is_dir():
-        raise ConfigurationError(f"{output}: its directory does not exist; name a file in one that does")
+    if not os.access(output.parent, os.W_OK) or output.is_dir():
+        raise ConfigurationError(f"{output}: cannot be written; name a file in a directory of yours that exists")
     with ExitStack() as cleanup:
         cleanup.enter_context(_interrupts)
         scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mfu-demo-")))
@@ -147,7 +147,7 @@ def _provider(scratch: Path, tokens: Mapping[str, str]) -> Iterator[tuple[str, s
     with (
         log.open("w") as errors,
         _process(
-            [sys.executable, "-m", "mfu_sdk.cli", *arguments, "--tokens", str(token_file)], os.environ, errors
+            [sys.executable, "-m", "mfu_sdk.cli", *arguments, "--tokens", str(token_file)], _own_environment(), errors
         ) as process,
     ):
         line = _first_line(process, START_S)
@@ -159,13 +159,12 @@ def _provider(scratch: Path, tokens: Mapping[str, str]) -> Iterator[tuple[str, s
 
 def _tenant(script: str, arguments: list[str], otlp_url: str, token: str) -> None:
     """Run an example as a tenant would, its output indented."""
-    env = dict(os.environ) | {
+    env = _own_environment() | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp_url,
         # Header values are URL-encoded by the specification of this variable.
         "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{token}",
         "PYTHONUNBUFFERED": "1",
     }
-    env.pop("OTEL_SDK_DISABLED", None)
     command = [sys.executable, str(examples_dir() / script), *arguments]
     with _process(command, env, subprocess.STDOUT) as process:
         assert process.stdout is not None
@@ -175,6 +174,12 @@ def _tenant(script: str, arguments: list[str], otlp_url: str, token: str) -> Non
             click.echo(f"  {line.rstrip()}")
         if process.wait() != 0:
             raise DemoError(f"{script} failed with exit code {process.returncode}: {(said or ['no output'])[-1]}")
+
+
+def _own_environment() -> dict[str, str]:
+    """The environment without what would send the demo elsewhere or turn it off; calibrations stay where they are."""
+    kept = ("MFU_CACHE_DIR", "MFU_GUARD")
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(("MFU_", "OTEL_"))}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
+from mfu_sdk.export.destination import destination
 from mfu_sdk.peak.calibrate import peaks
 from mfu_sdk.peak.device import resolve
 from mfu_sdk.settings import Settings
@@ -84,24 +85,28 @@ def _peak(device: str, settings: Settings) -> Iterator[Finding]:
 
 
 def _exporter() -> Iterator[Finding]:
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not endpoint:
-        yield Finding("exporter", "note", "no OTEL_EXPORTER_OTLP_ENDPOINT: MFU is measured and not sent anywhere")
-        return
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        yield Finding("exporter", "note", "OTEL_SDK_DISABLED=true: nothing is sent")
-        return
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        yield Finding("exporter", "bad", f"endpoint {endpoint!r}: must be http://HOST:PORT or https://HOST:PORT")
-        return
+    for signal in ("traces", "metrics"):
+        try:
+            found = destination(signal)
+        except ConfigurationError as error:
+            yield Finding(signal, "bad", str(error))
+            continue
+        if found is None:
+            yield Finding(
+                signal, "note", "not sent: no endpoint is set, or it is turned off (OTEL_EXPORTER_OTLP_ENDPOINT)"
+            )
+        else:
+            yield _reachable(signal, found.url)
+
+
+def _reachable(signal: str, url: str) -> Finding:
+    parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname, port), timeout=2).close()
+        socket.create_connection((parts.hostname or "", port), timeout=2).close()
     except (OSError, ValueError) as error:
-        yield Finding("exporter", "bad", f"{parts.hostname} does not answer ({error}); is the collector running?")
-        return
-    yield Finding("exporter", "good", f"{parts.hostname}:{port} answers")
+        return Finding(signal, "bad", f"{parts.netloc} does not answer ({error}); is the collector running?")
+    return Finding(signal, "good", f"{parts.netloc} answers")
 
 
 def _age(seconds: float) -> str:

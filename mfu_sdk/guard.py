@@ -46,7 +46,7 @@ class shield:  # noqa: N801 - a context manager that is read as a word: `with sh
         if kind is None or not issubclass(kind, Exception):
             return False
         self.failed = True
-        if os.environ.get("MFU_GUARD") == "raise":
+        if os.environ.get("MFU_GUARD", "").strip().lower() == "raise":
             return False
         key = (self.where, kind.__name__)
         if key not in _said:

@@ -54,7 +54,6 @@ class Settings:
     """The SDK's options. Raises `ConfigurationError` for a value that breaks its rule."""
 
     enabled: bool = True
-    guard: Literal["log", "raise"] = "log"
     calibrate: Literal["auto", "off"] = "auto"
     cache_dir: Path | None = None
     spans: Spans = "auto"
@@ -65,7 +64,6 @@ class Settings:
         if self.run_attempt < 0:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
         for name, value, allowed in (
-            ("guard", self.guard, ("log", "raise")),
             ("calibrate", self.calibrate, ("auto", "off")),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
         ):
@@ -77,12 +75,13 @@ class Settings:
         """Settings as the environment gives them. Raises `ConfigurationError`, naming the variable."""
         env = os.environ if env is None else env
         attempt = env.get("MFU_RUN_ATTEMPT", "0")
+        # Read where it is used (`guard.shield`), because it must work before there are settings; checked here.
+        _one_of(env, "MFU_GUARD", "log", {"log": "log", "raise": "raise"})
         if not attempt.isascii() or not attempt.isdigit():
             raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for 0")
         cache_dir = env.get("MFU_CACHE_DIR")
         return cls(
             enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
-            guard=_one_of(env, "MFU_GUARD", "log", {"log": "log", "raise": "raise"}),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),

@@ -28,6 +28,7 @@ from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
 from mfu_sdk.counting.place import Places, only_infers_shapes
+from mfu_sdk.counting.precision import convolutions_allow_tf32, products_allow_tf32
 from mfu_sdk.counting.tally import Line, Tally
 
 _aten = torch.ops.aten
@@ -286,5 +287,4 @@ def _allows_tf32(func: torch._ops.OpOverload) -> bool:
     name = func._schema.name
     if "attention" in name or torch.cuda.get_device_capability() < (8, 0):
         return False
-    backend = torch.backends.cudnn if "conv" in name or "rnn" in name else torch.backends.cuda.matmul
-    return bool(backend.allow_tf32)
+    return convolutions_allow_tf32() if "conv" in name or "rnn" in name else products_allow_tf32()

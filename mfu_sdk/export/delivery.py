@@ -1,6 +1,6 @@
 """Spans and metrics into requests, tried again until they arrive, are refused for good, or are shed.
 
-Spans are sent again from the bytes of the first try, so with the same ids; metrics as they stand by then.
+Spans are encoded once and sent again from those bytes, so with the same ids; metrics as they stand by then.
 """
 
 import time
@@ -16,21 +16,22 @@ from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mfu_sdk import guard
-from mfu_sdk.export.outbox import Outbox, Request
+from mfu_sdk.export.outbox import Chunk, Outbox
 from mfu_sdk.export.route import Route
 
-BATCH_SPANS: Final = 32
-"""Spans a request: encoding holds the interpreter's lock, and the user's step waits for it."""
+CHUNK_SPANS: Final = 32
+"""Spans encoded together: encoding holds the interpreter's lock, and the user's step waits for it. Requests are
+larger: they are made of the chunks that wait (`outbox.REQUEST_SPANS`)."""
 
-BATCH_WINDOWS: Final = 2
-"""Windows a request: two arrays of 1,024 integers are as long to encode as many steps."""
+CHUNK_WINDOWS: Final = 2
+"""Windows encoded together: two arrays of 1,024 integers are as long to encode as many steps."""
 
 HOLD_S: Final = 5.0
-"""How long an incomplete batch waits for more."""
+"""How long an incomplete chunk waits for more."""
 
 
 class SpanDelivery:
-    """Batches, encodes and sends spans; `lost` counts those that never arrive, by reason."""
+    """Encodes spans in chunks and sends them; `lost` counts those that never arrive, by reason."""
 
     def __init__(self, route: Route, lost: Counter[str], monotonic_s: Callable[[], float]) -> None:
         self._route = route
@@ -45,14 +46,14 @@ class SpanDelivery:
         """Take a span; `essential` are those that sums are made of, which are sent first and shed last."""
         if not self._essential and not self._detail:
             self._since_s = self._monotonic_s()
-        batch = self._essential if essential else self._detail
-        batch.append(span)
-        # Encoded as soon as a batch is full: what waits for a collector is bytes, which the outbox bounds.
-        if len(batch) >= (BATCH_WINDOWS if essential else BATCH_SPANS):
-            self._encode(batch, essential=essential)
+        spans = self._essential if essential else self._detail
+        spans.append(span)
+        # Encoded as soon as a chunk is full: what waits for a collector is bytes, which the outbox bounds.
+        if len(spans) >= (CHUNK_WINDOWS if essential else CHUNK_SPANS):
+            self._encode(spans, essential=essential)
 
     def encode(self) -> None:
-        """Make incomplete batches ready to go."""
+        """Make incomplete chunks ready to go."""
         self._encode(self._essential, essential=True)
         self._encode(self._detail, essential=False)
 
@@ -68,12 +69,15 @@ class SpanDelivery:
         request = self._outbox.peek()
         if request is None:
             return None
-        outcome = self._route.send(request.body, deadline_s)
+        if wait_s := self._route.wait_s:
+            return wait_s
+        # All of it at once: a second gzip member after the first is something that not every receiver reads.
+        outcome = self._route.send(self._route.sender.compress(request.body), deadline_s)
         if outcome is None:
             return self._route.wait_s
-        spans = self._outbox.pop()
+        self._outbox.pop(request)
         if outcome.kind == "rejected":
-            self._lost["rejected"] += spans
+            self._lost["rejected"] += request.spans
         else:
             self._lost["rejected"] += _refused("spans", outcome.answer)
         return None if self._outbox.peek() is None else 0.0
@@ -83,12 +87,12 @@ class SpanDelivery:
         self.encode()
         return self._outbox.clear()
 
-    def _encode(self, batch: list[ReadableSpan], *, essential: bool) -> None:
-        if batch:
-            body = self._route.sender.compress(encode_spans(batch).SerializeToString())
-            self._lost["queue_full"] += self._outbox.put(Request(body, len(batch)), essential=essential)
-            batch.clear()
-            # Lets a user's thread have the interpreter's lock between two batches.
+    def _encode(self, spans: list[ReadableSpan], *, essential: bool) -> None:
+        if spans:
+            chunk = Chunk(encode_spans(spans).SerializeToString(), len(spans))
+            self._lost["queue_full"] += self._outbox.put(chunk, essential=essential)
+            spans.clear()
+            # Lets a user's thread have the interpreter's lock between two chunks.
             time.sleep(0)
 
 

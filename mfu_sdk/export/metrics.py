@@ -65,12 +65,16 @@ class Metrics:
         self._dropped: dict[str, int] = {}
 
     def step(self, step: StepRecord) -> None:
-        """Count one step: every step as a step, a timed one in the times, a counted one in the FLOPs."""
+        """Count one step: every step as a step, one that did not fail in the tokens, a timed one in the times, a
+        counted one in the FLOPs (`windows.Sums`). A counter cannot take back what it said: it goes on without what a
+        step does not know.
+        """
         phase: _Labels = (*self._device, (semconv.PHASE, step.phase))
         self._count(semconv.METRIC_STEP_COUNT, phase, 1)
+        if step.error_type is None:
+            self._count(semconv.METRIC_TOKEN_COUNT, phase, step.tokens)
         if not step.timed:
             return
-        self._count(semconv.METRIC_TOKEN_COUNT, phase, step.tokens)
         for component, seconds in (("total", step.duration_s), ("data", step.data_wait_s), ("device", step.device_s)):
             self._count(semconv.METRIC_STEP_TIME, (*phase, (semconv.STEP_COMPONENT, component)), seconds)
         self._observe(semconv.METRIC_STEP_DURATION, phase, step.duration_s)

@@ -1,7 +1,8 @@
 """Which steps get a span of their own, and with what probability.
 
 A kept step weighs 1/`ratio` in a sum over step spans. A step kept besides the sample, because it failed or began or
-ended the run, has no `ratio` and weighs nothing: its FLOPs are already stood for by the sampled ones.
+ended the run, has no `ratio` and weighs nothing: what it did is already stood for by the sampled ones. Which spans
+enter which sum is said at `Spans.step`.
 """
 
 import math

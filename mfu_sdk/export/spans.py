@@ -65,7 +65,9 @@ class Spans:
     def step(self, step: StepRecord, window: Window, kept: Kept) -> ReadableSpan:
         """The span of one step, a child of its window's.
 
-        A step that was not timed has no available FLOPs here, so no sum over spans can include it.
+        A reader adds up FLOPs over the spans that have both model and available FLOPs; a step that was not timed has
+        no available ones here. Tokens, samples and requests add up over every span without `error.type`. Either way
+        a span weighs 1 / `mfu.sample.ratio`, and nothing where it has no ratio.
         """
         trace = self._ids.window_trace(window.slot)
         return self._span(
@@ -100,6 +102,9 @@ class Spans:
                     semconv.STEP_DEVICE_TIME: step.device_s,
                     semconv.TOKEN_COUNT: step.tokens,
                     semconv.SAMPLE_COUNT: step.samples,
+                    semconv.REQUEST_COUNT: step.requests,
+                    semconv.REQUEST_FAILED: step.requests_failed,
+                    semconv.REQUEST_TIME: step.requests_s,
                     semconv.SAMPLE_REASON: kept.reason,
                     semconv.SAMPLE_RATIO: kept.ratio,
                     semconv.BATCH_RUNNING: step.batch_running,
@@ -144,6 +149,9 @@ class Spans:
                     semconv.STEP_DEVICE_TIME: total.device_s,
                     semconv.TOKEN_COUNT: total.tokens,
                     semconv.SAMPLE_COUNT: total.samples,
+                    semconv.REQUEST_COUNT: total.requests,
+                    semconv.REQUEST_FAILED: total.requests_failed,
+                    semconv.REQUEST_TIME: total.requests_s,
                     semconv.BATCH_RUNNING: total.batch_running,
                     semconv.ARITHMETIC_INTENSITY: total.arithmetic_intensity,
                     semconv.WINDOW_STEP_FIRST: min(step.index for step in window.steps),

@@ -17,6 +17,7 @@ class Totals:
     model_flops: int | None = None
     hardware_flops: int | None = None
     available_flops: float | None = None
+    _finished: bool = False
     _timed: bool = False
     _counted: bool = False
 
@@ -31,10 +32,12 @@ class Totals:
         return ratio(self.hardware_flops, self.available_flops)
 
     def add(self, window: Sums) -> None:
-        """Add a closed window; one without timed or counted steps has no part in those sums."""
+        """Add a closed window; one without finished, timed or counted steps has no part in those sums."""
+        if window.finished:
+            self.tokens = _plus(self.tokens, window.tokens, self._finished)
+            self._finished = True
         if window.timed:
             self.time_s = _plus(self.time_s, window.time_s, self._timed)
-            self.tokens = _plus(self.tokens, window.tokens, self._timed)
             self._timed = True
         if window.counted:
             self.model_flops = _plus(self.model_flops, window.model_flops, self._counted)

@@ -1,7 +1,8 @@
 """Steps into windows: 30 s of one rank, one phase and one denominator, with sums that never mix what cannot be added.
 
 Pure: the clock is an argument. A sum that some step of its set does not know is None, never the sum of the rest: a
-ratio over it would be wrong with nothing to show for it.
+ratio over it would be wrong with nothing to show for it. Only requests are not asked of every step: one that has none
+to tell of, as in training, adds none.
 """
 
 import math
@@ -60,14 +61,19 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What steps add up to. Times, tokens and samples are over `timed` steps, FLOPs over `counted` ones.
+    """What steps add up to: volumes over `finished` steps, times over `timed` ones, FLOPs over `counted` ones.
 
-    `counted` steps are timed and know their model FLOPs and their peak (`StepRecord.counts`). The ratios are
+    `finished` steps did not fail; tokens, samples and requests are what they did, however long it took, so a step
+    that was counted while it ran is among them. `timed` steps are those of them whose time is representative, and
+    `counted` ones are timed and know their model FLOPs and their peak (`StepRecord.counts`). So tokens over `time_s`
+    is no rate: some of the tokens took other time. `requests_s` is in seconds, of requests that may overlap; the
+    sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
     long as the peaks stand still, and `batch_running` is a mean over time. `coverage` is the least of any step.
     """
 
     steps: int
+    finished: int
     timed: int
     counted: int
     time_s: float | None
@@ -75,6 +81,9 @@ class Sums:
     device_s: float | None
     tokens: int | None
     samples: int | None
+    requests: int | None
+    requests_failed: int | None
+    requests_s: float | None
     model_flops: int | None
     hardware_flops: int | None
     available_flops: float | None
@@ -99,7 +108,8 @@ class Sums:
 
 def sums(steps: Sequence[StepRecord]) -> Sums:
     """What `steps` add up to."""
-    timed = [step for step in steps if step.timed]
+    finished = [step for step in steps if step.error_type is None]
+    timed = [step for step in finished if step.timed]
     counted = [step for step in timed if step.counts]
     expecting = [step for step in counted if step.expected_mfu is not None]
     model = _whole(counted, lambda step: step.model_flops)
@@ -110,13 +120,19 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
     known_coverage = [step.coverage for step in steps if step.coverage is not None]
     return Sums(
         steps=len(steps),
+        finished=len(finished),
         timed=len(timed),
         counted=len(counted),
         time_s=_real(timed, lambda step: step.duration_s),
         data_wait_s=_real(timed, lambda step: step.data_wait_s),
         device_s=_real(timed, lambda step: step.device_s),
-        tokens=_whole(timed, lambda step: step.tokens),
-        samples=_whole(timed, lambda step: step.samples),
+        tokens=_whole(finished, lambda step: step.tokens),
+        samples=_whole(finished, lambda step: step.samples),
+        requests=_whole([step for step in finished if step.requests is not None], lambda step: step.requests),
+        requests_failed=_whole(
+            [step for step in finished if step.requests_failed is not None], lambda step: step.requests_failed
+        ),
+        requests_s=_real([step for step in finished if step.requests_s is not None], lambda step: step.requests_s),
         model_flops=model,
         hardware_flops=hardware,
         available_flops=available,

@@ -7,6 +7,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mfu_sdk.errors import ConfigurationError
@@ -22,7 +23,7 @@ PROTOCOL = 1
 """Raised whenever the way of measuring changes, so that results of another protocol are never read back."""
 
 Progress = Callable[[str, float], None]
-_DEFAULT_CUDA_DTYPES = ("bfloat16", "float32")
+CUDA_DTYPES = ("bfloat16", "float16", "tf32", "float32")
 
 
 def calibrate(
@@ -35,9 +36,10 @@ def calibrate(
 ) -> Peaks:
     """Measure the peak of `device` within about `budget_s` seconds, keep it, and return it.
 
-    On a processor: fp32 matrix products and copies; `dtypes` may only be ("float32",). On a CUDA device: `torch.mm`
-    for each of `dtypes` ("bfloat16", "float16", "float32"), and copies. `progress` is told what is being measured
-    and how much of the budget is gone (0..1).
+    On a processor: fp32 matrix products, bf16 ones where it has instructions for them, and copies; `dtypes` may only
+    be ("float32",). On a CUDA device: `torch.mm` for each of `dtypes` (all of "bfloat16", "float16", "tf32" and
+    "float32" unless given), and copies; dtypes measured earlier are kept. `progress` is told what is being measured and
+    how much of the budget is gone (0..1).
     Raises `ConfigurationError` for a device, dtype or budget that cannot be, `CalibrationError` if it went wrong.
     """
     settings = settings or Settings.from_env()
@@ -45,15 +47,18 @@ def calibrate(
     target = resolve(device)
     if not budget_s > 0:
         raise ConfigurationError(f"budget_s={budget_s}: must be above 0 seconds; 3 is enough for a first look")
-    known = ("float32",) if target.kind == "cpu" else ("bfloat16", "float16", "float32")
+    known = ("float32",) if target.kind == "cpu" else CUDA_DTYPES
     for dtype in dtypes or ():
         if dtype not in known:
             raise ConfigurationError(f"dtypes={dtype!r}: on {target.torch_name} choose among {', '.join(known)}")
     if target.kind == "cpu":
         found = _measure_cpu(target, budget_s, heard)
     else:
-        found = _measure_cuda(target, dtypes or _DEFAULT_CUDA_DTYPES, budget_s, heard)
-    _results(settings).save(_key(target), found)
+        found = _measure_cuda(target, dtypes or CUDA_DTYPES, budget_s, heard)
+    results, key = _results(settings), _key(target)
+    if dtypes and (earlier := results.load(key)) is not None:
+        found = replace(found, achievable={**earlier.achievable, **found.achievable})
+    results.save(key, found)
     return found
 
 
@@ -77,7 +82,7 @@ def _measure_cpu(target: Device, budget_s: float, progress: Progress) -> Peaks:
     return Peaks(
         device=target.torch_name,
         theoretical={},
-        achievable={"float32": found.gemm},
+        achievable=found.products,
         memory=found.memory,
         clock_mhz=None,
         state={"name": target.name, **found.state},
@@ -132,5 +137,4 @@ def _key(target: Device) -> dict[str, str | int]:
         "runtime": str(torch.version.cuda or torch.version.hip),
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        "tf32": int(torch.backends.cuda.matmul.allow_tf32),
     }

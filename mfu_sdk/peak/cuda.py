@@ -1,7 +1,8 @@
 """A CUDA device measured with the vendor's matrix product and a device-to-device copy.
 
 Launches are queued in batches between two events, so what is timed is the device and not the launch. Operands are
-random (zeros draw less power and run up to 15 % faster) and rotate through sets larger than the L2 cache. The Triton
+random (zeros draw less power and run up to 15 % faster) and rotate through sets larger than the L2 cache. fp32 is
+measured twice, as TF32 and as itself: whether torch may use TF32 is set for the measurement and set back. The Triton
 candidates, per-architecture shapes and the clock probe of the full protocol are not in this version.
 """
 
@@ -12,12 +13,18 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from mfu_sdk.counting.precision import fp32_products
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak.statistics import Spread, rate_of, spread
 from mfu_sdk.records import Rate
 
 SIDE = 8192
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "tf32": torch.float32,
+    "float32": torch.float32,
+}
 COPY_BYTES = 1 << 30
 SETS = 3
 BATCH_S = 0.05
@@ -32,21 +39,26 @@ def measure(
 ) -> tuple[dict[str, Rate], Rate, dict[str, str | float | bool]]:
     """Per dtype FLOP/s, bytes/s (read plus written) and the spread of each, within about `budget_s` seconds.
 
-    "float32" means what the user's flags make of it: with TF32 allowed for products its entry is called "tf32".
     Raises `CalibrationError` for a device without room for the operands or a product that is wrong.
     """
-    wanted = tuple(dtypes)
+    # Before Ampere there is no TF32, and asking for it gives fp32.
+    has_tf32 = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    wanted = tuple(dtype for dtype in dtypes if dtype != "tf32" or has_tf32)
     share = budget_s / (len(wanted) + 1)
     rates: dict[str, Rate] = {}
     state: dict[str, str | float | bool] = {}
     with torch.cuda.device(device), torch.no_grad(), torch.autocast("cuda", enabled=False):
         generator = torch.Generator(device).manual_seed(0)
         for position, name in enumerate(wanted):
-            label = "tf32" if name == "float32" and torch.backends.cuda.matmul.allow_tf32 else name
-            progress(f"{label} matrix product", position / (len(wanted) + 1))
-            found = _products(device, DTYPES[name], share, generator)
-            rates[label] = rate_of(found.median, found, FLOOR)
-            state[f"{label}_spread"] = round(found.relative, 4)
+            progress(f"{name} matrix product", position / (len(wanted) + 1))
+            with fp32_products(tf32=name == "tf32"):
+                found = _products(device, DTYPES[name], share, generator)
+            rates[name] = rate_of(found.median, found, FLOOR)
+            state |= {
+                f"{name}_batches": float(found.samples),
+                f"{name}_median_flops_per_s": found.median,
+                f"{name}_spread": round(found.relative, 4),
+            }
         progress("memory copies", len(wanted) / (len(wanted) + 1))
         copies = _copies(device, share)
         state["memory_spread"] = round(copies.relative, 4)

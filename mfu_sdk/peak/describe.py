@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from mfu_sdk.records import Peaks
+from mfu_sdk.records import Peaks, Rate
 
 
 def describe(peaks: Peaks) -> str:
     """Every rate with its interval and spread, one a line, and what disturbed the measurement."""
     lines = [f"  {peaks.state.get('name', peaks.device)}"]
     for dtype, rate in peaks.achievable.items():
-        on_cpu = peaks.device == "cpu"
-        spread = float(peaks.state.get("gemm_spread" if on_cpu else f"{dtype}_spread", 0.0))
-        median = float(peaks.state.get("gemm_median_flops_per_s", rate.flops_per_s))
+        spread = float(peaks.state.get(f"{dtype}_spread", 0.0))
+        batches = peaks.state.get(f"{dtype}_batches")
+        # On a processor the rate is the 90th percentile of its batches; elsewhere it is their median.
+        median = float(peaks.state.get(f"{dtype}_median_flops_per_s", rate.flops_per_s))
+        middle = "" if batches is None else f"  {batches:.0f} batches, median {median / 1e9:,.1f}, spread {spread:.1%}"
         lines.append(
             f"  {dtype:<9} {rate.flops_per_s / 1e9:10,.1f} GFLOP/s  [{rate.low / 1e9:,.1f} .. {rate.high / 1e9:,.1f}]"
-            + (f"  p90 of {peaks.state['gemm_batches']:.0f} batches, median {median / 1e9:,.1f}" if on_cpu else "")
-            + f", spread {spread:.1%}"
+            f"{middle}"
         )
     if peaks.memory is not None:
         lines.append(
@@ -31,6 +32,11 @@ def describe(peaks: Peaks) -> str:
     return "\n".join(lines)
 
 
+def _bytes_per_s(rate: Rate) -> dict[str, Any]:
+    plain = asdict(rate)
+    return {"bytes_per_s": plain.pop("flops_per_s"), **plain}
+
+
 def as_json(peaks: Peaks) -> dict[str, Any]:
     """Everything that is known, in plain data; rates in FLOP/s, memory in bytes/s."""
     return {
@@ -38,7 +44,7 @@ def as_json(peaks: Peaks) -> dict[str, Any]:
         "calibration_id": peaks.calibration_id,
         "achievable": {dtype: asdict(rate) for dtype, rate in peaks.achievable.items()},
         "theoretical": {dtype: asdict(rate) for dtype, rate in peaks.theoretical.items()},
-        "memory": None if peaks.memory is None else asdict(peaks.memory),
+        "memory": None if peaks.memory is None else _bytes_per_s(peaks.memory),
         "memory_by_size": [{"bytes": size, "bytes_per_s": rate} for size, rate in peaks.memory_by_size],
         "state": dict(peaks.state),
     }

@@ -23,7 +23,7 @@ from mfu_sdk.errors import ConfigurationError
 
 log: Final = logging.getLogger("mfu_sdk")
 
-_REMEDY: Final = "see `--tokens` in the reference for its form"
+_REMEDY: Final = "see docs/how-to/provider.md for its form"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ class Sums:
 
     `model_flops` and `available_flops` are over the same steps: timed, and with both known; `unknown_steps` are the
     timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `device_s` is the
-    Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over `batch_device_s`.
+    Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over `batch_device_s`. `tokens` are those
+    of all steps that did not fail, timed or not.
     """
 
     steps: float | None = None
@@ -138,21 +139,17 @@ class Quality:
 class Requests:
     """The inference requests of a workload: no part of any level, because requests overlap on a device.
 
-    `requests`, `mean_duration_s` and `tokens` are estimates where `spans`, those that came, are a sample of them.
+    Exact totals of what ended in its windows; where no window holds any, the sum of its requests' spans. `sampled`
+    says that those spans are a sample, so that `requests`, `mean_duration_s` and `tokens` are estimates.
     """
 
     tenant: str
     workload: str | None
     requests: float
-    spans: int
+    failed: int | None
     mean_duration_s: float | None
     tokens: float | None
-    failed: int
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the spans that came are a sample, so that the totals are estimates."""
-        return self.spans != self.requests
+    sampled: bool
 
 
 def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
@@ -225,10 +222,10 @@ def requests(store: Store, span: Range, tenant: str | None) -> tuple[Requests, .
             row["tenant"],
             row["workload"] or None,
             row["requests"],
-            row["spans"],
+            row["failed"],
             ratio(row["duration_s"], row["requests"]),
             row["tokens"],
-            row["failed"],
+            bool(row["sampled"]),
         )
         for row in store.read("inference", **_scope(span, tenant))
     )

@@ -38,6 +38,9 @@ _SETTINGS: Final = {
 
 
 _REMEDY: Final = "name another directory or restore it"
+# What a store's directory holds: the engine's files, and the lock that says which process owns them.
+_ENGINE: Final = "clickhouse"
+_LOCK: Final = "owner.lock"
 
 
 class _QueryError(StoreError):
@@ -107,9 +110,9 @@ class Store:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         try:
-            self._writer = _session(self.path / "clickhouse")
+            self._writer = _session(self.path / _ENGINE)
             try:
-                self._reader = _session(self.path / "clickhouse")
+                self._reader = _session(self.path / _ENGINE)
                 self._migrate()
                 self._reconcile()
             except BaseException:
@@ -249,6 +252,12 @@ class Store:
             )
 
 
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a directory that a `Store` has been opened on; looks, and makes nothing."""
+    found = Path(path)
+    return (found / _LOCK).is_file() and (found / _ENGINE).is_dir()
+
+
 def timestamp(unix_ns: int) -> str:
     """Nanoseconds since 1970 as ClickHouse reads them in JSON: ISO 8601 in UTC with nine digits."""
     seconds, nanoseconds = divmod(unix_ns, 1_000_000_000)
@@ -261,7 +270,7 @@ def _own(path: Path) -> IO[bytes]:
         raise StoreError(f"{path}: the path of a store must not hold '?'; name another directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock_file = (path / "owner.lock").open("ab")
+        lock_file = (path / _LOCK).open("ab")
     except FileExistsError:
         raise StoreError(f"{path}: the store must be a directory, this is a file; name a directory") from None
     except OSError as error:

@@ -83,7 +83,7 @@ def inference(
         check_run(name, peaks, expected, convention)
 
     def decorate(handler: Callable[_P, _R]) -> Callable[_P, _R]:
-        handled: str = name or getattr(handler, "__name__", type(handler).__name__)
+        handled = str(name or getattr(handler, "__name__", type(handler).__name__))
         if _returns_early(handler):
             raise ConfigurationError(
                 f"inference: {handled} is a coroutine or a generator function, which this version cannot time; "

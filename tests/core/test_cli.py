@@ -125,7 +125,7 @@ def test_calibrate_keeps_what_it_measured(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     rate = told["achievable"]["float32"]
     assert 0 < rate["low"] <= rate["flops_per_s"] <= rate["high"]
-    assert told["memory"]["flops_per_s"] > 0
+    assert told["memory"]["bytes_per_s"] > 0
     assert [row["bytes"] for row in told["memory_by_size"]] == sorted(row["bytes"] for row in told["memory_by_size"])
     findings = json.loads(mfu("doctor", "--json", MFU_CACHE_DIR=str(tmp_path)).stdout)
     [peak] = [f for f in findings if f["what"] == "peak" and "float32" in f["text"]]

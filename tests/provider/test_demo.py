@@ -67,7 +67,7 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     """Refused before anything starts, with the remedy."""
-    with pytest.raises(ConfigurationError, match="its directory does not exist"):
+    with pytest.raises(ConfigurationError, match="cannot be written"):
         demo.run(tmp_path / "nowhere" / "page.html")
 
 

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.provider.rollup import Requests
+from mfu_sdk.provider.rollup import Requests, ratio
 
 T = TypeVar("T")
 
@@ -78,6 +78,11 @@ class Fleet:
     tokens: float | None
     trend: tuple[TrendPoint, ...]
     previous_mfu: float | None
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Share of the timed steps that is in neither sum of FLOPs."""
+        return ratio(self.unknown_steps, self.timed_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider.report.build import build
 from mfu_sdk.provider.report.model import Report, from_json
 from mfu_sdk.provider.report.window import parse_range
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import Store, is_store
 
 _TIMEOUT_S: Final = 60.0
 
@@ -27,11 +27,13 @@ def from_data_dir(
 ) -> Report:
     """The report on a data directory, as an operator sees it.
 
-    Raises `ConfigurationError` for a bad range or a directory that is none, `StoreError` where `mfu serve` holds it.
+    Raises `ConfigurationError` for a bad range or a path that is no store, into which nothing is written, and
+    `StoreError` where `mfu serve` holds it.
     """
     span = parse_range(since, until, now_unix_ns)
-    if not Path(path).exists():
-        raise ConfigurationError(f"{path}: no such data directory; name the one that `mfu serve --data` was given")
+    if not is_store(path):
+        what = "not a store of `mfu serve`" if Path(path).exists() else "no such data directory"
+        raise ConfigurationError(f"{path}: {what}; name the one that `mfu serve --data` was given")
     with Store(path) as store:
         return build(store, span, tenant)
 
@@ -62,7 +64,8 @@ def from_url(
     except urllib.error.HTTPError as error:
         with error:
             reason = " ".join(error.read(1000).decode("utf-8", "replace").split()) or error.reason
-        raise ConfigurationError(f"{url}: answered {error.code}: {reason}") from None
+        remedy = "; name the file of a token that may read this: --token-file FILE" if error.code in (401, 403) else ""
+        raise ConfigurationError(f"{url}: answered {error.code}: {reason}{remedy}") from None
     except (OSError, HTTPException) as error:
         cause = getattr(error, "reason", None) or error
         raise ConfigurationError(f"{url}: did not answer ({cause}); is `mfu serve` running there?") from error

@@ -74,7 +74,7 @@ def _headline(console: Console, report: Report) -> None:
         ("observed", f"{words.hours(fleet.gpu_hours_observed)} on {_devices(fleet.gpus)}"),
         ("share of the fleet", f"{words.percent(fleet.observed_share)}{_without_inventory(fleet)}"),
         ("steps", f"{words.count(fleet.steps)}, of which {words.count(fleet.timed_steps)} timed"),
-        ("left out", f"{words.count(fleet.unknown_steps)} timed steps without model FLOPs or peak"),
+        ("left out", _left_out(fleet)),
     ]
     latest = [point.mfu for point in fleet.trend][-max(8, console.width - _LABEL_WIDTH) :]
     if len([mfu for mfu in latest if mfu is not None]) > 1:
@@ -155,8 +155,10 @@ def _not_counted(console: Console, report: Report) -> None:
             operators = words.name(", ".join(w.uncounted), 200)
             console.print(Text(f"Not counted in {words.name(w.workload)}: {operators}"))
     if report.least_coverage is not None:
+        # Nothing is known of the operators of unknown steps, and this must not seem to speak of them.
+        where = " in the steps that are in the sums" if report.fleet.unknown_steps else ""
         console.print(
-            f"Every workload had at least {words.percent(report.least_coverage)} of its operators' bytes priced."
+            f"Every workload had at least {words.percent(report.least_coverage)} of its operators' bytes priced{where}."
         )
     console.print(
         Text(
@@ -198,6 +200,11 @@ def _fitted(columns: Sequence[_Column], width: int) -> dict[_Column, int]:
             break
         widths = {column: column.longest for column in widths if column is not last}
     return widths
+
+
+def _left_out(fleet: Fleet) -> str:
+    of = f", {words.percent(fleet.unknown_share)} of them," if fleet.unknown_steps else ""
+    return f"{words.count(fleet.unknown_steps)} timed steps{of} have no model FLOPs or no peak: in neither sum"
 
 
 def _devices(gpus: int) -> str:

@@ -15,12 +15,12 @@ _LAST_NS: Final = 8_000_000_000 * 10**9
 
 
 def parse_range(since: str | None, until: str | None, now_unix_ns: int) -> Range:
-    """The range [since, until): `7d` is seven days before now; without `until` it ends now, without `since` 7d ago.
+    """The range [since, until): a `since` of `7d`, its default, is seven days before `until`, whose default is now.
 
-    Times without a zone are UTC. Raises `ConfigurationError`.
+    An age as `until` counts back from now. Times without a zone are UTC. Raises `ConfigurationError`.
     """
     end = now_unix_ns if until is None else _moment("until", until, now_unix_ns)
-    start = _moment("since", since or "7d", now_unix_ns)
+    start = _moment("since", since or "7d", end)
     if start >= end:
         raise ConfigurationError(f"since={iso(start)}: must be before until={iso(end)}; give an earlier one")
     return Range(start, end)
@@ -33,9 +33,9 @@ def iso(unix_ns: int) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def _moment(name: str, text: str, now_unix_ns: int) -> int:
+def _moment(name: str, text: str, from_unix_ns: int) -> int:
     if age := _AGE.fullmatch(text.strip()):
-        unix_ns = now_unix_ns - int(age[1]) * _UNIT_S[age[2]] * 10**9
+        unix_ns = from_unix_ns - int(age[1]) * _UNIT_S[age[2]] * 10**9
     else:
         try:
             moment = datetime.fromisoformat(text.strip())

@@ -8,8 +8,11 @@ _PREFIXES: Final = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share as a percentage."""
-    return UNKNOWN if share is None else f"{share * 100:.{digits}f} %"
+    """A share as a percentage; one too small for `digits` decimals keeps two significant digits: it is not zero."""
+    if share is None:
+        return UNKNOWN
+    value = share * 100
+    return f"{value:#.2g} %" if 0 < abs(value) < 10**-digits else f"{value:.{digits}f} %"
 
 
 def flop(flops: float | None) -> str:

@@ -65,6 +65,12 @@ ALTER TABLE otel.otel_traces
         MATERIALIZED toInt64OrNull(SpanAttributes['mfu.token.count']),
     ADD COLUMN IF NOT EXISTS mfu_sample_count Nullable(Int64)
         MATERIALIZED toInt64OrNull(SpanAttributes['mfu.sample.count']),
+    ADD COLUMN IF NOT EXISTS mfu_request_count Nullable(Int64)
+        MATERIALIZED toInt64OrNull(SpanAttributes['mfu.request.count']),
+    ADD COLUMN IF NOT EXISTS mfu_request_failed Nullable(Int64)
+        MATERIALIZED toInt64OrNull(SpanAttributes['mfu.request.failed']),
+    ADD COLUMN IF NOT EXISTS mfu_request_time Nullable(Float64)
+        MATERIALIZED toFloat64OrNull(SpanAttributes['mfu.request.time']),
     ADD COLUMN IF NOT EXISTS mfu_sample_reason LowCardinality(String) MATERIALIZED SpanAttributes['mfu.sample.reason'],
     ADD COLUMN IF NOT EXISTS mfu_sample_ratio Nullable(Float64)
         MATERIALIZED toFloat64OrNull(SpanAttributes['mfu.sample.ratio']),
@@ -92,9 +98,9 @@ ALTER TABLE otel.otel_traces
 --
 -- A step weighs 1 / mfu.sample.ratio, the probability with which its span was kept. A step with a reason and no ratio
 -- was kept besides the sample, which stands for it already: it weighs nothing, and so does a ratio that is no
--- probability. A step that was counted while it ran or that failed is not timed, and times and tokens are of timed
--- steps. Model FLOPs under the `full` convention are brought to `exact` by the attention attributes, and are unknown
--- without them; an expectation scales with its numerator.
+-- probability. A step that was counted while it ran or that failed is not timed, and times and FLOPs are of timed
+-- steps; tokens are of every step that did not fail. Model FLOPs under the `full` convention are brought to `exact` by
+-- the attention attributes, and are unknown without them; an expectation scales with its numerator.
 ALTER TABLE otel.otel_traces
     ADD COLUMN IF NOT EXISTS sum_is_window UInt8 ALIAS SpanName = 'mfu.window',
     ADD COLUMN IF NOT EXISTS sum_weight Float64 ALIAS
@@ -135,7 +141,8 @@ ALTER TABLE otel.otel_traces
         if(sum_expected_known, if(sum_is_window, mfu_expected_available_flop, mfu_available_flop * sum_weight), NULL),
     ADD COLUMN IF NOT EXISTS sum_step_time_s Nullable(Float64) ALIAS
         if(sum_is_window, mfu_step_time, Duration / 1e9 * sum_weight * sum_is_timed),
-    ADD COLUMN IF NOT EXISTS sum_tokens Nullable(Float64) ALIAS mfu_token_count * sum_weight * sum_is_timed,
+    ADD COLUMN IF NOT EXISTS sum_tokens Nullable(Float64) ALIAS
+        mfu_token_count * sum_weight * (SpanAttributes['error.type'] = ''),
     ADD COLUMN IF NOT EXISTS sum_batch_time_s Nullable(Float64) ALIAS
         if(isFinite(mfu_batch_running), sum_step_time_s, NULL),
     ADD COLUMN IF NOT EXISTS sum_batch_s Nullable(Float64) ALIAS mfu_batch_running * sum_batch_time_s;
