@@ -133,6 +133,16 @@ def test_bad_file(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_form_is_where_errors_say(tmp_path: Path) -> None:
+    """An error that leaves the form to a page names one that is there, and the page's example is a good file."""
+    with pytest.raises(ConfigurationError, match=r"; see docs/how-to/provider\.md for its form$"):
+        Credentials(tokens(tmp_path, "[]"))
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "provider.md").read_text("utf-8")
+    example = page.split("```yaml\n")[1].split("```")[0]
+    known = Credentials(tokens(tmp_path, example), lambda: NOON)
+    assert known.identify("correct-horse-battery-staple", None) == Identity("initech")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     """A file that cannot be read is refused."""
     with pytest.raises(ConfigurationError, match=r"none\.yaml: the tokens file cannot be read"):

@@ -196,7 +196,11 @@ def test_no_report(text: str) -> None:
         (None, None, (-7 * 86_400, 0)),
         ("7d", None, (-7 * 86_400, 0)),
         ("90m", None, (-5400, 0)),
-        ("2w", "1w", (-14 * 86_400, -7 * 86_400)),
+        # An age is reckoned back from `until`, and `until` from now.
+        ("2w", "1w", (-21 * 86_400, -7 * 86_400)),
+        ("1h", "2h", (-3 * 3600, -2 * 3600)),
+        ("15m", "2026-05-28T20:00:00Z", (-45 * 60, -30 * 60)),
+        (None, "2026-05-27T20:30:00Z", (-8 * 86_400, -86_400)),
         ("2026-05-28T20:00:00Z", "30s", (-1800, -30)),
         ("2026-05-28T20:00:00", None, (-1800, 0)),
         ("2026-05-28T22:00:00+02:00", None, (-1800, 0)),
@@ -204,7 +208,7 @@ def test_no_report(text: str) -> None:
     ],
 )
 def test_ranges(since: str | None, until: str | None, expected: tuple[float, float]) -> None:
-    """An age counts back from now, to the nanosecond; a time is of ISO 8601, in UTC unless it says otherwise."""
+    """An age counts back from the end, to the nanosecond; a time is of ISO 8601, in UTC unless it says otherwise."""
     found = report.parse_range(since, until, T0)
     assert (found.since_unix_ns - T0, found.until_unix_ns - T0) == (expected[0] * 1e9, expected[1] * 1e9)
 
@@ -215,7 +219,8 @@ def test_ranges(since: str | None, until: str | None, expected: tuple[float, flo
         ("yesterday", None, r"since='yesterday': must be an age such as 90m, 24h or 7d, or a time such as"),
         ("-7d", None, "since='-7d': must be an age"),
         ("0s", None, r"since=.*: must be before until=.*; give an earlier one"),
-        ("1h", "2h", "must be before until"),
+        ("2026-05-28T20:00:00Z", "2h", "must be before until"),
+        ("1d", "1970-01-01T12:00:00Z", "since='1d': must lie between 1970 and 2223"),
         ("9999-01-01", None, "must lie between 1970 and 2223"),
         ("99999d", None, "must lie between 1970 and 2223"),
         ("1d", "x" * 500, r"until='x{40}': must be an age"),
@@ -248,9 +253,30 @@ def test_flop(flops: float | None, text: str) -> None:
     assert words.flop(flops) == text
 
 
+@pytest.mark.parametrize(
+    ("share", "digits", "text"),
+    [
+        (None, 1, "unknown"),
+        (0.2704, 1, "27.0 %"),
+        (0.001, 1, "0.1 %"),
+        (0.00099, 1, "0.099 %"),
+        (0.000999, 1, "0.10 %"),
+        (0.00016, 1, "0.016 %"),
+        (0.0002, 1, "0.020 %"),
+        (1.6e-9, 1, "1.6e-07 %"),
+        (0.0, 1, "0.0 %"),
+        (0.0, 0, "0 %"),
+        (0.4, 0, "40 %"),
+        (0.0033, 0, "0.33 %"),
+    ],
+)
+def test_percent(share: float | None, digits: int, text: str) -> None:
+    """A share is in percent; what is small is told from zero by two significant digits, and None is never zero."""
+    assert words.percent(share, digits) == text
+
+
 def test_other_words() -> None:
-    """Shares, hours and durations carry their units; None is never zero."""
-    assert (words.percent(0.2704), words.percent(None), words.percent(0.0)) == ("27.0 %", "unknown", "0.0 %")
+    """Hours and durations carry their units."""
     assert (words.hours(1234.5), words.hours(2.25), words.hours(0.5), words.hours(0.01)) == (
         "1,234 h",
         "2.2 h",
@@ -285,10 +311,58 @@ def test_text_says(store: Store, fleet: str, hour: Range) -> None:
     assert "Fleet MFU 32.5 %   2026-05-28 20:30 to 2026-05-28 21:30 UTC\n" in text
     assert re.search(r"model / available +11\.7 PFLOP / 36\.0 PFLOP\n", text)
     assert re.search(r"share of the fleet +unknown \(no inventory of owned devices\)\n", text)
-    assert re.search(r"left out +9 timed steps without model FLOPs or peak\n", text)
+    assert re.search(
+        r"left out +9 timed steps, 10\.0 % of them, have no model FLOPs or no peak: in neither sum\n", text
+    )
     assert "Not counted in llama-H100-2: odd::op\n" in text
     assert "\x1b" not in text
     assert "\x1b[1m" in report.render_text(build(store, fleet, hour), 100, color=True)
+
+
+def test_tiny_share_is_not_zero(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """1.6 of 10,000 FLOP are 0.016 %, in the headline, the tables and the page."""
+    store.insert_spans(tenant, [window(0, mfu__model__flop=1.6, mfu__available__flop=1e4)])
+    found = build(store, tenant, hour)
+    # The fleet, its one workload, node and GPU type; on the page also its title, and the share useful in a step.
+    assert report.render_text(found, 100).count("0.016 %") == 4
+    assert Page(report.render_html(found)).shown.count("0.016 %") == 6
+
+
+@pytest.mark.parametrize(("unknown", "where"), [(0, ""), (3, " in the steps that are in the sums")])
+def test_coverage_is_of_counted_steps(
+    store: Store, tenant: str, window: Make, hour: Range, unknown: int, where: str
+) -> None:
+    """Where some steps have no FLOPs, what is said of priced bytes is said of the others, and their share is told."""
+    store.insert_spans(tenant, [window(0, mfu__count__coverage=0.96, mfu__window__step__unknown=unknown)])
+    found = build(store, tenant, hour)
+    text = " ".join(report.render_text(found, 100).split())
+    page = " ".join(Page(report.render_html(found)).shown.split())
+    assert f"Every workload had at least 96.0 % of its operators' bytes priced{where}." in text
+    assert f"at least 96.0 % of every workload's operator bytes were priced{where}." in page
+    # 3 of the window's 9 timed steps.
+    assert ("3 timed steps, 33.3 % of them, have" in text) == bool(unknown)
+    assert ("3 of 9 timed steps, 33.3 % of them, have no model FLOPs" in page) == bool(unknown)
+
+
+def test_requests_are_exact_or_estimates(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """A workload whose windows hold its requests is told exactly, one known by a sample with ≈."""
+    whole, sample = ({semconv.WORKLOAD_NAME: name} for name in ("whole", "sample"))
+    totals = {"mfu__request__count": 1234, "mfu__request__failed": 7, "mfu__request__time": 617.0}
+    store.insert_spans(
+        tenant,
+        [
+            window(0, resource=whole, **totals, mfu__token__count=5678),
+            span(semconv.SPAN_INFERENCE, 1, 2.0, resource=whole, mfu__sample__ratio=0.01),
+            span(semconv.SPAN_INFERENCE, 1, 2.0, resource=sample, mfu__sample__ratio=0.01, mfu__token__count=3),
+        ],
+    )
+    found = build(store, tenant, hour)
+    text = report.render_text(found, 120)
+    assert re.search(r"whole +1,234 +500\.0 ms +5,678 +7\n", text)
+    assert re.search(r"sample +≈ 100 +2\.00 s +≈ 300 +0\n", text)
+    shown = Page(report.render_html(found)).shown
+    assert re.search(r" 1,234 +500\.0 ms +5,678 +7 ", shown)
+    assert re.search(r" ≈ 100 +2\.00 s +≈ 300 +0 ", shown)
 
 
 def test_text_of_nothing(store: Store, hour: Range) -> None:
@@ -413,6 +487,19 @@ def test_no_such_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such data directory"):
         report.from_data_dir(tmp_path / "none", now_unix_ns=T0)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("content", [(), ("notes.txt",), ("clickhouse/",), ("owner.lock",)])
+def test_directory_that_is_no_store(tmp_path: Path, content: tuple[str, ...]) -> None:
+    """A directory that no provider has kept its store in is refused, and stays as it is."""
+    for name in content:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("")
+    message = (
+        rf"^{re.escape(str(tmp_path))}: not a store of `mfu serve`; name the one that `mfu serve --data` was given$"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        report.from_data_dir(tmp_path, now_unix_ns=T0)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(name.rstrip("/") for name in content)
 
 
 def test_directory_that_is_served(store: Store) -> None:

@@ -169,7 +169,7 @@ def test_inference_never_counts(store: Store, tenant: str, span: Make, hour: Ran
         ],
     )
     assert rollup.usages(store, hour, tenant) == ()
-    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 2, 2.0, 30, 1),)
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 1, 2.0, 30, False),)
 
 
 def test_sampled_requests_stand_for_the_others(store: Store, tenant: str, span: Make, hour: Range) -> None:
@@ -182,7 +182,69 @@ def test_sampled_requests_stand_for_the_others(store: Store, tenant: str, span: 
             span(semconv.SPAN_INFERENCE, 5, 9.0, mfu__sample__reason="error", error__type="Timeout"),
         ],
     )
-    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 8, 3, 2.0, 120, 1),)
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 8, 1, 2.0, 120, True),)
+
+
+def test_windows_hold_all_requests(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """(4 + 6) requests in (2 + 8) s, one failed, (30 + 50) tokens: totals of windows stand before any sample."""
+    first = {"mfu__request__count": 4, "mfu__request__failed": 0, "mfu__request__time": 2.0, "mfu__token__count": 30}
+    second = {"mfu__request__count": 6, "mfu__request__failed": 1, "mfu__request__time": 8.0, "mfu__token__count": 50}
+    store.insert_spans(
+        tenant,
+        [
+            window(0, **first),
+            window(30, **second),
+            # A window without requests, as one of training, has no part in them, and one out of the range none either.
+            window(60, mfu__token__count=7),
+            window(-30, **first),
+            span(semconv.SPAN_INFERENCE, 1, 1.0, mfu__token__count=9, mfu__sample__ratio=0.25),
+            span(semconv.SPAN_INFERENCE, 2, 9.0, mfu__sample__reason="error", error__type="Timeout"),
+        ],
+    )
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 10, 1, 1.0, 80, False),)
+
+
+def test_each_workload_by_its_own_requests(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """One workload's windows say nothing of another's requests, and a total that nobody sent is None."""
+    chat, search = ({semconv.WORKLOAD_NAME: name} for name in ("chat", "search"))
+    store.insert_spans(
+        tenant,
+        [
+            window(0, resource=chat, mfu__request__count=5),
+            span(semconv.SPAN_INFERENCE, 0, 2.0, resource=chat),
+            span(semconv.SPAN_INFERENCE, 0, 3.0, resource=search, mfu__sample__ratio=0.5),
+        ],
+    )
+    assert rollup.requests(store, hour, tenant) == (
+        Requests(tenant, "chat", 5, None, None, None, False),
+        Requests(tenant, "search", 2, 0, 3.0, None, True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("attributes", "tokens"),
+    [
+        ({}, 5),
+        ({"mfu.sample.ratio": 0.25}, 20),
+        # Counted while it ran: its time is not representative, its tokens were work all the same.
+        ({"mfu.count.source": "measured"}, 5),
+        ({"mfu.count.source": "measured", "mfu.sample.ratio": 0.25}, 20),
+        ({"error.type": "ValueError"}, 0),
+        ({"mfu.sample.reason": "error", "error.type": "ValueError"}, 0),
+    ],
+)
+def test_tokens_of_a_step(
+    store: Store, tenant: str, span: Make, hour: Range, attributes: dict[str, object], tokens: int
+) -> None:
+    """A step's tokens weigh as it does, timed or not, unless it failed."""
+    store.insert_spans(tenant, [span(semconv.SPAN_STEP, 0, 2.0, **{"mfu.token.count": 5, **attributes})])
+    assert fleet(store, hour, tenant).tokens == tokens
+
+
+def test_tokens_of_a_window(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A window's tokens are those of all its steps that did not fail, and are taken as they are."""
+    store.insert_spans(tenant, [window(0, mfu__token__count=50), window(30, mfu__window__step__timed=0), window(60)])
+    assert fleet(store, hour, tenant).tokens == 50
 
 
 def test_range_is_half_open(store: Store, tenant: str, window: Make) -> None:

@@ -162,9 +162,14 @@ def test_report_from_url(guarded: Running) -> None:
     found = report.from_url(guarded.web + "/", "o", since="1h")
     assert (found.fleet.mfu, len(found.workloads)) == (0.5, 2)
     assert report.from_url(guarded.web, "o", since="1h", tenant="acme").fleet.mfu == 0.25
-    with pytest.raises(ConfigurationError, match="answered 401: no known token"):
-        report.from_url(guarded.web)
-    with pytest.raises(ConfigurationError, match=r"answered 400: since='soon'"):
+    for token, tenant, reason in (
+        (None, None, "401: no known token: .*"),
+        ("x", None, "401: no known token: .*"),
+        ("a", "globex", "403: acme sees acme only; .*"),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"answered {reason}; name the file of .*: --token-file FILE$"):
+            report.from_url(guarded.web, token, tenant=tenant)
+    with pytest.raises(ConfigurationError, match=r"answered 400: since='soon'.*00Z$"):
         report.from_url(guarded.web, "o", since="soon")
 
 

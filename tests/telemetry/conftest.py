@@ -124,6 +124,13 @@ class Collector:
         success = ExportTracePartialSuccess(rejected_spans=count, error_message="too old")
         self.answer = ExportTraceServiceResponse(partial_success=success).SerializeToString()
 
+    def chunk_sizes(self) -> list[list[int]]:
+        """How many spans were encoded together, for each request."""
+        return [
+            [sum(len(scope.spans) for scope in resource.scope_spans) for resource in request.resource_spans]
+            for request in self.trace_requests()
+        ]
+
     def trace_requests(self) -> list[ExportTraceServiceRequest]:
         return [ExportTraceServiceRequest.FromString(body) for body in self.bodies("/v1/traces")]
 
@@ -191,10 +198,12 @@ SUMMARY = RunSummary(
     name="bytegpt",
     steps=3,
     timed_steps=3,
+    unknown_steps=0,
     mfu=0.4,
     hfu=0.5,
     expected_mfu=0.8,
     waterfall={},
+    tokens=48,
     tokens_per_s=16.0,
     overhead_s=0.25,
     uncounted=(),

@@ -88,6 +88,13 @@ def test_resource(identity):
     assert found["service.instance.id"] == resource(identity).attributes["service.instance.id"]
 
 
+def test_local_rank_unknown(identity):
+    """A launcher that does not tell the rank on this host leaves it out: 0 would be a guess."""
+    found = resource(dataclasses.replace(identity, local_rank=None)).attributes
+    assert "mfu.dist.local_rank" not in found
+    assert found["mfu.dist.rank"] == 3
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "name"),
     [

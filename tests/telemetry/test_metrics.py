@@ -30,14 +30,15 @@ def make(**changes):
 
 
 def test_counters(step):
-    """All steps are steps; timed ones have time and tokens; counted ones have FLOPs."""
+    """All steps are steps; those that did not fail have tokens; timed ones have time; counted ones have FLOPs."""
     metrics = make()
     metrics.step(step(0))
     metrics.step(step(1, model_flops=None, mfu=None))
     metrics.step(step(2, count_source="measured", duration_s=9.0))
+    metrics.step(step(3, error_type="ValueError", duration_s=9.0))
     found = taken(metrics)
-    assert value(found, "mfu.step.count") == 3.0
-    assert value(found, "mfu.token.count") == 32.0
+    assert value(found, "mfu.step.count") == 4.0
+    assert value(found, "mfu.token.count") == 48.0
     assert value(found, "mfu.step.time", **{"mfu.step.component": "total"}) == 2.0
     assert value(found, "mfu.step.time", **{"mfu.step.component": "data"}) == 0.2
     assert value(found, "mfu.model.flop") == 40.0

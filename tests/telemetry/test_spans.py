@@ -27,6 +27,7 @@ PEAKS = Peaks(
     state={},
     calibration_id="cal-1",
 )
+SERVED = {"requests": 3, "requests_failed": 1, "requests_s": 1.5}
 TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
 
 
@@ -38,7 +39,7 @@ def spans(identity):
 @pytest.fixture
 def window(step):
     windows = Windows()
-    windows.add(step(0, device_s=0.5))
+    windows.add(step(0, device_s=0.5, **SERVED))
     return windows.add(step(1, device_s=0.5))[0]
 
 
@@ -55,7 +56,7 @@ def everything(spans, window, summary, step):
         summary, uncounted=(Uncounted("aten::x", 1, "m"),), peak_memory_bytes_per_s=2e10, calibration_id="c"
     )
     return wire(
-        spans.step(step(0, device_s=0.5), window, Kept("all", 1.0)),
+        spans.step(step(0, device_s=0.5, **SERVED), window, Kept("all", 1.0)),
         spans.step(step(1, error_type="ValueError"), window, Kept("error", None)),
         spans.window(window, total),
         spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
@@ -131,6 +132,14 @@ def test_untimed_step(spans, window, step):
     assert span.status.code == 2
 
 
+def test_counted_step(spans, window, step):
+    """A step that was counted while it ran tells what it did, which its missing error lets into those sums."""
+    (span,) = wire(spans.step(step(1, count_source="measured", **SERVED), window, Kept("all", 1.0)))
+    found = attributes_of(span.attributes)
+    assert {"mfu.available.flop", "error.type"}.isdisjoint(found)
+    assert (found["mfu.token.count"], found["mfu.sample.count"], found["mfu.request.count"]) == (16, 2, 3)
+
+
 def test_window(spans, window, step, identity):
     """A window is a root, linked to the run's span, and holds sums and arrays."""
     ids = Ids.of(identity)
@@ -142,6 +151,7 @@ def test_window(spans, window, step, identity):
     assert (found["mfu.model.flop"], found["mfu.available.flop"], found["mfu.utilization"]) == (80.0, 200.0, 0.4)
     assert found["mfu.window.step.durations"] == [1_000_000, 1_000_000]
     assert found["mfu.window.step.utilizations"] == [4000, 4000]
+    assert (found["mfu.request.count"], found["mfu.request.failed"], found["mfu.request.time"]) == (3, 1, 1.5)
 
 
 def test_run(spans, summary, identity):

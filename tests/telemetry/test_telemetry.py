@@ -79,6 +79,11 @@ def test_conservation(opened, collector, step, summary):
             model_flops=None if index % 11 == 5 else 3 * 10**18 + index,
             peak_flops_per_s=None if index % 13 == 7 else 1e19,
             phase="eval" if index % 10 == 0 else "train",
+            tokens=100 + index,
+            samples=1 + index % 3,
+            requests=None if index % 4 == 0 else index % 5,
+            requests_failed=None if index % 4 == 0 else index % 2,
+            requests_s=None if index % 4 == 0 else 0.25 * (index % 5),
             count_source="measured" if index % 17 == 0 else "cached",
             error_type="ValueError" if index == 100 else None,
         )
@@ -108,6 +113,20 @@ def test_conservation(opened, collector, step, summary):
             math.fsum(value for _, value in points[name]),
         ):
             assert found == pytest.approx(truth, rel=1e-12)
+    finished = [record for record in steps if record.error_type is None]
+    # As `Spans.step` has it: every step span without an error; each weighs 1 here, where all are kept.
+    whole = [span for span in kept if "error.type" not in attributes_of(span.attributes)]
+    assert len([record for record in steps if record.timed]) < len(finished) == len(whole) == 199
+    tokens = sum(record.tokens for record in finished)
+    assert total([run], "mfu.token.count") == math.fsum(value for _, value in points["mfu.token.count"]) == tokens
+    for name, truth in (
+        ("mfu.token.count", tokens),
+        ("mfu.sample.count", sum(record.samples for record in finished)),
+        ("mfu.request.count", sum(record.requests or 0 for record in finished)),
+        ("mfu.request.failed", sum(record.requests_failed or 0 for record in finished)),
+        ("mfu.request.time", math.fsum(record.requests_s or 0.0 for record in finished)),
+    ):
+        assert total(windows, name) == total(whole, name) == truth
     unknown = sum(attributes_of(span.attributes)["mfu.window.step.unknown"] for span in windows)
     assert unknown == len([record for record in steps if record.timed and not record.counts])
     assert sum(len(attributes_of(span.attributes)["mfu.window.step.durations"]) for span in windows) == 200
@@ -160,23 +179,6 @@ def test_one_signal(identity, collector, step, summary):
     telemetry.close(summary)
     assert telemetry.flush(20.0)
     assert {request.path for request in collector.requests} == {"/v1/metrics"}
-
-
-def test_batches(opened, collector, step, summary):
-    """No request holds more than 32 spans."""
-    telemetry = opened()
-    for index in range(100):
-        telemetry.step(step(index, duration_s=0.1, start_unix_ns=EPOCH_NS + index))
-    telemetry.close(summary)
-    assert telemetry.flush(20.0)
-    sizes = [
-        len(scope.spans)
-        for request in collector.trace_requests()
-        for resource in request.resource_spans
-        for scope in resource.scope_spans
-    ]
-    assert sum(sizes) == 102
-    assert max(sizes) == 32
 
 
 def test_flush_keeps_going(opened, collector, step, summary):
@@ -306,6 +308,70 @@ def test_retry(pipeline, collector, clocks, step):
     assert len({request.body for request in collector.requests[:4]}) == 1
     assert len(collector.requests) == 5
     assert made.dropped == {}
+
+
+def consumed(pipeline, step, count):
+    """Hands over `count` steps of one slot, 1 ms apart."""
+    for index in range(count):
+        pipeline.consume(step(index, duration_s=0.01, start_unix_ns=EPOCH_NS + index * 10**6))
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
+def test_batches(identity, collector, clocks, step, compression):
+    """Spans are encoded 32 at a time and sent 512 at a time, as one message whatever the compression."""
+    traces = Destination(f"{collector.url}/v1/traces", compression=compression)
+    made = Pipeline(
+        identity, Settings(spans="all"), Exports(traces, None), unix_ns=clocks.unix_ns, monotonic_s=clocks.monotonic_s
+    )
+    consumed(made, step, 1100)
+    made.flush()
+    assert drained(made) is None
+    # A window of 1,024 steps and one of 76; then the steps.
+    assert collector.chunk_sizes() == [[2], [32] * 16, [32] * 16, [32, 32, 12]]
+    indices = [attributes_of(span.attributes)["mfu.step.index"] for span in collector.spans("mfu.step")]
+    assert indices == list(range(1100))
+    assert made.dropped == {}
+
+
+def test_retry_batch(pipeline, collector, clocks, step):
+    """A batch that was not taken goes again with what has come since, and each span is delivered in one request."""
+    made = pipeline(metrics=False)
+    consumed(made, step, 100)
+    collector.script = [(503, "5")]
+    assert drained(made) == pytest.approx(5.0)
+    for index in range(100, 160):
+        made.consume(step(index, duration_s=0.01, start_unix_ns=EPOCH_NS + index * 10**6))
+    clocks.elapsed_s = 5.0
+    assert drained(made) is None
+    assert collector.chunk_sizes() == [[32] * 3, [32] * 3 + [32, 32]]
+    first, second = collector.bodies("/v1/traces")
+    assert second.startswith(first)
+    assert made.dropped == {}
+
+
+def test_rejected_batch(pipeline, collector, step):
+    """A batch that is refused for good counts all its spans as lost, and the next one is sent."""
+    made = pipeline(metrics=False)
+    consumed(made, step, 600)
+    collector.script = [(400, None)]
+    assert drained(made) is None
+    assert made.dropped == {"rejected": 512}
+    made.flush()
+    assert drained(made) is None
+    assert made.dropped == {"rejected": 512}
+    # 18 whole chunks of 600 steps, the last 24 steps, and the window before them.
+    assert collector.chunk_sizes() == [[32] * 16, [32, 32], [1], [24]]
+
+
+def test_abandoned_batch(pipeline, collector, step):
+    """What is given up is counted once, though a request of it was tried."""
+    made = pipeline(metrics=False)
+    collector.status = 503
+    consumed(made, step, 600)
+    made.flush()
+    assert drained(made) > 0
+    made.abandon()
+    assert made.dropped == {"exit": 601}
 
 
 def test_retry_after(pipeline, collector, clocks, step):

@@ -46,12 +46,53 @@ def test_weights(step):
     assert total.coverage == 0.9
 
 
+SERVED = {"requests": 3, "requests_failed": 1, "requests_s": 1.5}
+
+
 @pytest.mark.parametrize("change", [{"count_source": "measured"}, {"error_type": "ValueError"}])
 def test_untimed(step, change):
-    """A step that was counted while it ran, or failed, is a step and nothing else."""
+    """A step that was counted while it ran, or failed, is in no sum of times or FLOPs."""
     total = sums([step(0), step(1, duration_s=50.0, **change)])
     assert (total.steps, total.timed, total.counted, total.unknown) == (2, 1, 1, 0)
     assert (total.time_s, total.model_flops, total.available_flops) == (1.0, 40, 100.0)
+
+
+def test_volumes(step):
+    """Tokens, samples and requests are those of every step that did not fail, counted while it ran or not."""
+    total = sums(
+        [
+            step(0, **SERVED),
+            step(1, count_source="measured", **SERVED),
+            step(2, error_type="ValueError", tokens=None, **SERVED),
+        ]
+    )
+    assert (total.steps, total.finished, total.timed) == (3, 2, 1)
+    assert (total.tokens, total.samples) == (32, 4)
+    assert (total.requests, total.requests_failed, total.requests_s) == (6, 2, 3.0)
+    assert sums([step(0), step(1, count_source="measured", tokens=None)]).tokens is None
+
+
+def test_requests(step):
+    """A step that tells of no requests adds none; only where no step tells of any is their sum unknown."""
+    total = sums([step(0), step(1, **SERVED), step(2, requests=0, requests_failed=0, requests_s=0.0)])
+    assert (total.requests, total.requests_failed, total.requests_s) == (3, 1, 1.5)
+    total = sums([step(0), step(1)])
+    assert (total.requests, total.requests_failed, total.requests_s) == (None, None, None)
+
+
+def test_run_tokens(step):
+    """A run's tokens are its windows', those of untimed ones too; a window of failed steps has no part in them."""
+    totals = Totals()
+    totals.add(sums([step(0, error_type="ValueError")]))
+    assert totals.tokens is None
+    totals.add(sums([step(1, count_source="measured")]))
+    assert (totals.tokens, totals.time_s) == (16, None)
+    totals.add(sums([step(2)]))
+    totals.add(sums([step(3, error_type="ValueError")]))
+    assert (totals.tokens, totals.time_s) == (32, 1.0)
+    totals.add(sums([step(4, tokens=None)]))
+    totals.add(sums([step(5)]))
+    assert (totals.tokens, totals.time_s) == (None, 3.0)
 
 
 @pytest.mark.parametrize("change", [{"model_flops": None, "mfu": None}, {"peak_flops_per_s": None, "mfu": None}])
@@ -149,7 +190,7 @@ def test_arrays(step):
 
 steps_strategy = st.lists(
     st.builds(
-        lambda index, gap, duration, flops, peak, source, phase: make_step(
+        lambda index, gap, duration, flops, peak, source, phase, error: make_step(
             index,
             start_unix_ns=EPOCH_NS + gap,
             duration_s=duration,
@@ -157,6 +198,7 @@ steps_strategy = st.lists(
             peak_flops_per_s=peak,
             count_source=source,
             phase=phase,
+            error_type=error,
         ),
         index=st.integers(0, 10**6),
         gap=st.integers(0, 90 * 10**9),
@@ -165,6 +207,7 @@ steps_strategy = st.lists(
         peak=st.none() | st.sampled_from([1e12, 3e14]),
         source=st.sampled_from(["cached", "measured"]),
         phase=st.sampled_from(["train", "eval"]),
+        error=st.sampled_from([None, None, "ValueError"]),
     ),
     min_size=1,
     max_size=60,
@@ -185,5 +228,7 @@ def test_conservation(steps):
     assert totals.model_flops == (sum(step.model_flops for step in counted) if counted else None)
     if counted:
         assert totals.available_flops == pytest.approx(math.fsum(step.available_flops for step in counted))
+    finished = [step for step in steps if step.error_type is None]
+    assert totals.tokens == (16 * len(finished) if finished else None)
     if timed:
         assert totals.time_s == pytest.approx(math.fsum(step.duration_s for step in timed))
