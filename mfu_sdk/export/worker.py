@@ -71,6 +71,7 @@ class Worker:
         self._complete = False
         self._deadline_s: float | None = None
         self.overflowed = 0
+        _hook_process()
 
     def put(self, item: object) -> None:
         """Queue `item`, or count it in `overflowed` if the queue is full."""
@@ -154,7 +155,7 @@ class Worker:
         with guard.shield("export"), self._starting:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=f"mfu-export-{self._name}", daemon=True)
-                _enlist(self)
+                _LIVE.add(self)
                 thread.start()
                 self._thread = thread
 
@@ -209,9 +210,13 @@ _LIVE: set[Worker] = set()
 _hooked = False
 
 
-def _enlist(worker: Worker) -> None:
+def _hook_process() -> None:
+    """Be told of the process's end and of forks, once.
+
+    Exit handlers run last in, first out: whoever closes a run at exit registers after its exporter was made, and so
+    closes it before the exporter gives up.
+    """
     global _hooked
-    _LIVE.add(worker)
     if not _hooked:
         _hooked = True
         atexit.register(_at_exit)

@@ -169,7 +169,7 @@ def test_inference_never_counts(store: Store, tenant: str, span: Make, hour: Ran
         ],
     )
     assert rollup.usages(store, hour, tenant) == ()
-    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 1, 2.0, 30, False),)
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 2, 1, 2.0, 30, sampled=False),)
 
 
 def test_sampled_requests_stand_for_the_others(store: Store, tenant: str, span: Make, hour: Range) -> None:
@@ -182,7 +182,7 @@ def test_sampled_requests_stand_for_the_others(store: Store, tenant: str, span: 
             span(semconv.SPAN_INFERENCE, 5, 9.0, mfu__sample__reason="error", error__type="Timeout"),
         ],
     )
-    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 8, 1, 2.0, 120, True),)
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 8, 1, 2.0, 120, sampled=True),)
 
 
 def test_windows_hold_all_requests(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
@@ -201,7 +201,7 @@ def test_windows_hold_all_requests(store: Store, tenant: str, window: Make, span
             span(semconv.SPAN_INFERENCE, 2, 9.0, mfu__sample__reason="error", error__type="Timeout"),
         ],
     )
-    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 10, 1, 1.0, 80, False),)
+    assert rollup.requests(store, hour, tenant) == (Requests(tenant, "gpt", 10, 1, 1.0, 80, sampled=False),)
 
 
 def test_each_workload_by_its_own_requests(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
@@ -216,8 +216,8 @@ def test_each_workload_by_its_own_requests(store: Store, tenant: str, window: Ma
         ],
     )
     assert rollup.requests(store, hour, tenant) == (
-        Requests(tenant, "chat", 5, None, None, None, False),
-        Requests(tenant, "search", 2, 0, 3.0, None, True),
+        Requests(tenant, "chat", 5, None, None, None, sampled=False),
+        Requests(tenant, "search", 2, 0, 3.0, None, sampled=True),
     )
 
 
