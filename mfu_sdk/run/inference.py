@@ -270,8 +270,9 @@ class HandlerRun:
         ledger, period = self._ledger, self._period
         if ledger is None or period is None:
             return
-        if tokens is not None:
-            period.tokens = (period.tokens or 0) + tokens
+        if tokens is not None or (self._tokens is not None and error_type is not None):
+            # A request that failed gave none, which is known.
+            period.tokens = (period.tokens or 0) + (tokens or 0)
         period.requests += 1
         period.failed += error_type is not None
         period.requests_ns += now_ns - request.start_ns

@@ -272,7 +272,7 @@ def test_requests_that_do_not_call_the_model(model: nn.Module, clock: testing.Fa
 def test_busy_periods_count_requests(model: nn.Module, clock: testing.FakeClock, sink: Sink) -> None:
     """Every period says how many requests ended in it, how many failed, and how long they took together."""
 
-    @mfu.inference(model, peaks=PEAKS)
+    @mfu.inference(model, tokens=lambda _out: 3, peaks=PEAKS)
     def handle(*, fail: bool) -> None:
         model(torch.randn(2, WIDE))
         if fail:
@@ -282,7 +282,7 @@ def test_busy_periods_count_requests(model: nn.Module, clock: testing.FakeClock,
     with pytest.raises(LookupError):
         handle(fail=True)
     handle.run.close()
-    assert [(s.requests, s.requests_failed) for s in sink.steps] == [(1, 0), (1, 1)]
+    assert [(s.requests, s.requests_failed, s.tokens) for s in sink.steps] == [(1, 0, 3), (1, 1, 0)]
     assert all(s.requests_s is not None and s.requests_s > 0 for s in sink.steps)
 
 
