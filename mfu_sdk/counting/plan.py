@@ -67,6 +67,14 @@ def _key(value: Any, depth: int) -> Hashable:
     return kind
 
 
+def leading_dimension(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The batch of a call: the first dimension of its first tensor; 0 where there is none."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    return 0
+
+
 @dataclass(slots=True)
 class _Entry:
     """The counts stored under one signature: the latest, how many, and their sums once two have differed."""

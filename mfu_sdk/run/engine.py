@@ -24,11 +24,12 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.plan import Plan, signature
+from mfu_sdk.counting.plan import Plan, leading_dimension, signature
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.records import Convention, CountSource, Phase, RunSummary
+from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.hooks import Hook
-from mfu_sdk.run.ledger import Demand, Ledger, Work
+from mfu_sdk.run.ledger import Ledger, Work
 
 if TYPE_CHECKING:
     from torch import nn
@@ -389,11 +390,3 @@ class Engine:
             self._end(step, end)
         elif step.last_call_end is not None:
             self._end(step, step.last_call_end)
-
-
-def leading_dimension(args: Any, kwargs: Any) -> int:
-    """The batch of a call: the first dimension of its first tensor; 0 where there is none."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            return int(value.shape[0])
-    return 0

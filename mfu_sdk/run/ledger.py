@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from mfu_sdk.records import (
     Uncounted,
 )
 from mfu_sdk.run.clock import Clock, Mark
+from mfu_sdk.run.demand import Demand
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
@@ -29,72 +30,6 @@ if TYPE_CHECKING:
 
 REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a step asked for, in quantities that add up over the calls of a step.
-
-    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing.
-    """
-
-    model_flops: int
-    hardware_flops: int
-    by_dtype: Mapping[str, int]
-    attention_flops_exact: int
-    attention_flops_full: int
-    bytes_moved: int
-    priced_bytes: float
-    expected_s: float | None
-    source: CountSource
-
-    def __add__(self, other: Demand) -> Demand:
-        by_dtype = dict(self.by_dtype)
-        for dtype, flops in other.by_dtype.items():
-            by_dtype[dtype] = by_dtype.get(dtype, 0) + flops
-        source = _LEAST_SURE[max(map(_LEAST_SURE.index, (self.source, other.source)))]
-        both_expected = self.expected_s is not None and other.expected_s is not None
-        return Demand(
-            self.model_flops + other.model_flops,
-            self.hardware_flops + other.hardware_flops,
-            by_dtype,
-            self.attention_flops_exact + other.attention_flops_exact,
-            self.attention_flops_full + other.attention_flops_full,
-            self.bytes_moved + other.bytes_moved,
-            self.priced_bytes + other.priced_bytes,
-            (self.expected_s or 0.0) + (other.expected_s or 0.0) if both_expected else None,
-            source,
-        )
-
-    def times(self, number: int) -> Demand:
-        """The demand of `number` such pieces of work."""
-        return self._scaled(lambda value: value * number, number)
-
-    def shared(self, number: int) -> Demand:
-        """One of `number` equal parts; FLOPs are rounded down."""
-        return self._scaled(lambda value: value // number, 1 / number)
-
-    def _scaled(self, flops: Callable[[int], int], factor: float) -> Demand:
-        return Demand(
-            flops(self.model_flops),
-            flops(self.hardware_flops),
-            {dtype: flops(value) for dtype, value in self.by_dtype.items()},
-            flops(self.attention_flops_exact),
-            flops(self.attention_flops_full),
-            flops(self.bytes_moved),
-            self.priced_bytes * factor,
-            None if self.expected_s is None else self.expected_s * factor,
-            self.source,
-        )
-
-    @classmethod
-    def nothing(cls, dtype: str) -> Demand:
-        """No work at all, to be held against the peak of `dtype`."""
-        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached")
-
-
-# The least sure source of a sum's parts names the sum; "measured" tops all, since its time is not representative.
-_LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measured")
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,7 +201,7 @@ def test_disabled_leaves_the_handler_alone(model: nn.Module, monkeypatch: pytest
 
     assert mfu.inference(model)(handle) is handle
     assert "MFU_ENABLED=0" in str(handle.run.summary())
-    assert handle.run.close() is None
+    assert handle.run.close().mfu is None
 
 
 def test_summary_before_the_first_request(model: nn.Module) -> None:
