@@ -28,6 +28,7 @@ from mfu_sdk.counting.plan import Plan, leading_dimension, signature
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.records import Convention, CountSource, Phase, RunSummary
 from mfu_sdk.run.demand import Demand
+from mfu_sdk.run.forms import Forms
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger, Work
 
@@ -112,6 +113,7 @@ class Engine:
         self._plan = Plan(convention=convention)
         self._demands: dict[Hashable, Demand] = {}
         self._by_call: dict[Hashable, Demand] = {}
+        self._forms = Forms()
         self._first = self._index = start_step
         self._step: _Step | None = None
         self._last_end: tuple[Mark, int] | None = None
@@ -192,7 +194,7 @@ class Engine:
         allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + (self._index - self._first) // STEPS_AN_EXTRA_COUNT)
         if not self._alone or self._extra_counts >= allowed:
             return False
-        return (step.phase, step.settings, call) not in self._by_call
+        return self._cost_of_call((step.phase, step.settings, call)) is None
 
     def _find_boundary(self) -> None:
         """In a loop that does not mark its steps: end and begin one where this forward pass says so."""
@@ -337,7 +339,11 @@ class Engine:
             [(call, times)] = step.calls.items()
             if len(self._by_call) >= MOST_DEMANDS:
                 self._by_call.clear()
-            self._by_call[step.phase, step.settings, call] = demand.shared(times)
+            one = (step.phase, step.settings, call)
+            self._by_call[one] = demand.shared(times)
+            # A mean of calls that differed is on no line, and neither is a part that was rounded.
+            if times == 1 and demand.source == "cached":
+                self._forms.learn(one, demand)
 
     def _demand(self, step: _Step) -> Demand | None:
         key, seen = step.key(), bool(step.calls)
@@ -359,15 +365,24 @@ class Engine:
         return demand
 
     def _predicted(self, step: _Step) -> Demand | None:
-        """Known calls in a new combination (another number of accumulated gradients): the sum over the calls."""
+        """The sum over the calls, where each is known by itself: a new number of accumulated gradients, new lengths."""
         total: Demand | None = None
         for call, times in step.calls.items():
-            one = self._by_call.get((step.phase, step.settings, call))
+            one = self._cost_of_call((step.phase, step.settings, call))
             if one is None:
                 return None
             part = replace(one.times(times), source="predicted")
             total = part if total is None else total + part
         return total
+
+    def _cost_of_call(self, one: Hashable) -> Demand | None:
+        """What one call costs, counted or by a closed form."""
+        known = self._by_call.get(one)
+        if known is None and (known := self._forms.predict(one)) is not None:
+            if len(self._by_call) >= MOST_DEMANDS:
+                self._by_call.clear()
+            self._by_call[one] = known
+        return known
 
     def close(self, error_type: str | None) -> RunSummary:
         """End the step under way where its work ended, undo every hook, and close the books."""

@@ -6,8 +6,9 @@ after a second of uninterrupted work. A busy period is a step of phase `inferenc
 that ended in it. Two handlers that keep one device busy at the same time each report that time.
 
 Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
-counting mode, which makes its busy period untimed; later ones cost a look-up. Where shapes never end, few calls are
-counted, and periods with calls of unknown cost are in no sum of FLOPs.
+counting mode, which makes its busy period untimed; later ones cost a look-up, and lengths between counted ones follow
+from a closed form (`forms`). Where shapes never end, few calls are counted, and periods with calls of unknown cost are
+in no sum of FLOPs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mfu_sdk.guard import shield
 from mfu_sdk.records import Convention, CountSource, InferenceRecord, Peaks, RunSummary
 from mfu_sdk.run.amounts import amount
 from mfu_sdk.run.demand import Demand
+from mfu_sdk.run.forms import Forms
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger, Work
 from mfu_sdk.run.opening import open_ledger
@@ -142,6 +144,7 @@ class HandlerRun:
         self._local = threading.local()
         self._ledger: Ledger | None = None
         self._demands: OrderedDict[Hashable, Demand] = OrderedDict()
+        self._forms = Forms()
         self._counts = self._calls = 0
         self._dtype: str | None = None
         self._failed = False
@@ -299,6 +302,9 @@ class HandlerRun:
             if key in self._demands:
                 self._demands.move_to_end(key)
                 return False
+            if (predicted := self._forms.predict(key)) is not None:
+                self._keep(key, predicted)
+                return False
             if self._counts >= FREE_COUNTS + self._calls // CALLS_A_COUNT:
                 return False
             self._counts += 1
@@ -308,8 +314,13 @@ class HandlerRun:
         """Keep what a counted call cost. One that raised has no output, and is not what its shapes cost."""
         if output is None or self._ledger is None:
             return
-        demand = self._demands[key] = self._ledger.price(mode.result(), "cached")
+        demand = self._ledger.price(mode.result(), "cached")
         self._dtype = main_dtype(demand.by_dtype)
+        self._forms.learn(key, demand)
+        self._keep(key, demand)
+
+    def _keep(self, key: Hashable, demand: Demand) -> None:
+        self._demands[key] = demand
         if len(self._demands) > MOST_SHAPES:
             self._demands.popitem(last=False)
 
