@@ -201,7 +201,12 @@ COUNT_UNCOUNTED: Final = _attribute("mfu.count.uncounted", "string[]", "", "oper
 CONVENTION: Final = _attribute("mfu.convention", "string", "", "exact or full attention pairs", "step", "window", "run")
 STEP_DATA_TIME: Final = _attribute("mfu.step.data_time", "double", "s", "waiting for data", "step", "window")
 STEP_DEVICE_TIME: Final = _attribute(
-    "mfu.step.device_time", "double", "s", "device busy, where it can be told", "step", "window"
+    "mfu.step.device_time",
+    "double",
+    "s",
+    "device busy, where it can be told; not measured by this version",
+    "step",
+    "window",
 )
 STEP_TIME: Final = _attribute("mfu.step.time", "double", "s", "Σ duration of the timed steps", "window", "run")
 TOKEN_COUNT: Final = _attribute(

@@ -342,8 +342,8 @@ class Engine:
             one = (step.phase, step.settings, call)
             self._by_call[one] = demand.shared(times)
             # A mean of calls that differed is on no line, and neither is a part that was rounded.
-            if times == 1 and demand.source == "cached":
-                self._forms.learn(one, demand)
+            if times == 1 and demand.source == "cached" and self._forms.learn(one, demand):
+                self._by_call = {call: cost for call, cost in self._by_call.items() if cost.source != "predicted"}
 
     def _demand(self, step: _Step) -> Demand | None:
         key, seen = step.key(), bool(step.calls)

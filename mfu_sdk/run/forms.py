@@ -32,14 +32,17 @@ class Forms:
     def __init__(self) -> None:
         self._families: OrderedDict[Hashable, _Family] = OrderedDict()
 
-    def learn(self, key: Hashable, demand: Demand) -> None:
-        """Add a counted call. `key` holds a signature; sizes in it are what may vary."""
+    def learn(self, key: Hashable, demand: Demand) -> bool:
+        """Add a counted call; `key` holds a signature, and sizes in it are what may vary.
+
+        Returns whether a form that was trusted turned out wrong, so that earlier predictions no longer hold.
+        """
         structure, sizes = _taken_apart(key)
         family = self._families.setdefault(structure, _Family())
         self._families.move_to_end(structure)
         if len(self._families) > MOST_FAMILIES:
             self._families.popitem(last=False)
-        family.learn(sizes, demand)
+        return family.learn(sizes, demand)
 
     def predict(self, key: Hashable) -> Demand | None:
         """The demand of a call like counted ones but for its length, or None where no form is trusted for it."""
@@ -71,17 +74,19 @@ class _Line:
             t = here
         return t
 
-    def learn(self, t: int, demand: Demand) -> None:
-        """Add a sample, and see anew whether one polynomial goes through all."""
+    def learn(self, t: int, demand: Demand) -> bool:
+        """Add a sample, and see anew whether one polynomial goes through all; returns whether it no longer does."""
+        trusted = self.knots is not None
         self.samples[t] = demand
         self.knots = None
         order = sorted(self.samples)
         if len(order) < 4:
-            return
+            return False
         knots = (order[0], order[len(order) // 2], order[-1])
         exact = (_values(self.samples[each]) == self._at(each, knots) for each in order if each not in knots)
         if all(exact):
             self.knots = knots
+        return trusted and self.knots is None
 
     def predict(self, t: int) -> Demand | None:
         """The demand at `t`, between the counted ends."""
@@ -126,14 +131,14 @@ class _Family:
     lines: list[_Line] = field(default_factory=list)
     loose: list[tuple[Sizes, Demand]] = field(default_factory=list)
 
-    def learn(self, sizes: Sizes, demand: Demand) -> None:
-        on_line = False
+    def learn(self, sizes: Sizes, demand: Demand) -> bool:
+        on_line = wrong = False
         for line in self.lines:
             if (t := line.position(sizes)) is not None:
-                line.learn(t, demand)
+                wrong |= line.learn(t, demand)
                 on_line = True
         if on_line:
-            return
+            return wrong
         for other, known in self.loose:
             if (direction := _direction(other, sizes)) is not None:
                 line = _Line(other, direction)
@@ -143,6 +148,7 @@ class _Family:
                 line.learn(t, demand)
                 self.lines = [*self.lines[-(MOST_LINES - 1) :], line]
         self.loose = [*self.loose[-(MOST_LOOSE - 1) :], (sizes, demand)]
+        return False
 
     def predict(self, sizes: Sizes) -> Demand | None:
         for line in self.lines:

@@ -316,7 +316,9 @@ class HandlerRun:
             return
         demand = self._ledger.price(mode.result(), "cached")
         self._dtype = main_dtype(demand.by_dtype)
-        self._forms.learn(key, demand)
+        if self._forms.learn(key, demand):
+            for other in [other for other, cost in self._demands.items() if cost.source == "predicted"]:
+                del self._demands[other]
         self._keep(key, demand)
 
     def _keep(self, key: Hashable, demand: Demand) -> None:

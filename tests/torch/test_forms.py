@@ -81,8 +81,46 @@ def test_a_later_count_that_disagrees_ends_the_trust() -> None:
     """A counted call that the form had wrong takes it back."""
     forms = learned(lambda n: 5 * n, [2, 10, 30, 50])
     assert forms.predict(key(4, 20)) is not None
-    forms.learn(key(4, 40), demand(999))
+    assert forms.learn(key(4, 40), demand(999))
     assert forms.predict(key(4, 20)) is None
+    assert not forms.learn(key(4, 44), demand(220))
+
+
+class Windowed(nn.Module):
+    """A layer that prices like attention with a window of 16: quadratic up to it, linear beyond."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = min(len(x), 16)
+        return (x @ self.weight) @ torch.ones(1, seen)
+
+
+def test_predictions_end_with_the_trust() -> None:
+    """What was predicted for a length is forgotten as soon as a counted call shows that the form was wrong."""
+    model = Windowed()
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle(length: int) -> None:
+        with torch.no_grad():
+            model(torch.ones(length, 1))
+
+    for length in (2, 6, 10, 14, 16, 12):
+        handle(length)
+    sources = [each.source for each in kept(handle)]
+    assert sources == ["cached"] * 4 + ["cached", "predicted"]
+    handle(40)
+    assert "predicted" not in [each.source for each in kept(handle)]
+    handle(12)
+    by_hand = mfu.count(model, torch.ones(12, 1)).model_flops
+    assert [each.model_flops for each in kept(handle)][-1] == by_hand
+    handle.run.close()
+
+
+def kept(handle: Any) -> list[Demand]:
+    return list(handle.run._demands.values())
 
 
 def test_other_structures_are_other_families() -> None:
