@@ -62,10 +62,10 @@ def scores_flops(score_pairs: int, qk_dim: int, v_dim: int) -> int:
 def forward(exact: int, full: int, executed: int, qk_dim: int, v_dim: int) -> Cost:
     """The cost of fused attention forward over pairs: those let through, all, and those the kernel computes."""
     return Cost(
-        scores_flops(exact, qk_dim, v_dim),
-        scores_flops(full, qk_dim, v_dim),
-        scores_flops(executed, qk_dim, v_dim),
-        attention=True,
+        dense=0,
+        hardware=scores_flops(executed, qk_dim, v_dim),
+        exact=scores_flops(exact, qk_dim, v_dim),
+        full=scores_flops(full, qk_dim, v_dim),
     )
 
 
@@ -76,8 +76,8 @@ def backward(exact: int, full: int, executed: int, qk_dim: int, v_dim: int) -> C
     them again: one more product of the query's size. Source: FlashAttention-2 (arXiv 2307.08691), algorithm 2.
     """
     return Cost(
-        2 * scores_flops(exact, qk_dim, v_dim),
-        2 * scores_flops(full, qk_dim, v_dim),
-        2 * executed * (3 * qk_dim + 2 * v_dim),
-        attention=True,
+        dense=0,
+        hardware=2 * executed * (3 * qk_dim + 2 * v_dim),
+        exact=2 * scores_flops(exact, qk_dim, v_dim),
+        full=2 * scores_flops(full, qk_dim, v_dim),
     )

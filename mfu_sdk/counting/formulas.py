@@ -17,23 +17,40 @@ FORMULA_VERSION: Final = "1"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs of one operator call: needed by the model under either convention, and executed.
+    """FLOPs of one operator call: needed by the model, and executed (`hardware`).
 
-    `exact` and `full` differ for attention only, where `exact` leaves out the score pairs that the mask hides.
+    The model needs `dense` plus attention's score products, which are `exact` over the pairs that the mask lets
+    through and `full` over all pairs. `early` is the part of `dense` that belongs to the backward although it runs in
+    the forward, as in fused losses that make their gradients at once. `hardware` has what the kernel computes again or
+    beyond the mask.
     """
 
-    exact: int
-    full: int
+    dense: int
     hardware: int
-    attention: bool = False
+    exact: int = 0
+    full: int = 0
+    early: int = 0
 
     @classmethod
     def plain(cls, flops: int) -> "Cost":
-        """A cost that is the same under both conventions, all of it executed."""
-        return cls(flops, flops, flops)
+        """A cost without attention, all of it needed and executed."""
+        return cls(flops, flops)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.dense + other.dense,
+            self.hardware + other.hardware,
+            self.exact + other.exact,
+            self.full + other.full,
+            self.early + other.early,
+        )
+
+    def model(self, convention: str) -> int:
+        """The FLOPs that the model needs, under "exact" or "full"."""
+        return self.dense + (self.exact if convention == "exact" else self.full)
 
 
-FREE: Final = Cost(0, 0, 0)
+FREE: Final = Cost(0, 0)
 
 
 def multiply_add(*, left_complex: bool = False, right_complex: bool = False) -> int:

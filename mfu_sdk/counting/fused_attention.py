@@ -132,23 +132,19 @@ def _attention_block(call: Call, masks: Masks, batch: int, length: int, width: i
     )
 
 
-def _plus(scores: Cost, dense: int) -> Cost:
-    # The projections are no attention FLOPs, but one operator has one cost: `attention` stays with the scores' part.
-    return Cost(scores.exact + dense, scores.full + dense, scores.hardware + dense, attention=False)
-
-
 def _multi_head(call: Call, masks: Masks) -> Cost:
     batch, length, width = call.shape("query")
     if call.shape("key")[1] != length:
         raise FormulaError("cross-attention in _native_multi_head_attention: only self-attention has this fast path")
-    return _plus(*_attention_block(call, masks, batch, length, width))
+    scores, projections = _attention_block(call, masks, batch, length, width)
+    return scores + Cost.plain(projections)
 
 
 def _encoder_layer(call: Call, masks: Masks) -> Cost:
     batch, length, width = call.shape("src")
     scores, projections = _attention_block(call, masks, batch, length, width)
     feed_forward = product((batch, length, call.shape("ffn_weight_1")[0]), 2 * width)
-    return _plus(scores, projections + feed_forward)
+    return scores + Cost.plain(projections + feed_forward)
 
 
 _FLASH: Final = ("cum_seq_q", "cum_seq_k")

@@ -18,12 +18,15 @@ from mfu_sdk.errors import FormulaError
 class Price:
     """A formula for an operator, and the operand whose dtype is the dtype of its arithmetic.
 
-    `dense` says that the operator is a batched product, of which eager attention is made (`masks`).
+    `dense` says that the operator is a batched product, of which eager attention is made (`masks`). `words` is the
+    formula for people and `source` where it comes from; both go into the reference page.
     """
 
     formula: Callable[[Call, Masks], Cost]
     operand: str
     dense: bool = False
+    words: str = ""
+    source: str = ""
 
 
 def _per_multiply_add(left: Any, right: Any) -> int:
@@ -53,7 +56,7 @@ def _batched(left: str, right: str) -> Price:
         for name, width in ((left, call.shape(right)[-1]), (right, call.shape(left)[-2])):
             pairs = masks.pairs_in(call[name])
             if pairs is not None:
-                return Cost(each * pairs * width, full, full, attention=True)
+                return Cost(dense=0, hardware=full, exact=each * pairs * width, full=full)
         return Cost.plain(full)
 
     return Price(formula, left, dense=True)

@@ -52,21 +52,23 @@ class Tally:
         elif stage == "optimizer":
             self.optimizer += cost.hardware
         else:
-            self._model(line, cost.exact if self.convention == "exact" else cost.full)
-            if cost.attention:
-                self.attention_exact += cost.exact
-                self.attention_full += cost.full
+            self._model(line, cost.model(self.convention))
+            if stage == "forward":
+                self.forward -= cost.early
+                self.backward += cost.early
+            self.attention_exact += cost.exact
+            self.attention_full += cost.full
 
     def reprice(self, line: Line, pairs: int, of: int) -> None:
         """A product proved to be attention scores, of which the mask lets through `pairs` of `of`: charge those."""
         old = line.cost
-        line.cost = Cost(old.full * pairs // of if of else old.full, old.full, old.hardware, attention=True)
+        full = old.dense + old.full
+        line.cost = new = Cost(dense=0, hardware=old.hardware, exact=full * pairs // of if of else full, full=full)
         if line.place.stage in ("recompute", "optimizer"):
             return
-        if self.convention == "exact":
-            self._model(line, line.cost.exact - old.exact)
-        self.attention_exact += line.cost.exact - (old.exact if old.attention else 0)
-        self.attention_full += 0 if old.attention else old.full
+        self._model(line, new.model(self.convention) - old.model(self.convention))
+        self.attention_exact += new.exact - old.exact
+        self.attention_full += new.full - old.full
 
     def executed(self, op: str, dtype: str, flops: int, bytes_moved: int, *, known: bool) -> None:
         """Add one executed call to the list that a roofline reads; `known` says whether it has a price."""
