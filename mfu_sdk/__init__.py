@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mfu_sdk.counting.dispatch import count as count
-    from mfu_sdk.counting.registry import register_flops as register_flops
+    from mfu_sdk.counting.register import register_flops as register_flops
     from mfu_sdk.peak.calibrate import calibrate as calibrate
     from mfu_sdk.peak.calibrate import peaks as peaks
     from mfu_sdk.run.inference import inference as inference
@@ -23,7 +23,7 @@ _HOME = {
     "inference": "run.inference",
     "monitor": "run.monitor",
     "peaks": "peak.calibrate",
-    "register_flops": "counting.registry",
+    "register_flops": "counting.register",
 }
 
 if not TYPE_CHECKING:

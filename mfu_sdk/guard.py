@@ -23,6 +23,24 @@ def warn_once(where: str, message: str) -> None:
         log.warning("mfu_sdk: %s: %s", where, message)
 
 
+def contained(where: str, error: BaseException | None) -> bool:
+    """Log an error of ours once; False under ``MFU_GUARD=raise``, where the caller raises it again."""
+    if os.environ.get("MFU_GUARD", "").strip().lower() == "raise":
+        return False
+    key = (where, type(error).__name__)
+    if key not in _said:
+        _said.add(key)
+        log.warning(
+            "mfu_sdk: %s failed and is left out from here on (%s: %s); the run goes on. "
+            "MFU_GUARD=raise lets such errors through.",
+            where,
+            type(error).__name__,
+            error,
+            exc_info=log.isEnabledFor(logging.DEBUG),
+        )
+    return True
+
+
 class shield:  # noqa: N801 - a context manager that is read as a word: `with shield("count"):`
     """Keep an error of ours inside: logged once, swallowed, or let through under ``MFU_GUARD=raise``.
 
@@ -46,17 +64,4 @@ class shield:  # noqa: N801 - a context manager that is read as a word: `with sh
         if kind is None or not issubclass(kind, Exception):
             return False
         self.failed = True
-        if os.environ.get("MFU_GUARD", "").strip().lower() == "raise":
-            return False
-        key = (self.where, kind.__name__)
-        if key not in _said:
-            _said.add(key)
-            log.warning(
-                "mfu_sdk: %s failed and is left out from here on (%s: %s); the run goes on. "
-                "MFU_GUARD=raise lets such errors through.",
-                self.where,
-                kind.__name__,
-                error,
-                exc_info=log.isEnabledFor(logging.DEBUG),
-            )
-        return True
+        return contained(self.where, error)

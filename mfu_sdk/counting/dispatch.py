@@ -1,17 +1,18 @@
 """The counting mode: sees every operator that runs, and counts it.
 
-It is costly (tens of microseconds an operator), so a run counts few steps and looks the others up (`plan`).
+Its price is a few microseconds an operator, so a run counts few steps and looks the others up (`plan`). What a call
+costs is worked out once for its operator and shapes, and is one addition to a table from then on.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mfu_sdk.errors import MissingDependencyError
-from mfu_sdk.guard import shield
+from mfu_sdk.guard import contained, shield
 from mfu_sdk.records import Convention, Count
 
 try:
@@ -19,76 +20,56 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError("torch is not installed: counting runs under it; pip install torch") from error
 
+from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfu_sdk.counting import mode_stack, registry, traffic
+from mfu_sdk.counting import functions, launches, mode_stack, registry, traffic
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.counting.place import Places, only_infers_shapes
+from mfu_sdk.counting.place import OTHERS, Place, Places, Region, Stage, only_infers_shapes
 from mfu_sdk.counting.precision import convolutions_allow_tf32, products_allow_tf32
-from mfu_sdk.counting.tally import Line, Tally
+from mfu_sdk.counting.registry import RULES, Rule
+from mfu_sdk.counting.tally import Line, Priced, Tally
 
-_aten = torch.ops.aten
-# Tensor subclasses with sizes of their own (nested tensors) are asked for these; the answer is theirs.
-_METADATA: Final = frozenset(
-    {
-        _aten.dim.default,
-        _aten.is_contiguous.default,
-        _aten.is_contiguous.memory_format,
-        _aten.is_non_overlapping_and_dense.default,
-        _aten.is_strides_like_format.default,
-        _aten.numel.default,
-        _aten.size.default,
-        _aten.storage_offset.default,
-        _aten.stride.default,
-        _aten.sym_is_contiguous.default,
-        _aten.sym_numel.default,
-        _aten.sym_size.default,
-        _aten.sym_storage_offset.default,
-        _aten.sym_stride.default,
-        torch.ops.prim.layout.default,
-    }
-)
-
-
-# These only run the functions that they are given, which run under this mode again.
-_CONTROL_FLOW: Final = frozenset(
-    {
-        "associative_scan",
-        "cond",
-        "invoke_subgraph",
-        "map_impl",
-        "scan",
-        "tag_activation_checkpoint",
-        "while_loop",
-        "wrap",
-    }
-)
+_MOST_PRICED: Final = 16_384
+"""Kinds of calls whose price is remembered."""
+_NO_KEYWORDS: Final[Mapping[str, Any]] = {}
+_CUDA: Final = torch.cuda.is_available()
+# Values of these dtypes may be lengths or choices, on which a price can depend.
+_INDICES: Final = frozenset({torch.bool, torch.int16, torch.int32, torch.int64})
 
 
 class CountingMode(TorchDispatchMode):
     """Counts the operators that run while it is on, in this thread and in the autograd engine's for it.
 
     Either a context manager, any number of times and nested in itself, or `start()` and `stop()`, which may lie in
-    different hooks. `model` gives modules their names; operators of other modules are counted too. Under
-    `torch.compile` it sees what the compiled code calls outside of its own kernels, and leaves compilation on.
-    Wrapper tensors (DTensor, nested, quantized) are counted by the operators that they run on what they wrap, so a
-    sharded tensor counts its local shard.
+    different hooks. `model` gives modules their names; operators of other modules are counted too, but for those of
+    the models that `others` returns. Under `torch.compile` it sees what the compiled code calls outside of its own
+    kernels, and leaves compilation on. Wrapper tensors (DTensor, nested, quantized) are counted by the operators that
+    they run on what they wrap, so a sharded tensor counts its local shard.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: torch.nn.Module | None = None, *, convention: Convention = "exact") -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        *,
+        convention: Convention = "exact",
+        others: Callable[[], Collection[torch.nn.Module]] = tuple,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._convention: Convention = convention
         self._lock = threading.Lock()
         self._depth = 0
-        self._places = Places(model)
+        self._places = Places(model, others)
         self._masks = Masks()
         self._tally = Tally(convention)
+        self._prices: dict[Any, Priced] = {}
+        self._rules_seen = 0
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -97,8 +78,15 @@ class CountingMode(TorchDispatchMode):
 
     def start(self) -> None:
         """Count from here on. The mode lies beneath all others, so no `with` of the user's can meet it by mistake."""
-        if self._depth == 0 and not mode_stack.holds(self):
-            mode_stack.insert(self)
+        if self._depth == 0:
+            with shield("count"):
+                self._places.begin()
+                if self._rules_seen != registry.changes():
+                    self._prices.clear()
+                    self._rules_seen = registry.changes()
+                launches.watch(self._launched)
+            if not mode_stack.holds(self):
+                mode_stack.insert(self)
         self._depth += 1
 
     def stop(self) -> None:
@@ -106,10 +94,14 @@ class CountingMode(TorchDispatchMode):
 
         Until the thread that started calls `start` or `stop` again, the mode is then transparent.
         """
+        was_on = self._depth > 0
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             mode_stack.remove(self)
+            if was_on:
+                launches.unwatch(self._launched)
             with self._lock:
+                self._places.end()
                 self._masks.clear()
 
     def __enter__(self) -> "CountingMode":
@@ -137,27 +129,37 @@ class CountingMode(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operator, once and as it is; then count it."""
-        kwargs = kwargs or {}
-        if func in _METADATA or any(map(_wraps, types)):
+        if kwargs is None:
+            kwargs = _NO_KEYWORDS
+        rule = RULES.get(func) or registry.rule(func)
+        kind = rule.kind
+        if kind == "subclass" or (types and any(map(_wraps, types))):
             # The subclass unwraps; what it runs comes back here.
             return NotImplemented
-        if isinstance(func, HigherOrderOperator):
-            if func._name in _CONTROL_FLOW and self._depth:
-                args = tuple(map(self._seen_again, args))
-            result = func(*args, **kwargs)
-            with shield("count"):
-                self._count_higher_order(func, args, result)
-            return result
-        if self._depth == 0 or _capturing():
+        if self._depth == 0 or (kind == "view" and not rule.watched) or (_CUDA and _capturing()):
             return func(*args, **kwargs)
-        if _decomposes(func):
+        if kind == "control":
+            return func(*map(self._seen_again, args), **kwargs)
+        if rule.decomposes:
             with self._again():
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        # Before it runs: a function that has returned must not hold its tensors while the next operator allocates.
+        place: Place | None = None
+        try:
+            place = self._places.now()
+        except Exception as error:
+            if not contained("count", error):
+                raise
         result = func(*args, **kwargs)
-        with shield("count"):
-            self._count(Call(func, args, kwargs, result))
+        if place is None or place[0] == OTHERS:
+            return result
+        try:
+            self._count(rule, func, args, kwargs, result, place)
+        except Exception as error:
+            if not contained("count", error):
+                raise
         return result
 
     @contextmanager
@@ -171,7 +173,7 @@ class CountingMode(TorchDispatchMode):
 
     def _seen_again(self, value: Any) -> Any:
         """A branch or body that a control-flow operator will run, made to run under this mode."""
-        if not callable(value) or isinstance(value, (torch.Tensor, type)):
+        if not callable(value) or isinstance(value, (Tensor, type)):
             return value
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -180,52 +182,158 @@ class CountingMode(TorchDispatchMode):
 
         return run
 
-    def _count(self, call: Call) -> None:
-        rule = registry.rule(call.func)
-        if rule.kind == "view" or (any(map(_is_fake, tensors(call.result))) and only_infers_shapes()):
+    def _count(
+        self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, place: Place
+    ) -> None:
+        module, stage, region = place
+        if region is not None and self._covered(region, module, stage):
             return
+        kind = rule.kind
+        if kind == "higher":
+            self._count_higher_order(rule, func, args, kwargs, result, module, stage)
+            return
+        priced = None
+        if kind != "view":
+            key = _key(rule, func, args, kwargs) if rule.by_shapes else None
+            priced = self._prices.get(key)
+            if _is_fake(result) and only_infers_shapes():
+                return
+            if priced is None:
+                priced = self._price(rule, Call(func, args, kwargs, result), key)
+            with self._lock:
+                self._tally.calls[priced, module, stage] += 1
+        if rule.watched and stage != "optimizer":
+            with self._lock:
+                product = None
+                if priced is not None and priced.known and rule.price is not None and rule.price.dense:
+                    product = partial(self._tally.reprice, Line(priced, module, stage))
+                self._masks.observe(rule.name, Call(func, args, kwargs, result), product)
+                self._tally.bound()
+
+    def _price(self, rule: Rule, call: Call, key: Any) -> Priced:
+        """What a call costs, remembered under `key` where that says all that decides it."""
         sent = traffic.handed_bytes(call)
         if sent is not None:
-            with self._lock:
-                self._tally.comm_bytes[sent[0]] += sent[1]
-            return
-        place = self._places.now()
+            return self._remember(key, Priced(sent[0], "none", FREE, 0, sent=sent[1]))
+        asked = _Asked(self._masks)
         cost, known = FREE, True
         if rule.kind == "priced" or rule.kind == "users":
-            cost, known = self._priced(lambda: registry.price(call, rule, self._masks))
+            cost, known = _priced(lambda: registry.price(call, rule, cast(Masks, asked)))
         elif rule.kind == "unknown":
             formula = registry.ecosystem_formula(call.func)
             if formula is not None:
                 found = formula
-                cost, known = self._priced(lambda: Cost.plain(found(call)))
+                cost, known = _priced(lambda: Cost.plain(found(call)))
             else:
                 known = not traffic.touches_floats(call)
         dtype = _dtype(call, rule.price.operand if rule.price else None)
-        line = Line(place, rule.name, dtype, cost)
-        with self._lock:
-            tally = self._tally
-            if not known:
-                tally.uncounted[rule.name, place.module] += 1
-            elif cost is not FREE:
-                tally.add(line)
-            tally.executed(rule.name, dtype, cost.hardware, traffic.moved_bytes(call), known=known)
-            dense = rule.price is not None and rule.price.dense and known
-            self._masks.observe(rule.name, call, partial(tally.reprice, line) if dense else None)
+        priced = Priced(rule.name, dtype, cost, traffic.moved_bytes(call), known)
+        return priced if asked.was_asked else self._remember(key, priced)
 
-    def _priced(self, price: Callable[[], Cost]) -> tuple[Cost, bool]:
-        try:
-            return price(), True
-        except Exception:  # noqa: BLE001 - a formula, which may be the user's, costs coverage and nothing else
-            return FREE, False
+    def _remember(self, key: Any, priced: Priced) -> Priced:
+        if key is not None:
+            if len(self._prices) >= _MOST_PRICED:
+                self._prices.clear()
+            self._prices[key] = priced
+        return priced
 
-    def _count_higher_order(self, func: HigherOrderOperator, args: Sequence[Any], result: Any) -> None:
-        """Control flow counts as what it ran; any other (flex attention, a Triton kernel) is a black box."""
-        if self._depth == 0 or func._name in _CONTROL_FLOW:
-            return
-        if any(tensor.is_floating_point() for tensor in tensors((*args, result))):
-            place = self._places.now()
+    # --- what is no single operator ----------------------------------------------------------------------------------
+
+    def _covered(self, region: Region, module: str, stage: Stage) -> bool:
+        """Whether the operator runs beneath a priced function; the first to do so charges the function's price."""
+        if not region.charged:
+            region.charged = True
             with self._lock:
-                self._tally.uncounted[f"higher_order::{func._name}", place.module] += 1
+                self._tally.calls[self._charge(region), module, stage] += 1
+        return region.cost is not None
+
+    def _charge(self, region: Region) -> Priced:
+        if region.cost is not None and region.cost.backward is not None:
+            # Its forward was charged before: this is the autograd node's backward.
+            needs, region.backward = tuple(region.backward.needs_input_grad), None
+            backward = region.cost.backward
+            cost, known = _priced(lambda: backward(needs))
+            # Reads what the forward read and the gradient, and writes gradients of the same sizes.
+            moved = 2 * region.bytes_moved
+        else:
+            assert region.frame is not None
+            named = functions.arguments(region.frame)
+            region.dtype = _arithmetic(named, region.price.operand)
+            region.bytes_moved = moved = sum(map(traffic.tensor_bytes, tensors(list(named.values()))))
+            region.cost = _cost_of(region.price, named)
+            known = region.cost is not None
+            cost = FREE if region.cost is None else region.cost.forward
+            if region.cost is not None and region.cost.backward is not None:
+                self._places.await_backward(region)
+        if not known:
+            region.cost = None
+        return Priced(region.name, region.dtype, cost, moved, known)
+
+    def _count_higher_order(
+        self,
+        rule: Rule,
+        func: HigherOrderOperator,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        module: str,
+        stage: Stage,
+    ) -> None:
+        """A higher-order operator that is no control flow is a black box, but for those that are known."""
+        launch = launches.of_wrapper(rule.name, kwargs)
+        if launch is not None:
+            self._count_launch(*launch, module, stage)
+            return
+        held = [tensor for tensor in tensors((*args, *kwargs.values(), result)) if tensor.is_floating_point()]
+        if not held:
+            return
+        cost, known = FREE, False
+        formula = registry.ecosystem_entry(func)
+        if formula is not None:
+            found = formula
+            cost, known = _priced(lambda: Cost.plain(registry.checked(found(*args, **kwargs, out_val=result))))
+        priced = Priced(rule.name, _name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known)
+        with self._lock:
+            self._tally.calls[priced, module, stage] += 1
+
+    def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
+        """A Triton kernel was launched from Python, in this thread, if this mode is on here."""
+        # While an operator runs beneath this mode the mode is off: a kernel that it launches is the operator's.
+        if self._depth == 0 or (_CUDA and _capturing()) or not mode_stack.holds(self):
+            return
+        module, stage, region = self._places.now()
+        if module != OTHERS and not (region is not None and self._covered(region, module, stage)):
+            self._count_launch(kernel, named, module, stage)
+
+    def _count_launch(self, kernel: Any, named: Mapping[str, Any], module: str, stage: Stage) -> None:
+        name = launches.name_of(kernel)
+        held = list(tensors(list(named.values())))
+        price, formula = functions.of_kernel(name), registry.ecosystem_entry(kernel)
+        cost, known = FREE, not any(tensor.is_floating_point() for tensor in held)
+        dtype = _arithmetic(named, "")
+        if price is not None:
+            found = price
+            cost, known = _priced(lambda: found.formula(named))
+            dtype = _arithmetic(named, price.operand)
+        elif formula is not None:
+            # torch asks with the arguments of its operator for a kernel's launch.
+            theirs, asked = formula, {"kernel_idx": None, "constant_args_idx": None, "grid": None, "kwargs": named}
+            cost, known = _priced(lambda: Cost.plain(registry.checked(theirs(**asked, out_val=None))))
+        moved = sum(map(traffic.tensor_bytes, held))
+        with self._lock:
+            self._tally.calls[Priced(f"triton::{name}", dtype, cost, moved, known), module, stage] += 1
+
+
+class _Asked:
+    """What is known about masks, and whether a formula asked for it: then its price is that of this call only."""
+
+    def __init__(self, masks: Masks) -> None:
+        self._masks = masks
+        self.was_asked = False
+
+    def __getattr__(self, name: str) -> Any:
+        self.was_asked = True
+        return getattr(self._masks, name)
 
 
 def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", **kwargs: Any) -> Count:
@@ -239,8 +347,63 @@ def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", 
     return mode.result()
 
 
-def _is_fake(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, FakeTensor)
+def _key(rule: Rule, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """All that decides what a call costs and moves, or None where that is more than shapes."""
+    key: list[Any] = [func]
+    priced = rule.price is not None
+    try:
+        if not _describe(args, key, priced):
+            return None
+        if kwargs:
+            key.append(tuple(kwargs))
+            if not _describe(kwargs.values(), key, priced):
+                return None
+        if priced and _CUDA:
+            first = next(tensors(args), None)
+            key += (products_allow_tf32(), convolutions_allow_tf32(), first is not None and first.is_cuda)
+        found = tuple(key)
+        hash(found)
+    except (TypeError, RuntimeError):
+        # Sizes with symbols in them have no hash, and layouts without strides have no strides.
+        return None
+    return found
+
+
+def _describe(values: Any, key: list[Any], priced: bool) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            dtype = value.dtype
+            if priced and dtype in _INDICES:
+                return False
+            key += (value.shape, value.stride(), dtype)
+        elif isinstance(value, (list, tuple)):
+            key.append(len(value))
+            if not _describe(value, key, priced):
+                return False
+        elif not isinstance(value, float):
+            # No price hangs on a scale, a rate or a probability.
+            key.append(value)
+    return True
+
+
+def _is_fake(result: Any) -> bool:
+    if type(result) is tuple and result:
+        result = result[0]
+    return isinstance(result, FakeTensor)
+
+
+def _priced(price: Callable[[], Cost]) -> tuple[Cost, bool]:
+    try:
+        return price(), True
+    except Exception:  # noqa: BLE001 - a formula, which may be the user's, costs coverage and nothing else
+        return FREE, False
+
+
+def _cost_of(price: functions.FunctionPrice, named: Mapping[str, Any]) -> functions.FunctionCost | None:
+    try:
+        return price.formula(named)
+    except Exception:  # noqa: BLE001 - a formula, which may be the user's, costs coverage and nothing else
+        return None
 
 
 @lru_cache(maxsize=256)
@@ -251,21 +414,6 @@ def _wraps(kind: type) -> bool:
     return kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl  # type: ignore[attr-defined]
 
 
-@lru_cache(maxsize=4096)
-def _decomposes(func: torch._ops.OpOverload) -> bool:
-    """Whether `func` is made of others; in inference mode it arrives whole."""
-    if func.namespace == "prim":
-        # These have no dispatcher entry to ask about.
-        return False
-    composite: bool = torch._C._dispatch_has_kernel_for_dispatch_key(_qualified(func), "CompositeImplicitAutograd")
-    return composite and registry.rule(func).kind == "unknown"
-
-
-def _qualified(func: torch._ops.OpOverload) -> str:
-    name = func._schema.name
-    return f"{name}.{func._schema.overload_name}" if func._schema.overload_name else name
-
-
 def _capturing() -> bool:
     """Whether a CUDA graph is being captured: its warm-up was counted, and nothing may be read now."""
     started = torch.cuda.is_initialized()
@@ -274,13 +422,21 @@ def _capturing() -> bool:
 
 def _dtype(call: Call, operand: str | None) -> str:
     """The dtype of an operator's arithmetic: that of `operand`, "tf32" where torch lets CUDA use it for float32."""
-    value = call[operand] if operand is not None else None
+    value = call.get(operand) if operand is not None else None
     tensor = next(tensors(value), None) if value is not None else next(call.inputs(), next(tensors(call.result), None))
-    if tensor is None:
-        return "none"
-    if operand is not None and tensor.dtype is torch.float32 and tensor.is_cuda and _allows_tf32(call.func):
-        return "tf32"
-    return str(tensor.dtype).removeprefix("torch.")
+    if tensor is not None and operand is not None and tensor.dtype is torch.float32 and tensor.is_cuda:
+        return "tf32" if _allows_tf32(call.func) else "float32"
+    return _name_of(tensor)
+
+
+def _name_of(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tensor.dtype).removeprefix("torch.")
+
+
+def _arithmetic(named: Mapping[str, Any], operand: str) -> str:
+    """The dtype of a function's arithmetic: its operand's, else that of the first floating-point tensor."""
+    held = list(tensors(named.get(operand))) or [t for t in tensors(list(named.values())) if t.is_floating_point()]
+    return _name_of(next(iter(held), None))
 
 
 def _allows_tf32(func: torch._ops.OpOverload) -> bool:

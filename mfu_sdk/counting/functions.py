@@ -6,9 +6,12 @@ the Python stack when any operator, if only one that allocates, runs beneath it;
 beneath it. A Triton kernel that is launched from Python is seen at its launch.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any, Final
 
 from mfu_sdk.counting.formulas import Cost
 
@@ -50,3 +53,65 @@ class KernelPrice:
     operand: str
     words: str = ""
     source: str = ""
+
+
+_users: Final[dict[CodeType, tuple[str, FunctionPrice]]] = {}
+_users_kernels: Final[dict[str, KernelPrice]] = {}
+_changes = 0
+
+
+def register(code: CodeType, name: str, price: FunctionPrice) -> None:
+    """Price every call that runs `code`, before any price of ours; registering again replaces."""
+    global _changes
+    _users[code] = name, price
+    _changes += 1
+
+
+def version() -> int:
+    """Rises with every registration, so that what was looked up before can be looked up again."""
+    return _changes
+
+
+def may_run() -> bool:
+    """Whether any priced function can run in this process: one of the user's, or of a library that is loaded."""
+    return bool(_users) or not _libraries().isdisjoint(sys.modules)
+
+
+def of_code(code: CodeType, module: str) -> tuple[str, FunctionPrice] | None:
+    """The name and price of the function whose code this is, `module` being the module that defines it."""
+    if code in _users:
+        return _users[code]
+    name = f"{module}:{code.co_qualname}"
+    price = _ours().get(name)
+    return None if price is None else (name, price)
+
+
+def register_kernel(name: str, price: KernelPrice) -> None:
+    """Price every launch of the Triton kernel "module:qualname", before any price of ours."""
+    _users_kernels[name] = price
+
+
+def of_kernel(name: str) -> KernelPrice | None:
+    """The price of the Triton kernel "module:qualname"."""
+    from mfu_sdk.counting import third_party
+
+    return _users_kernels.get(name) or getattr(third_party, "KERNELS", {}).get(name)
+
+
+def arguments(frame: FrameType) -> dict[str, Any]:
+    """The arguments of the call that `frame` runs, by name, `ctx` left out; *args and **kwargs by their own names."""
+    code, values = frame.f_code, frame.f_locals
+    number = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
+    return {name: values[name] for name in code.co_varnames[:number] if name != "ctx" and name in values}
+
+
+def _ours() -> Mapping[str, FunctionPrice]:
+    # Late: the tables import formulas that import this module's types.
+    from mfu_sdk.counting import third_party
+
+    return getattr(third_party, "FUNCTIONS", {})
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> frozenset[str]:
+    return frozenset(name.partition(":")[0].partition(".")[0] for name in _ours())

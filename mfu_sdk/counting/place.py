@@ -1,108 +1,277 @@
-"""Where in the program an operator runs: in which module, and in the forward, backward, recomputation or optimizer.
+"""Where in the program an operator runs: in which module, in which stage, and beneath which priced function.
 
 Read from the Python stack of the thread that runs it, so no hook is left in any module or optimizer: nothing can leak,
 `torch.compile` sees nothing, and a step() or forward that began before counting did is recognised all the same.
 """
 
+import os
 import sys
+import threading
+import weakref
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from types import FrameType
-from typing import Final, Literal
+from types import CodeType, FrameType
+from typing import Any, Final, Literal
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
+
+from mfu_sdk.counting import functions
+from mfu_sdk.counting.functions import FunctionCost, FunctionPrice
 
 Stage = Literal["forward", "backward", "recompute", "optimizer"]
 
-_MODULE_CALL: Final = torch.nn.Module._call_impl.__code__
-# Every optimizer's step is wrapped by closures of this one function, which share its code.
-_OPTIMIZER_STEP: Final = torch.optim.Optimizer.profile_hook_step(lambda *_: None).__code__
-_ENGINE: Final = torch.autograd.graph._engine_run_backward.__code__
-# Checkpointing without reentrance recomputes when a saved tensor is unpacked.
-_UNPACK: Final = "_checkpoint_hook.__init__.<locals>.unpack_hook"
+OTHERS: Final = "\0"
+"""The module of an operator that belongs to another monitored model: not this one's to count."""
 
-
+_OPTIMIZERS: Final = os.path.dirname(torch.optim.__file__) + os.sep  # noqa: PTH120 - code has its file as a string
+_TORCH: Final = os.path.dirname(torch.__file__) + os.sep  # noqa: PTH120
 # DTensor finds an operator's global result by running it on fake tensors; that is no work of the model's.
-_SHAPE_INFERENCE: Final = "torch.distributed.tensor._sharding_prop"
+_SHAPE_INFERENCE: Final = os.path.join("torch", "distributed", "tensor", "_sharding_prop.py")  # noqa: PTH118
+
+# What a frame tells; torch's own and other frames tell nothing by themselves.
+_TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET = range(7)
+
+
+class Region:
+    """One running call of a priced function: what runs beneath it is covered by its price.
+
+    `cost` is set once it was charged; None says that its formula failed, so that what runs beneath it counts by itself.
+    """
+
+    __slots__ = ("backward", "bytes_moved", "charged", "cost", "dtype", "frame", "name", "number", "price")
+
+    def __init__(self, name: str, price: FunctionPrice, frame: FrameType | None, number: int) -> None:
+        self.name = name
+        self.price = price
+        self.frame = frame
+        # Of the autograd node that was made last when the call began: an autograd.Function's own.
+        self.number = number
+        self.charged = False
+        self.dtype = "none"
+        self.bytes_moved = 0
+        self.cost: FunctionCost | None = None
+        # The autograd node whose backward this region is, None in the forward.
+        self.backward: Any = None
+
+
+Place = tuple[str, Stage, Region | None]
+"""The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any), the stage, and the priced function if any."""
+
+
+class _Code:
+    """What the frames of one code object tell; keeps the code alive, so that its id stays its own."""
+
+    __slots__ = ("code", "kind", "name", "price")
+
+    def __init__(self, code: CodeType, kind: int, name: str = "", price: FunctionPrice | None = None) -> None:
+        self.code = code
+        self.kind = kind
+        self.name = name
+        self.price = price
+
+
+_fixed: Final[dict[CodeType, int]] = {
+    torch.nn.Module._call_impl.__code__: _MODULE,
+    torch.autograd.graph._engine_run_backward.__code__: _ENGINE,
+    # Every optimizer's step is wrapped by closures of this one function, which share its code.
+    torch.optim.Optimizer.profile_hook_step(lambda *_: None).__code__: _OPTIMIZER,
+}
+_codes: dict[int, _Code] = {}
+_codes_version = -1
+
+
+def _classify(frame: FrameType) -> _Code:
+    code = frame.f_code
+    kind = _fixed.get(code)
+    found = None
+    if kind is None:
+        file = code.co_filename
+        # Checkpointing without reentrance recomputes when a saved tensor is unpacked.
+        if code.co_qualname == "_checkpoint_hook.__init__.<locals>.unpack_hook":
+            kind = _UNPACK
+        elif file.startswith(_OPTIMIZERS) and not file.endswith(("lr_scheduler.py", "swa_utils.py")):
+            # A compiled step has no wrapper around it, but keeps its name and file.
+            kind = _OPTIMIZER
+        else:
+            kind = _TORCHS if file.startswith(_TORCH) else _FOREIGN
+        found = functions.of_code(code, str(frame.f_globals.get("__name__", "")))
+    entry = _Code(code, kind) if found is None else _Code(code, _TARGET, *found)
+    if len(_codes) > 65_536:
+        _codes.clear()
+    _codes[id(code)] = entry
+    return entry
 
 
 def only_infers_shapes() -> bool:
     """Whether the operator that runs now, on fake tensors, is DTensor's way to learn a shape."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") == _SHAPE_INFERENCE:
+        if frame.f_code.co_filename.endswith(_SHAPE_INFERENCE):
             return True
         frame = frame.f_back
     return False
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any) and the stage."""
+class _Known:
+    """A module that was met, and its name; None for one that goes by the name of whatever calls it."""
 
-    module: str
-    stage: Stage
+    module: weakref.ref[torch.nn.Module]
+    name: str | None
 
 
 class Places:
-    """Finds the place of the operator that runs now, and remembers which module each autograd node came from."""
+    """Finds the place of the operator that runs now, and remembers which module each autograd node came from.
 
-    def __init__(self, model: torch.nn.Module | None = None) -> None:
-        self._names = WeakIdKeyDictionary()
+    `others` gives the models that other monitors watch: their modules, unless they are this model's too, are `OTHERS`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        others: Callable[[], Collection[torch.nn.Module]] = tuple,
+    ) -> None:
+        self._others = others
+        self._known: dict[int, _Known] = {}
         self._by_node: dict[int, str] = {}
+        self._regions: dict[int, Region] = {}
+        self._pending: dict[int, Region] = {}
+        self._deep = False
         if model is not None:
             self._name_all(model)
+
+    def begin(self) -> None:
+        """Counting starts: see which functions have prices, and which models are watched by others."""
+        global _codes_version
+        if _codes_version != functions.version():
+            # What was no target may be one now.
+            _codes.clear()
+            _codes_version = functions.version()
+        self._deep = functions.may_run()
+        for model in self._others():
+            for module in model.modules():
+                self._learn(module, OTHERS)
 
     def clear(self) -> None:
         """Forget the autograd nodes; modules keep their names."""
         self._by_node.clear()
+        self._pending.clear()
+        self._regions.clear()
+
+    def end(self) -> None:
+        """Counting stops: let go of every frame."""
+        self._regions.clear()
 
     def now(self) -> Place:
         """The place of the operator whose dispatch is on the stack.
 
-        In the autograd engine, an operator is recomputation under `CheckpointFunction` (torch's, Megatron's and
-        DeepSpeed's share the name) or under the unpacking of a checkpoint's saved tensor, else backward. An operator
-        of an `Optimizer.step` is the optimizer's, in the engine too, except in the closure of step(), which runs with
-        gradients on.
+        In the autograd engine, an operator is recomputation if gradients are on and it runs under
+        `CheckpointFunction` (torch's, Megatron's and DeepSpeed's share the name) or under the unpacking of a
+        checkpoint's saved tensor, else backward. An operator of an `Optimizer.step` is the optimizer's, in the engine
+        too, except in the closure of step(), which runs with gradients on.
         """
-        modules: list[torch.nn.Module] = []
-        recomputing = False
-        frame: FrameType | None = sys._getframe(1)
+        module: str | None = None
+        outer: torch.nn.Module | None = None
+        inner: torch.nn.Module | None = None
+        recomputing = foreign = False
+        target: FrameType | None = None
+        in_engine = torch._C._current_graph_task_id() != -1
+        deep = self._deep
+        codes = _codes
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
-            code = frame.f_code
-            if code is _MODULE_CALL:
-                modules.append(frame.f_locals["self"])
-            elif code is _ENGINE:
-                break
-            elif code is _OPTIMIZER_STEP:
-                if not modules and not torch.is_grad_enabled():
-                    return Place("", "optimizer")
-            elif code.co_name == "unpack_hook" and code.co_qualname == _UNPACK:
-                recomputing = True
-                break
+            found = codes.get(id(frame.f_code))
+            kind = (found or _classify(frame)).kind
+            if kind:
+                if kind == _MODULE:
+                    outer = frame.f_locals["self"]
+                    if module is None:
+                        known = self._known.get(id(outer))
+                        if known is not None and known.module() is outer:
+                            module = known.name
+                            if module is not None and not in_engine and not deep:
+                                break
+                        elif inner is None:
+                            inner = outer
+                elif kind == _FOREIGN:
+                    foreign = True
+                elif kind == _ENGINE:
+                    break
+                elif kind == _UNPACK:
+                    recomputing = True
+                    break
+                elif kind == _TARGET:
+                    target = frame
+                    foreign = True
+                # Only the closure of step() runs beneath an optimizer with gradients on, and it is the user's code; a
+                # differentiable optimizer's own operators are called from its own file.
+                elif outer is None and not (foreign and torch.is_grad_enabled()):
+                    return "", "optimizer", None
             frame = frame.f_back
 
-        in_engine = torch._C._current_graph_task_id() != -1
-        node = torch._C._current_autograd_node() if in_engine else None
-        recomputing = recomputing or (node is not None and node.name() == "CheckpointFunctionBackward")
-        module = self._name(modules) if modules else ""
-        if node is not None and not recomputing:
-            module = self._by_node.get(node._sequence_nr(), module)
+        if inner is not None and outer is not None:
+            # A module that no traversal has met: meet all of the outermost one's.
+            module = self._met(inner, outer, module)
+        if module is None:
+            module = ""
+        stage: Stage = "forward"
+        region = None
+        number = torch._C._autograd._get_sequence_nr() - 1  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
+        if in_engine:
+            node = torch._C._current_autograd_node()
+            if not recomputing and node is not None:
+                recomputing = node.name() == "CheckpointFunctionBackward"
+            if recomputing:
+                stage = "recompute"
+            else:
+                stage = "backward"
+                if node is not None:
+                    made_by = node._sequence_nr()
+                    module = self._by_node.get(made_by, module)
+                    if self._pending and (region := self._pending.get(made_by)) is not None:
+                        region.backward = node
+        if target is not None:
+            region = self._region(target, number)
+        elif self._regions:
+            self._regions.pop(threading.get_ident(), None)
         # The autograd node of an operator is made just before the operator is dispatched. An operator without a node
         # leaves the number as it is: the first to use it is its owner.
-        latest = torch._C._autograd._get_sequence_nr() - 1  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
-        self._by_node.setdefault(latest, module)
-        stage: Stage = "forward" if not in_engine else "recompute" if recomputing else "backward"
-        return Place(module, stage)
+        self._by_node.setdefault(number, module)
+        return module, stage, region
 
-    def _name(self, modules: list[torch.nn.Module]) -> str:
-        """The name of the innermost of `modules`; one that no traversal has met goes by the nearest that one has."""
-        if modules[0] not in self._names:
-            self._name_all(modules[-1])
-        return next((self._names[module] for module in modules if module in self._names), "")
+    def await_backward(self, region: Region) -> None:
+        """The autograd node under which `region` runs its forward will run its backward: priced together."""
+        ahead = Region(region.name, region.price, None, region.number)
+        ahead.cost, ahead.dtype, ahead.bytes_moved = region.cost, region.dtype, region.bytes_moved
+        self._pending[region.number] = ahead
+
+    def _region(self, frame: FrameType, number: int) -> Region:
+        """The region of a priced function's frame.
+
+        The frame is held until the thread's next operator outside of it, so that no other frame can have its identity.
+        """
+        thread = threading.get_ident()
+        region = self._regions.get(thread)
+        if region is None or region.frame is not frame:
+            found = _codes.get(id(frame.f_code)) or _classify(frame)
+            assert found.price is not None
+            region = self._regions[thread] = Region(found.name, found.price, frame, number)
+        return region
+
+    def _met(self, inner: torch.nn.Module, outer: torch.nn.Module, module: str | None) -> str | None:
+        """The name of `inner`, where that is now found beneath `outer`; else that of the nearest that has one."""
+        self._name_all(outer)
+        # One that lies beneath no other goes by the name of whatever calls it, and is not looked for again.
+        self._learn(inner, None)
+        return self._known[id(inner)].name or module
+
+    def _learn(self, module: torch.nn.Module, name: str | None) -> None:
+        known = self._known.get(id(module))
+        if known is None or known.module() is not module or known.name is None:
+            self._known[id(module)] = _Known(weakref.ref(module), name)
 
     def _name_all(self, root: torch.nn.Module) -> None:
-        top = self._names[root] if root in self._names else type(root).__name__
+        known = self._known.get(id(root))
+        top = (known.name if known is not None and known.module() is root else None) or type(root).__name__
         for name, module in root.named_modules():
-            if module not in self._names:
-                self._names[module] = f"{top}.{name}" if name else top
+            self._learn(module, f"{top}.{name}" if name else top)

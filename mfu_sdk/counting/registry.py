@@ -6,18 +6,20 @@ stops the program.
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, Literal
 
-from mfu_sdk.errors import ConfigurationError, FormulaError, MissingDependencyError
+from mfu_sdk.errors import FormulaError, MissingDependencyError
 
 try:
     import torch
 except ModuleNotFoundError as error:
     raise MissingDependencyError("torch is not installed: formulas price its operators; pip install torch") from error
 
+from torch._ops import HigherOrderOperator
+
+from mfu_sdk.counting import masks as _masks
 from mfu_sdk.counting.call import Call
 from mfu_sdk.counting.formulas import Cost
 from mfu_sdk.counting.free import is_free
@@ -33,62 +35,130 @@ class _UsersFormula:
     raw: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """Who prices an operator, found once for each overload."""
+    """Who prices an operator, and what else the path of its calls asks about it; found once for each overload.
 
-    kind: Literal["view", "free", "priced", "users", "unknown"]
+    "subclass": a question that a tensor subclass answers itself. "control": control flow, which runs the functions
+    that it is given. "higher": any other higher-order operator. `decomposes`: made of other operators, which in
+    inference mode do not arrive by themselves. `by_shapes`: what it moves and costs follows from its arguments' shapes.
+    """
+
+    kind: Literal["subclass", "control", "higher", "view", "free", "priced", "users", "unknown"]
     name: str
     price: Price | None = None
     formula: Callable[[Call], int] | None = None
+    decomposes: bool = False
+    by_shapes: bool = True
+    watched: bool = False
+    mutates: bool = False
 
 
+_aten = torch.ops.aten
+# Tensor subclasses with sizes of their own (nested tensors) are asked for these; the answer is theirs.
+_METADATA: Final = frozenset(
+    {
+        _aten.dim.default,
+        _aten.is_contiguous.default,
+        _aten.is_contiguous.memory_format,
+        _aten.is_non_overlapping_and_dense.default,
+        _aten.is_strides_like_format.default,
+        _aten.numel.default,
+        _aten.size.default,
+        _aten.storage_offset.default,
+        _aten.stride.default,
+        _aten.sym_is_contiguous.default,
+        _aten.sym_numel.default,
+        _aten.sym_size.default,
+        _aten.sym_storage_offset.default,
+        _aten.sym_stride.default,
+        torch.ops.prim.layout.default,
+    }
+)
+# These only run the functions that they are given, which run under the mode again.
+_CONTROL_FLOW: Final = frozenset(
+    {
+        "associative_scan",
+        "cond",
+        "invoke_subgraph",
+        "map_impl",
+        "scan",
+        "tag_activation_checkpoint",
+        "while_loop",
+        "wrap",
+    }
+)
+_DATA_DEPENDENT: Final = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
+
+RULES: Final[dict[Any, Rule]] = {}
+"""Every rule found so far, by overload: what the path of an operator looks up. `rule` finds the others."""
+
+WATCHED = getattr(_masks, "WATCHED", frozenset(_masks._RULES) | _masks._ELEMENTWISE)
 _users: Final[dict[str, _UsersFormula]] = {}
+_changes = 0
 
 
-def register_flops(target: object, formula: Formula, *, raw: bool = False) -> None:
-    """Price an operator, before any formula of ours: from here on each call of `target` costs `formula(...)` FLOPs.
-
-    `target` is an operator (`torch.ops.lib.op`), one overload of it (`torch.ops.lib.op.default`), or either's name
-    ("lib::op", "lib::op.default"), which may be registered before the library is loaded. The formula gets the call's
-    arguments with each tensor replaced by its shape, and the result likewise as `out`; with `raw` it gets the
-    tensors. It returns a whole number of FLOPs (one multiply-add is two) and one that raises or returns anything
-    else leaves its operator uncounted. Registering again replaces. Raises `ConfigurationError` for other targets.
-    """
-    if not callable(formula):
-        raise ConfigurationError(f"formula={formula!r}: must be callable; pass a function of shapes that returns FLOPs")
-    _users[_target_name(target)] = _UsersFormula(formula, raw)
-    rule.cache_clear()
+def add(name: str, formula: Formula, *, raw: bool) -> None:
+    """Let a user's formula price the operator "lib::op" or its overload "lib::op.default"."""
+    global _changes
+    _users[name] = _UsersFormula(formula, raw)
+    RULES.clear()
+    _changes += 1
 
 
-def _target_name(target: object) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target._schema.name}.{target._overloadname}"
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return str(target._qualified_op_name)
-    if isinstance(target, str) and all(target.partition("::")):
-        return target
-    raise ConfigurationError(
-        f"target={target!r}: must be an operator or its name 'lib::op'; wrap other code as a custom_op"
-    )
+def changes() -> int:
+    """Rises with every registration: what was priced before may have another price now."""
+    return _changes
 
 
-@lru_cache(maxsize=4096)
-def rule(func: torch._ops.OpOverload) -> Rule:
+def rule(func: Any) -> Rule:
     """Who prices `func`; its name is that of its schema, without the overload."""
+    found = RULES.get(func)
+    if found is None:
+        found = RULES[func] = _found(func)
+    return found
+
+
+def _found(func: Any) -> Rule:
+    if isinstance(func, HigherOrderOperator):
+        return Rule("control" if func._name in _CONTROL_FLOW else "higher", f"higher_order::{func._name}")
     name = func._schema.name
+    if func in _METADATA:
+        return Rule("subclass", name)
     # The in-place form has its price from the plain one.
     plain = name.removesuffix("_")
+    mutates = bool(func._schema.is_mutable)
+    by_shapes = _DATA_DEPENDENT.isdisjoint(func.tags)
     for key in (f"{name}.{func._overloadname}", name):
         if key in _users:
-            return Rule("users", name, formula=_users_formula(_users[key]))
-    if plain in PRICES:
-        return Rule("priced", plain, price=PRICES[plain])
+            users = _users_formula(_users[key])
+            return Rule("users", name, formula=users, by_shapes=False, watched=mutates, mutates=mutates)
+    price = PRICES.get(plain) or _third_party().get(plain)
+    if price is not None:
+        watched = mutates or price.dense or plain in WATCHED
+        return Rule("priced", plain, price=price, by_shapes=by_shapes, watched=watched, mutates=mutates)
     if func.is_view:
         return Rule("view", plain)
     if is_free(func):
-        return Rule("free", plain)
-    return Rule("unknown", name)
+        return Rule("free", plain, by_shapes=by_shapes, watched=mutates or plain in WATCHED, mutates=mutates)
+    return Rule("unknown", name, decomposes=_decomposes(func), by_shapes=False, watched=mutates, mutates=mutates)
+
+
+def _decomposes(func: torch._ops.OpOverload) -> bool:
+    """Whether `func` is made of others; in inference mode it arrives whole."""
+    if func.namespace == "prim":
+        # These have no dispatcher entry to ask about.
+        return False
+    schema = func._schema
+    qualified = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CompositeImplicitAutograd"))
+
+
+def _third_party() -> Mapping[str, Price]:
+    # Late: its tables are large, and few programs have these libraries.
+    from mfu_sdk.counting import third_party
+
+    return getattr(third_party, "OPERATORS", {})
 
 
 def ecosystem_formula(func: torch._ops.OpOverload) -> Callable[[Call], int] | None:
@@ -96,15 +166,18 @@ def ecosystem_formula(func: torch._ops.OpOverload) -> Callable[[Call], int] | No
 
     torch's own entries are left out: this package prices those operators, or knows that it cannot yet.
     """
-    counter = sys.modules.get("torch.utils.flop_counter")
-    formula = None if counter is None else counter.flop_registry.get(func._overloadpacket)
-    if formula is None or formula.__module__ == "torch.utils.flop_counter":
+    formula = ecosystem_entry(func._overloadpacket)
+    if formula is None:
         return None
+    found = formula
+    return lambda call: checked(found(*call.args, **call.kwargs, out_val=call.result))
 
-    def priced(call: Call) -> int:
-        return _checked(formula(*call.args, **call.kwargs, out_val=call.result))
 
-    return priced
+def ecosystem_entry(target: Any) -> Formula | None:
+    """What another library gave torch's flop counter for an operator, a Triton kernel or a higher-order operator."""
+    counter = sys.modules.get("torch.utils.flop_counter")
+    formula = None if counter is None else counter.flop_registry.get(target)
+    return None if formula is None or formula.__module__ == "torch.utils.flop_counter" else formula
 
 
 def price(call: Call, found: Rule, masks: Masks) -> Cost:
@@ -119,23 +192,25 @@ def price(call: Call, found: Rule, masks: Masks) -> Cost:
 def _users_formula(entry: _UsersFormula) -> Callable[[Call], int]:
     def priced(call: Call) -> int:
         given = (call.args, call.kwargs, call.result)
-        args, kwargs, out = given if entry.raw else _shapes(given)
-        return _checked(entry.formula(*args, out=out, **kwargs))
+        args, kwargs, out = given if entry.raw else shapes(given)
+        return checked(entry.formula(*args, out=out, **kwargs))
 
     return priced
 
 
-def _shapes(value: Any) -> Any:
+def shapes(value: Any) -> Any:
+    """`value` with every tensor in it replaced by its shape."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_shapes, value)) if type(value) in (list, tuple) else tuple(map(_shapes, value))
+        return type(value)(map(shapes, value)) if type(value) in (list, tuple) else tuple(map(shapes, value))
     if isinstance(value, dict):
-        return {key: _shapes(item) for key, item in value.items()}
+        return {key: shapes(item) for key, item in value.items()}
     return value
 
 
-def _checked(flops: object) -> int:
+def checked(flops: object) -> int:
+    """What a formula returned, if it is a number of FLOPs. Raises `TypeError` or `FormulaError` if not."""
     number = operator.index(flops)  # type: ignore[arg-type]  # what is no whole number raises here, as it should
     if number < 0:
         raise FormulaError(f"a formula returned {number} FLOPs: must not be negative; correct it")

@@ -1,120 +1,158 @@
 """Adds up what operators cost, into a `Count`."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Final
 
-from mfu_sdk.counting.formulas import FORMULA_VERSION, Cost
-from mfu_sdk.counting.place import Place
+from mfu_sdk.counting.formulas import FORMULA_VERSION, FREE, Cost
+from mfu_sdk.counting.place import Stage
 from mfu_sdk.records import Convention, Count, OpCost, Uncounted
 
-_MOST_KINDS = 4096
-"""Kinds of operator calls kept apart; a step of a large model has some hundreds."""
+_MOST_KINDS: Final = 4096
+"""Kinds of operator calls listed apart in a `Count`; a step of a large model has some hundreds."""
+_MOST_CALLS: Final = 65_536
+"""Kinds of calls, by module and stage, that are kept before they are folded into sums."""
 
 
-@dataclass(slots=True)
-class Line:
-    """One product that may yet prove to be attention scores: where it was added, and at what cost."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Priced:
+    """What each call of an operator with certain shapes costs; `known` says whether it has a price.
 
-    place: Place
+    `sent` is what a collective is handed, in bytes; such a call is in no other sum.
+    """
+
     op: str
     dtype: str
     cost: Cost
+    bytes_moved: int
+    known: bool = True
+    sent: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One product that may yet prove to be attention scores: what it was added as, and where."""
+
+    priced: Priced
+    module: str
+    stage: Stage
 
 
 @dataclass(slots=True)
-class Tally:
-    """Running sums of one counted piece of work. Not safe for threads: the counting mode holds a lock."""
+class _Sums:
+    """The sums of a `Count`, as far as they were folded."""
 
-    convention: Convention
-    forward: int = 0
-    backward: int = 0
-    recompute: int = 0
-    optimizer: int = 0
+    stages: Counter[Stage] = field(default_factory=Counter)
     hardware: int = 0
-    attention_exact: int = 0
-    attention_full: int = 0
+    exact: int = 0
+    full: int = 0
     bytes_moved: int = 0
     bytes_known: int = 0
     by_dtype: Counter[str] = field(default_factory=Counter)
     by_module: Counter[str] = field(default_factory=Counter)
     by_op: Counter[str] = field(default_factory=Counter)
     uncounted: Counter[tuple[str, str]] = field(default_factory=Counter)
-    comm_bytes: Counter[str] = field(default_factory=Counter)
-    _kinds: Counter[tuple[str, str, int, int]] = field(default_factory=Counter)
-    _rest: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    sent: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[tuple[str, str, int, int]] = field(default_factory=Counter)
+    rest: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
-    def add(self, line: Line) -> None:
-        """Add an operator's FLOPs at its stage: the optimizer's and recomputed ones are hardware's only."""
-        cost, stage = line.cost, line.place.stage
-        self.hardware += cost.hardware
-        if stage == "recompute":
-            self.recompute += cost.hardware
-        elif stage == "optimizer":
-            self.optimizer += cost.hardware
+    def add(self, priced: Priced, module: str, stage: Stage, calls: int, convention: Convention) -> None:
+        """Add so many calls; a negative number takes them back."""
+        if priced.sent is not None:
+            self.sent[priced.op] += calls * priced.sent
+            return
+        cost = priced.cost
+        moved = calls * priced.bytes_moved
+        self.bytes_moved += moved
+        if priced.known:
+            self.bytes_known += moved
         else:
-            self._model(line, cost.model(self.convention))
-            if stage == "forward":
-                self.forward -= cost.early
-                self.backward += cost.early
-            self.attention_exact += cost.exact
-            self.attention_full += cost.full
+            self.uncounted[priced.op, module] += calls
+        kind = (priced.op, priced.dtype, cost.hardware, priced.bytes_moved)
+        if kind in self.kinds or len(self.kinds) < _MOST_KINDS:
+            self.kinds[kind] += calls
+        else:
+            rest = self.rest.setdefault((priced.op, priced.dtype), [0, 0, 0])
+            for i, each in enumerate((cost.hardware, priced.bytes_moved, 1)):
+                rest[i] += calls * each
+        if cost is FREE:
+            return
+        self.hardware += calls * cost.hardware
+        if stage in ("recompute", "optimizer"):
+            # These are the hardware's only.
+            self.stages[stage] += calls * cost.hardware
+            return
+        model = calls * cost.model(convention)
+        early = calls * cost.early if stage == "forward" else 0
+        self.stages[stage] += model - early
+        self.stages["backward"] += early
+        self.exact += calls * cost.exact
+        self.full += calls * cost.full
+        self.by_dtype[priced.dtype] += model
+        self.by_module[module] += model
+        self.by_op[priced.op] += model
+
+
+class Tally:
+    """The calls of one counted piece of work. Not safe for threads: the counting mode holds a lock.
+
+    `calls` maps (kind of call, module, stage) to a number of calls, which is all that the path of an operator adds to.
+    """
+
+    def __init__(self, convention: Convention) -> None:
+        self.convention: Convention = convention
+        self.calls: defaultdict[tuple[Priced, str, Stage], int] = defaultdict(int)
+        self._folded = _Sums()
 
     def reprice(self, line: Line, pairs: int, of: int) -> None:
         """A product proved to be attention scores, of which the mask lets through `pairs` of `of`: charge those."""
-        old = line.cost
-        full = old.dense + old.full
-        line.cost = new = Cost(dense=0, hardware=old.hardware, exact=full * pairs // of if of else full, full=full)
-        if line.place.stage in ("recompute", "optimizer"):
-            return
-        self._model(line, new.model(self.convention) - old.model(self.convention))
-        self.attention_exact += new.exact - old.exact
-        self.attention_full += new.full - old.full
+        old = line.priced
+        full = old.cost.dense + old.cost.full
+        cost = Cost(dense=0, hardware=old.cost.hardware, exact=full * pairs // of if of else full, full=full)
+        new = Priced(old.op, old.dtype, cost, old.bytes_moved)
+        self.calls[old, line.module, line.stage] -= 1
+        self.calls[new, line.module, line.stage] += 1
+        line.priced = new
 
-    def executed(self, op: str, dtype: str, flops: int, bytes_moved: int, *, known: bool) -> None:
-        """Add one executed call to the list that a roofline reads; `known` says whether it has a price."""
-        self.bytes_moved += bytes_moved
-        self.bytes_known += bytes_moved if known else 0
-        kind = (op, dtype, flops, bytes_moved)
-        if kind in self._kinds or len(self._kinds) < _MOST_KINDS:
-            self._kinds[kind] += 1
-        else:
-            rest = self._rest.setdefault((op, dtype), [0, 0, 0])
-            for i, more in enumerate((flops, bytes_moved, 1)):
-                rest[i] += more
+    def bound(self) -> None:
+        """Keep memory bounded whatever the shapes: fold the calls into sums once there are too many kinds."""
+        if len(self.calls) > _MOST_CALLS:
+            self._fold(self._folded)
+            self.calls.clear()
 
     def count(self) -> Count:
         """What was added so far. Past `_MOST_KINDS`, further kinds are one mean kind for each operator and dtype."""
-        kinds = [OpCost(*kind, calls) for kind, calls in self._kinds.items()]
-        kinds += [OpCost(*key, flops // n, moved // n, n) for key, (flops, moved, n) in self._rest.items()]
+        sums = deepcopy(self._folded)
+        self._fold(sums)
+        stages = sums.stages
+        kinds = [OpCost(*kind, calls) for kind, calls in sums.kinds.items() if calls]
+        kinds += [OpCost(*key, flops // n, moved // n, n) for key, (flops, moved, n) in sums.rest.items() if n]
+        uncounted = {key: calls for key, calls in sums.uncounted.items() if calls}
         return Count(
-            model_flops=self.forward + self.backward,
-            hardware_flops=self.hardware,
-            forward_flops=self.forward,
-            backward_flops=self.backward,
-            recompute_flops=self.recompute,
-            optimizer_flops=self.optimizer,
-            attention_flops_exact=self.attention_exact,
-            attention_flops_full=self.attention_full,
-            by_dtype=_positive(self.by_dtype),
-            by_module=_positive(self.by_module),
-            by_op=_positive(self.by_op),
-            uncounted=tuple(Uncounted(op, calls, module) for (op, module), calls in sorted(self.uncounted.items())),
-            coverage=self.bytes_known / self.bytes_moved if self.bytes_moved else float(not self.uncounted),
-            bytes_moved=self.bytes_moved,
-            comm_bytes=dict(self.comm_bytes),
+            model_flops=stages["forward"] + stages["backward"],
+            hardware_flops=sums.hardware,
+            forward_flops=stages["forward"],
+            backward_flops=stages["backward"],
+            recompute_flops=stages["recompute"],
+            optimizer_flops=stages["optimizer"],
+            attention_flops_exact=sums.exact,
+            attention_flops_full=sums.full,
+            by_dtype=_positive(sums.by_dtype),
+            by_module=_positive(sums.by_module),
+            by_op=_positive(sums.by_op),
+            uncounted=tuple(Uncounted(op, calls, module) for (op, module), calls in sorted(uncounted.items())),
+            coverage=sums.bytes_known / sums.bytes_moved if sums.bytes_moved else float(not uncounted),
+            bytes_moved=sums.bytes_moved,
+            comm_bytes=dict(sums.sent),
             convention=self.convention,
             ops=tuple(kinds),
             formula_version=FORMULA_VERSION,
         )
 
-    def _model(self, line: Line, flops: int) -> None:
-        if line.place.stage == "forward":
-            self.forward += flops
-        else:
-            self.backward += flops
-        self.by_dtype[line.dtype] += flops
-        self.by_module[line.place.module] += flops
-        self.by_op[line.op] += flops
+    def _fold(self, sums: _Sums) -> None:
+        for (priced, module, stage), calls in self.calls.items():
+            sums.add(priced, module, stage, calls, self.convention)
 
 
 def _positive(sums: Counter[str]) -> dict[str, int]:

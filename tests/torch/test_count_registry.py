@@ -116,7 +116,7 @@ def library() -> Iterator[torch.library.Library]:
     finally:
         lib._destroy()
         registry._users.clear()
-        registry.rule.cache_clear()
+        registry.RULES.clear()
 
 
 def twice() -> torch.Tensor:
