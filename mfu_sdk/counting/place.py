@@ -148,6 +148,7 @@ class Places:
             _codes.clear()
             _codes_version = functions.version()
         self._deep = functions.may_run()
+        self._known = {key: known for key, known in self._known.items() if known.name != OTHERS}
         for model in self._others():
             for module in model.modules():
                 self._learn(module, OTHERS)

@@ -90,8 +90,10 @@ _CONTROL_FLOW: Final = frozenset(
 )
 _DATA_DEPENDENT: Final = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
 
-RULES: Final[dict[Any, Rule]] = {}
-"""Every rule found so far, by overload: what the path of an operator looks up. `rule` finds the others."""
+RULES: Final[dict[int, Rule]] = {}
+"""Every rule found so far, by the id of its overload: what the path of an operator looks up, since an overload's own
+hash is slow. `rule` finds the others, and keeps each overload alive, so that its id stays its own."""
+_overloads: Final[list[Any]] = []
 
 WATCHED = getattr(_masks, "WATCHED", frozenset(_masks._RULES) | _masks._ELEMENTWISE)
 _users: Final[dict[str, _UsersFormula]] = {}
@@ -113,9 +115,10 @@ def changes() -> int:
 
 def rule(func: Any) -> Rule:
     """Who prices `func`; its name is that of its schema, without the overload."""
-    found = RULES.get(func)
+    found = RULES.get(id(func))
     if found is None:
-        found = RULES[func] = _found(func)
+        _overloads.append(func)
+        found = RULES[id(func)] = _found(func)
     return found
 
 

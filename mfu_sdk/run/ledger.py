@@ -15,7 +15,6 @@ from mfu_sdk.records import (
     CountSource,
     Peaks,
     Phase,
-    Rate,
     RunIdentity,
     RunSummary,
     StepRecord,
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
 
 
+MOST_HELD = 4096
+"""Demands whose standing against the peaks is remembered."""
 REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
 
@@ -51,6 +52,24 @@ class Work:
     requests_failed: int | None = None
     requests_s: float | None = None
     counted_while_running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A demand held against the peaks: all of a record that does not hang on time, worked out once for each demand.
+
+    `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
+    """
+
+    demand: Demand
+    peak_dtype: str | None = None
+    peak_source: str | None = None
+    peak_flops_per_s: float | None = None
+    achievable_flops_per_s: float | None = None
+    by_dtype_s: float | None = None
+    expected_mfu: float | None = None
+    coverage: float | None = None
+    arithmetic_intensity: float | None = None
 
 
 @dataclass(slots=True)
@@ -131,6 +150,7 @@ class Ledger:
         self._expected = expected
         self._on_step = on_step
         self._pending: deque[Work] = deque()
+        self._held: dict[int, _Held] = {}
         self._totals = _Totals()
         self._overhead_ns = 0
         self._reported_ns = 0
@@ -192,47 +212,79 @@ class Ledger:
         self._reported_ns = self._overhead_ns
 
     def _record(self, work: Work, duration_s: float) -> StepRecord:
-        demand = work.demand
+        demand, held = work.demand, self._held_against_peaks(work.demand)
         source: CountSource | None = None if demand is None else demand.source
         if work.counted_while_running:
             source = "measured"
-        headline = None if demand is None else self.peaks.headline(main_dtype(demand.by_dtype))
-        peak = None if headline is None else headline[1].flops_per_s * self._devices
-        available = None if peak is None or duration_s <= 0 else peak * duration_s
-        expected = self._expected
-        if expected is None and demand is not None and peak and demand.expected_s:
-            expected = demand.model_flops / (peak * demand.expected_s)
+        known = held is not None and demand is not None and duration_s > 0
+        peak = None if held is None else held.peak_flops_per_s
+        available = peak * duration_s if known and peak is not None else None
+        achievable = held.achievable_flops_per_s if known else None  # type: ignore[union-attr]  # known says so
+        by_dtype_s = held.by_dtype_s if known else None  # type: ignore[union-attr]
+        # Positional, in the order of the fields: a keyword each would cost a third more on the path of every step.
         return StepRecord(
-            index=work.index,
-            phase=work.phase,
-            duration_s=duration_s,
-            model_flops=None if demand is None else demand.model_flops,
-            hardware_flops=None if demand is None else demand.hardware_flops,
-            peak_flops_per_s=peak,
-            peak_source=None if headline is None else headline[1].source,
-            mfu=demand.model_flops / available if demand and available else None,
-            hfu=demand.hardware_flops / available if demand and available else None,
-            mfu_by_dtype=self._by_dtype(demand, duration_s),
-            expected_mfu=expected,
-            achievable_mfu=self._achievable(demand, headline, duration_s),
-            count_source=source,
-            coverage=demand.priced_bytes / demand.bytes_moved if demand and demand.bytes_moved else None,
-            tokens=work.tokens,
-            data_wait_s=self._waited_s(work),
-            comm_s=None,
-            device_s=None,
-            convention=self._convention,
+            work.index,
+            work.phase,
+            duration_s,
+            None if demand is None else demand.model_flops,
+            None if demand is None else demand.hardware_flops,
+            peak,
+            None if held is None else held.peak_source,
+            demand.model_flops / available if demand is not None and available else None,
+            demand.hardware_flops / available if demand is not None and available else None,
+            None if by_dtype_s is None else by_dtype_s / duration_s,
+            self._expected if held is None or self._expected is not None else held.expected_mfu,
+            demand.model_flops / (achievable * duration_s) if demand is not None and achievable else None,
+            source,
+            None if held is None else held.coverage,
+            work.tokens,
+            self._waited_s(work),
+            None,
+            None,
+            self._convention,
             start_unix_ns=work.start_unix_ns,
-            peak_dtype=None if headline is None else headline[0],
+            peak_dtype=None if held is None else held.peak_dtype,
             samples=work.samples,
             attention_flops_exact=None if demand is None else demand.attention_flops_exact,
             attention_flops_full=None if demand is None else demand.attention_flops_full,
             batch_running=work.batch_running,
-            arithmetic_intensity=demand.hardware_flops / demand.bytes_moved if demand and demand.bytes_moved else None,
+            arithmetic_intensity=None if held is None else held.arithmetic_intensity,
             requests=work.requests,
             requests_failed=work.requests_failed,
             requests_s=work.requests_s,
             error_type=work.error_type,
+        )
+
+    def _held_against_peaks(self, demand: Demand | None) -> _Held | None:
+        if demand is None:
+            return None
+        held = self._held.get(id(demand))
+        if held is None or held.demand is not demand:
+            if len(self._held) >= MOST_HELD:
+                self._held.clear()
+            held = self._held[id(demand)] = self._hold(demand)
+        return held
+
+    def _hold(self, demand: Demand) -> _Held:
+        headline = self.peaks.headline(main_dtype(demand.by_dtype))
+        coverage = demand.priced_bytes / demand.bytes_moved if demand.bytes_moved else None
+        intensity = demand.hardware_flops / demand.bytes_moved if demand.bytes_moved else None
+        by_dtype_s = self._by_dtype_s(demand)
+        if headline is None:
+            return _Held(demand, by_dtype_s=by_dtype_s, coverage=coverage, arithmetic_intensity=intensity)
+        dtype, rate = headline
+        peak = rate.flops_per_s * self._devices
+        achievable = self.peaks.achievable.get(dtype)
+        return _Held(
+            demand,
+            peak_dtype=dtype,
+            peak_source=rate.source,
+            peak_flops_per_s=peak,
+            achievable_flops_per_s=None if achievable is None else achievable.flops_per_s * self._devices,
+            by_dtype_s=by_dtype_s,
+            expected_mfu=demand.model_flops / (peak * demand.expected_s) if peak and demand.expected_s else None,
+            coverage=coverage,
+            arithmetic_intensity=intensity,
         )
 
     def _waited_s(self, work: Work) -> float | None:
@@ -241,23 +293,14 @@ class Ledger:
             return None
         return sum(self.clock.elapsed_s(begin, end) or 0.0 for begin, end in work.waits)
 
-    def _by_dtype(self, demand: Demand | None, duration_s: float) -> float | None:
-        """Σ FLOPs_d / peak_d over the time; None where the peak of a dtype that was used is not known."""
-        if demand is None or duration_s <= 0:
-            return None
+    def _by_dtype_s(self, demand: Demand) -> float | None:
         seconds = 0.0
         for dtype, flops in demand.by_dtype.items():
             rate = self.peaks.theoretical.get(dtype) or self.peaks.achievable.get(dtype)
             if rate is None:
                 return None
             seconds += flops / (rate.flops_per_s * self._devices)
-        return seconds / duration_s
-
-    def _achievable(self, demand: Demand | None, headline: tuple[str, Rate] | None, duration_s: float) -> float | None:
-        if demand is None or headline is None or duration_s <= 0:
-            return None
-        rate = self.peaks.achievable.get(headline[0])
-        return None if rate is None else demand.model_flops / (rate.flops_per_s * self._devices * duration_s)
+        return seconds
 
     def _enter(self, work: Work, record: StepRecord) -> None:
         totals = self._totals
