@@ -11,7 +11,7 @@ DEMO := .venv/.installed-demo
 DEV := .venv/.installed-dev
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-services lint gpu-check clean
+.PHONY: help demo test test-services kernels lint gpu-check clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(DEV)  ## the tests that need neither Debian packages nor a GPU
 test-services: $(DEV)  ## the tests that need Debian packages; installs them where it may
 	@.ci/packages chromium chromium-driver
 	$(BIN)/python -m pytest -m services $(ARGS)
+
+kernels: $(DEV)  ## compile every kernel for every architecture and look at the machine code; needs no GPU
+	$(BIN)/python -m mfu_kernels.aot $(ARGS)
 
 lint: $(DEV)  ## style, types and layers
 	$(BIN)/ruff check

@@ -1,7 +1,9 @@
-"""Triton kernels that measure a device: a matrix product for its arithmetic, two streams for its memory.
+"""Triton kernels that measure a device: products for its matrix units, chains for its other ones, streams for memory.
 
-`gemm.matmul`, `stream.copy` and `stream.triad` run compiled on a GPU, or on a CPU in Triton's interpreter where
-TRITON_INTERPRET=1 was set before the first import. `reference` states in plain torch what each one computes.
+`gemm.matmul`, `simd.fma`, `stream.copy`, `stream.triad` and `stream.read` run compiled on a GPU, or on a CPU in
+Triton's interpreter where TRITON_INTERPRET=1 was set before the first import; `clock.clock_mhz` needs a GPU.
+`reference` states in plain torch what each one computes, `configs` which tile each uses where, and
+`python -m mfu_kernels.aot` compiles all of them for all architectures and looks at the machine code.
 The package knows nothing of mfu_sdk. Importing it without torch or Triton raises ImportError with the remedy.
 """
 

@@ -16,3 +16,17 @@ def copy(source: torch.Tensor) -> torch.Tensor:
 def triad(b: torch.Tensor, c: torch.Tensor, scale: float) -> torch.Tensor:
     """`b` + `scale`·`c` as float64, in their shape. 2·elements FLOPs."""
     return b.double() + scale * c.double()
+
+
+def read(source: torch.Tensor) -> torch.Tensor:
+    """The sum of `source` as a float64 scalar. elements·itemsize bytes read."""
+    return source.double().sum()
+
+
+def fma(x: torch.Tensor, steps: int) -> torch.Tensor:
+    """The sum of four chains y ← y·x + ½, `steps` long, begun at x, x + 1, x + 2, x + 3, in float64. 8·steps FLOPs."""
+    x = x.double()
+    chains = [x + start for start in range(4)]
+    for _ in range(steps):
+        chains = [chain * x + 0.5 for chain in chains]
+    return torch.stack(chains).sum(0)

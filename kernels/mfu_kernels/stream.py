@@ -1,4 +1,4 @@
-"""Copy and triad: the two kernels of STREAM that a memory's rate is quoted from.
+"""Copy, triad and read: the kernels that a memory's rate is quoted from.
 
 J. D. McCalpin, "Memory bandwidth and machine balance in current high performance computers", 1995. Bytes are
 counted as STREAM counts them, each operand once; a GPU's stores do not read the line that they overwrite.
@@ -17,12 +17,13 @@ import triton.language as tl
 from mfu_kernels.gemm import DTYPES, require_device
 
 # 1,024 elements over four warps are 8 a thread: one 16-byte load for 2-byte dtypes, two for fp32.
-_BLOCK: Final = 1024
-_WARPS: Final = 4
+BLOCK: Final = 1024
+WARPS: Final = 4
 
 
 @triton.jit
-def _copy_kernel(source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, block: tl.constexpr) -> None:
+def copy_kernel(source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, block: tl.constexpr) -> None:
+    """out = source, one block a program."""
     # 64-bit: a buffer of bytes worth measuring passes 2**31 elements.
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < elements
@@ -30,15 +31,29 @@ def _copy_kernel(source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, block
 
 
 @triton.jit
-def _triad_kernel(
+def triad_kernel(
     b_ptr: tl.tensor, c_ptr: tl.tensor, out_ptr: tl.tensor, scale: float, elements: int, block: tl.constexpr
 ) -> None:
+    """out = b + scale · c, one block a program."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < elements
     # Added in fp32: free beside the traffic, and the interpreter cannot add bfloat16.
     b = tl.load(b_ptr + at, mask=inside).to(tl.float32)
     c = tl.load(c_ptr + at, mask=inside).to(tl.float32)
     tl.store(out_ptr + at, (b + scale * c).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def read_kernel(
+    source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, programs: tl.constexpr, block: tl.constexpr
+) -> None:
+    """The sum of what this program reads, striding over the whole buffer, written once at the end."""
+    program = tl.program_id(0)
+    total = tl.zeros((block,), dtype=tl.float32)
+    for start in range(program.to(tl.int64) * block, elements, programs * block):
+        at = start + tl.arange(0, block)
+        total += tl.load(source_ptr + at, mask=at < elements, other=0.0).to(tl.float32)
+    tl.store(out_ptr + program, tl.sum(total))
 
 
 def copy(source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -52,7 +67,7 @@ def copy(source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """
     _require_alike(source, out)
     elements = out.numel()
-    _copy_kernel[(triton.cdiv(elements, _BLOCK),)](source, out, elements, block=_BLOCK, num_warps=_WARPS)
+    copy_kernel[(triton.cdiv(elements, BLOCK),)](source, out, elements, block=BLOCK, num_warps=WARPS)
     return out
 
 
@@ -67,9 +82,28 @@ def triad(b: torch.Tensor, c: torch.Tensor, scale: float, out: torch.Tensor) -> 
     """
     _require_alike(b, c, out)
     elements = out.numel()
-    _triad_kernel[(triton.cdiv(elements, _BLOCK),)](
-        b, c, out, scale, elements, block=_BLOCK, num_warps=_WARPS, enable_fp_fusion=True
+    triad_kernel[(triton.cdiv(elements, BLOCK),)](
+        b, c, out, scale, elements, block=BLOCK, num_warps=WARPS, enable_fp_fusion=True
     )
+    return out
+
+
+def read(source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`out[p]` = the sum in fp32 of what program p of `out.numel()` reads. Returns `out`; does not wait for it.
+
+    `source` is contiguous, of a dtype in `gemm.DTYPES`; `out` is contiguous float32 with one element a program. Their
+    sum is the sum of `source`, in an order of its own.
+
+    Cost: elements·itemsize bytes read, and next to nothing written; a sum is no FLOP by convention.
+
+    Raises ValueError for tensors that do not fit.
+    """
+    _require_alike(source)
+    if out.dtype != torch.float32 or out.ndim != 1 or out.numel() == 0 or not out.is_contiguous():
+        raise ValueError(f"out {tuple(out.shape)} {out.dtype}: must be a contiguous float32 vector, one a program")
+    require_device(source, out)
+    programs = out.numel()
+    read_kernel[(programs,)](source, out, source.numel(), programs=programs, block=BLOCK, num_warps=WARPS)
     return out
 
 

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from mfu_kernels import gemm, reference, stream
+from mfu_kernels import gemm, reference, simd, stream
 
 DEVICE = sys.argv[1]
 MARGIN = 16
@@ -23,9 +23,13 @@ SCALE = -0.75
 
 
 def inside_nan(values: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
-    """`values` as a view into a tensor that is NaN everywhere else, stored by rows or, transposed, by columns."""
+    """`values` as a view into a tensor that is NaN everywhere else, stored by rows or, transposed, by columns.
+
+    Integers have no NaN: a large value shows as a wrong sum.
+    """
     stored = values.T if transposed else values
-    around = torch.full([size + 2 * MARGIN for size in stored.shape], math.nan, dtype=values.dtype, device=DEVICE)
+    outside = math.nan if values.dtype.is_floating_point else 101
+    around = torch.full([size + 2 * MARGIN for size in stored.shape], outside, device=DEVICE).to(values.dtype)
     view = around[tuple(slice(MARGIN, -MARGIN) for _ in stored.shape)].copy_(stored)
     return view.T if transposed else view
 
@@ -51,21 +55,57 @@ def judged(
     return float(((got - truth).abs() / (allowed + rounding)).max())
 
 
-def matmul(dtype: torch.dtype, shape: list[int], random: torch.Generator) -> float:
-    """Random (m, k) @ (k, n), stored by rows and by columns, written in its own dtype and in float32: the worst."""
-    m, k, n = shape
-    a = torch.randn((m, k), generator=random).to(dtype)
-    b = torch.randn((k, n), generator=random).to(dtype)
-    truth = reference.matmul(a, b)
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> torch.Tensor:
+    """Normal deviates in a floating dtype, whole numbers of the whole range in int8."""
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, shape, generator=random, dtype=torch.int8)
+    return torch.randn(shape, generator=random).to(dtype)
+
+
+def allowed_for(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The error that a product of (m, k) and (k, n) may have before it is rounded."""
+    k = a.shape[1]
     # Higham, Accuracy and Stability of Numerical Algorithms, section 3.1: an inner product in any order is within
     # γ_k Σ|a||b|, γ_k = ku / (1 - ku). u is 2**-23, because matrix units cut sums off where others round.
     u = 2.0**-23
-    allowed = k * u / (1 - k * u) * reference.matmul(a.abs(), b.abs())
+    return k * u / (1 - k * u) * reference.matmul(a.double().abs(), b.double().abs())
+
+
+def matmul(dtype: torch.dtype, shape: list[int], random: torch.Generator) -> float:
+    """Random (m, k) @ (k, n), stored by rows and by columns, in each dtype that it may be written in: the worst."""
+    m, k, n = shape
+    a, b = drawn((m, k), dtype, random), drawn((k, n), dtype, random)
+    if dtype == torch.int8:
+        # Sums of whole numbers are exact.
+        out = gemm.matmul(inside_nan(a), inside_nan(b, transposed=True)).cpu()
+        return 0.0 if torch.equal(out.double(), reference.matmul(a, b)) else math.inf
+    truth = reference.matmul(a, b)
+    own = dtype if dtype in gemm.DTYPES else torch.bfloat16
     errors = []
-    for transposed, out_dtype in ((False, dtype), (True, torch.float32)):
+    for transposed, out_dtype in ((False, own), (True, torch.float32)):
         left, right = inside_nan(a, transposed=transposed), inside_nan(b, transposed=transposed)
-        errors.append(judged((m, n), out_dtype, partial(gemm.matmul, left, right), allowed, truth))
+        run = partial(gemm.matmul, left, right)
+        errors.append(judged((m, n), out_dtype, run, allowed_for(a, b), truth))
     # Not max(), which may lose a NaN.
+    return float(torch.tensor(errors).max())
+
+
+def described(dtype: torch.dtype, shape: list[int], random: torch.Generator) -> float:
+    """The same by descriptors, the host's and the device's, where a store beyond an edge would show in what follows."""
+    m, k, n = shape
+    a, b = drawn((m, k), dtype, random), drawn((n, k), dtype, random).T
+    truth = reference.matmul(a, b)
+    errors = []
+    for kernel in ("gemm_descriptor", "gemm_persistent"):
+        written = torch.int32 if dtype == torch.int8 else torch.float32
+        around = torch.full((m + 2 * MARGIN, n), int(UNTOUCHED), dtype=written, device=DEVICE)
+        out = around[MARGIN:-MARGIN]
+        gemm.matmul(a.to(DEVICE), b.T.contiguous().to(DEVICE).T, out, kernel=kernel)  # type: ignore[arg-type]
+        got = out.double().cpu()
+        out.fill_(int(UNTOUCHED))
+        if not bool((around == UNTOUCHED).all()):
+            return math.inf
+        errors.append(float(((got - truth).abs() / (allowed_for(a, b) + 1e-30)).max()))
     return float(torch.tensor(errors).max())
 
 
@@ -116,11 +156,28 @@ def triad(dtype: torch.dtype, shape: list[int], random: torch.Generator) -> floa
     )
 
 
+def read(dtype: torch.dtype, shape: list[int], random: torch.Generator) -> float:
+    """The sum of a buffer, read by three programs, over what sums in fp32 may be off by."""
+    source = torch.randn(shape, generator=random).to(dtype)
+    parts = stream.read(inside_nan(source), torch.full((3,), math.nan, device=DEVICE)).double().cpu()
+    bound = source.numel() * 2.0**-23 * float(source.double().abs().sum()) + 1e-30
+    return abs(float(parts.sum() - reference.read(source))) / bound
+
+
+def fma(dtype: torch.dtype, shape: list[int], random: torch.Generator) -> float:
+    """Four chains of multiply-adds: each step keeps |x| times the error before it and rounds once more."""
+    x = (torch.rand(shape, generator=random) - 0.5).to(DEVICE)
+    truth = reference.fma(x.cpu(), 2 * simd.UNROLLED)
+    got = simd.fma(x, 2, torch.full_like(x, math.nan)).double().cpu()
+    # |x| is at most 1/2, so the errors of a chain add up to at most twice that of its largest value, which is 4.
+    return float(((got - truth).abs() / (4 * 2 * 4 * 2.0**-23)).max())
+
+
 def main() -> None:
     """Answer each line of standard input until it ends."""
     # The tests share the machine with others.
     torch.set_num_threads(1)
-    cases = {case.__name__: case for case in (matmul, scaled, known, copy, copied_bits, triad)}
+    cases = {case.__name__: case for case in (matmul, described, scaled, known, copy, copied_bits, triad, read, fma)}
     for line in sys.stdin:
         asked = json.loads(line)
         random = torch.Generator().manual_seed(asked["seed"])

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mfu_kernels
-from mfu_kernels import gemm, stream
+from mfu_kernels import aot, configs, gemm, simd, stream
+from mfu_kernels.configs import Tile
 
 DTYPES = ("float32", "float16", "bfloat16")
+NARROW = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "int8")
 Ask = Callable[..., object]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")]
 PATHS = {"PYTHONPATH": str(Path(mfu_kernels.__file__).parents[1])}
@@ -54,7 +56,7 @@ def test_known_product(ask: Ask, dtype: str) -> None:
     assert ask("known", dtype) == [[29, 32, 35, 38], [65, 72, 79, 86], [101, 112, 123, 134]]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, *NARROW])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (128, 64, 128), (129, 65, 127), (3, 200, 260), (300, 1, 2)])
 def test_product(ask: Ask, dtype: str, shape: tuple[int, int, int]) -> None:
     """A product is within the bound of fp32 accumulation, whole tiles or ragged, and stays in its tensor."""
@@ -73,6 +75,13 @@ def test_any_product(ask: Ask, dtype: str, shape: tuple[int, int, int], seed: in
     assert ask("scaled", dtype, shape, seed) is True
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, *NARROW])
+@pytest.mark.parametrize("shape", [(128, 64, 128), (130, 80, 144), (16, 208, 272), (384, 32, 128)])
+def test_product_by_descriptors(ask: Ask, dtype: str, shape: tuple[int, int, int]) -> None:
+    """Tiles moved by descriptors of the host's or the device's give the product, ragged edges too."""
+    assert ask("described", dtype, shape) <= 1
+
+
 def test_more_than_one_group_of_tiles(ask: Ask) -> None:
     """Nine rows of tiles are one more than a group has: every tile is still written once."""
     assert ask("matmul", "float16", (8 * 128 + 1, 3, 129)) <= 1
@@ -85,6 +94,55 @@ def test_stream(ask: Ask, dtype: str, elements: int) -> None:
     assert ask("copied_bits", dtype, (elements,)) is True
     assert ask("copy", dtype, (elements,)) == 0
     assert ask("triad", dtype, (elements,)) <= 1
+    assert ask("read", dtype, (elements,)) <= 1
+
+
+def test_chains_of_multiply_adds(ask: Ask) -> None:
+    """2,048 elements, four chains of 32 steps each; and what they cost by hand."""
+    assert ask("fma", "float32", (2048,)) <= 1
+    assert simd.flops(2048, 2) == 2 * 4 * 32 * 2048
+
+
+@pytest.mark.parametrize(
+    ("case", "instruction"),
+    [
+        (aot.Case("gemm", "bfloat16", "sm_80"), "HMMA.16816.F32.BF16"),
+        (aot.Case("gemm_persistent", "float8_e4m3fn", "sm_90"), "QGMMA.64x256x32.F32.E4M3.E4M3"),
+        (aot.Case("gemm_descriptor", "bfloat16", "sm_100"), "UTCHMMA"),
+        (aot.Case("gemm", "bfloat16", "gfx942"), "v_mfma_f32_16x16x16_bf16"),
+        (aot.Case("triad", "float32", "sm_90"), "LDG.E.128"),
+    ],
+)
+def test_machine_code(case: aot.Case, instruction: str) -> None:
+    """Without a GPU: the matrix instruction of the architecture, nothing spilled. `make kernels` looks at all."""
+    found = aot.compile_case(case)
+    assert (found.instruction, found.spills, found.error, found.right) == (instruction, 0, "", True)
+
+
+def test_machine_code_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile too large for its warps spills; a format without an instruction is emulated: both are found out."""
+    monkeypatch.setattr(configs, "tile", lambda *_: Tile(128, 256, 128, warps=4, stages=3))
+    spilled = aot.compile_case(aot.Case("gemm", "bfloat16", "sm_80"))
+    assert spilled.spills > 100
+    assert not spilled.right
+    monkeypatch.setattr(configs, "tile", lambda *_: Tile(64, 64, 64, warps=4, stages=2))
+    emulated = aot.compile_case(aot.Case("gemm", "float8_e4m3fn", "gfx942"))
+    assert (emulated.instruction, emulated.right) == ("", False)
+    broken = aot.compile_case(aot.Case("gemm", "float8_e4m3fn", "sm_80"))
+    assert broken.error
+    assert not broken.right
+
+
+def test_what_an_architecture_lacks_is_not_compiled() -> None:
+    """No descriptors before sm_90, no TF32 on gfx950, no eight-bit floats on sm_80."""
+    for case in (
+        aot.Case("gemm_descriptor", "bfloat16", "sm_80"),
+        aot.Case("gemm", "tf32", "gfx950"),
+        aot.Case("gemm", "float8_e5m2", "sm_80"),
+        aot.Case("clock", "float32", "gfx942"),
+    ):
+        found = aot.compile_case(case)
+        assert (found.supported, found.right) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +153,7 @@ def test_stream(ask: Ask, dtype: str, elements: int) -> None:
         (torch.ones(2, 0), torch.ones(0, 2), "none of them 0"),
         (torch.ones(2, 2), torch.ones(2, 2).half(), r"a torch.float32, b torch.float16: must be the same"),
         (torch.ones(2, 2).double(), torch.ones(2, 2).double(), "one of torch.float32, torch.float16, torch.bfloat16"),
+        (torch.ones(2, 2).long(), torch.ones(2, 2).long(), "torch.float8_e5m2fnuz, torch.int8"),
     ],
 )
 def test_operands_that_do_not_fit(a: torch.Tensor, b: torch.Tensor, match: str) -> None:
