@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.export.destination import destination
 from mfu_sdk.peak.calibrate import peaks
-from mfu_sdk.peak.device import resolve
+from mfu_sdk.peak.device import driver_view, resolve
+from mfu_sdk.peak.nvml import Identity, State
 from mfu_sdk.settings import Settings
 
 STALE_S = 7 * 24 * 3600.0
@@ -60,13 +61,70 @@ def _device(settings: Settings) -> Iterator[Finding]:
             "load", "note" if busy else "good",
             f"{load:.1f} on {cores} cores" + (": others compete for this processor, MFU will read low" if busy else ""),
         )  # fmt: skip
-    elif "MIG" in device.name:
-        yield Finding("mig", "note", "a MIG slice: its peak must be measured, the parent's does not apply")
+    else:
+        yield from gpu_findings(driver_view(device), os.getpid())
     yield from _peak(device.torch_name, settings)
+
+
+def gpu_findings(view: tuple[Identity, State] | str, process: int) -> Iterator[Finding]:
+    """What the driver says of a GPU that moves its clock, or shares it; `process` is the one that asks."""
+    if isinstance(view, str):
+        yield Finding("driver", "note", view)
+        return
+    identity, state = view
+    yield Finding(
+        "driver", "good",
+        f"{identity.driver or 'unknown version'}, product {identity.product or 'unknown'}"
+        f" ({identity.brand or 'brand unknown'}), ECC {_switch(identity.ecc)}",
+    )  # fmt: skip
+    if identity.slice is not None:
+        others = "an unknown number of" if identity.siblings is None else str(identity.siblings)
+        yield Finding(
+            "mig", "note" if identity.siblings != 0 else "good",
+            f"a slice of {identity.slice.sm_count} SMs and {identity.slice.memory_bytes / 2**30:.1f} GiB; "
+            f"{others} other slices share its GPU's power and clock",
+        )  # fmt: skip
+    limits = tuple(event for event in state.events or () if event != "idle")
+    yield Finding(
+        "clock", "note" if limits else "good",
+        f"{_or_unknown(state.sm_clock_mhz)} of {_or_unknown(identity.max_sm_clock_mhz)} MHz"
+        + (f", held down by: {', '.join(limits)}; MFU will read low" if limits else ""),
+    )  # fmt: skip
+    limit, default = state.power_limit_w, identity.default_power_limit_w
+    if limit is not None and default is not None and limit < default:
+        yield Finding(
+            "power", "note", f"limited to {limit:.0f} of {default:.0f} W: clocks fall under load, MFU reads low"
+        )
+    if shared := [other for other in state.processes or () if other != process]:
+        yield Finding(
+            "processes",
+            "note",
+            f"{', '.join(map(str, shared))} use this device (in a container, this process may be one of them)",
+        )
+
+
+def _switch(on: bool | None) -> str:
+    return {True: "on", False: "off", None: "unknown"}[on]
+
+
+def _or_unknown(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
 
 
 def _peak(device: str, settings: Settings) -> Iterator[Finding]:
     known = peaks(device, settings=settings)
+    # Before Ampere there is no bf16.
+    dtype = "bfloat16" if "bfloat16" in known.theoretical else "float16"
+    if dtype in known.theoretical:
+        rate = known.theoretical[dtype]
+        at_max = known.state.get(f"{dtype}_at_max_clock_flops_per_s")
+        yield Finding(
+            "on paper", "good",
+            f"{dtype} {rate.flops_per_s / 1e12:.1f} TFLOP/s, {rate.source}"
+            + ("" if at_max is None else f"; {float(at_max) / 1e12:.1f} at the maximum clock"),
+        )  # fmt: skip
+    if "theory_missing" in known.state:
+        yield Finding("on paper", "note", str(known.state["theory_missing"]))
     if not known.achievable:
         yield Finding("peak", "note", str(known.state["missing"]))
         return

@@ -6,9 +6,10 @@
     ├── MissingDependencyError (ImportError)   an extra is not installed
     ├── FormulaError (ValueError)              a FLOP formula was given shapes that it cannot price
     ├── CalibrationError (RuntimeError)        the device's peak could not be measured
+    ├── NvmlError (RuntimeError)               NVML, which tells about NVIDIA's GPUs, cannot be used here
     └── StoreError (RuntimeError)              the provider's store cannot be opened, read or written
 
-All but the last two are raised before anything has started. After start nothing of ours reaches user code (see
+All but the last three are raised before anything has started. After start nothing of ours reaches user code (see
 `guard`). A message gives the value, the rule and the remedy, in one line.
 """
 
@@ -35,6 +36,10 @@ class FormulaError(MfuError, ValueError):
 
 class CalibrationError(MfuError, RuntimeError):
     """The peak of a device could not be measured."""
+
+
+class NvmlError(MfuError, RuntimeError):
+    """NVML cannot be used here; the message says why."""
 
 
 class StoreError(MfuError, RuntimeError):

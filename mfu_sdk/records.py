@@ -125,10 +125,12 @@ class Peaks:
         divided by that dtype's own peak. Theory is preferred where there is a datasheet; a processor has none, so
         its measured fp32 rate stands in and `Rate.source` says so.
         """
-        wanted = dtype if dtype in ("float32", "tf32", "float64") else "bfloat16"
+        # Volta and Turing have no bf16: what they run of it is emulated, and fp16 is their reference.
+        wanted = (dtype,) if dtype in ("float32", "tf32", "float64") else ("bfloat16", "float16")
         for table in (self.theoretical, self.achievable):
-            if wanted in table:
-                return wanted, table[wanted]
+            for name in wanted:
+                if name in table:
+                    return name, table[name]
         # A processor's peak is known for fp32 only; bf16 work on it is held against that, and peak_dtype says so.
         if "float32" in self.achievable and self.device == "cpu":
             return "float32", self.achievable["float32"]

@@ -176,7 +176,7 @@ PEAK_SOURCE: Final = _attribute(
     "mfu.peak.source",
     "string",
     "",
-    "where the denominator came from: calibrated, theory, user, prior",
+    "where the denominator came from: calibrated, user, prior, or theory with its factors",
     "step",
     "window",
     "run",

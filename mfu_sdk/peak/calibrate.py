@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.peak.device import Device, resolve
+from mfu_sdk.peak.device import Device, driver_view, resolve, silicon
 from mfu_sdk.peak.results import Results
+from mfu_sdk.peak.theory import Theory, theoretical
 from mfu_sdk.records import Peaks
 from mfu_sdk.settings import Settings
 
@@ -39,7 +40,7 @@ def calibrate(
     On a processor: fp32 matrix products, bf16 ones where it has instructions for them, and copies; `dtypes` may only
     be ("float32",). On a CUDA device: `torch.mm` for each of `dtypes` (all of "bfloat16", "float16", "tf32" and
     "float32" unless given), and copies; dtypes measured earlier are kept. `progress` is told what is being measured and
-    how much of the budget is gone (0..1).
+    how much of the budget is gone (0..1). What the device could do on paper is beside what it did, as in `peaks`.
     Raises `ConfigurationError` for a device, dtype or budget that cannot be, `CalibrationError` if it went wrong.
     """
     settings = settings or Settings.from_env()
@@ -59,20 +60,51 @@ def calibrate(
     if dtypes and (earlier := results.load(key)) is not None:
         found = replace(found, achievable={**earlier.achievable, **found.achievable})
     results.save(key, found)
-    return found
+    return _with_theory(found, target)
 
 
 def peaks(device: str | torch.device | None = None, *, settings: Settings | None = None) -> Peaks:
-    """What is known of `device`: its cached calibration, else nothing; never another device's.
+    """What is known of `device`: what it could do on paper, and its cached calibration; never another device's.
 
-    Without a calibration `achievable` and `theoretical` are empty and `state["missing"]` names the remedy.
+    `theoretical` holds dense rates at the vendor's reference clock, or at NVML's maximum where no reference clock is
+    known; each says so in its `source`. `state["bfloat16_at_max_clock_flops_per_s"]` and the like give them at the
+    maximum. A rate that cannot be told is absent, and `state["theory_missing"]` says why; a processor has none at all.
+    Without a calibration `achievable` is empty and `state["missing"]` names the remedy.
     """
     target = resolve(device)
-    cached = _results(settings or Settings.from_env()).load(_key(target))
-    if cached is not None:
-        return cached
-    remedy = f"no calibration of {target.name} under this configuration; run `mfu calibrate`"
-    return Peaks(target.torch_name, {}, {}, None, None, {"missing": remedy})
+    found = _results(settings or Settings.from_env()).load(_key(target))
+    if found is None:
+        remedy = f"no calibration of {target.name} under this configuration; run `mfu calibrate`"
+        found = Peaks(target.torch_name, {}, {}, None, None, {"missing": remedy})
+    return _with_theory(found, target)
+
+
+def theory_of(device: Device) -> Theory:
+    """What a CUDA or ROCm device could do on paper."""
+    import torch
+
+    view = driver_view(device)
+    identity = None if isinstance(view, str) else view[0]
+    properties = torch.cuda.get_device_properties(device.torch_name)
+    found = theoretical(silicon(properties, identity, hip=torch.version.hip is not None))
+    if isinstance(view, str) and found.missing is not None:
+        return replace(found, missing=f"{found.missing}; {view}")
+    return found
+
+
+def _with_theory(found: Peaks, target: Device) -> Peaks:
+    # Made anew each time and never cached: the next version's tables may know more.
+    return found if target.kind == "cpu" else with_theory(found, theory_of(target))
+
+
+def with_theory(found: Peaks, theory: Theory) -> Peaks:
+    """`found` with the rates of `theory`, and in its state those at the highest clock and what is missing."""
+    state = dict(found.state)
+    for dtype, rate in theory.at_max_clock.items():
+        state[f"{dtype}_at_max_clock_flops_per_s"] = rate.flops_per_s
+    if theory.missing is not None:
+        state["theory_missing"] = theory.missing
+    return replace(found, theoretical=theory.headline, state=state)
 
 
 def _measure_cpu(target: Device, budget_s: float, progress: Progress) -> Peaks:

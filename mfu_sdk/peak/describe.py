@@ -9,7 +9,7 @@ from mfu_sdk.records import Peaks, Rate
 
 
 def describe(peaks: Peaks) -> str:
-    """Every rate with its interval and spread, one a line, and what disturbed the measurement."""
+    """Every rate with its interval and spread, one a line, what the device could do, and what disturbed it."""
     lines = [f"  {peaks.state.get('name', peaks.device)}"]
     for dtype, rate in peaks.achievable.items():
         spread = float(peaks.state.get(f"{dtype}_spread", 0.0))
@@ -27,6 +27,16 @@ def describe(peaks: Peaks) -> str:
             f"[{peaks.memory.low / 1e9:,.1f} .. {peaks.memory.high / 1e9:,.1f}]"
             f"  copies, bytes read + written, spread {float(peaks.state.get('memory_spread', 0.0)):.1%}"
         )
+    for dtype, rate in peaks.theoretical.items():
+        if dtype in peaks.achievable or not peaks.achievable:
+            share = peaks.achievable[dtype].flops_per_s / rate.flops_per_s if dtype in peaks.achievable else None
+            lines.append(
+                f"  {dtype:<9} {rate.flops_per_s / 1e9:10,.1f} GFLOP/s  on paper"
+                + ("" if share is None else f", {share:.1%} measured")
+                + f"; {rate.source}"
+            )
+    if "theory_missing" in peaks.state:
+        lines.append(f"  on paper: {peaks.state['theory_missing']}")
     if peaks.state.get("contended"):
         lines.append("  contended: something else had the processor meanwhile; measure again on a quiet machine")
     return "\n".join(lines)

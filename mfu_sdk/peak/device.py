@@ -6,9 +6,11 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
+from mfu_sdk.peak.nvml import Identity, Nvml, NvmlError, State
+from mfu_sdk.peak.theory import Silicon
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +73,42 @@ def resolve(device: str | torch.device | None = None) -> Device:
     vendor = "AMD" if torch.version.hip else "NVIDIA"
     uuid = getattr(properties, "uuid", None)
     return Device(f"cuda:{index}", properties.name, vendor, None if uuid is None else f"GPU-{uuid}")
+
+
+def driver_view(device: Device) -> tuple[Identity, State] | str:
+    """What NVML says of a CUDA device, and how it is now; or in one sentence why it says nothing."""
+    if device.vendor != "NVIDIA" or device.uuid is None:
+        return f"{device.torch_name} has no NVML: it is read through torch alone"
+    try:
+        with Nvml.open() as nvml:
+            gpu = nvml.gpu(device.uuid)
+            return f"NVML does not see {device.uuid}" if gpu is None else (gpu.identity(), gpu.state())
+    except NvmlError as error:
+        return str(error)
+
+
+def silicon(properties: Any, identity: Identity | None, *, hip: bool) -> Silicon:
+    """What a CUDA or ROCm device says of itself: torch's `properties` of it, and NVML's `identity` where there is one.
+
+    torch counts the SMs of a MIG device as NVML does; where both tell, NVML's word is taken. ROCm gives a device's peak
+    engine clock in kHz, which older versions of torch do not pass on.
+    """
+    units = int(properties.multi_processor_count)
+    if hip:
+        clock_khz = getattr(properties, "clock_rate", 0)
+        return Silicon(properties.gcnArchName.partition(":")[0], units, max_clock_mhz=clock_khz // 1000 or None)
+    architecture = f"sm_{properties.major}{properties.minor}"
+    if identity is None:
+        return Silicon(architecture, units)
+    return Silicon(
+        architecture,
+        units if identity.slice is None else identity.slice.sm_count,
+        max_clock_mhz=identity.max_sm_clock_mhz,
+        product=identity.product,
+        brand=identity.brand,
+        # Once a GPU is partitioned, compute runs in its slices only, whichever of the two UUIDs torch passes on.
+        sliced=identity.slice is not None or identity.mig is True,
+    )
 
 
 def of_tensors(tensors: Iterable[torch.Tensor]) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def _devices(
 
 def _peaks(device: str | torch.device | None, settings: Settings, telemetry: Telemetry | None) -> Peaks:
     found = known_peaks(device, settings=settings)
-    if found.achievable or found.theoretical or settings.calibrate == "off":
+    if found.achievable or settings.calibrate == "off":
         return found
     started = time.time_ns()
     try:

@@ -44,6 +44,14 @@ def test_calibration_is_plausible() -> None:
     assert mfu.peaks("cuda").calibration_id == peaks.calibration_id
 
 
+def test_theory_bounds_what_was_measured() -> None:
+    """A listed GPU has a theoretical peak, and a product reaches a third of it at the least and no more than it."""
+    peaks = mfu.calibrate("cuda", budget_s=3.0)
+    assert "theory_missing" not in peaks.state, peaks.state
+    share = peaks.achievable["bfloat16"].flops_per_s / peaks.theoretical["bfloat16"].flops_per_s
+    assert 0.3 < share < 1.1
+
+
 def test_steps_never_synchronise(example: Any) -> None:
     """Under torch's own alarm for synchronisations, uncounted steps of a monitored loop raise none."""
     model = example.ByteGPT(example.Config(layers=2)).cuda()
