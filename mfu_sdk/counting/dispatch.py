@@ -136,8 +136,15 @@ class CountingMode(TorchDispatchMode):
         if kind == "subclass" or (types and any(map(_wraps, types))):
             # The subclass unwraps; what it runs comes back here.
             return NotImplemented
-        if self._depth == 0 or (kind == "view" and not rule.watched) or (_CUDA and _capturing()):
+        if self._depth == 0 or (_CUDA and _capturing()):
             return func(*args, **kwargs)
+        if kind == "view":
+            result = func(*args, **kwargs)
+            # Of a mask without data it is followed how it was made; one with data is read where it is used.
+            if rule.watched and _lacks_data(result):
+                with shield("count"), self._lock:
+                    self._masks.observe(rule.name, Call(func, args, kwargs, result), None)
+            return result
         if kind == "control":
             return func(*map(self._seen_again, args), **kwargs)
         if rule.decomposes:
@@ -185,31 +192,30 @@ class CountingMode(TorchDispatchMode):
     def _count(
         self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, place: Place
     ) -> None:
-        module, stage, region = place
-        if region is not None and self._covered(region, module, stage):
+        module, stage, regions = place
+        if regions and self._covered(regions, module, stage):
             return
         kind = rule.kind
         if kind == "higher":
             self._count_higher_order(rule, func, args, kwargs, result, module, stage)
             return
+        key = _key(rule, func, args, kwargs) if rule.by_shapes else None
         priced = None
-        if kind != "view":
-            key = _key(rule, func, args, kwargs) if rule.by_shapes else None
-            try:
-                priced = self._prices.get(key)
-            except TypeError:
-                # Sizes with symbols in them have no hash.
-                key = None
-            if _is_fake(result) and only_infers_shapes():
-                return
-            if priced is None:
-                priced = self._price(rule, Call(func, args, kwargs, result), key)
-            with self._lock:
-                self._tally.calls[priced, module, stage] += 1
+        try:
+            priced = self._prices.get(key)
+        except TypeError:
+            # Sizes with symbols in them have no hash.
+            key = None
+        if _is_fake(result) and only_infers_shapes():
+            return
+        if priced is None:
+            priced = self._price(rule, Call(func, args, kwargs, result), key)
+        with self._lock:
+            self._tally.calls[priced, module, stage] += 1
         if rule.watched and stage != "optimizer":
             with self._lock:
                 product = None
-                if priced is not None and priced.known and rule.price is not None and rule.price.dense:
+                if priced.known and rule.price is not None and rule.price.dense:
                     product = partial(self._tally.reprice, Line(priced, module, stage))
                 self._masks.observe(rule.name, Call(func, args, kwargs, result), product)
                 self._tally.bound()
@@ -243,35 +249,44 @@ class CountingMode(TorchDispatchMode):
 
     # --- what is no single operator ----------------------------------------------------------------------------------
 
-    def _covered(self, region: Region, module: str, stage: Stage) -> bool:
-        """Whether the operator runs beneath a priced function; the first to do so charges the function's price."""
-        if not region.charged:
-            region.charged = True
-            with self._lock:
-                self._tally.calls[self._charge(region), module, stage] += 1
-        return region.cost is not None
+    def _covered(self, regions: Sequence[Region], module: str, stage: Stage) -> bool:
+        """Whether the operator runs beneath a priced function, the outermost that has a price for this call.
+
+        The first operator of a call charges the function's price.
+        """
+        for region in regions:
+            if not region.charged:
+                region.charged = True
+                with self._lock:
+                    self._tally.calls[self._charge(region), module, stage] += 1
+            if region.cost is not None:
+                return True
+        return False
 
     def _charge(self, region: Region) -> Priced:
-        if region.cost is not None and region.cost.backward is not None:
-            # Its forward was charged before: this is the autograd node's backward.
-            needs, region.backward = tuple(region.backward.needs_input_grad), None
-            backward = region.cost.backward
-            cost, known = _priced(lambda: backward(needs))
-            # Reads what the forward read and the gradient, and writes gradients of the same sizes.
-            moved = 2 * region.bytes_moved
-        else:
-            assert region.frame is not None
-            named = functions.arguments(region.frame)
-            region.dtype = _arithmetic(named, region.price.operand)
-            region.bytes_moved = moved = sum(map(traffic.tensor_bytes, tensors(list(named.values()))))
-            region.cost = _cost_of(region.price, named)
-            known = region.cost is not None
-            cost = FREE if region.cost is None else region.cost.forward
-            if region.cost is not None and region.cost.backward is not None:
-                self._places.await_backward(region)
+        if region.frame is None:
+            return self._charge_backward(region)
+        named = functions.arguments(region.frame)
+        region.dtype = _arithmetic(named, region.price.operand)
+        held = tensors([named[name] for name in functions.parameters(region.frame.f_code) if name in named])
+        region.bytes_moved = sum(map(traffic.tensor_bytes, held))
+        region.cost = _cost_of(region.price, named)
+        if region.cost is None:
+            return Priced(region.name, region.dtype, FREE, region.bytes_moved, known=False)
+        if region.cost.backward is not None:
+            self._places.await_backward(region)
+        return Priced(region.name, region.dtype, region.cost.forward, region.bytes_moved)
+
+    def _charge_backward(self, region: Region) -> Priced:
+        assert region.cost is not None
+        assert region.cost.backward is not None
+        needs, region.node = tuple(region.node.needs_input_grad), None
+        backward = region.cost.backward
+        cost, known = _priced(lambda: backward(needs))
         if not known:
             region.cost = None
-        return Priced(region.name, region.dtype, cost, moved, known)
+        # It reads what the forward read and the gradient, and writes gradients of the same sizes.
+        return Priced(region.name, region.dtype, cost, 2 * region.bytes_moved, known)
 
     def _count_higher_order(
         self,
@@ -305,8 +320,8 @@ class CountingMode(TorchDispatchMode):
         # While an operator runs beneath this mode the mode is off: a kernel that it launches is the operator's.
         if self._depth == 0 or (_CUDA and _capturing()) or not mode_stack.holds(self):
             return
-        module, stage, region = self._places.now()
-        if module != OTHERS and not (region is not None and self._covered(region, module, stage)):
+        module, stage, regions = self._places.now()
+        if module != OTHERS and not self._covered(regions, module, stage):
             self._count_launch(kernel, named, module, stage)
 
     def _count_launch(self, kernel: Any, named: Mapping[str, Any], module: str, stage: Stage) -> None:
@@ -392,6 +407,12 @@ def _is_fake(result: Any) -> bool:
     if type(result) is tuple and result:
         result = result[0]
     return isinstance(result, FakeTensor)
+
+
+def _lacks_data(result: Any) -> bool:
+    if isinstance(result, (list, tuple)) and result:
+        result = result[0]
+    return isinstance(result, FakeTensor) or (isinstance(result, Tensor) and result.is_meta)
 
 
 def _priced(price: Callable[[], Cost]) -> tuple[Cost, bool]:

@@ -95,21 +95,27 @@ def of_kernel(name: str) -> KernelPrice | None:
     """The price of the Triton kernel "module:qualname"."""
     from mfu_sdk.counting import third_party
 
-    return _users_kernels.get(name) or getattr(third_party, "KERNELS", {}).get(name)
+    return _users_kernels.get(name) or third_party.KERNELS.get(name)
 
 
 def arguments(frame: FrameType) -> dict[str, Any]:
-    """The arguments of the call that `frame` runs, by name, `ctx` left out; *args and **kwargs by their own names."""
-    code, values = frame.f_code, frame.f_locals
+    """What the call that `frame` runs has in hand: its arguments in order, then what it unpacked from them so far."""
+    held = frame.f_locals
+    first = {name: held[name] for name in parameters(frame.f_code) if name in held}
+    return first | {name: value for name, value in held.items() if name not in first and name != "ctx"}
+
+
+def parameters(code: CodeType) -> tuple[str, ...]:
+    """The names of a function's parameters in order, `ctx` left out; *args and **kwargs by their own names."""
     number = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
-    return {name: values[name] for name in code.co_varnames[:number] if name != "ctx" and name in values}
+    return tuple(name for name in code.co_varnames[:number] if name != "ctx")
 
 
 def _ours() -> Mapping[str, FunctionPrice]:
     # Late: the tables import formulas that import this module's types.
     from mfu_sdk.counting import third_party
 
-    return getattr(third_party, "FUNCTIONS", {})
+    return third_party.FUNCTIONS
 
 
 @lru_cache(maxsize=1)

@@ -33,29 +33,52 @@ _TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET = range(7)
 
 
 class Region:
-    """One running call of a priced function: what runs beneath it is covered by its price.
+    """One running call of a priced function, or the backward of one: what runs beneath it is covered by its price.
 
     `cost` is set once it was charged; None says that its formula failed, so that what runs beneath it counts by itself.
     """
 
-    __slots__ = ("backward", "bytes_moved", "charged", "cost", "dtype", "frame", "name", "number", "price")
+    __slots__ = ("_number", "_task", "bytes_moved", "charged", "cost", "dtype", "frame", "name", "node", "price")
 
     def __init__(self, name: str, price: FunctionPrice, frame: FrameType | None, number: int) -> None:
         self.name = name
         self.price = price
+        # None for a backward.
         self.frame = frame
-        # Of the autograd node that was made last when the call began: an autograd.Function's own.
-        self.number = number
         self.charged = False
+        self.cost: FunctionCost | None = None
         self.dtype = "none"
         self.bytes_moved = 0
-        self.cost: FunctionCost | None = None
-        # The autograd node whose backward this region is, None in the forward.
-        self.backward: Any = None
+        # The autograd node whose backward this is, while it runs.
+        self.node: Any = None
+        self._number = number
+        self._task = -1
+
+    def runs(self, node: Any) -> None:
+        """The backward of `node` runs; each time that it does (the graph being retained) it is charged again."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task = task
+            self.node = node
+            self.charged = False
+
+    def node_number(self) -> int | None:
+        """The number of the autograd node that the call of an autograd.Function's forward has made, if it made one.
+
+        The context that a forward is given is its node. Where it gets none (`setup_context`), the node is the one made
+        last when the forward began.
+        """
+        assert self.frame is not None
+        parameters = self.frame.f_code.co_varnames[: self.frame.f_code.co_argcount]
+        if "ctx" not in parameters:
+            return self._number
+        node = self.frame.f_locals["ctx"]
+        return int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else None
 
 
-Place = tuple[str, Stage, Region | None]
-"""The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any), the stage, and the priced function if any."""
+Place = tuple[str, Stage, tuple[Region, ...]]
+"""The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any), the stage, and the priced functions on the
+stack, the outermost first."""
 
 
 class _Code:
@@ -134,7 +157,7 @@ class Places:
         self._others = others
         self._known: dict[int, _Known] = {}
         self._by_node: dict[int, str] = {}
-        self._regions: dict[int, Region] = {}
+        self._regions: dict[int, tuple[Region, ...]] = {}
         self._pending: dict[int, Region] = {}
         self._deep = False
         if model is not None:
@@ -175,7 +198,7 @@ class Places:
         outer: torch.nn.Module | None = None
         inner: torch.nn.Module | None = None
         recomputing = foreign = False
-        target: FrameType | None = None
+        targets: list[FrameType] = []
         in_engine = torch._C._current_graph_task_id() != -1
         deep = self._deep
         codes = _codes
@@ -202,12 +225,12 @@ class Places:
                     recomputing = True
                     break
                 elif kind == _TARGET:
-                    target = frame
+                    targets.append(frame)
                     foreign = True
                 # Only the closure of step() runs beneath an optimizer with gradients on, and it is the user's code; a
                 # differentiable optimizer's own operators are called from its own file.
                 elif outer is None and not (foreign and torch.is_grad_enabled()):
-                    return "", "optimizer", None
+                    return "", "optimizer", ()
             frame = frame.f_back
 
         if inner is not None and outer is not None:
@@ -216,7 +239,7 @@ class Places:
         if module is None:
             module = ""
         stage: Stage = "forward"
-        region = None
+        regions: tuple[Region, ...] = ()
         number = torch._C._autograd._get_sequence_nr() - 1  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
         if in_engine:
             node = torch._C._current_autograd_node()
@@ -229,35 +252,47 @@ class Places:
                 if node is not None:
                     made_by = node._sequence_nr()
                     module = self._by_node.get(made_by, module)
-                    if self._pending and (region := self._pending.get(made_by)) is not None:
-                        region.backward = node
-        if target is not None:
-            region = self._region(target, number)
+                    if self._pending and (ahead := self._pending.get(made_by)) is not None:
+                        ahead.runs(node)
+                        regions = (ahead,)
+        if targets:
+            regions += self._running(targets, number)
         elif self._regions:
             self._regions.pop(threading.get_ident(), None)
         # The autograd node of an operator is made just before the operator is dispatched. An operator without a node
         # leaves the number as it is: the first to use it is its owner.
         self._by_node.setdefault(number, module)
-        return module, stage, region
+        return module, stage, regions
 
     def await_backward(self, region: Region) -> None:
-        """The autograd node under which `region` runs its forward will run its backward: priced together."""
-        ahead = Region(region.name, region.price, None, region.number)
-        ahead.cost, ahead.dtype, ahead.bytes_moved = region.cost, region.dtype, region.bytes_moved
-        self._pending[region.number] = ahead
+        """The autograd node under which `region` runs its forward will run its backward: priced together.
 
-    def _region(self, frame: FrameType, number: int) -> Region:
-        """The region of a priced function's frame.
+        A forward that was called by itself, without a node, has none.
+        """
+        number = region.node_number()
+        if number is not None:
+            ahead = Region(region.name, region.price, None, number)
+            ahead.cost, ahead.dtype, ahead.bytes_moved = region.cost, region.dtype, region.bytes_moved
+            self._pending[number] = ahead
 
-        The frame is held until the thread's next operator outside of it, so that no other frame can have its identity.
+    def _running(self, targets: list[FrameType], number: int) -> tuple[Region, ...]:
+        """The regions of the priced functions on this thread's stack, the outermost first.
+
+        Their frames are held until the thread's next operator outside of them, so that no other frame can have their
+        identities.
         """
         thread = threading.get_ident()
-        region = self._regions.get(thread)
-        if region is None or region.frame is not frame:
-            found = _codes.get(id(frame.f_code)) or _classify(frame)
-            assert found.price is not None
-            region = self._regions[thread] = Region(found.name, found.price, frame, number)
-        return region
+        before = self._regions.get(thread, ())
+        found = []
+        for frame in reversed(targets):
+            region = next((each for each in before if each.frame is frame), None)
+            if region is None:
+                entry = _codes.get(id(frame.f_code)) or _classify(frame)
+                assert entry.price is not None
+                region = Region(entry.name, entry.price, frame, number)
+            found.append(region)
+        self._regions[thread] = tuple(found)
+        return self._regions[thread]
 
     def _met(self, inner: torch.nn.Module, outer: torch.nn.Module, module: str | None) -> str | None:
         """The name of `inner`, where that is now found beneath `outer`; else that of the nearest that has one."""

@@ -50,9 +50,10 @@ def register_flops(target: object, formula: Formula, *, backward: Formula | None
     elif is_function:
         assert isinstance(target, type)
         code = target.forward.__code__  # type: ignore[attr-defined]  # of an autograd.Function
-        functions.register(code, _name(target), FunctionPrice(_of_function(formula, backward, raw=raw), ""))
+        functions.register(code, _name(target), FunctionPrice(_of_function(code, formula, backward, raw=raw), ""))
     elif isinstance(target, types.FunctionType | types.MethodType):
-        functions.register(target.__code__, _name(target), FunctionPrice(_of_function(formula, None, raw=raw), ""))
+        code = target.__code__
+        functions.register(code, _name(target), FunctionPrice(_of_function(code, formula, None, raw=raw), ""))
     elif (kernel := _kernel(target)) is not None:
         functions.register_kernel(_name(kernel), KernelPrice(_of_kernel(formula, raw=raw), ""))
     else:
@@ -93,9 +94,12 @@ def _called(formula: Formula, named: Mapping[str, Any], *, raw: bool) -> Cost:
 
 
 def _of_function(
-    formula: Formula, backward: Formula | None, *, raw: bool
+    code: types.CodeType, formula: Formula, backward: Formula | None, *, raw: bool
 ) -> Callable[[Mapping[str, Any]], FunctionCost]:
-    def priced(named: Mapping[str, Any]) -> FunctionCost:
+    names = functions.parameters(code)
+
+    def priced(held: Mapping[str, Any]) -> FunctionCost:
+        named = {name: held[name] for name in names}
         forward = _called(formula, named, raw=raw)
         if backward is None:
             return FunctionCost(forward)

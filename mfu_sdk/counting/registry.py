@@ -19,11 +19,10 @@ except ModuleNotFoundError as error:
 
 from torch._ops import HigherOrderOperator
 
-from mfu_sdk.counting import masks as _masks
 from mfu_sdk.counting.call import Call
 from mfu_sdk.counting.formulas import Cost
 from mfu_sdk.counting.free import is_free
-from mfu_sdk.counting.masks import Masks
+from mfu_sdk.counting.masks import WATCHED, Masks
 from mfu_sdk.counting.pricing import PRICES, Price
 
 Formula = Callable[..., int]
@@ -95,7 +94,6 @@ RULES: Final[dict[int, Rule]] = {}
 hash is slow. `rule` finds the others, and keeps each overload alive, so that its id stays its own."""
 _overloads: Final[list[Any]] = []
 
-WATCHED = getattr(_masks, "WATCHED", frozenset(_masks._RULES) | _masks._ELEMENTWISE)
 _users: Final[dict[str, _UsersFormula]] = {}
 _changes = 0
 
@@ -141,7 +139,7 @@ def _found(func: Any) -> Rule:
         watched = mutates or price.dense or plain in WATCHED
         return Rule("priced", plain, price=price, by_shapes=by_shapes, watched=watched, mutates=mutates)
     if func.is_view:
-        return Rule("view", plain)
+        return Rule("view", plain, watched=plain in WATCHED)
     if is_free(func):
         return Rule("free", plain, by_shapes=by_shapes, watched=mutates or plain in WATCHED, mutates=mutates)
     return Rule("unknown", name, decomposes=_decomposes(func), by_shapes=False, watched=mutates, mutates=mutates)
@@ -161,7 +159,7 @@ def _third_party() -> Mapping[str, Price]:
     # Late: its tables are large, and few programs have these libraries.
     from mfu_sdk.counting import third_party
 
-    return getattr(third_party, "OPERATORS", {})
+    return third_party.OPERATORS
 
 
 def ecosystem_formula(func: torch._ops.OpOverload) -> Callable[[Call], int] | None:
