@@ -21,12 +21,12 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError("torch is not installed: counting runs under it; pip install torch") from error
 
 from torch import Tensor
-from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfu_sdk.counting import functions, launches, mode_stack, registry, traffic
+from mfu_sdk.counting import flex, functions, launches, mode_stack, registry, traffic
 from mfu_sdk.counting.call import Call, tensors
+from mfu_sdk.counting.compiled import CompiledCall, CompiledRegions
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
 from mfu_sdk.counting.place import OTHERS, Place, Places, Region, Stage, only_infers_shapes
@@ -47,9 +47,9 @@ class CountingMode(TorchDispatchMode):
 
     Either a context manager, any number of times and nested in itself, or `start()` and `stop()`, which may lie in
     different hooks. `model` gives modules their names; operators of other modules are counted too, but for those of
-    the models that `others` returns. Under `torch.compile` it sees what the compiled code calls outside of its own
-    kernels, and leaves compilation on. Wrapper tensors (DTensor, nested, quantized) are counted by the operators that
-    they run on what they wrap, so a sharded tensor counts its local shard.
+    the models that `others` returns. What `torch.compile` has compiled counts by its graph, and stays compiled.
+    Wrapper tensors (DTensor, nested, quantized) are counted by the operators that they run on what they wrap, so a
+    sharded tensor counts its local shard.
     """
 
     supports_higher_order_operators = True
@@ -68,6 +68,7 @@ class CountingMode(TorchDispatchMode):
         self._places = Places(model, others)
         self._masks = Masks()
         self._tally = Tally(convention)
+        self._compiled = CompiledRegions(self, self._ran_compiled)
         self._prices: dict[Any, Priced] = {}
         self._rules_seen = 0
 
@@ -85,6 +86,7 @@ class CountingMode(TorchDispatchMode):
                     self._prices.clear()
                     self._rules_seen = registry.changes()
                 launches.watch(self._launched)
+                self._compiled.start()
             if not mode_stack.holds(self):
                 mode_stack.insert(self)
         self._depth += 1
@@ -100,6 +102,7 @@ class CountingMode(TorchDispatchMode):
             mode_stack.remove(self)
             if was_on:
                 launches.unwatch(self._launched)
+                self._compiled.stop()
             with self._lock:
                 self._places.end()
                 self._masks.clear()
@@ -147,7 +150,7 @@ class CountingMode(TorchDispatchMode):
             return result
         if kind == "control":
             return func(*map(self._seen_again, args), **kwargs)
-        if rule.decomposes:
+        if rule.decomposes and not any(map(_is_ragged, tensors((*args, *kwargs.values())))):
             with self._again():
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -190,14 +193,22 @@ class CountingMode(TorchDispatchMode):
         return run
 
     def _count(
-        self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, place: Place
+        self,
+        rule: Rule,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        place: Place,
+        *,
+        fused: bool = False,
     ) -> None:
         module, stage, regions = place
         if regions and self._covered(regions, module, stage):
             return
         kind = rule.kind
         if kind == "higher":
-            self._count_higher_order(rule, func, args, kwargs, result, module, stage)
+            self._count_higher_order(rule, Call(func, args, kwargs, result), module, stage, fused=fused)
             return
         key = _key(rule, func, args, kwargs) if rule.by_shapes else None
         priced = None
@@ -236,7 +247,10 @@ class CountingMode(TorchDispatchMode):
                 cost, known = _priced(lambda: Cost.plain(found(call)))
             else:
                 known = not traffic.touches_floats(call)
-        dtype = _dtype(call, rule.price.operand if rule.price else None)
+        if rule.price is not None and rule.price.dtype is not None:
+            dtype = rule.price.dtype(call)
+        else:
+            dtype = _dtype(call, rule.price.operand if rule.price else None)
         priced = Priced(rule.name, dtype, cost, traffic.moved_bytes(call), known)
         return priced if asked.was_asked else self._remember(key, priced)
 
@@ -288,32 +302,52 @@ class CountingMode(TorchDispatchMode):
         # It reads what the forward read and the gradient, and writes gradients of the same sizes.
         return Priced(region.name, region.dtype, cost, 2 * region.bytes_moved, known)
 
-    def _count_higher_order(
-        self,
-        rule: Rule,
-        func: HigherOrderOperator,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        module: str,
-        stage: Stage,
-    ) -> None:
+    def _count_higher_order(self, rule: Rule, call: Call, module: str, stage: Stage, *, fused: bool) -> None:
         """A higher-order operator that is no control flow is a black box, but for those that are known."""
-        launch = launches.of_wrapper(rule.name, kwargs)
+        launch = launches.of_wrapper(rule.name, call.kwargs)
         if launch is not None:
             self._count_launch(*launch, module, stage)
             return
-        held = [tensor for tensor in tensors((*args, *kwargs.values(), result)) if tensor.is_floating_point()]
+        held = [t for t in tensors((*call.args, *call.kwargs.values(), call.result)) if t.is_floating_point()]
         if not held:
             return
         cost, known = FREE, False
-        formula = registry.ecosystem_entry(func)
-        if formula is not None:
-            found = formula
-            cost, known = _priced(lambda: Cost.plain(registry.checked(found(*args, **kwargs, out_val=result))))
+        name, formula = call.func._name, registry.ecosystem_entry(call.func)
+        if name in flex.NAMES:
+            cost, known = _priced(lambda: flex.price_flex(name, call.args, call.kwargs, self._masks, fused=fused))
+        elif formula is not None:
+            theirs = formula
+            cost, known = _priced(
+                lambda: Cost.plain(registry.checked(theirs(*call.args, **call.kwargs, out_val=call.result)))
+            )
         priced = Priced(rule.name, _name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known)
         with self._lock:
             self._tally.calls[priced, module, stage] += 1
+
+    def _ran_compiled(self, call: CompiledCall) -> None:
+        """A graph that Inductor compiled is about to run, in this thread, and this mode will not see inside of it."""
+        module, stage, regions = self._places.now()
+        if module == OTHERS or self._covered(regions, module, stage):
+            return
+        if call.operations is None:
+            moved = sum(map(traffic.tensor_bytes, call.inputs))
+            with self._lock:
+                self._tally.calls[Priced(call.name, "none", FREE, moved, known=False), module, stage] += 1
+            return
+        if call.backward and stage == "forward":
+            stage = "backward"
+        for each in call.operations:
+            at: Stage = "recompute" if each.again and stage == "backward" else stage
+            rule = registry.rule(each.func)
+            if not each.known:
+                moved = sum(map(traffic.tensor_bytes, tensors([*each.args, each.result])))
+                with self._lock:
+                    self._tally.calls[Priced(rule.name, "none", FREE, moved, known=False), module, at] += 1
+            elif rule.kind != "view":
+                self._count(rule, each.func, each.args, each.kwargs, each.result, (module, at, ()), fused=True)
+            elif rule.watched:
+                with self._lock:
+                    self._masks.observe(rule.name, Call(each.func, each.args, each.kwargs, each.result), None)
 
     def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         """A Triton kernel was launched from Python, in this thread, if this mode is on here."""
@@ -407,6 +441,11 @@ def _is_fake(result: Any) -> bool:
     if type(result) is tuple and result:
         result = result[0]
     return isinstance(result, FakeTensor)
+
+
+def _is_ragged(tensor: Tensor) -> bool:
+    # What a composite operator is made of has no meaning for nested tensors of the older kind.
+    return tensor.is_nested and tensor.layout is torch.strided
 
 
 def _lacks_data(result: Any) -> bool:

@@ -3,7 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from math import isqrt
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -67,6 +68,45 @@ def _key(value: Any, depth: int) -> Hashable:
     return kind
 
 
+class Packed(NamedTuple):
+    """The lengths of sequences that are packed into one: their sum, their sum of squares, their number.
+
+    Attention within the sequences costs a multiple of Σs and one of Σs². `lengths` is a hash of the lengths in rising
+    order, so that packs whose sums are alike are told apart: a sliding window tells them apart too.
+    """
+
+    total: int
+    squares: int
+    number: int
+    lengths: int
+
+
+def packed(seq_lens: object) -> Packed:
+    """The lengths in `seq_lens`: whole numbers of at least 0, in a sequence or in a tensor on the CPU.
+
+    Raises `ValueError` for anything else, a tensor on another device included: to read it would wait for the device.
+    """
+    if isinstance(seq_lens, torch.Tensor):
+        if seq_lens.device.type != "cpu":
+            raise ValueError(
+                f"a tensor on {seq_lens.device}: reading it would wait for the device; give the lengths as a list, or "
+                "as the CPU tensor that they were packed from"
+            )
+        if seq_lens.is_floating_point() or seq_lens.is_complex() or seq_lens.dtype is torch.bool or seq_lens.dim() != 1:
+            raise ValueError(
+                f"a tensor of {seq_lens.dtype} with {seq_lens.dim()} dimensions: must be whole numbers in one; give "
+                "the length of each sequence"
+            )
+        seq_lens = seq_lens.tolist()
+    if not isinstance(seq_lens, Sequence) or not all(type(each) is int and each >= 0 for each in seq_lens):
+        raise ValueError(
+            f"a {type(seq_lens).__name__}: must be whole numbers of at least 0 in a list, a tuple or a CPU tensor; "
+            "give the length of each sequence"
+        )
+    lengths = sorted(seq_lens)
+    return Packed(sum(lengths), sum(each * each for each in lengths), len(lengths), hash(tuple(lengths)))
+
+
 def leading_dimension(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """The batch of a call: the first dimension of its first tensor; 0 where there is none."""
     for value in (*args, *kwargs.values()):
@@ -77,12 +117,30 @@ def leading_dimension(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 
 @dataclass(slots=True)
 class _Entry:
-    """The counts stored under one signature: the latest, how many, and their sums once two have differed."""
+    """The counts stored under one signature: the latest, how many, their spread, and sums once two have differed."""
 
     latest: Count
     stored: int = 1
+    # Σ and Σ² of model FLOPs, of all that were stored.
+    model: int = 0
+    model_squares: int = 0
+    least: int = 0
+    most: int = 0
     sums: dict[str, int] | None = None
     splits: dict[str, dict[str, int]] | None = None
+
+
+class Spread(NamedTuple):
+    """How far counts of one signature lie apart: their number, and of their model FLOPs mean, deviation, ends.
+
+    `deviation` is that of a sample: over `counts` - 1.
+    """
+
+    counts: int
+    mean: int
+    deviation: int
+    least: int
+    most: int
 
 
 class Plan:
@@ -116,7 +174,8 @@ class Plan:
         """Remember what a counted step of this signature cost."""
         entry = self._entries.get(key)
         if entry is None:
-            self._entries[key] = _Entry(count)
+            flops = count.model_flops
+            self._entries[key] = _Entry(count, 1, flops, flops * flops, flops, flops)
             if len(self._entries) > MOST_SIGNATURES:
                 self._entries.popitem(last=False)
             return
@@ -133,10 +192,24 @@ class Plan:
                     split[part] = split.get(part, 0) + flops
         entry.latest = count
         entry.stored += 1
+        entry.model += count.model_flops
+        entry.model_squares += count.model_flops**2
+        entry.least, entry.most = min(entry.least, count.model_flops), max(entry.most, count.model_flops)
+
+    def spreads(self) -> list[Spread]:
+        """Of each signature whose counts differed in model FLOPs, how far; the widest first, by deviation over mean."""
+        found = [_spread(entry) for entry in self._entries.values() if entry.least < entry.most]
+        return sorted(found, key=lambda spread: spread.deviation / (spread.mean or 1), reverse=True)
 
 
 def _flops(count: Count) -> tuple[int, int, int]:
     return count.forward_flops, count.backward_flops, count.hardware_flops
+
+
+def _spread(entry: _Entry) -> Spread:
+    n = entry.stored
+    variance = (n * entry.model_squares - entry.model**2) // (n * (n - 1))
+    return Spread(n, entry.model // n, isqrt(variance), entry.least, entry.most)
 
 
 def _scaled(split: Mapping[str, int], times: int) -> dict[str, int]:

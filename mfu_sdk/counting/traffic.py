@@ -31,6 +31,8 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
     """
     if tensor.layout is not torch.strided:
         return 0
+    if tensor.is_nested:
+        return tensor.numel() * tensor.element_size()
     elements = math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
     return min(elements * tensor.element_size(), tensor.untyped_storage().nbytes())
 
@@ -57,7 +59,9 @@ def handed_bytes(call: Call) -> tuple[str, int] | None:
     A receive and a wait hand over nothing.
     """
     namespace, _, name = call.func._schema.name.partition("::")
-    if namespace not in COLLECTIVES or name.startswith(("wait_tensor", "recv", "barrier", "monitored_barrier")):
+    if namespace not in COLLECTIVES or name.startswith(
+        ("wait_tensor", "_wrap_tensor", "recv", "barrier", "monitored_barrier")
+    ):
         return None
     sent = 0
     for argument in call.func._schema.arguments:

@@ -1,7 +1,7 @@
 """From hooks to steps: which work belongs to which step, whether it is counted, and when it ends.
 
-The path of a step, in order: `_begin` → the model's calls give its signature → `_end` looks the signature's count up
-in the plan (or takes the count that the mode has just made) → `Ledger.add` times it, divides it and sends it on.
+The path of a step, in order: `_begin` → the model's calls show its shapes → `_end` asks `Costs` what such a step costs
+(after giving it the count that the mode may just have made) → `Ledger.add` times it, divides it and sends it on.
 
 Loops that mark their steps call `marked_begins` and `marked_ends`. In loops that do not, a step ends at the first
 forward pass of the model after a step of the optimizer; forward passes without gradients in between are an `eval`
@@ -18,19 +18,20 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.plan import Plan, leading_dimension, signature
+from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
 from mfu_sdk.guard import shield, warn_once
-from mfu_sdk.records import Convention, CountSource, Phase, RunSummary
-from mfu_sdk.run.demand import Demand
-from mfu_sdk.run.forms import Forms
+from mfu_sdk.records import Convention, Phase, RunSummary
+from mfu_sdk.run.costs import Costs, Shown
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger, Work
+from mfu_sdk.run.watched import others_than, watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +42,6 @@ MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
 FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 """So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
-MOST_DEMANDS = 4096
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Mapping[str, Any] = {}
 
@@ -55,6 +55,7 @@ class _Step:
         "counting",
         "last_call_end",
         "optimized",
+        "packed",
         "phase",
         "settings",
         "start",
@@ -63,10 +64,17 @@ class _Step:
     )
 
     def __init__(
-        self, phase: Phase, start: Mark, start_unix_ns: int, waits: list[tuple[Mark, Mark]], settings: Hashable
+        self,
+        phase: Phase,
+        start: Mark,
+        start_unix_ns: int,
+        waits: list[tuple[Mark, Mark]],
+        settings: Hashable,
+        packed: Packed | None,
     ) -> None:
         self.phase: Phase = phase
         self.settings = settings
+        self.packed = packed
         self.start = start
         self.start_unix_ns = start_unix_ns
         self.waits = waits
@@ -77,13 +85,9 @@ class _Step:
         self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None
 
-    def key(self) -> Hashable:
-        """What the step's count is looked up by: the model's calls with their shapes, and what wants a gradient.
-
-        Whether the optimizer stepped is not in it: with accumulated gradients it does so once in several steps, and
-        model FLOPs are the same in all of them.
-        """
-        return self.phase, self.settings, frozenset(self.calls.items())
+    def shown(self) -> Shown:
+        """What its cost is looked up by."""
+        return Shown(self.phase, self.settings, frozenset(self.calls.items()), self.packed)
 
     def batch_running(self) -> float | None:
         """Mean leading dimension of the model's calls."""
@@ -109,11 +113,7 @@ class Engine:
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
-        self._mode = CountingMode(model, convention=convention)
-        self._plan = Plan(convention=convention)
-        self._demands: dict[Hashable, Demand] = {}
-        self._by_call: dict[Hashable, Demand] = {}
-        self._forms = Forms()
+        self._costs = Costs(ledger, convention, has_model=model is not None)
         self._first = self._index = start_step
         self._step: _Step | None = None
         self._last_end: tuple[Mark, int] | None = None
@@ -128,8 +128,14 @@ class Engine:
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
         self._alone = ledger.identity.world_size == 1
         self._extra_counts = 0
+        # Whether work comes before the model's first call of a step.
+        self._works_early = False
         self._hooks = ExitStack()
-        if model is not None:
+        if model is None:
+            self._mode = CountingMode(convention=convention)
+        else:
+            self._mode = CountingMode(model, convention=convention, others=partial(others_than, model))
+            self._hooks.callback(watch(model))
             before, after = Hook(self._before_forward), Hook(self._after_forward)
             self._hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
             self._hooks.callback(model.register_forward_hook(after, always_call=True).remove)
@@ -183,18 +189,29 @@ class Engine:
             )
             return
         call = signature(module, args, kwargs)
-        if not step.counting and not step.calls and self._is_new(step, call):
-            self._extra_counts += 1
-            self._count(step)
+        if not step.calls:
+            self._see_first_call(step, call)
         step.calls[call] += 1
         step.batch_sum += leading_dimension(args, kwargs)
 
-    def _is_new(self, step: _Step, call: Hashable) -> bool:
-        """Whether a step that begins with `call` should be counted out of turn."""
-        allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + (self._index - self._first) // STEPS_AN_EXTRA_COUNT)
-        if not self._alone or self._extra_counts >= allowed:
-            return False
-        return self._cost_of_call((step.phase, step.settings, call)) is None
+    def _see_first_call(self, step: _Step, call: Hashable) -> None:
+        """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
+        if step.counting:
+            # Of other monitors' models only the backward would be seen, and taken for work of nobody's.
+            self._works_early |= self._mode.result().hardware_flops > 0 or bool(others_than(self._model))
+        elif self._may_count() and not self._costs.is_known(step.phase, step.settings, call, step.packed):
+            if self._works_early:
+                # A teacher or a sampler that runs first would be left out: the next step is counted instead.
+                self._costs.wants_count = True
+            else:
+                self._extra_counts += 1
+                self._count(step)
+
+    def _may_count(self) -> bool:
+        """Whether a step may be counted out of turn: on a process on its own, so many times."""
+        steps = self._index - self._first
+        allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + steps // STEPS_AN_EXTRA_COUNT)
+        return self._alone and self._extra_counts < allowed
 
     def _find_boundary(self) -> None:
         """In a loop that does not mark its steps: end and begin one where this forward pass says so."""
@@ -233,7 +250,7 @@ class Engine:
 
     # --- marked steps and data -------------------------------------------------------------------------------------
 
-    def marked_begins(self, phase: Phase) -> None:
+    def marked_begins(self, phase: Phase, packed: Packed | None = None) -> None:
         """A step that the loop marks begins; an unmarked one that was under way was none."""
         began = time.perf_counter_ns()
         with shield("beginning a step"):
@@ -244,7 +261,7 @@ class Engine:
                 warn_once("run.step", "a step inside a step is part of the outer one")
                 self._depth_of_marks += 1
             else:
-                self._begin(phase)
+                self._begin(phase, packed=packed)
         self.ledger.spent(time.perf_counter_ns() - began)
 
     def marked_ends(self, tokens: int | None, samples: int | None, error_type: str | None) -> None:
@@ -277,14 +294,19 @@ class Engine:
 
     # --- a step's life ---------------------------------------------------------------------------------------------
 
-    def _begin(self, phase: Phase, *, over: bool = False) -> None:
+    def _begin(self, phase: Phase, *, over: bool = False, packed: Packed | None = None) -> None:
         """Begin a step; one that is over already, because nothing showed that it had begun, cannot be counted."""
         start, start_unix_ns = self._last_end or (self._clock.mark(), time.time_ns())
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
         settings = hash(tuple([parameter.requires_grad for parameter in self._parameters]))
-        self._step = step = _Step(phase, start, start_unix_ns, waits, settings)
-        if not over and self._plan.should_count(self._index - self._first):
+        self._step = step = _Step(phase, start, start_unix_ns, waits, settings, packed)
+        if over:
+            return
+        if Plan.should_count(self._index - self._first):
+            self._count(step)
+        elif self._costs.wants_count and self._may_count():
+            self._extra_counts += 1
             self._count(step)
 
     def _count(self, step: _Step) -> None:
@@ -306,17 +328,18 @@ class Engine:
         samples: int | None = None,
         error_type: str | None = None,
     ) -> None:
+        shown = step.shown()
         if step.counting:
             self._mode.stop()
             if error_type is None:
-                self._learn(step)
+                self._costs.learn(shown, self._mode.result())
         work = Work(
             index=self._index,
             phase=step.phase,
             start=step.start,
             end=end,
             start_unix_ns=step.start_unix_ns,
-            demand=self._demand(step),
+            demand=self._costs.of(shown),
             tokens=tokens,
             samples=samples,
             waits=tuple(step.waits) if self._times_data else None,
@@ -329,61 +352,6 @@ class Engine:
         self._last_end = (end, time.time_ns())
         self.ledger.add(work)
 
-    def _learn(self, step: _Step) -> None:
-        """Keep what a counted step has shown: its count, and where all its calls were alike, what one of them costs."""
-        key = step.key()
-        self._plan.store(key, self._mode.result())
-        self._demands.pop(key, None)
-        demand = self._demand(step)
-        if len(step.calls) == 1 and demand is not None:
-            [(call, times)] = step.calls.items()
-            if len(self._by_call) >= MOST_DEMANDS:
-                self._by_call.clear()
-            one = (step.phase, step.settings, call)
-            self._by_call[one] = demand.shared(times)
-            # A mean of calls that differed is on no line, and neither is a part that was rounded.
-            if times == 1 and demand.source == "cached" and self._forms.learn(one, demand):
-                self._by_call = {call: cost for call, cost in self._by_call.items() if cost.source != "predicted"}
-
-    def _demand(self, step: _Step) -> Demand | None:
-        key, seen = step.key(), bool(step.calls)
-        if (known := self._demands.get(key)) is not None:
-            return known
-        if (found := self._plan.lookup(key)) is None:
-            return self._predicted(step)
-        count, source = found
-        # Where nothing was seen of a step's shapes, its count is only a sample.
-        priced: CountSource = source if seen else "sampled"
-        if not seen and self._model is not None:
-            self.ledger.note(
-                "no call of the model was seen, so its shapes are not known and FLOPs are those of sampled steps; give "
-                "the monitor the module that the loop calls (after torch.compile: what it returned)"
-            )
-        if len(self._demands) >= MOST_DEMANDS:
-            self._demands.clear()
-        demand = self._demands[key] = self.ledger.price(count, priced)
-        return demand
-
-    def _predicted(self, step: _Step) -> Demand | None:
-        """The sum over the calls, where each is known by itself: a new number of accumulated gradients, new lengths."""
-        total: Demand | None = None
-        for call, times in step.calls.items():
-            one = self._cost_of_call((step.phase, step.settings, call))
-            if one is None:
-                return None
-            part = replace(one.times(times), source="predicted")
-            total = part if total is None else total + part
-        return total
-
-    def _cost_of_call(self, one: Hashable) -> Demand | None:
-        """What one call costs, counted or by a closed form."""
-        known = self._by_call.get(one)
-        if known is None and (known := self._forms.predict(one)) is not None:
-            if len(self._by_call) >= MOST_DEMANDS:
-                self._by_call.clear()
-            self._by_call[one] = known
-        return known
-
     def close(self, error_type: str | None) -> RunSummary:
         """End the step under way where its work ended, undo every hook, and close the books."""
         with shield("ending the last step"):
@@ -391,7 +359,15 @@ class Engine:
         if self._step is not None:
             self._drop()
         self._hooks.close()
+        for note in self._costs.notes():
+            self.ledger.note(note)
         return self.ledger.close(error_type=error_type)
+
+    def summary(self) -> RunSummary:
+        """The totals so far."""
+        self.ledger.settle()
+        found = self.ledger.summary()
+        return replace(found, notes=(*found.notes, *self._costs.notes()))
 
     def _end_last(self, error_type: str | None) -> None:
         step = self._step

@@ -20,6 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar, Token
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ from mfu_sdk.run.forms import Forms
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger, Work
 from mfu_sdk.run.opening import open_ledger
+from mfu_sdk.run.watched import others_than, watch
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -327,13 +329,14 @@ class HandlerRun:
             self._demands.popitem(last=False)
 
     def _mode(self) -> CountingMode:
-        return CountingMode(self._model, convention=self._convention)
+        return CountingMode(self._model, convention=self._convention, others=partial(others_than, self._model))
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def _open(self) -> Ledger:
         ledger = self._open_ledger()
         self._hooks = [
+            watch(self._model),
             self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
             self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
         ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mfu_sdk.counting.plan import Packed
     from mfu_sdk.run.engine import Engine
 
 _P = ParamSpec("_P")
@@ -46,7 +47,8 @@ def monitor(
     """Watch a training loop: a context manager, or a decorator of a function that trains.
 
     `model`: whose calls tell the steps and their shapes; whatever else runs inside of a step (a loss, a teacher, a
-    second network) is counted with it. None: nothing is known of shapes, and counts are samples. `optimizer`: whose
+    second network) is counted with it, except for models that have monitors of their own. None: nothing is known of
+    shapes, and counts are samples. `optimizer`: whose
     steps end the steps of a loop that does not mark its own (otherwise the first optimizer that steps). `devices`:
     whose peaks add up to the denominator, by default those that hold the parameters. `peaks`: a denominator of your
     own. `expected`: the MFU to hold the run against (0..1), instead of the roofline's. `start_step`: the first step's
@@ -168,15 +170,30 @@ class Monitor:
 
         return monitored
 
-    def step(self, tokens: int | None = None, samples: int | None = None, phase: Phase = "train") -> MarkedStep:
+    def step(
+        self,
+        tokens: int | None = None,
+        samples: int | None = None,
+        phase: Phase = "train",
+        seq_lens: Sequence[int] | torch.Tensor | None = None,
+    ) -> MarkedStep:
         """Mark one step: `with run.step(tokens=…):`. `tokens` and `samples` are this rank's share.
+
+        `seq_lens`: the length of each sequence where several are packed into one, of all the step's batches together,
+        as a list or a CPU tensor. The shapes of a packed batch do not tell them; without them such steps are counted
+        as samples. Like a wrong amount, lengths that cannot be read are left out with one warning, a tensor on a
+        device among them: to read it would wait for the device.
 
         The first marked step ends the search for unmarked ones. Raises `ConfigurationError` for an unknown phase.
         """
         if phase not in PHASES:
             raise ConfigurationError(f"phase={phase!r}: must be one of {', '.join(PHASES)}")
         return MarkedStep(
-            self._engine, amount("run.step(tokens=…)", tokens), amount("run.step(samples=…)", samples), phase
+            self._engine,
+            amount("run.step(tokens=…)", tokens),
+            amount("run.step(samples=…)", samples),
+            phase,
+            None if seq_lens is None or self._engine is None else _lengths(seq_lens),
         )
 
     def batches(self, loader: Iterable[_B]) -> Batches[_B]:
@@ -189,8 +206,7 @@ class Monitor:
         Raises `ConfigurationError` before the run has started. Under MFU_ENABLED=0 nothing is known; its notes say so.
         """
         if self._engine is not None:
-            self._engine.ledger.settle()
-            return self._engine.ledger.summary()
+            return self._engine.summary()
         if self._summary is not None:
             return self._summary
         if not self._settings.enabled:
@@ -198,6 +214,16 @@ class Monitor:
 
             return disabled_summary(self._name or "disabled", self._convention)
         raise ConfigurationError("this monitor has not run yet: ask for its summary inside or after its `with` block")
+
+
+def _lengths(seq_lens: object) -> Packed | None:
+    from mfu_sdk.counting.plan import packed
+
+    try:
+        return packed(seq_lens)
+    except ValueError as error:
+        warn_once("run.step(seq_lens=…)", f"{error}; left out")
+        return None
 
 
 class Batches(Generic[_B]):
@@ -241,17 +267,20 @@ class Batches(Generic[_B]):
 class MarkedStep:
     """The context manager that `run.step` returns."""
 
-    __slots__ = ("_engine", "_phase", "_samples", "_tokens")
+    __slots__ = ("_engine", "_packed", "_phase", "_samples", "_tokens")
 
-    def __init__(self, engine: Engine | None, tokens: int | None, samples: int | None, phase: Phase) -> None:
+    def __init__(
+        self, engine: Engine | None, tokens: int | None, samples: int | None, phase: Phase, packed: Packed | None
+    ) -> None:
         self._engine = engine
         self._tokens = tokens
         self._samples = samples
         self._phase: Phase = phase
+        self._packed = packed
 
     def __enter__(self) -> MarkedStep:
         if self._engine is not None:
-            self._engine.marked_begins(self._phase)
+            self._engine.marked_begins(self._phase, self._packed)
         return self
 
     def __exit__(

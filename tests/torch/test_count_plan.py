@@ -9,7 +9,7 @@ from torch import nn
 
 import mfu_sdk as mfu
 from mfu_sdk.counting import plan
-from mfu_sdk.counting.plan import Plan, signature
+from mfu_sdk.counting.plan import Plan, packed, signature
 
 MODEL = nn.Linear(4, 4)
 X = torch.randn(2, 4)
@@ -125,3 +125,48 @@ def test_the_plan_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     steps.lookup("a")
     steps.store("c", count)
     assert [steps.lookup(name) is None for name in ("a", "b", "c")] == [False, True, False]
+
+
+def test_the_spread_of_what_differed() -> None:
+    """64, 64 and 129 model FLOPs: mean 85, deviation sqrt(4225 / 3) = 37, ends 64 and 129; the widest comes first."""
+    steps = Plan()
+    count = mfu.count(MODEL, X)
+    for name, flops in (("a", 64), ("a", 64), ("same", 64), ("same", 64), ("b", 64), ("b", 65), ("a", 129)):
+        steps.store(name, replace(count, forward_flops=flops, model_flops=flops))
+    assert steps.spreads() == [(3, 85, 37, 64, 129), (2, 64, 0, 64, 65)]
+
+
+@pytest.mark.parametrize("lengths", [[3, 5, 8], (8, 3, 5), torch.tensor([5, 8, 3], dtype=torch.int32)])
+def test_packed_lengths(lengths: object) -> None:
+    """3, 5 and 8 in any order and container: sum 16, sum of squares 98, three of them."""
+    found = packed(lengths)
+    assert found == packed([3, 5, 8])
+    assert found[:3] == (16, 98, 3)
+
+
+def test_packs_of_equal_sums_are_told_apart() -> None:
+    """1 + 5 + 6 and 2 + 3 + 7 agree in number, sum and squares; a sliding window costs them differently."""
+    one, other = packed([1, 5, 6]), packed([2, 3, 7])
+    assert one[:3] == other[:3] == (12, 62, 3)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        (torch.empty(3, dtype=torch.int64, device="meta"), "on meta: reading it would wait for the device; give.*list"),
+        (torch.tensor([1.0]), "torch.float32 with 1 dimensions: must be whole numbers"),
+        (torch.tensor([[1]]), "torch.int64 with 2 dimensions"),
+        (torch.tensor([True]), "torch.bool"),
+        ([1, -1], "list: must be whole numbers of at least 0"),
+        ([1, 2.0], "list: must be whole numbers"),
+        ([True], "list: must be whole numbers"),
+        ([torch.tensor(1)], "list: must be whole numbers"),
+        (7, "int: must be whole numbers"),
+        ("12", "str: must be whole numbers"),
+    ],
+)
+def test_lengths_that_cannot_be_read(lengths: object, words: str) -> None:
+    """What would have to wait for a device, or is no whole number, is refused with the remedy."""
+    with pytest.raises(ValueError, match=words):
+        packed(lengths)

@@ -1,7 +1,9 @@
 """`mfu.monitor` in the loops that people write."""
 
 import logging
+import random
 from collections.abc import Iterator
+from math import isqrt
 
 import pytest
 import torch
@@ -423,16 +425,16 @@ def test_a_step_for_each_micro_batch(model: nn.Module, clock: testing.FakeClock)
 
 
 def test_known_calls_in_a_new_number_are_predicted(model: nn.Module, clock: testing.FakeClock) -> None:
-    """One, then two, then five accumulated gradients: the parts are known, so the whole is predicted, and says so."""
+    """After one gradient each, two are a sum that no count has checked; five are counted and agree; three follow."""
     records: list[StepRecord] = []
     optimizer = make_optimizer(model)
     with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
-        for number in (1, 1, 1, 1, 1, 2, 5):
+        for number in (1, 1, 1, 1, 1, 2, 5, 3):
             for _ in range(number):
                 model(torch.randn(BATCH, WIDE)).sum().backward()
             optimizer.step()
-    assert [r.model_flops for r in records[5:]] == [2 * TRAIN, 5 * TRAIN]
-    assert [r.count_source for r in records[5:]] == ["predicted", "predicted"]
+    assert [r.model_flops for r in records[5:]] == [None, 5 * TRAIN, 3 * TRAIN]
+    assert [r.count_source for r in records[5:]] == [None, "measured", "predicted"]
 
 
 def test_unfreezing_is_another_kind_of_step(clock: testing.FakeClock) -> None:
@@ -573,3 +575,206 @@ def test_batches_are_as_long_as_the_loader(model: nn.Module, clock: testing.Fake
     with mfu.monitor(model, peaks=PEAKS) as run:
         assert len(run.batches([1, 2, 3])) == 3
         assert list(run.batches([1, 2, 3])) == [1, 2, 3]
+
+
+class PackedAttention(nn.Module):
+    """Causal attention within sequences that are packed into one; the shapes of a call do not show their lengths."""
+
+    def __init__(self, kind: str, heads: int = 2, width: int = 8) -> None:
+        super().__init__()
+        self.kind, self.heads = kind, heads
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.lengths: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens, width = x.shape
+        q, k, v = self.qkv(x).view(tokens, 3, self.heads, -1).unbind(1)
+        if self.kind == "split":
+            parts = zip(*(t.transpose(0, 1)[None].split(self.lengths, dim=2) for t in (q, k, v)), strict=True)
+            each = [F.scaled_dot_product_attention(*part, is_causal=True) for part in parts]
+            mixed = torch.cat(each, dim=2)[0].transpose(0, 1)
+        else:
+            of = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+            back = torch.arange(tokens)[:, None] - torch.arange(tokens)
+            mask = (of[:, None] == of) & (back >= 0)
+            if self.kind == "window":
+                mask &= back < 6
+            heads = [t.transpose(0, 1)[None] for t in (q, k, v)]
+            mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)[0].transpose(0, 1)
+        return self.out(mixed.reshape(tokens, width))
+
+
+def train_packed(kind: str, calls: int = 1, told: bool = True) -> tuple[list[StepRecord], list[int], str]:
+    """Records of steps on random packs, what counting each gives, and the summary."""
+    model = PackedAttention(kind)
+    draw = random.Random(1)
+    records: list[StepRecord] = []
+    counted: list[int] = []
+
+    def step(packs: list[list[int]]) -> None:
+        for lengths in packs:
+            model.lengths = lengths
+            model(torch.randn(40, 8)).sum().backward()
+
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in range(40):
+            packs = []
+            for _ in range(calls):
+                cuts = sorted(draw.sample(range(1, 40), draw.randint(2, 9)))
+                packs.append([b - a for a, b in zip([0, *cuts], [*cuts, 40], strict=True)])
+            with run.step(seq_lens=[length for pack in packs for length in pack] if told else None):
+                step(packs)
+            counted.append(mfu.count(step, packs).model_flops)
+    return records, counted, str(run.summary())
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("split", 1), ("mask", 1), ("mask", 3)])
+def test_packed_lengths_are_predicted_exactly(kind: str, calls: int, clock: testing.FakeClock) -> None:
+    """Told the lengths of each pack, most steps are predicted from Σs and Σs² of others, to the last FLOP."""
+    records, counted, _ = train_packed(kind, calls)
+    predicted = [index for index, record in enumerate(records) if record.count_source == "predicted"]
+    assert len(predicted) >= 15
+    exact = {"predicted", "measured", "cached"}
+    assert [r.model_flops for r in records if r.count_source in exact] == [
+        flops for flops, r in zip(counted, records, strict=True) if r.count_source in exact
+    ]
+    assert len(set(counted)) > 20
+
+
+def test_a_window_over_packed_lengths_is_sampled(clock: testing.FakeClock) -> None:
+    """Σs² does not tell what a sliding window costs: nothing is predicted, and the mean over packs says what it is."""
+    records, counted, summary = train_packed("window")
+    assert {r.count_source for r in records} == {"measured", "sampled"}
+    for record, flops in zip(records, counted, strict=True):
+        if record.count_source == "measured":
+            assert record.model_flops == flops
+        else:
+            assert min(counted) <= (record.model_flops or 0) <= max(counted)
+    assert "standard deviation" in summary
+
+
+def test_packed_lengths_untold_are_a_sample(clock: testing.FakeClock) -> None:
+    """Without the lengths all packs look alike: later steps have the mean of those counted, and its spread is said."""
+    records, counted, summary = train_packed("mask", told=False)
+    shown = [flops for index, flops in enumerate(counted) if index in (0, 1, 2, 4, 8, 16, 32)]
+    assert records[-1].count_source == "sampled"
+    # The means of forward and backward are rounded down each.
+    assert records[-1].model_flops in (sum(shown) // 7, sum(shown) // 7 - 1)
+    assert f"7 counts of {min(shown):,} to {max(shown):,} model FLOPs, mean {sum(shown) // 7:,}" in summary
+
+
+def test_lengths_on_a_device_are_left_out(
+    model: nn.Module, clock: testing.FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To read them would wait for the device: one warning with the remedy, and the loop goes on."""
+    records: list[StepRecord] = []
+    with caplog.at_level(logging.WARNING), mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in range(4):
+            with run.step(seq_lens=torch.empty(2, dtype=torch.int64, device="meta")):
+                model(torch.randn(BATCH, WIDE))
+    assert caplog.text.count("a tensor on meta: reading it would wait for the device; give the lengths as a list") == 1
+    assert records[3].model_flops == FORWARD
+
+
+def test_counts_that_a_signature_does_not_determine(model: nn.Module, clock: testing.FakeClock) -> None:
+    """Every other counted step calls one more layer: the mean is reported, and how far the counts lie apart."""
+    extra = nn.Linear(OUT, OUT, bias=False)
+
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.extra, self.often = model, extra, True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.body(x)
+            return self.extra(y) if self.often else y
+
+    routed = Sometimes()
+    records: list[StepRecord] = []
+    with mfu.monitor(routed, peaks=PEAKS, on_step=records.append) as run, torch.no_grad():
+        for index in range(6):
+            routed.often = index in (1, 4)
+            with run.step():
+                routed(torch.randn(BATCH, WIDE))
+        more = FORWARD + 2 * BATCH * OUT * OUT
+        # 0, 1, 2 and 4 were counted: two of either kind, 2·B·O² apart, so they deviate by that over √3.
+        assert records[5].model_flops == (FORWARD + more) // 2
+        assert records[5].count_source == "sampled"
+        deviation = isqrt((2 * BATCH * OUT * OUT) ** 2 // 3)
+        told = f"4 counts of {FORWARD:,} to {more:,} model FLOPs, mean {(FORWARD + more) // 2:,}"
+        assert f"{told}, standard deviation {deviation:,}" in str(run.summary())
+    assert str(run.summary()).count(told) == 1
+
+
+def test_a_prediction_is_held_against_the_next_count(clock: testing.FakeClock) -> None:
+    """A model that changes its mind after its lengths were learned: the next counted step says so, and trust ends."""
+
+    class Fickle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+            self.times = 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(self.times):
+                x = x @ self.weight
+            return x
+
+    model = Fickle()
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run, torch.no_grad():
+        for index, rows in enumerate([1, 2, 7, 15, 24, 29, 30, *range(8, 15), *range(16, 24), 25, 26]):
+            model.times = 1 if index < 16 else 2
+            with run.step():
+                model(torch.ones(rows, 4))
+    assert {r.count_source for r in records[7:16]} == {"measured", "predicted"}
+    assert [r.model_flops for r in records[:16]] == [
+        32 * rows for rows in (1, 2, 7, 15, 24, 29, 30, *range(8, 15), 16, 17)
+    ]
+    # Step 16 is counted by the schedule: 18 rows, twice as dear as predicted.
+    assert records[16].model_flops == 2 * 32 * 18
+    assert "predicted" not in [r.count_source for r in records[17:]]
+    assert "576 model FLOPs had been predicted counted 1,152" in str(run.summary())
+
+
+def test_work_outside_of_the_calls_ends_sums_of_calls(clock: testing.FakeClock, model: nn.Module) -> None:
+    """A teacher that runs once in a step is no part of a call: five calls are not five times one call's step."""
+    teacher = nn.Linear(WIDE, OUT, bias=False)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run, torch.no_grad():
+        for number in (1, 1, 1, 1, 1, 2, 5, 3, 1):
+            with run.step():
+                teacher(torch.randn(BATCH, WIDE))
+                for _ in range(number):
+                    model(torch.randn(BATCH, WIDE))
+    assert [r.model_flops for r in records[:5]] == [2 * FORWARD] * 5
+    # Five were counted, to see whether they are five times one; they are not.
+    assert [r.model_flops for r in records[5:]] == [None, 6 * FORWARD, None, 2 * FORWARD]
+
+
+def test_new_shapes_behind_a_teacher_are_counted_whole(clock: testing.FakeClock, model: nn.Module) -> None:
+    """Where something runs before the model's call, a step that turns out to have new shapes is not half counted."""
+    teacher = nn.Linear(WIDE, OUT, bias=False)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run, torch.no_grad():
+        for rows in [16] * 5 + [4, 4, 4]:
+            with run.step():
+                teacher(torch.randn(rows, WIDE))
+                model(torch.randn(rows, WIDE))
+    part = 2 * 4 * WIDE * OUT
+    assert [r.model_flops for r in records] == [2 * FORWARD] * 5 + [None, 2 * part, 2 * part]
+    assert [r.count_source for r in records[5:]] == [None, "measured", "cached"]
+
+
+def test_steps_of_two_kinds_of_calls_are_counted_when_it_is_their_turn(
+    model: nn.Module, clock: testing.FakeClock
+) -> None:
+    """A step with a long and a short batch is known by both; it is not counted again because neither came alone."""
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run, torch.no_grad():
+        for _ in range(8):
+            with run.step():
+                model(torch.randn(BATCH, WIDE))
+                model(torch.randn(2 * BATCH, WIDE))
+    assert [r.model_flops for r in records] == [3 * FORWARD] * 8
+    assert [index for index, r in enumerate(records) if r.count_source == "measured"] == [0, 1, 2, 4]

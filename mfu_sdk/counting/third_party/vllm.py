@@ -25,10 +25,8 @@ _SOURCE: Final = (
 )
 
 
-def _in_context(call: Call, masks: Masks) -> Cost:
+def _in_context(call: Call, _: Masks) -> Cost:
     """Attention of one layer over its pages, whatever the shape of its queries."""
-    # A price that asked about masks is this call's only: the next of these shapes has other lengths.
-    masks.allowed  # noqa: B018
     module = sys.modules.get("vllm.forward_context")
     if module is None:
         raise FormulaError("vLLM attention outside of vLLM: its lengths are in its context; register a formula")
@@ -47,6 +45,11 @@ def _in_context(call: Call, masks: Masks) -> Cost:
     lengths = list(zip(queries, keys, strict=True))
     causal = bool(getattr(metadata, "causal", True))
     return cost(attention.forward, lengths, int(layer.num_heads), sizes, causal=causal, window=(left, right))
+
+
+_ATTENTION_IN_CONTEXT: Final = Price(
+    _in_context, "query", words="2·pairs·(d_qk + d_v) a query head", source=_SOURCE, by_shapes=False
+)
 
 
 def _window(size: Any) -> tuple[int | None, int | None]:
@@ -137,8 +140,8 @@ _MOE: Final = """
 """
 
 OPERATORS: Final[Mapping[str, Price]] = {
-    "vllm::unified_attention": _priced(_in_context, "query", "2·pairs·(d_qk + d_v) a query head"),
-    "vllm::unified_attention_with_output": _priced(_in_context, "query", "2·pairs·(d_qk + d_v) a query head"),
+    "vllm::unified_attention": _ATTENTION_IN_CONTEXT,
+    "vllm::unified_attention_with_output": _ATTENTION_IN_CONTEXT,
     **{
         f"{library}::{name}_fused_experts": _priced(_experts, "hidden_states", "6·routed rows·hidden·inner")
         for library in ("vllm", "sglang")
