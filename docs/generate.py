@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures from the functions.
+"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures, tables of prices.
 
 python docs/generate.py             write the pages
 python docs/generate.py --check     say which pages differ from the code, and exit with 1 if any does
@@ -8,15 +8,21 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 
 import mfu_sdk
 from mfu_sdk import records, semconv
 from mfu_sdk.cli import main as mfu
+from mfu_sdk.counting import free, fused_attention, third_party
+from mfu_sdk.counting.formulas import FORMULA_VERSION
+from mfu_sdk.counting.pricing import convolutions, linalg, products, quantized, recurrences, sparse, spectral
+from mfu_sdk.counting.pricing.unpriced import UNPRICED
 from mfu_sdk.provider.report import model
 from mfu_sdk.provider.rollup import Requests
 from mfu_sdk.settings import OPTIONS
@@ -175,12 +181,122 @@ def report() -> str:
     )
 
 
+def priced(prices: Mapping[str, Any], what: str) -> str:
+    """What has a price: one row for all that have the same formula from the same source, names in order."""
+    rows: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in sorted(prices):
+        rows[prices[name].words, prices[name].source].append(name)
+    lines = [(listed(names), *words) for words, names in sorted(rows.items(), key=lambda row: row[1])]
+    return table((what, "FLOPs", "source"), lines)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as inline code."""
+    return " ".join(map(code, names))
+
+
+def libraries(prices: Mapping[str, Any], what: str) -> str:
+    """A section for each library; those of its operators that are declared free stand apart."""
+    by_library: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for name, price in prices.items():
+        by_library[re.split(r"[.:]", name)[0]][name] = price
+    sections = []
+    for library, its in sorted(by_library.items()):
+        dear = {name: price for name, price in its.items() if price.words != "0"}
+        gratis = sorted(name for name, price in its.items() if price.words == "0")
+        section = f"#### {library}\n\n"
+        section += priced(dear, what) if dear else ""
+        section += ("\n" if dear and gratis else "") + (f"Free: {listed(gratis)}\n" if gratis else "")
+        sections.append(section)
+    return "\n".join(sections)
+
+
+def counting() -> str:
+    """Every price, everything that is free, and what is neither."""
+    sections = {
+        "Products": products,
+        "Quantised numbers": quantized,
+        "Sparse matrices": sparse,
+        "Convolutions": convolutions,
+        "Recurrent layers": recurrences,
+        "Linear algebra": linalg,
+        "Fourier transforms": spectral,
+    }
+    tables = [(title, inspect.getdoc(module), module.PRICES) for title, module in sections.items()]
+    tables.append(("Fused attention", inspect.getdoc(fused_attention), fused_attention.FORMULAS))
+    torchs = "\n".join(f"### {title}\n\n{about}\n\n{priced(prices, 'operator')}" for title, about, prices in tables)
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for name, reason in UNPRICED.items():
+        reasons[reason].append(name)
+    return f"""# What is counted, and how
+
+Made by `docs/generate.py` from `mfu_sdk/counting`; change that, then run `python docs/generate.py`.
+
+These are the formulas of version {FORMULA_VERSION}, which every `Count` and every record carries. One multiply-add is
+two FLOPs; of two complex numbers it is eight, of a complex and a real one four. A product with an inner size of one
+counts as any other. Names are those of the dispatcher, without overload: to find the ones that your program runs, see
+`Count.by_op`; those that had no price are in `Count.uncounted`, each with its module.
+
+Whose price holds: yours (`mfu_sdk.register_flops`); then those on this page; then what a library has given torch's own
+counter with `register_flop_formula`. An operator that none of them knows, or whose formula cannot say what a call
+costs, is uncounted and lowers `coverage`: nothing is taken for free that is not listed here as free. A formula needs
+shapes only, but where its words name what is in a tensor: offsets, lengths, or how many numbers are stored. On tensors
+without data such a call is uncounted.
+
+## Two counts
+
+*Model FLOPs* are what the model needs: forward and backward, without what is computed again. *Hardware FLOPs* are what
+ran. Where a row tells them apart, it says which is which; else they are the same. In a backward every wanted gradient
+counts, and none that is not wanted.
+
+## Attention
+
+A score is a pair of a query and a key. Under the convention `exact` the pairs count that the mask lets through, under
+`full` all; a `Count` has both. A pair is masked if its boolean is False or its bias at most half of the lowest finite
+number of its dtype. Attention that is made of products is recognised by its softmax: its scores and its weighted sum
+are products of the table below, and only their pairs that are let through count. The backward of attention is twice
+the forward in model FLOPs, whatever its kernel computes again.
+
+## Operators of torch
+
+{torchs}
+## Other libraries
+
+None of them is imported: what they run is known by its name.
+
+### Operators
+
+{libraries(third_party.OPERATORS, "operator")}
+### Functions
+
+Recognised by their name on the Python stack, as "module:function", while an operator runs beneath them; the price
+covers all that runs there.
+
+{libraries(third_party.FUNCTIONS, "function")}
+### Triton kernels
+
+{libraries(third_party.KERNELS, "kernel")}
+## Free
+
+By rule, as torch's schema says: views; operators with the tag `pointwise`; those with the tag `reduction`; and the
+in-place form, the `_foreach_` form and the derivative of any that is free. By name, these:
+
+{table(("why", "operators"), [(why, listed(names)) for why, names in free.REASONS.items()])}
+All of these namespaces:
+
+{table(("namespace", "why"), [(code(name), why) for name, why in free.NAMESPACES.items()])}
+## Neither
+
+{table(("operators", "why"), [(listed(names), reason) for reason, names in reasons.items()])}"""
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "telemetry.md": telemetry,
     "settings.md": settings,
     "cli.md": command_line,
     "python.md": python,
     "report.md": report,
+    "counting.md": counting,
 }
 
 

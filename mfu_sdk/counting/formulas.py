@@ -11,7 +11,7 @@ from typing import Final
 
 from mfu_sdk.errors import FormulaError
 
-FORMULA_VERSION: Final = "1"
+FORMULA_VERSION: Final = "2"
 """Raised whenever a formula changes what it returns for some shape; every `Count` and every record carries it."""
 
 
@@ -152,3 +152,16 @@ def trilinear(
     gone = [dim for dim in summed if dim in expanded[2]]
     second = math.prod(size for dim, size in enumerate(sizes) if dim not in gone)
     return 2 * first + 2 * second
+
+
+def fourier(elements: int, points: int, *, real: bool) -> int:
+    """FLOPs of Fourier transforms of `points` numbers each, `elements` in all; of several dimensions their product.
+
+    5·N·log2 N for N complex numbers, half of that for real ones, rounded down, whatever the algorithm does for this
+    size. Source: FFTW's benchFFT, which speeds of transforms are quoted by.
+    """
+    if points <= 1 or elements == 0:
+        return 0
+    # A logarithm in floating point need not be whole for a power of two.
+    levels = points.bit_length() - 1 if points & (points - 1) == 0 else math.log2(points)
+    return math.floor(5 * elements * levels) // (2 if real else 1)

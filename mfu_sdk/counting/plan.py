@@ -36,8 +36,9 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     come the grad and inference modes, autocast and its dtype, and the training flag. What the call does not show
     (packed lengths, routing) makes counts of one signature differ, which `Plan.store` notices.
     """
-    autocast = tuple(
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")
+    autocast = (
+        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
     )
     return (
         id(module),
@@ -109,9 +110,10 @@ def packed(seq_lens: object) -> Packed:
 
 def leading_dimension(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """The batch of a call: the first dimension of its first tensor; 0 where there is none."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            return int(value.shape[0])
+    for values in (args, kwargs.values()):
+        for value in values:
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                return int(value.shape[0])
     return 0
 
 

@@ -33,6 +33,10 @@ class Shown(NamedTuple):
     packed: Packed | None
 
 
+Seen = tuple[Phase, Hashable, Packed | None, tuple[tuple[int, int], ...]]
+"""The same with numbers for calls (`Costs.number`), in the order in which they came first."""
+
+
 class Costs:
     """The costs of one run's steps."""
 
@@ -43,6 +47,11 @@ class Costs:
         self._forms = Forms()
         # By what the steps showed; and by one kind of call, where that is all that a step had.
         self._demands: dict[Shown, Demand] = {}
+        # Signatures by number, and answers by what was seen, until the next step is counted.
+        self._calls: list[Hashable] = []
+        self._numbers: dict[Hashable, int] = {}
+        self._quick: dict[Seen, Demand] = {}
+        self._begins: set[Hashable] = set()
         self._by_call: dict[Hashable, Demand] = {}
         # Whether a step costs what its calls cost one by one: None as long as no count has shown it.
         self._adds_up: bool | None = None
@@ -53,6 +62,48 @@ class Costs:
         self._usual_calls = 1
         self._refuted = False
 
+    def number(self, call: Hashable) -> int:
+        """A number for a call's signature, so that the path of a step takes the signature apart but once."""
+        found = self._numbers.get(call)
+        if found is None:
+            found = self._numbers[call] = len(self._calls)
+            self._calls.append(call)
+        return found
+
+    def shown(self, seen: Seen) -> Shown:
+        """What a step has shown, with its calls' signatures."""
+        phase, settings, packed, calls = seen
+        return Shown(phase, settings, frozenset((self._calls[number], times) for number, times in calls), packed)
+
+    def of_seen(self, seen: Seen) -> Demand | None:
+        """What the step costs, None where that is not known: one look-up, but for the first of its kind."""
+        found = self._quick.get(seen)
+        if found is None and (found := self.of(self.shown(seen))) is not None:
+            if len(self._quick) >= MOST_DEMANDS:
+                self._quick.clear()
+            self._quick[seen] = found
+        return found
+
+    def bound(self) -> None:
+        """Between steps: forget the numbers of calls once there are too many of them."""
+        if len(self._calls) > MOST_DEMANDS:
+            self._calls.clear()
+            self._numbers.clear()
+            self._quick.clear()
+            self._begins.clear()
+
+    def begins_known(self, phase: Phase, settings: Hashable, number: int, packed: Packed | None) -> bool:
+        """`is_known` for a call by its number."""
+        key = (phase, settings, number, packed)
+        if key in self._begins:
+            return True
+        known = self.is_known(phase, settings, self._calls[number], packed)
+        if known:
+            if len(self._begins) >= MOST_DEMANDS:
+                self._begins.clear()
+            self._begins.add(key)
+        return known
+
     def is_known(self, phase: Phase, settings: Hashable, call: Hashable, packed: Packed | None) -> bool:
         """Whether the cost of a step that begins with `call` is likely to be known at its end."""
         if packed is None:
@@ -62,6 +113,9 @@ class Costs:
 
     def learn(self, shown: Shown, count: Count) -> None:
         """Keep what a counted step has shown; what had been predicted for it is held against its count."""
+        # What was looked up before may have another answer now.
+        self._quick.clear()
+        self._begins.clear()
         is_new = self._plan.lookup(shown) is None
         expected = self._predicted(shown) if is_new else None
         summed = self._sum(shown) if is_new and _only_call(shown) is None else None

@@ -14,11 +14,11 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +26,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
-from mfu_sdk.guard import shield, warn_once
+from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
-from mfu_sdk.run.costs import Costs, Shown
+from mfu_sdk.run.costs import Costs, Seen
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger, Work
 from mfu_sdk.run.watched import others_than, watch
@@ -44,6 +44,7 @@ FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 """So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Mapping[str, Any] = {}
+_WANTS_GRADIENT = attrgetter("requires_grad")
 
 
 class _Step:
@@ -78,20 +79,21 @@ class _Step:
         self.start = start
         self.start_unix_ns = start_unix_ns
         self.waits = waits
-        self.calls: Counter[Hashable] = Counter()
+        # By number (`Costs.number`).
+        self.calls: dict[int, int] = {}
         self.batch_sum = 0
         self.counting = False
         # Where the optimizer stepped last, and how many of the waits came before.
         self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None
 
-    def shown(self) -> Shown:
+    def seen(self) -> Seen:
         """What its cost is looked up by."""
-        return Shown(self.phase, self.settings, frozenset(self.calls.items()), self.packed)
+        return self.phase, self.settings, self.packed, tuple(self.calls.items())
 
     def batch_running(self) -> float | None:
         """Mean leading dimension of the model's calls."""
-        calls = self.calls.total()
+        calls = sum(self.calls.values())
         return self.batch_sum / calls if calls and self.batch_sum else None
 
 
@@ -154,10 +156,14 @@ class Engine:
         if threading.get_ident() != self._thread:
             return
         began = time.perf_counter_ns()
-        with shield("seeing a forward pass"):
+        # On the path of every step a `shield` would cost more than what it guards.
+        try:
             self._depth += 1
             if self._depth == 1:
                 self._forward_begins(module, args, kwargs)
+        except Exception as error:
+            if not contained("seeing a forward pass", error):
+                raise
         self.ledger.spent(time.perf_counter_ns() - began)
 
     def _after_forward(self, _module: nn.Module, _args: Any, _output: Any) -> None:
@@ -165,10 +171,11 @@ class Engine:
             return
         if threading.get_ident() != self._thread:
             return
-        with shield("seeing a forward pass end"):
-            self._depth = max(0, self._depth - 1)
-            # An unmarked eval step has no optimizer to end it, so its last call's end must be known.
-            if self._depth == 0 and not self._marked and self._step is not None and self._step.phase == "eval":
+        if self._depth:
+            self._depth -= 1
+        # An unmarked eval step has no optimizer to end it, so its last call's end must be known.
+        if self._depth == 0 and not self._marked and self._step is not None and self._step.phase == "eval":
+            with shield("seeing a forward pass end"):
                 self._step.last_call_end = self._clock.mark()
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -188,18 +195,18 @@ class Engine:
                 "the model was called between marked steps: the time is the next step's, the FLOPs no one's"
             )
             return
-        call = signature(module, args, kwargs)
+        call = self._costs.number(signature(module, args, kwargs))
         if not step.calls:
             self._see_first_call(step, call)
-        step.calls[call] += 1
+        step.calls[call] = step.calls.get(call, 0) + 1
         step.batch_sum += leading_dimension(args, kwargs)
 
-    def _see_first_call(self, step: _Step, call: Hashable) -> None:
+    def _see_first_call(self, step: _Step, call: int) -> None:
         """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
         if step.counting:
             # Of other monitors' models only the backward would be seen, and taken for work of nobody's.
             self._works_early |= self._mode.result().hardware_flops > 0 or bool(others_than(self._model))
-        elif self._may_count() and not self._costs.is_known(step.phase, step.settings, call, step.packed):
+        elif not self._costs.begins_known(step.phase, step.settings, call, step.packed) and self._may_count():
             if self._works_early:
                 # A teacher or a sampler that runs first would be left out: the next step is counted instead.
                 self._costs.wants_count = True
@@ -299,7 +306,7 @@ class Engine:
         start, start_unix_ns = self._last_end or (self._clock.mark(), time.time_ns())
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
-        settings = hash(tuple([parameter.requires_grad for parameter in self._parameters]))
+        settings = hash(bytes(map(_WANTS_GRADIENT, self._parameters)))
         self._step = step = _Step(phase, start, start_unix_ns, waits, settings, packed)
         if over:
             return
@@ -328,18 +335,18 @@ class Engine:
         samples: int | None = None,
         error_type: str | None = None,
     ) -> None:
-        shown = step.shown()
+        seen = step.seen()
         if step.counting:
             self._mode.stop()
             if error_type is None:
-                self._costs.learn(shown, self._mode.result())
+                self._costs.learn(self._costs.shown(seen), self._mode.result())
         work = Work(
             index=self._index,
             phase=step.phase,
             start=step.start,
             end=end,
             start_unix_ns=step.start_unix_ns,
-            demand=self._costs.of(shown),
+            demand=self._costs.of_seen(seen),
             tokens=tokens,
             samples=samples,
             waits=tuple(step.waits) if self._times_data else None,
@@ -348,6 +355,7 @@ class Engine:
             counted_while_running=step.counting,
         )
         self._step = None
+        self._costs.bound()
         self._index += 1
         self._last_end = (end, time.time_ns())
         self.ledger.add(work)
