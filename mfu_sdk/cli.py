@@ -151,18 +151,44 @@ def doctor(as_json: bool) -> None:
 @main.command()
 @click.option(
     "--hf-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True,
-    help="A config.json of a Hugging Face causal language model.",
+    help="A config.json of a Hugging Face model: text, images or sound.",
 )  # fmt: skip
-@click.option("--batch", type=click.IntRange(min=1), required=True, help="Sequences.")
-@click.option("--seq", type=click.IntRange(min=1), required=True, help="Tokens in each.")
+@click.option("--batch", type=click.IntRange(min=1), required=True, help="Sequences, images or recordings.")
+@click.option("--seq", type=click.IntRange(min=1), help="Tokens, or samples of sound, in each; images need none.")
 @click.option("--forward-only", is_flag=True, help="No backward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def count(hf_config: Path, batch: int, seq: int, forward_only: bool, as_json: bool) -> None:
+def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_json: bool) -> None:
     """Count the FLOPs of one step of a model without weights, memory or a device (on meta tensors)."""
     from mfu_sdk.counting.huggingface import count_config, describe
 
     found = count_config(hf_config, batch, seq, backward=not forward_only)
     click.echo(json.dumps(found.as_json(), indent=2) if as_json else describe(found))
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--forward", "forward_only", is_flag=True, help="The first forward alone: for inference.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("target", metavar="SCRIPT_OR_MODULE")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
+def verify(target: str, arguments: tuple[str, ...], forward_only: bool, as_json: bool) -> None:
+    """Our count of a program's first step beside torch's and fvcore's, and why they differ.
+
+    SCRIPT_OR_MODULE is a script, run as it is with ARGS until its first optimizer step; or package.module:callable or
+    file.py:callable, called without arguments, which returns (model, args[, kwargs]) or a function that does the work.
+    Exits with 1 if a difference has no explanation or an operator has no price.
+    """
+    from mfu_sdk.counting.verify import describe
+    from mfu_sdk.counting.verify import verify as compare
+
+    found = compare(target, arguments, forward_only=forward_only)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if terminal else 100
+        click.echo(describe(found, width, color=terminal))
+    if not found.good:
+        raise SystemExit(1)
 
 
 def _provider(module: str) -> Any:

@@ -43,6 +43,9 @@ def leaked_hooks() -> list[str]:
     depth = torch._C._len_torch_dispatch_stack()
     if depth:
         leaks.append(f"dispatch mode ×{depth}")
+    compiled = sys.modules.get("mfu_sdk.counting.compiled")
+    if compiled is not None and compiled._originals:
+        leaks.append(f"compiled graphs watched ×{len(compiled._originals)}")
     depth = torch._C._len_torch_function_stack()
     if depth:
         leaks.append(f"function mode ×{depth}")

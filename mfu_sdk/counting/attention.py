@@ -3,6 +3,7 @@
 All closed forms are exact for every length, and tested against a materialised boolean mask.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 from mfu_sdk.counting.formulas import Cost
@@ -39,6 +40,79 @@ def pairs(
     until = q_len * k_len if right is None else _clipped_sum(shift + right + 1, q_len, k_len)
     before = 0 if left is None else _clipped_sum(shift - left, q_len, k_len)
     return max(0, until - before)
+
+
+def packed(
+    lengths: Iterable[tuple[int, int]],
+    *,
+    causal: Alignment | None = None,
+    window: tuple[int | None, int | None] = (None, None),
+    align: Alignment = "top_left",
+) -> int:
+    """The pairs of sequences of (queries, keys) that do not see each other, each banded as in `pairs`.
+
+    Documents packed into one row are (n, n) each; a step of decoding over caches, paged or not, is (new tokens, filled
+    length of the cache, these tokens included) with `bottom_right`.
+    """
+    return sum(pairs(q_len, k_len, causal=causal, window=window, align=align) for q_len, k_len in lengths)
+
+
+def chunked(q_len: int, k_len: int, chunk: int, *, align: Alignment = "top_left") -> int:
+    """The pairs of causal attention within chunks: position p sees the keys from chunk·⌊p / chunk⌋ to p.
+
+    Positions count from the first key; query i has position i, or i + k_len − q_len for `bottom_right`, and none below
+    zero sees anything. Raises `FormulaError` for negative lengths and a chunk below one. Source: Llama 4's
+    `attention_chunk_size`.
+    """
+    _not_negative(q_len, k_len)
+    if chunk < 1:
+        raise FormulaError(f"attention in chunks of {chunk}: a chunk must hold a position; give 1 or more")
+    first = k_len - q_len if align == "bottom_right" else 0
+    start, end = max(first, 0), first + q_len
+    seen = _sawtooth(min(end, k_len), chunk) - _sawtooth(min(start, k_len), chunk)
+    # Positions past the last key still see what there is of the last chunk.
+    past = max(0, min(end, -(-k_len // chunk) * chunk) - max(start, k_len))
+    return seen + past * (k_len % chunk)
+
+
+def prefix(q_len: int, k_len: int, prefix_len: int, *, align: Alignment = "top_left") -> int:
+    """The pairs of a prefix language model: every query sees the first `prefix_len` keys, and its past.
+
+    Positions are as in `chunked`. Raises `FormulaError` for negative lengths.
+    """
+    _not_negative(q_len, k_len, prefix_len)
+    open_to_all = min(prefix_len, k_len)
+    first = k_len - q_len if align == "bottom_right" else 0
+    past = pairs(q_len, k_len, causal=align)
+    # Of the prefix's columns, what the causal triangle has already.
+    return past + q_len * open_to_all - _clipped_sum(first + 1, q_len, open_to_all)
+
+
+def blocks(q_len: int, k_len: int, q_block: int, k_block: int, rows: Iterable[tuple[int, int, int]]) -> int:
+    """The pairs inside whole blocks of a blocked mask; the blocks at both ends may be ragged.
+
+    `rows` gives (row of blocks, how many blocks of it, how many of these lie at the keys' end), summed over batch and
+    heads or not. Raises `FormulaError` for negative lengths.
+    """
+    _not_negative(q_len, k_len)
+    # By so much the last block is longer than what keys are left for it.
+    missing = -k_len % k_block
+    total = 0
+    for row, count, at_end in rows:
+        height = max(0, min(q_block, q_len - row * q_block))
+        total += height * (count * k_block - at_end * missing)
+    return total
+
+
+def _not_negative(*lengths: int) -> None:
+    if min(lengths) < 0:
+        raise FormulaError(f"attention over lengths {lengths}: must not be negative; correct them")
+
+
+def _sawtooth(count: int, period: int) -> int:
+    """Σ over p in [0, count) of p mod period + 1."""
+    whole, rest = divmod(count, period)
+    return whole * (period * (period + 1) // 2) + rest * (rest + 1) // 2
 
 
 def _clipped_sum(first: int, count: int, limit: int) -> int:

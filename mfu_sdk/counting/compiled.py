@@ -53,19 +53,22 @@ class CompiledCall:
     backward: bool = False
 
 
-Sink = Callable[[CompiledCall], None]
+Sink = Callable[[CompiledCall], bool]
+"""Is handed a call; returns whether its mode should stay on and see what the graph calls."""
 
 
 class CompiledRegions:
     """Hands each call of a compiled graph to `sink`, in the thread and at the place of the call, before it runs.
 
     `mode` is the dispatch mode that counts: calls in threads where it is not on pass untouched, and it is off while a
-    graph runs whose operators are known. Where they are not, it stays on and sees what the graph calls.
+    graph runs whose operators are known. Where they are not, or `sink` asks for it, it stays on and sees what the graph
+    calls; `left` is called when the graph has run.
     """
 
-    def __init__(self, mode: TorchDispatchMode, sink: Sink) -> None:
+    def __init__(self, mode: TorchDispatchMode, sink: Sink, left: Callable[[], None] = lambda: None) -> None:
         self.mode = mode
         self._sink = sink
+        self._left = left
         # By the storage of a graph's output: what stood for it, so that what is known of it (masks) is not lost.
         self._outputs: OrderedDict[int, tuple[StorageWeakRef, Any]] = OrderedDict()
         self._late = False
@@ -90,17 +93,18 @@ class CompiledRegions:
             self._sink(CompiledCall("inductor::loaded_while_counting", None, ()))
 
     def enter(self, owner: Any, inputs: Sequence[Any]) -> tuple[bool, graph_run.Ran | None]:
-        """Hand over a call that is about to begin: whether its operators are known, and what the run found."""
+        """Hand over a call that is about to begin: whether the mode may go off, and what the run found."""
         program = _program(owner)
         found = None if program is None else program.run(inputs, self._alike(inputs))
         name = "inductor::graph" if program is not None else f"inductor::{type(owner).__name__}"
         operations = None if found is None else found.operations
         backward = program is not None and program.backward
-        self._sink(CompiledCall(name, operations, tuple(tensors(list(inputs))), backward))
-        return found is not None, found
+        stays = self._sink(CompiledCall(name, operations, tuple(tensors(list(inputs))), backward))
+        return found is not None and not stays, found
 
     def leave(self, found: graph_run.Ran | None, outputs: Any) -> None:
         """Remember what stood for the outputs of a graph whose operators depend on data."""
+        self._left()
         if found is None or found.reusable or not isinstance(outputs, (list, tuple)):
             return
         for fake, real in zip(found.outputs, outputs, strict=False):
@@ -241,15 +245,17 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
         for regions in watching:
             # Reading a mask is no operator of the program: no mode sees it, not even ours.
             with shield("count"), _disable_current_modes(), torch.no_grad():
-                known, found = regions.enter(owner, inputs)
-                if known:
-                    entered.append((regions, found))
+                goes_off, found = regions.enter(owner, inputs)
+                entered.append((regions, goes_off, found))
         del inputs
-        with _off([regions.mode for regions, _ in entered]):
-            outputs = original(owner, *args, **kwargs)
-        for regions, found in entered:
-            with shield("count"):
-                regions.leave(found, outputs)
+        outputs = None
+        try:
+            with _off([regions.mode for regions, goes_off, _ in entered if goes_off]):
+                outputs = original(owner, *args, **kwargs)
+        finally:
+            for regions, _, found in entered:
+                with shield("count"):
+                    regions.leave(found, outputs)
         return outputs
 
     return call

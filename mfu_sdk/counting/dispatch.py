@@ -5,7 +5,8 @@ costs is worked out once for its operator and shapes, and is one addition to a t
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import TracebackType
@@ -38,6 +39,8 @@ _MOST_PRICED: Final = 16_384
 """Kinds of calls whose price is remembered."""
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _CUDA: Final = torch.cuda.is_available()
+# Products of as many rows as tokens were routed, which compiled code calls as they are.
+_ROUTED: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2"})
 # Values of these dtypes may be lengths or choices, on which a price can depend.
 _INDICES: Final = frozenset({torch.bool, torch.int16, torch.int32, torch.int64})
 
@@ -68,7 +71,9 @@ class CountingMode(TorchDispatchMode):
         self._places = Places(model, others)
         self._masks = Masks()
         self._tally = Tally(convention)
-        self._compiled = CompiledRegions(self, self._ran_compiled)
+        self._compiled = CompiledRegions(self, self._ran_compiled, self._left_compiled)
+        # By thread: how often what is still to come from a compiled graph that runs, and where that is.
+        self._late: dict[int, tuple[Counter[str], Place]] = {}
         self._prices: dict[Any, Priced] = {}
         self._rules_seen = 0
 
@@ -102,7 +107,8 @@ class CountingMode(TorchDispatchMode):
             mode_stack.remove(self)
             if was_on:
                 launches.unwatch(self._launched)
-                self._compiled.stop()
+                with shield("count"):
+                    self._compiled.stop()
             with self._lock:
                 self._places.end()
                 self._masks.clear()
@@ -155,6 +161,11 @@ class CountingMode(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if self._late and threading.get_ident() in self._late:
+            result = func(*args, **kwargs)
+            with shield("count"):
+                self._seen_late(rule, Call(func, args, kwargs, result))
+            return result
         # Before it runs: a function that has returned must not hold its tensors while the next operator allocates.
         place: Place | None = None
         try:
@@ -324,30 +335,54 @@ class CountingMode(TorchDispatchMode):
         with self._lock:
             self._tally.calls[priced, module, stage] += 1
 
-    def _ran_compiled(self, call: CompiledCall) -> None:
-        """A graph that Inductor compiled is about to run, in this thread, and this mode will not see inside of it."""
+    def _ran_compiled(self, call: CompiledCall) -> bool:
+        """A graph that Inductor compiled is about to run, in this thread, and this mode will not see inside of it.
+
+        Returns whether it must all the same, for products whose sizes only their data tells (experts' rows).
+        """
         module, stage, regions = self._places.now()
         if module == OTHERS or self._covered(regions, module, stage):
-            return
+            return False
         if call.operations is None:
-            moved = sum(map(traffic.tensor_bytes, call.inputs))
-            with self._lock:
-                self._tally.calls[Priced(call.name, "none", FREE, moved, known=False), module, stage] += 1
-            return
+            self._unknown(call.name, call.inputs, module, stage)
+            return False
         if call.backward and stage == "forward":
             stage = "backward"
+        late: Counter[str] = Counter()
         for each in call.operations:
             at: Stage = "recompute" if each.again and stage == "backward" else stage
             rule = registry.rule(each.func)
             if not each.known:
-                moved = sum(map(traffic.tensor_bytes, tensors([*each.args, each.result])))
-                with self._lock:
-                    self._tally.calls[Priced(rule.name, "none", FREE, moved, known=False), module, at] += 1
-            elif rule.kind != "view":
-                self._count(rule, each.func, each.args, each.kwargs, each.result, (module, at, ()), fused=True)
-            elif rule.watched:
+                self._unknown(rule.name, tensors([*each.args, each.result]), module, at)
+            elif rule.name in _ROUTED:
+                late[rule.name] += 1
+            elif rule.kind in ("free", "view"):
+                # Fused away: what moves is the products' operands.
                 with self._lock:
                     self._masks.observe(rule.name, Call(each.func, each.args, each.kwargs, each.result), None)
+            else:
+                self._count(rule, each.func, each.args, each.kwargs, each.result, (module, at, ()), fused=True)
+        if late:
+            self._late[threading.get_ident()] = late, (module, stage, ())
+        return bool(late)
+
+    def _seen_late(self, rule: Rule, call: Call) -> None:
+        """An operator that a compiled graph has called: one of those waited for, or already counted."""
+        late, place = self._late[threading.get_ident()]
+        if late[rule.name] > 0:
+            late[rule.name] -= 1
+            self._count(rule, call.func, tuple(call.args), call.kwargs, call.result, place)
+
+    def _left_compiled(self) -> None:
+        """A compiled graph has run; what was waited for and did not come ran in a kernel of its own."""
+        late, (module, stage, _) = self._late.pop(threading.get_ident(), (Counter[str](), ("", "forward", ())))
+        for name in late.elements():
+            self._unknown(name, (), module, stage)
+
+    def _unknown(self, name: str, held: Iterable[Tensor], module: str, stage: Stage) -> None:
+        priced = Priced(name, "none", FREE, sum(map(traffic.tensor_bytes, held)), known=False)
+        with self._lock:
+            self._tally.calls[priced, module, stage] += 1
 
     def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         """A Triton kernel was launched from Python, in this thread, if this mode is on here."""

@@ -1,31 +1,35 @@
-"""Count a Hugging Face causal language model from its configuration alone: no weights, no memory, no device.
+"""Count a Hugging Face model from its configuration alone: no weights, no memory, no device.
 
-The model is built and run on meta tensors, which have shapes and no values, so any size counts in seconds. What
-depends on values is not seen: a mask that the model computes as a tensor (a sliding window shorter than the
-sequence) is priced over all pairs, and `attention_flops_exact` is then an upper bound.
+The model is built and run on meta tensors, which have shapes and no values, and layers that are alike run once
+(`layers`), so any size counts in seconds. Mixtures of experts count as many rows as the tokens choose (`routing`).
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mfu_sdk.counting.dispatch import count
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.records import Count
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigCount:
-    """The count of one step of a configured model, and what was counted."""
+    """The count of one step of a configured model, and what was counted.
+
+    `inputs` maps each input to its shape; `seq` is None where the configuration itself decides the input's size.
+    """
 
     model: str
     parameters: int
     batch: int
-    seq: int
+    seq: int | None
     backward: bool
+    inputs: Mapping[str, tuple[int, ...]]
     count: Count
 
     def as_json(self) -> dict[str, Any]:
@@ -35,60 +39,74 @@ class ConfigCount:
         return plain
 
 
-def count_config(path: Path, batch: int, seq: int, *, backward: bool = True) -> ConfigCount:
-    """Count one step of `batch` sequences of `seq` tokens of the model that the config.json at `path` describes.
+def count_config(path: Path, batch: int, seq: int | None = None, *, backward: bool = True) -> ConfigCount:
+    """Count one step of `batch` samples of the model that the config.json at `path` describes.
 
-    Raises `ConfigurationError` for a file that is not such a configuration or a model that cannot run on meta
-    tensors, and `MissingDependencyError` without torch or transformers.
+    A sample is a sequence of `seq` tokens, of which an encoder and a decoder each get `seq`; an image or a
+    spectrogram of the configuration's size; or `seq` samples of a waveform. A model of text and images that generates
+    text is counted on text alone. Raises `ConfigurationError` for a file that is not such a configuration, a model
+    that cannot run on meta tensors or a missing `seq`, and `MissingDependencyError` without torch or transformers.
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401 - asked for before it is needed
     except ImportError as missing:
         raise MissingDependencyError(
             f"counting from a configuration needs {missing.name}; install mfu-sdk[torch,hf]"
         ) from missing
+    from mfu_sdk.counting.layers import count_layers_once
+    from mfu_sdk.counting.routing import EvenRouting
+    from mfu_sdk.counting.stand_ins import stand_ins
+
+    fields = _read(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        kind = fields.pop("model_type")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{path}: must be a JSON object with a model_type, as config.json is ({error})"
-        ) from error
-    try:
-        config = transformers.AutoConfig.for_model(kind, **fields)
-        # bf16 is what these models are trained and served in, and some kernels take nothing else.
+        model_class, config = _model_class(fields)
+        # Where it names no dtype: bf16, which models are trained and served in.
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-            tokens = torch.zeros(batch, seq, dtype=torch.long)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path}: no causal language model can be built from it ({error})") from error
+            model = model_class._from_config(config, dtype=config.dtype or torch.bfloat16)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigurationError(f"{path}: no model can be built from it ({_line(error)})") from error
+    inputs = _inputs(path, model, batch, seq)
+    flags = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def step() -> None:
-        # An empty cache keeps the model from looking at values to find out whether sequences are packed.
-        cache = transformers.DynamicCache(config=config)
         with torch.set_grad_enabled(backward):
-            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+            result = model(**inputs, **flags)
             if backward:
-                logits.sum().backward()
+                _total(result.values()).backward()
 
-    model.train(backward)
+    # Not in training mode: some models then drop layers at random. Dropout is free in either.
+    model.eval()
     try:
-        found = count(step)
-    except (RuntimeError, NotImplementedError) as error:
-        raise ConfigurationError(f"{path}: {kind} does not run on meta tensors ({error})") from error
-    return ConfigCount(type(model).__name__, sum(p.numel() for p in model.parameters()), batch, seq, backward, found)
+        with stand_ins(model), EvenRouting():  # type: ignore[no-untyped-call]
+            found = count_layers_once(model, step)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{path}: {type(model).__name__} does not run without data ({_line(error)}); "
+            "build it and count a step of it with mfu.count"
+        ) from error
+    return ConfigCount(
+        model=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        batch=batch,
+        seq=seq if any(name in inputs for name in _SEQUENCES) else None,
+        backward=backward,
+        inputs={name: tuple(tensor.shape) for name, tensor in inputs.items()},
+        count=found,
+    )
 
 
 def describe(found: ConfigCount) -> str:
     """A count in lines."""
     count = found.count
-    tokens = found.batch * found.seq
+    sizes = ", ".join(f"{name} {' × '.join(map(str, shape))}" for name, shape in found.inputs.items())
+    each = found.batch * (found.seq if found.seq and "input_ids" in found.inputs else 1)
+    unit = "a token" if each != found.batch else "a sample"
     missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in count.uncounted[:5]) or "nothing"
     lines = [
-        f"{found.model}, {_si(found.parameters)}parameters, {found.batch} × {found.seq} tokens, "
+        f"{found.model}, {_si(found.parameters)}parameters, {sizes}, "
         f"{'forward and backward' if found.backward else 'forward'}",
-        f"  model        {_si(count.model_flops)}FLOP, {_si(count.model_flops / tokens)}FLOP a token",
+        f"  model        {_si(count.model_flops)}FLOP, {_si(count.model_flops / each)}FLOP {unit}",
         f"  forward      {_si(count.forward_flops)}FLOP",
         f"  backward     {_si(count.backward_flops)}FLOP",
         f"  attention    {_si(count.attention_flops_exact)}FLOP exact, "
@@ -96,6 +114,129 @@ def describe(found: ConfigCount) -> str:
         f"  not counted  {missing} (coverage {count.coverage:.1%})",
     ]
     return "\n".join(lines)
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+_TASKS = ("ZERO_SHOT_IMAGE_CLASSIFICATION", "MASKED_LM", "CAUSAL_LM", "IMAGE_CLASSIFICATION", "CTC")
+_TASKS_OF_TWO = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ")
+"""Where a model's class is looked up if its configuration names none that transformers has: the first that fits."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_infinity)
+        fields["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path}: must be a JSON object with a model_type, as config.json is ({error})"
+        ) from error
+    return dict(fields)
+
+
+def _infinity(fields: dict[str, Any]) -> Any:
+    # As transformers writes what JSON has no number for.
+    return float(fields["__float__"]) if fields.keys() == {"__float__"} else fields
+
+
+def _model_class(fields: dict[str, Any]) -> tuple[Any, Any]:
+    """The class that the configuration names or its type stands for, and the configuration. Raises `ValueError`."""
+    import transformers
+
+    named = next(iter(fields.get("architectures") or ()), None)
+    found: Any = getattr(transformers, named, None) if isinstance(named, str) else None
+    known = hasattr(found, "_from_config") and hasattr(found, "config_class")
+    kind = fields.pop("model_type")
+    if known and kind not in transformers.CONFIG_MAPPING:
+        # A type of the publisher's own, whose code is a class of transformers.
+        config = found.config_class(**fields)
+    else:
+        config = transformers.AutoConfig.for_model(kind, **fields)
+    if not known:
+        tasks = _TASKS_OF_TWO if config.is_encoder_decoder else _TASKS
+        names = (*(f"MODEL_FOR_{task}_MAPPING" for task in tasks), "MODEL_MAPPING")
+        mappings = (getattr(transformers, name, {}) for name in names)
+        found = next((mapping[type(config)] for mapping in mappings if type(config) in mapping), None)
+        # Some types stand for several classes.
+        found = found[0] if isinstance(found, (tuple, list)) else found
+    if found is None:
+        raise ValueError(f"transformers has no model for model_type {kind!r}; name its class under architectures")
+    return found, config
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+# --- its inputs --------------------------------------------------------------------------------------------------
+
+_SEQUENCES = ("input_ids", "decoder_input_ids", "input_values")
+
+
+def _inputs(path: Path, model: Any, batch: int, seq: int | None) -> dict[str, Any]:
+    """Inputs without data, by name."""
+    import torch
+
+    config, accepted = model.config, inspect.signature(model.forward).parameters
+    wanted = [model.main_input_name]
+    if config.is_encoder_decoder and "decoder_input_ids" in accepted:
+        wanted.append("decoder_input_ids")
+    if wanted == ["input_ids"] and "pixel_values" in accepted and not model.can_generate():
+        # Two towers, of which each wants its own.
+        wanted.append("pixel_values")
+
+    def size(*names: str) -> Any:
+        # Of the configuration, or of the part that is about images or sound.
+        for part in (config, getattr(config, "vision_config", None), getattr(config, "audio_config", None)):
+            for name in names:
+                value = getattr(part, name, None)
+                if value is not None:
+                    return value
+        raise ConfigurationError(
+            f"{path}: {type(model).__name__} takes {wanted[0]}, whose size no {' or '.join(names)} gives; add one"
+        )
+
+    def length() -> int:
+        if seq is None:
+            raise ConfigurationError(f"{path}: {type(model).__name__} takes a sequence; give its length with --seq")
+        return seq
+
+    made = {}
+    shape: tuple[int, ...]
+    for name in wanted:
+        if name in ("input_ids", "decoder_input_ids"):
+            made[name] = torch.zeros(batch, length(), dtype=torch.long, device="meta")
+            continue
+        if name == "pixel_values":
+            height, width = _pair(size("image_size"))
+            shape = (size("num_channels"), height, width)
+        elif name == "input_features" and hasattr(config, "max_source_positions"):
+            # Whisper's encoder halves its frames once.
+            shape = (size("num_mel_bins"), 2 * config.max_source_positions)
+        elif name == "input_values" and hasattr(config, "num_mel_bins"):
+            shape = (size("max_length"), config.num_mel_bins)
+        elif name == "input_values":
+            shape = (length(),)
+        else:
+            raise ConfigurationError(
+                f"{path}: {type(model).__name__} takes {name}, which is neither text, an image nor sound; "
+                "build the model and count a step of it with mfu.count"
+            )
+        made[name] = torch.zeros(batch, *shape, dtype=model.dtype, device="meta")
+    return made
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return size["height"], size["width"]
+    return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
+
+
+def _total(results: Iterable[Any]) -> Any:
+    """The sum over all results that gradients can come from."""
+    import torch
+
+    return sum(value.sum() for value in results if isinstance(value, torch.Tensor) and value.requires_grad)
 
 
 def _si(value: float) -> str:

@@ -137,7 +137,9 @@ def _found(func: Any) -> Rule:
     price = PRICES.get(plain) or _third_party().get(plain)
     if price is not None:
         watched = mutates or price.dense or plain in WATCHED
-        return Rule("priced", plain, price=price, by_shapes=by_shapes, watched=watched, mutates=mutates)
+        return Rule(
+            "priced", plain, price=price, by_shapes=by_shapes and price.by_shapes, watched=watched, mutates=mutates
+        )
     if func.is_view:
         return Rule("view", plain, watched=plain in WATCHED)
     if is_free(func):

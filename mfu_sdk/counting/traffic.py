@@ -21,14 +21,24 @@ _ALLOCATES: Final = frozenset(
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 )
 
+_COMPRESSED: Final = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
+
 COLLECTIVES: Final = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd"})
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
     """Bytes that going once over `tensor` touches: broadcast dimensions once, and never more than its storage.
 
-    Zero for a layout without strides or storage of its own.
+    A sparse tensor is its values and their indices; any other layout without strides is zero.
     """
+    if tensor.layout in _COMPRESSED:
+        indices = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+        along, across = (
+            (tensor.crow_indices(), tensor.col_indices()) if indices else (tensor.ccol_indices(), tensor.row_indices())
+        )
+        return sum(map(tensor_bytes, (tensor.values(), along, across)))
+    if tensor.layout is torch.sparse_coo:
+        return tensor_bytes(tensor._values()) + tensor_bytes(tensor._indices())
     if tensor.layout is not torch.strided:
         return 0
     if tensor.is_nested:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
-from mfu_sdk.peak.nvml import Identity, Nvml, NvmlError, State
+from mfu_sdk.peak.nvml import Identity, Nvml, State
 from mfu_sdk.peak.theory import Silicon
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.expect import expect, main_dtype
 from mfu_sdk.guard import shield, warn_once
@@ -33,7 +33,8 @@ REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
 
 
-class Work(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Work:
     """A step that has ended on the host: everything but its duration, which the clock may not know yet."""
 
     index: int

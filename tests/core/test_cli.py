@@ -193,3 +193,12 @@ def test_count_refuses_what_is_no_configuration(text: str, tmp_path: Path) -> No
     config = tmp_path / "config.json"
     config.write_text(text)
     assert str(config) in one_line(mfu("count", "--hf-config", str(config), "--batch", "1", "--seq", "8"))
+
+
+def test_count_asks_for_a_length(tmp_path: Path) -> None:
+    """Text without --seq is one line: the file, the model and the option."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LLAMA))
+    line = one_line(mfu("count", "--hf-config", str(config), "--batch", "1"))
+    assert str(config) in line
+    assert "LlamaForCausalLM takes a sequence; give its length with --seq" in line

@@ -437,3 +437,37 @@ def test_monitored(style: str, before: bool) -> None:
     assert flops == [eager] * 4
     assert not counters["graph_break"]
     assert not inductor.freezing
+
+
+class Experts(nn.Module):
+    """Four experts whose rows a router in the same graph chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 4)
+        self.weight = nn.Parameter(torch.randn(4, 16, 32, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(-1)
+        ends = F.one_hot(chosen, 4).sum(0).cumsum(0).to(torch.int32)
+        return torch._grouped_mm(x[chosen.argsort()].bfloat16(), self.weight, offs=ends).float()
+
+
+def test_experts_routed_inside_of_the_graph() -> None:
+    """Only the data says how many rows each expert has: their products count as they are called, once."""
+    experts, x = Experts(), torch.randn(64, 16)
+    step = train(torch.compile(experts), x)
+    product = 2 * 64 * 16 * 32
+    for _ in range(2):
+        counted = mfu.count(step)
+        # The rows want no gradient: the grouped product has one product backward. The router is not trained at all.
+        assert counted.by_op == {"aten::addmm": 2 * 64 * 16 * 4, "aten::_grouped_mm": 2 * product}
+        assert (counted.forward_flops, counted.backward_flops) == (2 * 64 * 16 * 4 + product, product)
+        assert counted.uncounted == ()
+
+
+def test_experts_in_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the compiled code does not call the grouped product as it is, it is listed and not lost."""
+    monkeypatch.setattr(CountingMode, "_seen_late", lambda *_: None)
+    counted = mfu.count(train(torch.compile(Experts()), torch.randn(64, 16)))
+    assert [(entry.op, entry.calls) for entry in counted.uncounted] == [("aten::_grouped_mm", 2)]

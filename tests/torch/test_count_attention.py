@@ -154,29 +154,38 @@ def test_attention_written_out(masking: str, dtype: torch.dtype) -> None:
     assert model_side(mfu.count(run)) == BY_HAND
 
 
-def test_two_masks_count_as_the_tighter() -> None:
-    """Where masks overlap, their intersection is not known: the smaller of the two is charged."""
-    window = TRIANGLE & ~TRIANGLE.tril(-3)
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_two_masks_count_as_their_intersection(overwritten: bool) -> None:
+    """Causal and padded in two steps: what both let through, and the tighter where one was written to since."""
+    padding = torch.zeros(B, 1, 1, T)
+    padding[1, ..., :3] = float("-inf")
+    hidden = ~TRIANGLE
 
     def run() -> None:
         q, k, v = heads()
-        scores = (q @ k.mT).masked_fill(~TRIANGLE, float("-inf")).masked_fill(~window, float("-inf"))
-        (scores.softmax(-1) @ v).sum()
+        scores = (q @ k.mT).masked_fill(hidden, float("-inf"))
+        if overwritten:
+            hidden.fill_(1)
+        ((scores + padding).softmax(-1) @ v).sum()
 
-    assert mfu.count(run).model_flops == 4 * B * H * D * int(window.sum())
+    both = B * CAUSAL - sum(min(q + 1, 3) for q in range(T))
+    assert mfu.count(run).model_flops == 4 * H * D * (B * CAUSAL if overwritten else both)
 
 
-def test_a_mask_overwritten_in_place_is_read_again() -> None:
-    """The same storage holds another mask for the second layer."""
-    mask = torch.zeros(T, T)
+@pytest.mark.parametrize(("inference", "through_data"), [(False, False), (True, False), (False, True)])
+def test_a_mask_overwritten_in_place_is_read_again(inference: bool, through_data: bool) -> None:
+    """The same storage holds another mask for the second layer, whether torch numbers its versions or not."""
 
     def run() -> None:
+        mask = torch.zeros(T, T)
         q, k, v = heads()
         for hidden in (~TRIANGLE, torch.zeros_like(TRIANGLE)):
-            mask.zero_().masked_fill_(hidden, float("-inf"))
+            (mask.data if through_data else mask).zero_().masked_fill_(hidden, float("-inf"))
             F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    assert mfu.count(run).model_flops == 4 * B * H * D * (CAUSAL + T * T)
+    with torch.inference_mode(inference):
+        count = mfu.count(run)
+    assert count.model_flops == 4 * B * H * D * (CAUSAL + T * T)
 
 
 def test_a_masked_product_without_softmax_is_no_attention() -> None:

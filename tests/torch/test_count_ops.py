@@ -1,5 +1,6 @@
 """What single operators cost, run for real and compared with hand-derived numbers."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -175,6 +176,18 @@ def test_grouped_product_up_to_its_last_offset() -> None:
     a, b = rand(16, 16, dtype=torch.bfloat16), rand(2, 16, 16, dtype=torch.bfloat16)
     count = mfu.count(lambda: torch.ops.aten._grouped_mm(a, b, offs=torch.tensor([4, 11], dtype=torch.int32)))
     assert (count.model_flops, count.by_dtype) == (2 * 11 * 16 * 16, {"bfloat16": 2 * 11 * 16 * 16})
+
+
+def test_transformer_encoder_with_padding_by_hand() -> None:
+    """Given a padding mask, an encoder drops the padding and runs its layers over sequences of 3 and 5 tokens."""
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    padding = torch.arange(5) >= torch.tensor([[3], [5]])
+    with torch.inference_mode(), warnings.catch_warnings():
+        # torch says that nested tensors are a prototype.
+        warnings.simplefilter("ignore")
+        count = mfu.count(encoder, rand(2, 5, 16), src_key_padding_mask=padding)
+    layer = 2 * 8 * (4 * 16 * 16 + 2 * 16 * 32) + 4 * (3 * 3 + 5 * 5) * 16
+    assert (count.model_flops, count.uncounted) == (2 * layer, ())
 
 
 def test_transformer_fast_path_equals_the_slow_one() -> None:
