@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfu_sdk.errors import ConfigurationError, MissingDependencyError
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError, NvmlError
 from mfu_sdk.peak.nvml import Identity, Nvml, State
 from mfu_sdk.peak.theory import Silicon
 
