@@ -1,9 +1,14 @@
 """Our count as a list of lines: the calls of one operator in one module and stage, which comparisons are made of."""
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from torch import nn
+
+from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.dispatch import CountingMode
+from mfu_sdk.counting.place import Region, Stage
+from mfu_sdk.records import Convention
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +36,22 @@ class LinedMode(CountingMode):
 
     covered = False
 
-    def _covered(self, *place: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # handed on
-        self.covered = super()._covered(*place)
-        return self.covered
+    def _open(
+        self, model: nn.Module | None, convention: Convention, others: Callable[[], Collection[nn.Module]]
+    ) -> Books:
+        mode = self
+
+        class Remembering(Books):
+            def covered(self, regions: Sequence[Region], module: str, stage: Stage) -> bool:
+                mode.covered = super().covered(regions, module, stage)
+                return mode.covered
+
+        return Remembering(model, convention, others)
 
     def lines(self) -> tuple[Line, ...]:
         """What has FLOPs, and what has no price, so far."""
         found = []
-        for (priced, module, stage), calls in self._tally.calls.items():
+        for (priced, module, stage), calls in self._books.calls().items():
             cost = priced.cost
             # What was repriced since has no calls left; collectives and free operators have no FLOPs.
             if calls and priced.sent is None and (cost.dense or cost.full or cost.hardware or not priced.known):

@@ -103,7 +103,9 @@ class Pipeline:
         return {reason: count for reason, count in lost.items() if count}
 
     def consume(self, item: object) -> None:
-        """Take one record, or one of the messages above."""
+        """Take one record, something that builds one, or one of the messages above."""
+        if callable(item):
+            item = item()
         if self._closed:
             self._lost["exit"] += 1
         elif isinstance(item, StepRecord):

@@ -52,8 +52,11 @@ class Telemetry:
         pipeline.overflowed = lambda: worker.overflowed
         return cls(pipeline, worker, unix_ns)
 
-    def step(self, record: StepRecord) -> None:
-        """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window."""
+    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
+        """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
+
+        Given as a function, the record is built on the export thread: building one costs more than handing it over.
+        """
         self._worker.put(record)
 
     def inference(self, record: InferenceRecord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.expect import expect, main_dtype
@@ -70,6 +71,33 @@ class _Held:
     expected_mfu: float | None = None
     coverage: float | None = None
     arithmetic_intensity: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Timed:
+    """A step that the device has passed, and how long the device took and stood waiting for data, in seconds."""
+
+    work: Work
+    held: _Held | None
+    duration_s: float
+    waited_s: float | None
+
+    @property
+    def source(self) -> CountSource | None:
+        """How its FLOPs are known."""
+        if self.work.counted_while_running:
+            return "measured"
+        return None if self.work.demand is None else self.work.demand.source
+
+    @property
+    def available_flops(self) -> float | None:
+        """What the device could have done, None where that is not known or no time passed."""
+        peak = None if self.held is None else self.held.peak_flops_per_s
+        return None if peak is None or self.duration_s <= 0 else peak * self.duration_s
+
+
+def _same(record: StepRecord) -> StepRecord:
+    return record
 
 
 @dataclass(slots=True)
@@ -197,10 +225,15 @@ class Ledger:
             if duration_s is None:
                 return
             self._pending.popleft()
-            record = self._record(work, duration_s)
-            self._enter(work, record)
+            timed = _Timed(work, self._held_against_peaks(work.demand), duration_s, self._waited_s(work))
+            self._enter(timed)
+            build: Callable[[], StepRecord] = partial(self._record, timed)
+            if self._on_step is not None:
+                record = build()
+                build = partial(_same, record)
             if self.telemetry is not None:
-                self.telemetry.step(record)
+                # Built where it is read, off the path of the step.
+                self.telemetry.step(build)
                 if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
                     self._report_overhead(self.telemetry)
             if self._on_step is not None:
@@ -211,34 +244,29 @@ class Ledger:
         telemetry.overhead((self._overhead_ns - self._reported_ns) / 1e9)
         self._reported_ns = self._overhead_ns
 
-    def _record(self, work: Work, duration_s: float) -> StepRecord:
-        demand, held = work.demand, self._held_against_peaks(work.demand)
-        source: CountSource | None = None if demand is None else demand.source
-        if work.counted_while_running:
-            source = "measured"
-        known = held is not None and demand is not None and duration_s > 0
-        peak = None if held is None else held.peak_flops_per_s
-        available = peak * duration_s if known and peak is not None else None
-        achievable = held.achievable_flops_per_s if known else None  # type: ignore[union-attr]  # known says so
-        by_dtype_s = held.by_dtype_s if known else None  # type: ignore[union-attr]
-        # Positional, in the order of the fields: a keyword each would cost a third more on the path of every step.
+    def _record(self, timed: _Timed) -> StepRecord:
+        work, held, duration_s = timed.work, timed.held, timed.duration_s
+        demand = work.demand
+        available = timed.available_flops
+        achievable = None if held is None or duration_s <= 0 else held.achievable_flops_per_s
+        by_dtype_s = None if held is None or duration_s <= 0 else held.by_dtype_s
         return StepRecord(
             work.index,
             work.phase,
             duration_s,
             None if demand is None else demand.model_flops,
             None if demand is None else demand.hardware_flops,
-            peak,
+            None if held is None else held.peak_flops_per_s,
             None if held is None else held.peak_source,
             demand.model_flops / available if demand is not None and available else None,
             demand.hardware_flops / available if demand is not None and available else None,
             None if by_dtype_s is None else by_dtype_s / duration_s,
-            self._expected if held is None or self._expected is not None else held.expected_mfu,
+            self._expected_mfu(held),
             demand.model_flops / (achievable * duration_s) if demand is not None and achievable else None,
-            source,
+            timed.source,
             None if held is None else held.coverage,
             work.tokens,
-            self._waited_s(work),
+            timed.waited_s,
             None,
             None,
             self._convention,
@@ -302,44 +330,49 @@ class Ledger:
             seconds += flops / (rate.flops_per_s * self._devices)
         return seconds
 
-    def _enter(self, work: Work, record: StepRecord) -> None:
-        totals = self._totals
+    def _expected_mfu(self, held: _Held | None) -> float | None:
+        return self._expected if held is None or self._expected is not None else held.expected_mfu
+
+    def _enter(self, timed: _Timed) -> None:
+        totals, work, held, duration_s = self._totals, timed.work, timed.held, timed.duration_s
         totals.steps += 1
-        if record.tokens is not None and record.error_type is None:
-            totals.tokens = (totals.tokens or 0) + record.tokens
-        if record.count_source == "measured":
+        if work.error_type is not None:
+            return
+        if work.tokens is not None:
+            totals.tokens = (totals.tokens or 0) + work.tokens
+        if timed.source == "measured":
             # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
             if totals.steps > 1:
                 totals.counted += 1
-                totals.counted_s += record.duration_s
-            return
-        if not record.timed:
+                totals.counted_s += duration_s
             return
         totals.timed += 1
-        totals.time_s += record.duration_s
-        if record.tokens is not None:
-            totals.timed_tokens += record.tokens
-            totals.token_time_s += record.duration_s
-        available = record.available_flops
-        if not record.counts or available is None or record.model_flops is None or work.demand is None:
+        totals.time_s += duration_s
+        if work.tokens is not None:
+            totals.timed_tokens += work.tokens
+            totals.token_time_s += duration_s
+        if held is None or held.peak_flops_per_s is None:
             totals.unknown += 1
             return
-        totals.model_flops += record.model_flops
-        totals.hardware_flops += work.demand.hardware_flops
+        demand, peak = held.demand, held.peak_flops_per_s
+        available = peak * duration_s
+        totals.model_flops += demand.model_flops
+        totals.hardware_flops += demand.hardware_flops
         totals.available_flops += available
-        peak = (record.peak_dtype, record.peak_source, record.peak_flops_per_s or 0.0)
-        totals.peaks[peak] = totals.peaks.get(peak, 0.0) + available
-        totals.bytes_moved += work.demand.bytes_moved
-        totals.priced_bytes += work.demand.priced_bytes
-        if record.expected_mfu is not None:
-            totals.expected_flops += record.expected_mfu * available
+        kind = (held.peak_dtype, held.peak_source, peak)
+        totals.peaks[kind] = totals.peaks.get(kind, 0.0) + available
+        totals.bytes_moved += demand.bytes_moved
+        totals.priced_bytes += demand.priced_bytes
+        expected = self._expected_mfu(held)
+        if expected is not None:
+            totals.expected_flops += expected * available
             totals.expected_available_flops += available
-        if record.data_wait_s is not None and record.peak_flops_per_s is not None:
+        if timed.waited_s is not None:
             totals.data_wait_seen = True
-            totals.data_wait_flops += min(record.data_wait_s, record.duration_s) * record.peak_flops_per_s
-        if record.mfu is not None and record.mfu > 1:
+            totals.data_wait_flops += min(timed.waited_s, duration_s) * peak
+        if demand.model_flops > available > 0:
             self.note(
-                f"some steps have an MFU above 1: their {record.peak_dtype} peak ({record.peak_source}) or their count "
+                f"some steps have an MFU above 1: their {held.peak_dtype} peak ({held.peak_source}) or their count "
                 "is wrong; measure again with `mfu calibrate` on a quiet machine"
             )
             warn_once("MFU", f"above 1 in {self.identity.workload} (see the summary's notes)")

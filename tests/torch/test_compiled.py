@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mfu_sdk as mfu
 from mfu_sdk.counting import compiled, graph_run, graph_text, registry
+from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.flex import price_flex
 from mfu_sdk.counting.masks import Masks
@@ -468,6 +469,6 @@ def test_experts_routed_inside_of_the_graph() -> None:
 
 def test_experts_in_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the compiled code does not call the grouped product as it is, it is listed and not lost."""
-    monkeypatch.setattr(CountingMode, "_seen_late", lambda *_: None)
+    monkeypatch.setattr(Books, "seen_late", lambda *_: None)
     counted = mfu.count(train(torch.compile(Experts()), torch.randn(64, 16)))
     assert [(entry.op, entry.calls) for entry in counted.uncounted] == [("aten::_grouped_mm", 2)]

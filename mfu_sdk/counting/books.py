@@ -1,0 +1,271 @@
+"""Enters what runs into a tally: each call at its price, at its place, once.
+
+What is no single operator of the dispatcher is entered here too: functions and kernels with prices of their own,
+higher-order operators, and graphs that were compiled.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mfu_sdk.counting import flex, functions, launches, registry, traffic
+from mfu_sdk.counting.call import Call, tensors
+from mfu_sdk.counting.compiled import CompiledCall
+from mfu_sdk.counting.formulas import FREE, Cost
+from mfu_sdk.counting.masks import Masks
+from mfu_sdk.counting.place import OTHERS, Place, Places, Region, Stage, only_infers_shapes
+from mfu_sdk.counting.prices import Prices, arithmetic, key_of, name_of, priced_or_free
+from mfu_sdk.counting.registry import Rule
+from mfu_sdk.counting.tally import Line, Priced, Tally
+from mfu_sdk.records import Convention, Count
+
+# Products of as many rows as tokens were routed, which compiled code calls as they are.
+_ROUTED: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2"})
+
+
+class Books:
+    """The books of one counting mode. Safe for the threads of an autograd engine."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None,
+        convention: Convention,
+        others: Callable[[], Collection[torch.nn.Module]],
+    ) -> None:
+        self.places = Places(model, others)
+        # By thread: how often what is still to come from a compiled graph that runs, and where that is.
+        self.late: dict[int, tuple[Counter[str], Place]] = {}
+        self._convention: Convention = convention
+        self._lock = threading.Lock()
+        self._masks = Masks()
+        self._prices = Prices()
+        self._tally = Tally(convention)
+
+    def begin(self) -> None:
+        """Counting starts."""
+        self.places.begin()
+        self._prices.begin()
+
+    def end(self) -> None:
+        """Counting stops: let go of all that belongs to the program."""
+        with self._lock:
+            self.places.end()
+            self._masks.clear()
+            self.late.clear()
+
+    def clear(self) -> None:
+        """Begin again from nothing."""
+        with self._lock:
+            self.places.clear()
+            self._masks.clear()
+            self._tally = Tally(self._convention)
+
+    def count(self) -> Count:
+        """What was entered so far."""
+        with self._lock:
+            return self._tally.count()
+
+    def calls(self) -> dict[tuple[Priced, str, Stage], int]:
+        """The kinds of calls entered so far, with their module, stage and number."""
+        with self._lock:
+            return dict(self._tally.calls)
+
+    def watch(self, rule: Rule, call: Call) -> None:
+        """Learn what a view or another free operator does to a mask."""
+        with self._lock:
+            self._masks.observe(rule.name, call, None)
+
+    def enter(
+        self,
+        rule: Rule,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        place: Place,
+        *,
+        fused: bool = False,
+    ) -> None:
+        """Enter one call of an operator that has run at `place`; `fused`: inside of a compiled kernel."""
+        module, stage, regions = place
+        if regions and self.covered(regions, module, stage):
+            return
+        kind = rule.kind
+        if kind == "higher":
+            self._count_higher_order(rule, Call(func, args, kwargs, result), module, stage, fused=fused)
+            return
+        key = key_of(rule, func, args, kwargs) if rule.by_shapes else None
+        priced = None
+        try:
+            priced = self._prices.known.get(key)
+        except TypeError:
+            # Sizes with symbols in them have no hash.
+            key = None
+        if _is_fake(result) and only_infers_shapes():
+            return
+        if priced is None:
+            priced = self._prices.price(rule, Call(func, args, kwargs, result), key, self._masks)
+        with self._lock:
+            self._tally.calls[priced, module, stage] += 1
+        if rule.watched and stage != "optimizer":
+            with self._lock:
+                product = None
+                if priced.known and rule.price is not None and rule.price.dense:
+                    product = partial(self._tally.reprice, Line(priced, module, stage))
+                self._masks.observe(rule.name, Call(func, args, kwargs, result), product)
+                self._tally.bound()
+
+    def covered(self, regions: Sequence[Region], module: str, stage: Stage) -> bool:
+        """Whether the operator runs beneath a priced function, the outermost that has a price for this call.
+
+        The first operator of a call charges the function's price.
+        """
+        for region in regions:
+            if not region.charged:
+                region.charged = True
+                with self._lock:
+                    self._tally.calls[self._charge(region), module, stage] += 1
+            if region.cost is not None:
+                return True
+        return False
+
+    def _charge(self, region: Region) -> Priced:
+        if region.frame is None:
+            return self._charge_backward(region)
+        named = functions.arguments(region.frame)
+        region.dtype = arithmetic(named, region.price.operand)
+        held = tensors([named[name] for name in functions.parameters(region.frame.f_code) if name in named])
+        region.bytes_moved = sum(map(traffic.tensor_bytes, held))
+        region.cost = _cost_of(region.price, named)
+        if region.cost is None:
+            return Priced(region.name, region.dtype, FREE, region.bytes_moved, known=False)
+        if region.cost.backward is not None:
+            self.places.await_backward(region)
+        return Priced(region.name, region.dtype, region.cost.forward, region.bytes_moved)
+
+    def _charge_backward(self, region: Region) -> Priced:
+        assert region.cost is not None
+        assert region.cost.backward is not None
+        needs, region.node = tuple(region.node.needs_input_grad), None
+        backward = region.cost.backward
+        cost, known = priced_or_free(lambda: backward(needs))
+        if not known:
+            region.cost = None
+        # It reads what the forward read and the gradient, and writes gradients of the same sizes.
+        return Priced(region.name, region.dtype, cost, 2 * region.bytes_moved, known)
+
+    def _count_higher_order(self, rule: Rule, call: Call, module: str, stage: Stage, *, fused: bool) -> None:
+        """A higher-order operator that is no control flow is a black box, but for those that are known."""
+        launch = launches.of_wrapper(rule.name, call.kwargs)
+        if launch is not None:
+            self._count_launch(*launch, module, stage)
+            return
+        held = [t for t in tensors((*call.args, *call.kwargs.values(), call.result)) if t.is_floating_point()]
+        if not held:
+            return
+        cost, known = FREE, False
+        name, formula = call.func._name, registry.ecosystem_entry(call.func)
+        if name in flex.NAMES:
+            cost, known = priced_or_free(
+                lambda: flex.price_flex(name, call.args, call.kwargs, self._masks, fused=fused)
+            )
+        elif formula is not None:
+            theirs = formula
+            cost, known = priced_or_free(
+                lambda: Cost.plain(registry.checked(theirs(*call.args, **call.kwargs, out_val=call.result)))
+            )
+        priced = Priced(rule.name, name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known)
+        with self._lock:
+            self._tally.calls[priced, module, stage] += 1
+
+    def ran_compiled(self, call: CompiledCall) -> bool:
+        """A graph that Inductor compiled is about to run, in this thread, and this mode will not see inside of it.
+
+        Returns whether it must all the same, for products whose sizes only their data tells (experts' rows).
+        """
+        module, stage, regions = self.places.now()
+        if module == OTHERS or self.covered(regions, module, stage):
+            return False
+        if call.operations is None:
+            self._unknown(call.name, call.inputs, module, stage)
+            return False
+        if call.backward and stage == "forward":
+            stage = "backward"
+        late: Counter[str] = Counter()
+        for each in call.operations:
+            at: Stage = "recompute" if each.again and stage == "backward" else stage
+            rule = registry.rule(each.func)
+            if not each.known:
+                self._unknown(rule.name, tensors([*each.args, each.result]), module, at)
+            elif rule.name in _ROUTED:
+                late[rule.name] += 1
+            elif rule.kind in ("free", "view"):
+                # Fused away: what moves is the products' operands.
+                with self._lock:
+                    self._masks.observe(rule.name, Call(each.func, each.args, each.kwargs, each.result), None)
+            else:
+                self.enter(rule, each.func, each.args, each.kwargs, each.result, (module, at, ()), fused=True)
+        if late:
+            self.late[threading.get_ident()] = late, (module, stage, ())
+        return bool(late)
+
+    def seen_late(self, rule: Rule, call: Call) -> None:
+        """An operator that a compiled graph has called: one of those waited for, or already counted."""
+        late, place = self.late[threading.get_ident()]
+        if late[rule.name] > 0:
+            late[rule.name] -= 1
+            self.enter(rule, call.func, tuple(call.args), call.kwargs, call.result, place)
+
+    def left_compiled(self) -> None:
+        """A compiled graph has run; what was waited for and did not come ran in a kernel of its own."""
+        late, (module, stage, _) = self.late.pop(threading.get_ident(), (Counter[str](), ("", "forward", ())))
+        for name in late.elements():
+            self._unknown(name, (), module, stage)
+
+    def _unknown(self, name: str, held: Iterable[Tensor], module: str, stage: Stage) -> None:
+        priced = Priced(name, "none", FREE, sum(map(traffic.tensor_bytes, held)), known=False)
+        with self._lock:
+            self._tally.calls[priced, module, stage] += 1
+
+    def launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
+        """A Triton kernel was launched from Python, in this thread."""
+        module, stage, regions = self.places.now()
+        if module != OTHERS and not self.covered(regions, module, stage):
+            self._count_launch(kernel, named, module, stage)
+
+    def _count_launch(self, kernel: Any, named: Mapping[str, Any], module: str, stage: Stage) -> None:
+        name = launches.name_of(kernel)
+        held = list(tensors(list(named.values())))
+        price, formula = functions.of_kernel(name), registry.ecosystem_entry(kernel)
+        cost, known = FREE, not any(tensor.is_floating_point() for tensor in held)
+        dtype = arithmetic(named, "")
+        if price is not None:
+            found = price
+            cost, known = priced_or_free(lambda: found.formula(named))
+            dtype = arithmetic(named, price.operand)
+        elif formula is not None:
+            # torch asks with the arguments of its operator for a kernel's launch.
+            theirs, asked = formula, {"kernel_idx": None, "constant_args_idx": None, "grid": None, "kwargs": named}
+            cost, known = priced_or_free(lambda: Cost.plain(registry.checked(theirs(**asked, out_val=None))))
+        moved = sum(map(traffic.tensor_bytes, held))
+        with self._lock:
+            self._tally.calls[Priced(f"triton::{name}", dtype, cost, moved, known), module, stage] += 1
+
+
+def _is_fake(result: Any) -> bool:
+    if type(result) is tuple and result:
+        result = result[0]
+    return isinstance(result, FakeTensor)
+
+
+def _cost_of(price: functions.FunctionPrice, named: Mapping[str, Any]) -> functions.FunctionCost | None:
+    try:
+        return price.formula(named)
+    except Exception:  # noqa: BLE001 - a formula, which may be the user's, costs coverage and nothing else
+        return None
