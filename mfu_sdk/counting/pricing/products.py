@@ -91,10 +91,9 @@ def _grouped(call: Call) -> int:
 
 
 def _used(offsets: Any) -> int | None:
-    if offsets is None:
+    # Without data there is no last offset: all rows count, which is what dropless experts are given.
+    if offsets is None or type(offsets) is not torch.Tensor or offsets.is_meta:
         return None
-    if type(offsets) is not torch.Tensor or offsets.is_meta:
-        raise FormulaError("grouped product on tensors without data: its rows are in `offs`; count it on a device")
     return int(offsets[-1])
 
 
@@ -169,6 +168,8 @@ def _scattered(call: Call) -> int:
     return formulas.product(call.shape("A"), call.shape("B")[-1])
 
 
+_GROUPED_WORDS: Final = "2·rows up to the last offset (all rows, of tensors without data)·inner·columns"
+
 PRICES: Final[Mapping[str, Price]] = {
     "aten::mm": product("self", "mat2", _SPARSE_TOO),
     "aten::addmm": product("mat1", "mat2", _SPARSE_TOO),
@@ -193,9 +194,9 @@ PRICES: Final[Mapping[str, Price]] = {
     "inductor::_mm_plus_mm": plain(_two, "a", "2·rows·inner·columns of both"),
     "aten::_foreach_mm": plain(_products, "self", "Σ 2·rows·inner·columns"),
     "_native::_foreach_mm_native_0": plain(_products, "self", "Σ 2·rows·inner·columns"),
-    "aten::_grouped_mm": plain(_grouped, "self", "2·rows up to the last offset·inner·columns"),
-    "aten::_scaled_grouped_mm": plain(_grouped, "self", "2·rows up to the last offset·inner·columns"),
-    "aten::_scaled_grouped_mm_v2": plain(_grouped, "self", "2·rows up to the last offset·inner·columns"),
+    "aten::_grouped_mm": plain(_grouped, "self", _GROUPED_WORDS),
+    "aten::_scaled_grouped_mm": plain(_grouped, "self", _GROUPED_WORDS),
+    "aten::_scaled_grouped_mm_v2": plain(_grouped, "self", _GROUPED_WORDS),
     "aten::_trilinear": plain(
         _trilinear, "i1", "two pairwise products, the first two operands first: bilinear 2·B·O·I·J + 2·B·O·J"
     ),
