@@ -287,8 +287,29 @@ All of these namespaces:
 {table(("namespace", "why"), [(code(name), why) for name, why in free.NAMESPACES.items()])}
 ## Neither
 
-{table(("operators", "why"), [(listed(names), reason) for reason, names in reasons.items()])}"""
+{table(("operators", "why"), [(listed(names), reason) for reason, names in reasons.items()])}
+{LIMITS}"""
 
+
+LIMITS = """## Where the count is wrong, and does not say so
+
+- **Work in other threads** than the one that counts, `nn.DataParallel`'s replicas among it: a dispatch mode is a
+  thread's own. A monitor notes calls of its model in other threads.
+- **Products that Inductor takes apart before it keeps its graph**: dot products, outer products of vectors, and on some
+  paths products with a size of one become sums of elementwise products, and may be taken for those, or those for them.
+- **A function or an `autograd.Function` with a price, inside of compiled code**: it is compiled away, and its operators
+  count one by one. `torch.func.grad` in a compiled function reads as forward.
+- **Checkpointing by other functions** than torch's, Megatron's and DeepSpeed's (Unsloth's, offloading ones): what they
+  compute again reads as backward. So does the branch that the backward of `torch.cond` runs once more.
+- **Kernels called through an extension that allocate nothing**, such as DeepGEMM's: no operator shows that they ran.
+- **Masks of other numbers** than the rule above (a bias of -1e9 in fp32), a softmax written by hand, and a flex
+  `score_mod` that hides pairs: these pairs count.
+- **In a loop whose steps are not marked**, what runs before the model's first forward in each step (a teacher, an image
+  encoder): mark the steps with `run.step`.
+- **Under `torch.linalg.eigvalsh` and its kin** torch computes the vectors too while any dispatch mode is on: the counted
+  step runs more than others do, and its count says so.
+- **Broadcast products that are summed** (`(a * b).sum()`) are elementwise, whatever they compute.
+"""
 
 PAGES: dict[str, Callable[[], str]] = {
     "telemetry.md": telemetry,

@@ -154,7 +154,7 @@ def doctor(as_json: bool) -> None:
     help="A config.json of a Hugging Face model: text, images or sound.",
 )  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), required=True, help="Sequences, images or recordings.")
-@click.option("--seq", type=click.IntRange(min=1), help="Tokens, or samples of sound, in each; images need none.")
+@click.option("--seq", type=click.IntRange(min=1), help="Tokens in each, of a decoder too, or samples of a waveform.")
 @click.option("--forward-only", is_flag=True, help="No backward pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_json: bool) -> None:

@@ -42,7 +42,8 @@ class Books:
         # By thread: how often what is still to come from a compiled graph that runs, and where that is.
         self.late: dict[int, tuple[Counter[str], Place]] = {}
         self._convention: Convention = convention
-        self._lock = threading.Lock()
+        # Entered again by the thread that holds it where a finaliser or a user's formula runs operators of its own.
+        self._lock = threading.RLock()
         self._masks = Masks()
         self._prices = Prices()
         self._tally = Tally(convention)
@@ -129,8 +130,10 @@ class Books:
         for region in regions:
             if not region.charged:
                 region.charged = True
+                # The formula may be the user's: it is asked outside of the lock.
+                priced = self._charge(region)
                 with self._lock:
-                    self._tally.calls[self._charge(region), module, stage] += 1
+                    self._tally.calls[priced, module, stage] += 1
             if region.cost is not None:
                 return True
         return False

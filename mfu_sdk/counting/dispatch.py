@@ -4,6 +4,7 @@ Its price is a few microseconds an operator, so a run counts few steps and looks
 costs is worked out once for its operator and shapes, and is one addition to a table from then on.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final
 
-from mfu_sdk.errors import MissingDependencyError
-from mfu_sdk.guard import contained, shield
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError
+from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Count
 
 try:
@@ -33,6 +34,7 @@ from mfu_sdk.counting.registry import RULES
 
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _CUDA: Final = torch.cuda.is_available()
+_KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
 
 
 class CountingMode(TorchDispatchMode):
@@ -77,6 +79,12 @@ class CountingMode(TorchDispatchMode):
         if self._depth == 0:
             with shield("count"):
                 self._books.begin()
+                if not _KEEPS_COMPILATION and "torch._dynamo" in sys.modules:
+                    warn_once(
+                        "count",
+                        "this version of torch leaves eager what it first compiles while counting; call compiled "
+                        "functions once before, or use torch 2.13",
+                    )
                 launches.watch(self._launched)
                 self._compiled.start()
             if not mode_stack.holds(self):
@@ -121,7 +129,14 @@ class CountingMode(TorchDispatchMode):
         """Run the operator, once and as it is; then count it."""
         if kwargs is None:
             kwargs = _NO_KEYWORDS
-        rule = RULES.get(id(func)) or registry.rule(func)
+        rule = RULES.get(id(func))
+        if rule is None:
+            try:
+                rule = registry.rule(func)
+            except Exception as error:
+                if not contained("count", error):
+                    raise
+                return func(*args, **kwargs)
         kind = rule.kind
         if kind == "subclass" or (types and any(map(_wraps, types))):
             # The subclass unwraps; what it runs comes back here.
@@ -194,8 +209,11 @@ class CountingMode(TorchDispatchMode):
 def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", **kwargs: Any) -> Count:
     """Run `fn(*args, **kwargs)` once and count what it ran; `fn` is a function or a module, its result is dropped.
 
-    What `fn` raises passes unchanged. Call `backward()` inside of `fn` to count it too.
+    What `fn` raises passes unchanged. Call `backward()` inside of `fn` to count it too. Work that `fn` does in other
+    threads is not seen: modes are a thread's own. Raises `ConfigurationError` for a convention that is neither.
     """
+    if convention not in ("exact", "full"):
+        raise ConfigurationError(f"convention={convention!r}: must be exact or full (see docs/explanation/mfu.md)")
     mode = CountingMode(fn if isinstance(fn, torch.nn.Module) else None, convention=convention)
     with mode:
         fn(*args, **kwargs)

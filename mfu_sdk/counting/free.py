@@ -251,10 +251,16 @@ def _stems(name: str) -> list[str]:
     return stems + [s.removeprefix("_foreach_") for s in stems if s.startswith("_foreach_")]
 
 
+# Older versions of torch lack some of them.
+_FREE_TAGS: Final = {
+    getattr(torch.Tag, name) for name in ("pointwise", "reduction", "view_copy") if hasattr(torch.Tag, name)
+}
+
+
 def _tagged(name: str) -> bool:
     packet = getattr(torch.ops.aten, name, None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return False
     overloads: list[str] = packet.overloads()
     tags = {tag for overload in overloads for tag in getattr(packet, overload).tags}
-    return not tags.isdisjoint({torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy})
+    return not tags.isdisjoint(_FREE_TAGS)

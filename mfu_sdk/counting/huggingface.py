@@ -31,6 +31,7 @@ class ConfigCount:
     backward: bool
     inputs: Mapping[str, tuple[int, ...]]
     count: Count
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data; `ops`, which is long, is left out."""
@@ -64,7 +65,8 @@ def count_config(path: Path, batch: int, seq: int | None = None, *, backward: bo
         # Where it names no dtype: bf16, which models are trained and served in.
         with torch.device("meta"):
             model = model_class._from_config(config, dtype=config.dtype or torch.bfloat16)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:
+        # Configurations are checked in many ways, by classes of each library's own.
         raise ConfigurationError(f"{path}: no model can be built from it ({_line(error)})") from error
     inputs = _inputs(path, model, batch, seq)
     flags = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -86,6 +88,7 @@ def count_config(path: Path, batch: int, seq: int | None = None, *, backward: bo
             "build it and count a step of it with mfu.count"
         ) from error
     return ConfigCount(
+        notes=_notes(model, inputs),
         model=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         batch=batch,
@@ -112,6 +115,7 @@ def describe(found: ConfigCount) -> str:
         f"  attention    {_si(count.attention_flops_exact)}FLOP exact, "
         f"{_si(count.attention_flops_full)}FLOP over all pairs",
         f"  not counted  {missing} (coverage {count.coverage:.1%})",
+        *(f"  note         {note}" for note in found.notes),
     ]
     return "\n".join(lines)
 
@@ -127,9 +131,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_infinity)
         fields["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: must be a JSON file, as config.json is ({error})") from error
+    except (KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path}: must be a JSON object with a model_type, as config.json is ({error})"
+            f"{path}: must be a JSON object with a model_type, as config.json is; add the model's type"
         ) from error
     return dict(fields)
 
@@ -165,7 +171,8 @@ def _model_class(fields: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    first = " ".join(str(error).split()) or type(error).__name__
+    return first if len(first) <= 240 else f"{first[:240]} …"
 
 
 # --- its inputs --------------------------------------------------------------------------------------------------
@@ -224,6 +231,26 @@ def _inputs(path: Path, model: Any, batch: int, seq: int | None) -> dict[str, An
             )
         made[name] = torch.zeros(batch, *shape, dtype=model.dtype, device="meta")
     return made
+
+
+_POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx")
+
+
+def _notes(model: Any, inputs: dict[str, Any]) -> tuple[str, ...]:
+    """What a reader should know of what was counted."""
+    notes = []
+    config = model.config
+    longest = max((tensor.shape[1] for name, tensor in inputs.items() if name in _SEQUENCES[:2]), default=0)
+    positions = next((n for name in _POSITIONS if isinstance(n := getattr(config, name, None), int) and n > 0), None)
+    if positions is not None and longest > positions:
+        notes.append(f"{longest:,} tokens are more than the {positions:,} positions of the configuration")
+    for part, name in (("vision_config", "pixel_values"), ("audio_config", "input_features")):
+        if getattr(config, part, None) is not None and name not in inputs:
+            notes.append(f"only text was counted: no {name} were given, though the parameters are of all parts")
+    kinds = {type(module).__name__ for module in model.modules()}
+    if any("mamba" in kind.lower() or "deltanet" in kind.lower() for kind in kinds):
+        notes.append("scans count as transformers' own code computes them; a fused kernel's recurrence costs less")
+    return tuple(notes)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -28,6 +28,9 @@ _TORCH: Final = os.path.dirname(torch.__file__) + os.sep  # noqa: PTH120
 # DTensor finds an operator's global result by running it on fake tensors; that is no work of the model's.
 _SHAPE_INFERENCE: Final = os.path.join("torch", "distributed", "tensor", "_sharding_prop.py")  # noqa: PTH118
 
+_MOST_NODES: Final = 1 << 20
+"""Autograd nodes whose module is remembered; a step has some thousands."""
+
 # What a frame tells; torch's own and other frames tell nothing by themselves.
 _TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET = range(7)
 
@@ -125,6 +128,24 @@ def _classify(frame: FrameType) -> _Code:
     return entry
 
 
+def _runs_closure(step: FrameType, beneath: FrameType | None) -> bool:
+    """Whether, from `beneath` up to the frame of an optimizer's step, the closure that it was given is running."""
+    held = step.f_locals
+    args, kwargs = held.get("args", ()), held.get("kwargs", {})
+    given = held.get("closure", kwargs.get("closure") if isinstance(kwargs, dict) else None)
+    if given is None and isinstance(args, tuple) and len(args) > 1:
+        given = args[1]
+    code = getattr(given, "__code__", None)
+    if given is None or code is None:
+        # One without code of its own (a partial) may be.
+        return given is not None
+    while beneath is not None and beneath is not step:
+        if beneath.f_code is code:
+            return True
+        beneath = beneath.f_back
+    return False
+
+
 def only_infers_shapes() -> bool:
     """Whether the operator that runs now, on fake tensors, is DTensor's way to learn a shape."""
     frame: FrameType | None = sys._getframe(1)
@@ -160,6 +181,7 @@ class Places:
         self._regions: dict[int, tuple[Region, ...]] = {}
         self._pending: dict[int, Region] = {}
         self._deep = False
+        self._excludes = False
         if model is not None:
             self._name_all(model)
 
@@ -172,7 +194,9 @@ class Places:
             _codes_version = functions.version()
         self._deep = functions.may_run()
         self._known = {key: known for key, known in self._known.items() if known.name != OTHERS}
-        for model in self._others():
+        others = self._others()
+        self._excludes = bool(others)
+        for model in others:
             for module in model.modules():
                 self._learn(module, OTHERS)
 
@@ -227,9 +251,10 @@ class Places:
                 elif kind == _TARGET:
                     targets.append(frame)
                     foreign = True
-                # Only the closure of step() runs beneath an optimizer with gradients on, and it is the user's code; a
-                # differentiable optimizer's own operators are called from its own file.
-                elif outer is None and not (foreign and torch.is_grad_enabled()):
+                # With gradients on it may be the closure of step() that runs, which is the user's code.
+                elif outer is None and not (
+                    foreign and torch.is_grad_enabled() and _runs_closure(frame, sys._getframe(2))
+                ):
                     return "", "optimizer", ()
             frame = frame.f_back
 
@@ -251,7 +276,9 @@ class Places:
                 stage = "backward"
                 if node is not None:
                     made_by = node._sequence_nr()
-                    module = self._by_node.get(made_by, module)
+                    # A node that was made before counting began may be of another watched model's forward: nothing of
+                    # this model's that is counted has one.
+                    module = self._by_node.get(made_by, OTHERS if self._excludes else module)
                     if self._pending and (ahead := self._pending.get(made_by)) is not None:
                         ahead.runs(node)
                         regions = (ahead,)
@@ -262,6 +289,8 @@ class Places:
         # The autograd node of an operator is made just before the operator is dispatched. An operator without a node
         # leaves the number as it is: the first to use it is its owner.
         self._by_node.setdefault(number, module)
+        if len(self._by_node) > _MOST_NODES:
+            self._by_node.clear()
         return module, stage, regions
 
     def await_backward(self, region: Region) -> None:

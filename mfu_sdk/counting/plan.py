@@ -13,8 +13,9 @@ from mfu_sdk.records import Convention, Count, CountSource
 MOST_SIGNATURES: Final = 4096
 """Signatures that a plan remembers; beyond them the one unused for longest is forgotten."""
 
-_SCALARS: Final = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+_SCALARS: Final = (bool, int, str, bytes, type(None), torch.dtype, torch.device)
 _DEEPEST: Final = 6
+_LONGEST: Final = 32
 _SUMS: Final = (
     "hardware_flops",
     "forward_flops",
@@ -32,9 +33,10 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     """What decides how many FLOPs a forward of `module` takes, as far as its call shows it.
 
     Tensors give shape, dtype and whether they want a gradient; lists, tuples and mappings are gone through, six deep;
-    scalars give their value, a key-value cache (`get_seq_length`) its length, other objects their class. To these
-    come the grad and inference modes, autocast and its dtype, and the training flag. What the call does not show
-    (packed lengths, routing) makes counts of one signature differ, which `Plan.store` notices.
+    whole numbers, flags and short texts give their value, a key-value cache (`get_seq_length`) its length, other
+    objects their class. To these come the grad and inference modes, autocast and its dtype, and the training flag.
+    What the call does not show (packed lengths, routing) makes counts of one signature differ, which `Plan.store`
+    notices.
     """
     autocast = (
         torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
@@ -54,6 +56,10 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
 def _key(value: Any, depth: int) -> Hashable:
     if isinstance(value, torch.Tensor):
         return value.shape, value.dtype, value.requires_grad
+    if isinstance(value, float) or (isinstance(value, str) and len(value) > _LONGEST):
+        # A time, a rate, a text: of what decides a cost it tells nothing, and it is another one in each step.
+        kind: type = type(value)
+        return kind
     if isinstance(value, _SCALARS):
         # True == 1 == 1.0 as keys of a dict; as arguments they may differ.
         return type(value), value
@@ -65,8 +71,8 @@ def _key(value: Any, depth: int) -> Hashable:
     length = getattr(value, "get_seq_length", None)
     if callable(length):
         return type(value), _key(length(), _DEEPEST)
-    kind: type = type(value)
-    return kind
+    other: type = type(value)
+    return other
 
 
 class Packed(NamedTuple):

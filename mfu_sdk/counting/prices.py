@@ -18,6 +18,7 @@ _MOST: Final = 16_384
 """Kinds of calls whose price is remembered."""
 _CUDA: Final = torch.cuda.is_available()
 # Values of these dtypes may be lengths or choices, on which a price can depend.
+_KEPT: Final = (int, str, torch.dtype, torch.layout, torch.device, torch.memory_format, torch.SymInt, type(None))
 _INDICES: Final = frozenset({torch.bool, torch.int16, torch.int32, torch.int64})
 
 
@@ -108,9 +109,9 @@ def _describe(values: Any, key: list[Any], priced: bool) -> bool:
             key.append(len(value))
             if not _describe(value, key, priced):
                 return False
-        elif not isinstance(value, float):
-            # No price hangs on a scale, a rate or a probability.
-            key.append(value)
+        else:
+            # No price hangs on a scale, a rate or a probability; objects (process groups, generators) must not be kept.
+            key.append(value if isinstance(value, _KEPT) else type(value))
     return True
 
 

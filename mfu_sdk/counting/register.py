@@ -9,7 +9,7 @@ from typing import Any
 from mfu_sdk.counting import functions, registry
 from mfu_sdk.counting.formulas import Cost
 from mfu_sdk.counting.functions import FunctionCost, FunctionPrice, KernelPrice
-from mfu_sdk.counting.registry import Formula, checked, shapes
+from mfu_sdk.counting.registry import Formula, checked, say_failed, shapes
 from mfu_sdk.errors import ConfigurationError
 
 # After the registry, which says what to install where torch is missing.
@@ -34,9 +34,12 @@ def register_flops(target: object, formula: Formula, *, backward: Formula | None
       for an `autograd.Function` only, prices the backward from the same arguments; without it the operators that the
       backward runs are counted one by one.
 
+    `torch.compile` compiles functions and kernels away, so inside of compiled code only operators keep their prices:
+    make what must keep one a `torch.library.custom_op`.
+
     With `raw` formulas get tensors, not shapes. A formula returns a whole number of FLOPs (one multiply-add is two);
-    one that raises or returns anything else leaves its target uncounted. Registering again replaces. Raises
-    `ConfigurationError` for other targets.
+    one that raises or returns anything else leaves its target uncounted, and says so once. Registering again replaces.
+    Raises `ConfigurationError` for other targets.
     """
     for name, each in (("formula", formula), ("backward", backward)):
         if not (callable(each) or (each is None and name == "backward")):
@@ -44,7 +47,16 @@ def register_flops(target: object, formula: Formula, *, backward: Formula | None
     is_function = isinstance(target, type) and issubclass(target, torch.autograd.Function)
     if backward is not None and not is_function:
         raise ConfigurationError(f"backward={backward!r}: only an autograd.Function has one; an operator has its own")
+    if hasattr(target, "_torchdynamo_orig_callable"):
+        raise ConfigurationError(
+            f"target={target!r}: is compiled, so no call of it is seen; make it a torch.library.custom_op, or register "
+            "the function that was compiled, which prices its eager calls"
+        )
     operator = _operator_name(target)
+    if operator is not None and operator.startswith("aten::"):
+        packet = getattr(torch.ops.aten, operator.removeprefix("aten::").partition(".")[0], None)
+        if packet is None:
+            raise ConfigurationError(f"target={target!r}: torch has no such operator; see Count.by_op for names")
     if operator is not None:
         registry.add(operator, formula, raw=raw)
     elif is_function:
@@ -90,7 +102,11 @@ def _name(target: Any) -> str:
 
 def _called(formula: Formula, named: Mapping[str, Any], *, raw: bool) -> Cost:
     given = named if raw else shapes(dict(named))
-    return Cost.plain(checked(formula(*given.values(), out=None)))
+    try:
+        return Cost.plain(checked(formula(*given.values(), out=None)))
+    except Exception as error:
+        say_failed(getattr(formula, "__qualname__", repr(formula)), error)
+        raise
 
 
 def _of_function(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from mfu_sdk.errors import FormulaError, MissingDependencyError
+from mfu_sdk.guard import warn_once
 
 try:
     import torch
@@ -53,27 +54,25 @@ class Rule:
     mutates: bool = False
 
 
-_aten = torch.ops.aten
 # Tensor subclasses with sizes of their own (nested tensors) are asked for these; the answer is theirs.
 _METADATA: Final = frozenset(
-    {
-        _aten.dim.default,
-        _aten.is_contiguous.default,
-        _aten.is_contiguous.memory_format,
-        _aten.is_non_overlapping_and_dense.default,
-        _aten.is_strides_like_format.default,
-        _aten.numel.default,
-        _aten.size.default,
-        _aten.storage_offset.default,
-        _aten.stride.default,
-        _aten.sym_is_contiguous.default,
-        _aten.sym_numel.default,
-        _aten.sym_size.default,
-        _aten.sym_storage_offset.default,
-        _aten.sym_stride.default,
-        torch.ops.prim.layout.default,
-    }
-)
+    f"aten::{name}"
+    for name in (
+        "dim",
+        "is_contiguous",
+        "is_non_overlapping_and_dense",
+        "is_strides_like_format",
+        "numel",
+        "size",
+        "storage_offset",
+        "stride",
+        "sym_is_contiguous",
+        "sym_numel",
+        "sym_size",
+        "sym_storage_offset",
+        "sym_stride",
+    )
+) | {"prim::layout"}
 # These only run the functions that they are given, which run under the mode again.
 _CONTROL_FLOW: Final = frozenset(
     {
@@ -124,7 +123,7 @@ def _found(func: Any) -> Rule:
     if isinstance(func, HigherOrderOperator):
         return Rule("control" if func._name in _CONTROL_FLOW else "higher", f"higher_order::{func._name}")
     name = func._schema.name
-    if func in _METADATA:
+    if name in _METADATA:
         return Rule("subclass", name)
     # The in-place form has its price from the plain one.
     plain = name.removesuffix("_")
@@ -196,9 +195,18 @@ def _users_formula(entry: _UsersFormula) -> Callable[[Call], int]:
     def priced(call: Call) -> int:
         given = (call.args, call.kwargs, call.result)
         args, kwargs, out = given if entry.raw else shapes(given)
-        return checked(entry.formula(*args, out=out, **kwargs))
+        try:
+            return checked(entry.formula(*args, out=out, **kwargs))
+        except Exception as error:
+            say_failed(call.func._schema.name, error)
+            raise
 
     return priced
+
+
+def say_failed(name: str, error: Exception) -> None:
+    """Tell a user, once, why a formula of theirs leaves its target uncounted."""
+    warn_once("register_flops", f"the formula for {name} failed, so it is uncounted: {type(error).__name__}: {error}")
 
 
 def shapes(value: Any) -> Any:

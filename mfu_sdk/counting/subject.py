@@ -78,8 +78,11 @@ def _verified(target: str, arguments: list[str], witnesses: Witnesses, *, forwar
 
 
 def _scripted(script: str, arguments: list[str], witnesses: Witnesses, *, forward_only: bool) -> str:
-    if not Path(script).is_file():
-        raise ConfigurationError(f"{script}: no such file; give a script, package.module:callable or file.py:callable")
+    what = "is a directory" if Path(script).is_dir() else "no such file"
+    if script.endswith(".ipynb"):
+        what = "is a notebook, which is no script"
+    if not Path(script).is_file() or script.endswith(".ipynb"):
+        raise ConfigurationError(f"{script}: {what}; give a script, package.module:callable or file.py:callable")
     step = _Step(witnesses, forward_only=forward_only)
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)

@@ -151,7 +151,8 @@ class Tally:
         )
 
     def _fold(self, sums: _Sums) -> None:
-        for (priced, module, stage), calls in self.calls.items():
+        # Of a copy: a finaliser that runs meanwhile may add to it.
+        for (priced, module, stage), calls in tuple(self.calls.items()):
             sums.add(priced, module, stage, calls, self.convention)
 
 

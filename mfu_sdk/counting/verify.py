@@ -144,7 +144,7 @@ def describe(found: Verification, width: int, *, color: bool) -> str:
     for each in found.comparisons:
         table = Table(box=box.SIMPLE_HEAD, title=Text(f"beside {each.witness}, {each.work}"), title_justify="left",
                       title_style="bold", show_footer=True, pad_edge=False)  # fmt: skip
-        table.add_column("operator", Text("all"), overflow="fold")
+        table.add_column("operator", Text("all"), no_wrap=True)
         for name, total in (("calls", ""), ("ours", _short(each.ours)), ("theirs", _short(each.theirs))):
             table.add_column(name, Text(total), justify="right", no_wrap=True)
         table.add_column("why theirs differs", Text(_ratio(each.theirs, each.ours)), overflow="fold", ratio=1)

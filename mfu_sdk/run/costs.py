@@ -236,10 +236,12 @@ class Costs:
         if not spreads:
             return []
         widest = spreads[0]
+        kinds = "kind of step" if len(spreads) == 1 else "kinds of steps"
         return [
-            f"{len(spreads)} kinds of steps had counts that differed under one signature, of which the mean is "
-            f"reported; the widest: {widest.counts} counts of {widest.least:,} to {widest.most:,} model FLOPs, mean "
-            f"{widest.mean:,}, standard deviation {widest.deviation:,}"
+            f"{len(spreads)} {kinds} had counts that differed under one signature, of which the mean is reported; the "
+            f"widest: {widest.counts} counts of {widest.least:,} to {widest.most:,} model FLOPs, mean {widest.mean:,}, "
+            f"standard deviation {widest.deviation:,}; packed lengths can be told (run.step(seq_lens=…)), routing and "
+            "branches cannot"
         ]
 
 

@@ -18,7 +18,6 @@ from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +43,10 @@ FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 """So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Mapping[str, Any] = {}
-_WANTS_GRADIENT = attrgetter("requires_grad")
+
+
+def _weakly(model: nn.Module | None) -> tuple[weakref.ref[nn.Parameter], ...]:
+    return () if model is None else tuple(map(weakref.ref, model.parameters()))
 
 
 class _Step:
@@ -111,7 +113,9 @@ class Engine:
         self.ledger = ledger
         self._clock = ledger.clock
         self._model = model
-        self._parameters = () if model is None else tuple(model.parameters())
+        # Weak: weights that are replaced are not kept alive.
+        self._parameters = _weakly(model)
+        self._last_settings = 0
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
@@ -154,6 +158,7 @@ class Engine:
         if torch.compiler.is_compiling():
             return
         if threading.get_ident() != self._thread:
+            self.ledger.note("the model was also called in other threads, whose work is in no step")
             return
         began = time.perf_counter_ns()
         # On the path of every step a `shield` would cost more than what it guards.
@@ -252,7 +257,8 @@ class Engine:
             self._begin("train")
 
     def _trains_model(self, optimizer: torch.optim.Optimizer) -> bool:
-        own = set(map(id, self._parameters))
+        self._parameters = _weakly(self._model)
+        own = {id(held()) for held in self._parameters}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     # --- marked steps and data -------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ class Engine:
         start, start_unix_ns = self._last_end or (self._clock.mark(), time.time_ns())
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
-        settings = hash(bytes(map(_WANTS_GRADIENT, self._parameters)))
+        settings = self._settings()
         self._step = step = _Step(phase, start, start_unix_ns, waits, settings, packed)
         if over:
             return
@@ -316,7 +322,19 @@ class Engine:
             self._extra_counts += 1
             self._count(step)
 
+    def _settings(self) -> int:
+        """A hash of which parameters want a gradient."""
+        flags = bytes([2 if (p := held()) is None else p.requires_grad for held in self._parameters])
+        found = hash(flags)
+        if found != self._last_settings:
+            # Weights may have been replaced, or added beside frozen ones (adapters).
+            self._parameters = _weakly(self._model)
+            found = hash(bytes([p.requires_grad for held in self._parameters if (p := held()) is not None]))
+            self._last_settings = found
+        return found
+
     def _count(self, step: _Step) -> None:
+        self._parameters = _weakly(self._model)
         self._mode.reset()
         self._mode.start()
         step.counting = True
@@ -336,17 +354,21 @@ class Engine:
         error_type: str | None = None,
     ) -> None:
         seen = step.seen()
+        own = None
         if step.counting:
             self._mode.stop()
             if error_type is None:
-                self._costs.learn(self._costs.shown(seen), self._mode.result())
+                count = self._mode.result()
+                self._costs.learn(self._costs.shown(seen), count)
+                # Its own count, not the mean of all that look like it.
+                own = self.ledger.price(count, "cached")
         work = Work(
             index=self._index,
             phase=step.phase,
             start=step.start,
             end=end,
             start_unix_ns=step.start_unix_ns,
-            demand=self._costs.of_seen(seen),
+            demand=own or self._costs.of_seen(seen),
             tokens=tokens,
             samples=samples,
             waits=tuple(step.waits) if self._times_data else None,

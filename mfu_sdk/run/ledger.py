@@ -96,10 +96,6 @@ class _Timed:
         return None if peak is None or self.duration_s <= 0 else peak * self.duration_s
 
 
-def _same(record: StepRecord) -> StepRecord:
-    return record
-
-
 @dataclass(slots=True)
 class _Totals:
     """Running sums: the memory of a run does not grow with its length."""
@@ -227,16 +223,13 @@ class Ledger:
             self._pending.popleft()
             timed = _Timed(work, self._held_against_peaks(work.demand), duration_s, self._waited_s(work))
             self._enter(timed)
-            build: Callable[[], StepRecord] = partial(self._record, timed)
-            if self._on_step is not None:
-                record = build()
-                build = partial(_same, record)
+            record = None if self._on_step is None else self._record(timed)
             if self.telemetry is not None:
                 # Built where it is read, off the path of the step.
-                self.telemetry.step(build)
+                self.telemetry.step(record or partial(self._record, timed))
                 if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
                     self._report_overhead(self.telemetry)
-            if self._on_step is not None:
+            if self._on_step is not None and record is not None:
                 with shield("the on_step callback"):
                     self._on_step(record)
 
@@ -390,6 +383,8 @@ class Ledger:
                 f"{totals.unknown} of {totals.timed} timed steps are in no sum of FLOPs: steps of their shapes were "
                 "never counted, or no peak is known for their dtype"
             )
+        if mfu is not None and totals.priced_bytes < 0.9995 * totals.bytes_moved:
+            notes.append("some operators have no price (not counted, above), so MFU is a lower bound")
         waterfall: dict[str, float] = {}
         if mfu is not None:
             waterfall["mfu"] = mfu

@@ -1,8 +1,10 @@
 """The counting mode as a guest: on any stack of modes, under compilation, beside errors, and gone afterwards."""
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,18 @@ def test_what_another_mode_answers_never_ran() -> None:
     with CountingMode() as mode, Trace():
         product()
     assert mode.result().model_flops == 0
+
+
+def test_no_argument_is_kept() -> None:
+    """What an operator was given is let go, whatever is remembered of its price."""
+    mode = CountingMode()
+    generator = torch.Generator()
+    gone = weakref.ref(generator)
+    with mode:
+        torch.randn(4, generator=generator)
+    del generator
+    gc.collect()
+    assert gone() is None
 
 
 def test_collectives_count_bytes_handed_over(tmp_path: Path) -> None:

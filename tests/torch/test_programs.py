@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -611,3 +612,118 @@ def test_work_of_no_monitored_model_is_every_monitors() -> None:
             with f_run.step(), s_run.step():
                 second(first(x())) @ w
     assert losses(records["first"]) == losses(records["second"]) == [2 * PRODUCT] * 2
+
+
+def test_an_unmarked_gan_loop() -> None:
+    """The generator's backward, through a forward of the discriminator's step before, is the generator's alone."""
+    generator, critic = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    theirs, its = torch.optim.SGD(generator.parameters(), 0.1), torch.optim.SGD(critic.parameters(), 0.1)
+    made: list[StepRecord] = []
+    judged: list[StepRecord] = []
+    with (
+        mfu.monitor(generator, optimizer=theirs, peaks=PEAKS, on_step=made.append),
+        mfu.monitor(critic, optimizer=its, peaks=PEAKS, on_step=judged.append),
+    ):
+        for _ in range(10):
+            fake = generator(torch.randn(4, 8))
+            its.zero_grad()
+            (critic(torch.randn(4, 8)).sum() + critic(fake.detach()).sum()).backward()
+            its.step()
+            theirs.zero_grad()
+            critic(fake).sum().backward()
+            theirs.step()
+    product = 2 * 4 * 8 * 8
+    assert {r.model_flops for r in made} == {2 * product}
+    # Three forwards, a gradient of the weight for each, and the gradient of the fakes.
+    assert {r.model_flops for r in judged[1:]} == {7 * product}
+
+
+class Squares(torch.optim.Optimizer):
+    """An optimizer with products of its own that leaves gradients on, as hand-written ones do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(parameter.grad.data @ parameter.grad.data)
+
+
+def test_an_optimizer_that_leaves_gradients_on() -> None:
+    """Its products are the optimizer's; those of a closure that it is given are the model's."""
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = Squares(model.parameters())
+
+    def loss() -> torch.Tensor:
+        return (model(torch.ones(4, 8)) @ torch.ones(8, 8)).sum()
+
+    count = mfu.count(lambda: (loss().backward(), optimizer.step()))
+    assert (count.forward_flops, count.backward_flops, count.optimizer_flops) == (1024, 1024, 1024)
+    closed = mfu.count(lambda: optimizer.step(lambda: loss().backward()))  # type: ignore[arg-type,return-value]
+    assert (closed.forward_flops, closed.backward_flops) == (1024, 1024)
+
+
+def test_a_counted_step_has_its_own_count() -> None:
+    """Where counts of one signature differ, the mean stands for steps that were not counted only."""
+    model = nn.Linear(8, 8, bias=False)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(9):
+            with run.step():
+                model(torch.randn(4, 8)).sum().backward()
+                for _ in range(index):
+                    torch.ones(4, 8) @ torch.ones(8, 8)
+    measured = [(r.index, r.model_flops) for r in records if r.count_source == "measured"]
+    assert measured == [(index, 1024 + 512 * index) for index in (0, 1, 2, 4, 8)]
+
+
+def test_numbers_that_drift_are_no_shapes() -> None:
+    """A time that is another float in each step leaves the signature as it is."""
+
+    class Timed(nn.Linear):
+        def forward(self, rows: torch.Tensor, t: float = 0.0) -> torch.Tensor:
+            return super().forward(rows) * t
+
+    model = Timed(8, 8, bias=False)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(20):
+            with run.step():
+                model(torch.randn(4, 8), t=0.001 * index).sum().backward()
+    assert [r.model_flops for r in records] == [1024] * 20
+
+
+def test_a_finaliser_that_runs_operators_while_a_count_is_read() -> None:
+    """The lock is entered again by the thread that holds it: nothing hangs."""
+
+    class Last:
+        def __del__(self) -> None:
+            torch.ones(2, 2) @ torch.ones(2, 2)
+
+    mode = CountingMode()
+    with mode:
+        held = Last()
+        with mode._books._lock:
+            del held
+    assert mode.result().model_flops == 16
+
+
+def test_weights_that_are_replaced_are_let_go() -> None:
+    """After load_state_dict(assign=True) the new weights are looked at, and the old ones are gone."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(12):
+            if index == 5:
+                gone = weakref.ref(model[0].weight)
+                model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+                model[0].weight.requires_grad = False
+            with run.step():
+                model(torch.randn(4, 8)).sum().backward()
+                model.zero_grad(set_to_none=True)
+    assert gone() is None
+    # Two forwards and, of three gradients, the one of the frozen weight and the one beneath it are gone.
+    assert [r.model_flops for r in records] == [5 * 512] * 5 + [3 * 512] * 7
