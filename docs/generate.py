@@ -306,8 +306,8 @@ LIMITS = """## Where the count is wrong, and does not say so
   `score_mod` that hides pairs: these pairs count.
 - **In a loop whose steps are not marked**, what runs before the model's first forward in each step (a teacher, an image
   encoder): mark the steps with `run.step`.
-- **Under `torch.linalg.eigvalsh` and its kin** torch computes the vectors too while any dispatch mode is on: the counted
-  step runs more than others do, and its count says so.
+- **Under `torch.linalg.eigvalsh` and its kin** torch computes the vectors too while any dispatch mode is on: the
+  counted step runs more than others do, and its count says so.
 - **Broadcast products that are summed** (`(a * b).sum()`) are elementwise, whatever they compute.
 """
 
