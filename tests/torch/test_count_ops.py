@@ -178,6 +178,15 @@ def test_grouped_product_up_to_its_last_offset() -> None:
     assert (count.model_flops, count.by_dtype) == (2 * 11 * 16 * 16, {"bfloat16": 2 * 11 * 16 * 16})
 
 
+def test_grouped_product_without_data() -> None:
+    """Offsets that cannot be read let all rows count, as dropless experts have them."""
+    a = torch.empty(16, 16, dtype=torch.bfloat16, device="meta")
+    b = torch.empty(2, 16, 16, dtype=torch.bfloat16, device="meta")
+    offsets = torch.empty(2, dtype=torch.int32, device="meta")
+    count = mfu.count(lambda: torch._grouped_mm(a, b, offs=offsets))
+    assert (count.model_flops, count.uncounted) == (2 * 16 * 16 * 16, ())
+
+
 def test_transformer_encoder_with_padding_by_hand() -> None:
     """Given a padding mask, an encoder drops the padding and runs its layers over sequences of 3 and 5 tokens."""
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mfu_sdk as mfu
-from mfu_sdk.counting import functions
+from mfu_sdk.counting import functions, registry
+from mfu_sdk.counting.books import Books
 from mfu_sdk.errors import ConfigurationError
 
 
@@ -222,3 +223,30 @@ def test_triton_kernels_launched_from_python() -> None:
         "160 {'float32': 160} () [((40,), 40, 2, 16), ((40,), 40, 2, 16)]",
         "40",
     ]
+
+
+def test_a_launch_in_a_captured_graph() -> None:
+    """What stands for a launch in a graph is priced by its kernel, with constants among the arguments."""
+    triton = pytest.importorskip("triton")
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table, triton_kernel_wrapper_mutation
+
+    def body(x, out, number, BLOCK):  # type: ignore[no-untyped-def]  # noqa: N803
+        pass
+
+    kernel = triton.jit(body)
+    held = {"x": torch.ones(40), "out": torch.empty(40)}
+    constants = kernel_side_table.add_constant_args({"number": 40, "BLOCK": 16})
+    index = kernel_side_table.add_kernel(triton.autotune([triton.Config({})], [])(kernel))
+    launch = {"kernel_idx": index, "constant_args_idx": constants, "grid": [(3,)], "kwargs": held}
+
+    def entered() -> Any:
+        books = Books(None, "exact", tuple)
+        rule = registry.rule(triton_kernel_wrapper_mutation)
+        books.enter(rule, triton_kernel_wrapper_mutation, (), launch, None, ("", "forward", ()))
+        return books.count()
+
+    name = f"triton::{__name__}:{body.__qualname__}"
+    assert [entry.op for entry in entered().uncounted] == [name]
+    mfu.register_flops(kernel, lambda x, written, number, block, out: 2 * number + block)
+    count = entered()
+    assert (count.by_op, count.by_dtype, count.uncounted) == ({name: 96}, {"float32": 96}, ())
