@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mfu_sdk.counting.expect import expect, main_dtype
+from mfu_sdk.counting.expect import expect
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.records import (
     Convention,
@@ -23,6 +23,7 @@ from mfu_sdk.records import (
 )
 from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
+from mfu_sdk.run.held import Held, hold
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
@@ -55,30 +56,12 @@ class Work:
     counted_while_running: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A demand held against the peaks: all of a record that does not hang on time, worked out once for each demand.
-
-    `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
-    """
-
-    demand: Demand
-    peak_dtype: str | None = None
-    peak_source: str | None = None
-    peak_flops_per_s: float | None = None
-    achievable_flops_per_s: float | None = None
-    by_dtype_s: float | None = None
-    expected_mfu: float | None = None
-    coverage: float | None = None
-    arithmetic_intensity: float | None = None
-
-
 @dataclass(slots=True, eq=False)
 class _Timed:
     """A step that the device has passed, and how long the device took and stood waiting for data, in seconds."""
 
     work: Work
-    held: _Held | None
+    held: Held | None
     duration_s: float
     waited_s: float | None
 
@@ -174,7 +157,7 @@ class Ledger:
         self._expected = expected
         self._on_step = on_step
         self._pending: deque[Work] = deque()
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._totals = _Totals()
         self._overhead_ns = 0
         self._reported_ns = 0
@@ -276,37 +259,15 @@ class Ledger:
             error_type=work.error_type,
         )
 
-    def _held_against_peaks(self, demand: Demand | None) -> _Held | None:
+    def _held_against_peaks(self, demand: Demand | None) -> Held | None:
         if demand is None:
             return None
         held = self._held.get(id(demand))
         if held is None or held.demand is not demand:
             if len(self._held) >= MOST_HELD:
                 self._held.clear()
-            held = self._held[id(demand)] = self._hold(demand)
+            held = self._held[id(demand)] = hold(demand, self.peaks, self._devices)
         return held
-
-    def _hold(self, demand: Demand) -> _Held:
-        headline = self.peaks.headline(main_dtype(demand.by_dtype))
-        coverage = demand.priced_bytes / demand.bytes_moved if demand.bytes_moved else None
-        intensity = demand.hardware_flops / demand.bytes_moved if demand.bytes_moved else None
-        by_dtype_s = self._by_dtype_s(demand)
-        if headline is None:
-            return _Held(demand, by_dtype_s=by_dtype_s, coverage=coverage, arithmetic_intensity=intensity)
-        dtype, rate = headline
-        peak = rate.flops_per_s * self._devices
-        achievable = self.peaks.achievable.get(dtype)
-        return _Held(
-            demand,
-            peak_dtype=dtype,
-            peak_source=rate.source,
-            peak_flops_per_s=peak,
-            achievable_flops_per_s=None if achievable is None else achievable.flops_per_s * self._devices,
-            by_dtype_s=by_dtype_s,
-            expected_mfu=demand.model_flops / (peak * demand.expected_s) if peak and demand.expected_s else None,
-            coverage=coverage,
-            arithmetic_intensity=intensity,
-        )
 
     def _waited_s(self, work: Work) -> float | None:
         """Seconds that the device stood waiting for data; a wait that its queued work hid is none."""
@@ -314,16 +275,7 @@ class Ledger:
             return None
         return sum(self.clock.elapsed_s(begin, end) or 0.0 for begin, end in work.waits)
 
-    def _by_dtype_s(self, demand: Demand) -> float | None:
-        seconds = 0.0
-        for dtype, flops in demand.by_dtype.items():
-            rate = self.peaks.theoretical.get(dtype) or self.peaks.achievable.get(dtype)
-            if rate is None:
-                return None
-            seconds += flops / (rate.flops_per_s * self._devices)
-        return seconds
-
-    def _expected_mfu(self, held: _Held | None) -> float | None:
+    def _expected_mfu(self, held: Held | None) -> float | None:
         return self._expected if held is None or self._expected is not None else held.expected_mfu
 
     def _enter(self, timed: _Timed) -> None:

@@ -1,0 +1,61 @@
+"""A demand held against the peaks: all of a step's record that does not hang on time, worked out once a demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mfu_sdk.counting.expect import main_dtype
+from mfu_sdk.records import Peaks
+from mfu_sdk.run.demand import Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Where a demand stands against the peaks of the devices that share it.
+
+    `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
+    """
+
+    demand: Demand
+    peak_dtype: str | None = None
+    peak_source: str | None = None
+    peak_flops_per_s: float | None = None
+    achievable_flops_per_s: float | None = None
+    by_dtype_s: float | None = None
+    expected_mfu: float | None = None
+    coverage: float | None = None
+    arithmetic_intensity: float | None = None
+
+
+def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
+    """`demand` on so many devices that each have `peaks`."""
+    headline = peaks.headline(main_dtype(demand.by_dtype))
+    coverage = demand.priced_bytes / demand.bytes_moved if demand.bytes_moved else None
+    intensity = demand.hardware_flops / demand.bytes_moved if demand.bytes_moved else None
+    by_dtype_s = _by_dtype_s(demand, peaks, devices)
+    if headline is None:
+        return Held(demand, by_dtype_s=by_dtype_s, coverage=coverage, arithmetic_intensity=intensity)
+    dtype, rate = headline
+    peak = rate.flops_per_s * devices
+    achievable = peaks.achievable.get(dtype)
+    return Held(
+        demand,
+        peak_dtype=dtype,
+        peak_source=rate.source,
+        peak_flops_per_s=peak,
+        achievable_flops_per_s=None if achievable is None else achievable.flops_per_s * devices,
+        by_dtype_s=by_dtype_s,
+        expected_mfu=demand.model_flops / (peak * demand.expected_s) if peak and demand.expected_s else None,
+        coverage=coverage,
+        arithmetic_intensity=intensity,
+    )
+
+
+def _by_dtype_s(demand: Demand, peaks: Peaks, devices: int) -> float | None:
+    seconds = 0.0
+    for dtype, flops in demand.by_dtype.items():
+        rate = peaks.theoretical.get(dtype) or peaks.achievable.get(dtype)
+        if rate is None:
+            return None
+        seconds += flops / (rate.flops_per_s * devices)
+    return seconds
