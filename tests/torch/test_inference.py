@@ -1,7 +1,7 @@
 """`mfu.inference` around request handlers."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,8 +24,10 @@ class Sink:
     def __init__(self) -> None:
         self.steps: list[StepRecord] = []
         self.requests: list[InferenceRecord] = []
-        self.step = self.steps.append
         self.inference = self.requests.append
+
+    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
+        self.steps.append(record() if callable(record) else record)
 
     def overhead(self, seconds: float) -> None: ...
 
