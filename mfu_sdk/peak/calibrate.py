@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.errors import CalibrationError, ConfigurationError
 from mfu_sdk.peak.device import Device, driver_view, resolve, silicon
-from mfu_sdk.peak.results import Results
+from mfu_sdk.peak.key import key_of, same_kind
+from mfu_sdk.peak.protocol import SUSTAINED, Progress, Sustain
+from mfu_sdk.peak.results import STALE_S, History, Results
 from mfu_sdk.peak.theory import Theory, theoretical
-from mfu_sdk.records import Peaks
+from mfu_sdk.records import Peaks, Rate
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-PROTOCOL = 1
-"""Raised whenever the way of measuring changes, so that results of another protocol are never read back."""
+    from mfu_sdk.peak.bench import Tier
 
-Progress = Callable[[str, float], None]
-CUDA_DTYPES = ("bfloat16", "float16", "tf32", "float32")
+# What heat and use bring a device to is nearer to a training run than a first look is.
+_STANDING = {"burst": 0, "in situ": 1, "sustained": 2}
+_PROBE_S = 0.3
 
 
 def calibrate(
     device: str | torch.device | None = None,
     dtypes: Sequence[str] | None = None,
     budget_s: float = 3.0,
+    sustained: bool = False,
     *,
     settings: Settings | None = None,
     progress: Progress | None = None,
@@ -38,58 +39,110 @@ def calibrate(
     """Measure the peak of `device` within about `budget_s` seconds, keep it, and return it.
 
     On a processor: fp32 matrix products, bf16 ones where it has instructions for them, and copies; `dtypes` may only
-    be ("float32",). On a CUDA device: `torch.mm` for each of `dtypes` (all of "bfloat16", "float16", "tf32" and
-    "float32" unless given), and copies; dtypes measured earlier are kept. `progress` is told what is being measured and
-    how much of the budget is gone (0..1). What the device could do on paper is beside what it did, as in `peaks`.
-    Raises `ConfigurationError` for a device, dtype or budget that cannot be, `CalibrationError` if it went wrong.
+    be ("float32",). On a CUDA device: matrix products in each of `dtypes` ("bfloat16", "float16", "tf32" and "float32"
+    unless given; "float8_e4m3fn", "float8_e5m2" and "int8" too), by the vendor's library and by Triton, and copies;
+    what was measured earlier is kept. A kernel that would have to be compiled first is left out where the budget has
+    no time for it, and the state says which ("bfloat16_not_tried").
+
+    `sustained` heats the device for a minute and measures for 25 seconds more for each dtype (on a processor: for 85
+    seconds in all), on top of the budget. Such a rate is preferred to one of a first look for a week.
+
+    `progress` is told what is being measured and how much of the time is gone (0..1). What the device could do on paper
+    is beside what it did, as in `peaks`. Raises `ConfigurationError` for a device, dtype or budget that cannot be,
+    `CalibrationError` if it went wrong or a CUDA graph is being captured.
     """
     settings = settings or Settings.from_env()
-    heard = progress or _unheard
     target = resolve(device)
     if not budget_s > 0:
         raise ConfigurationError(f"budget_s={budget_s}: must be above 0 seconds; 3 is enough for a first look")
-    known = ("float32",) if target.kind == "cpu" else CUDA_DTYPES
-    for dtype in dtypes or ():
-        if dtype not in known:
-            raise ConfigurationError(f"dtypes={dtype!r}: on {target.torch_name} choose among {', '.join(known)}")
-    if target.kind == "cpu":
-        found = _measure_cpu(target, budget_s, heard)
-    else:
-        found = _measure_cuda(target, dtypes or CUDA_DTYPES, budget_s, heard)
-    results, key = _results(settings), _key(target)
-    if dtypes and (earlier := results.load(key)) is not None:
-        found = replace(found, achievable={**earlier.achievable, **found.achievable})
-    results.save(key, found)
-    return _with_theory(found, target)
+    _check_dtypes(target, dtypes)
+    tier: Tier = "sustained" if sustained else "burst"
+    return _measured(target, dtypes, budget_s, tier, settings, progress or _unheard)
+
+
+def in_situ(
+    device: str | torch.device | None,
+    dtypes: Sequence[str] | None,
+    budget_s: float = 1.0,
+    *,
+    settings: Settings | None = None,
+) -> Peaks:
+    """Measure `device` between two steps of a run, at the run's own heat and clocks; keep it like `calibrate`.
+
+    The first half of the time is dropped. To be called by all ranks at once, for GPUs of one machine share their power
+    and their cooling.
+    """
+    target = resolve(device)
+    return _measured(target, dtypes, budget_s, "in situ", settings or Settings.from_env(), _unheard)
 
 
 def peaks(device: str | torch.device | None = None, *, settings: Settings | None = None) -> Peaks:
-    """What is known of `device`: what it could do on paper, and its cached calibration; never another device's.
+    """What is known of `device`: what it could do on paper, and its cached calibration.
 
     `theoretical` holds dense rates at the vendor's reference clock, or at NVML's maximum where no reference clock is
     known; each says so in its `source`. `state["bfloat16_at_max_clock_flops_per_s"]` and the like give them at the
     maximum. A rate that cannot be told is absent, and `state["theory_missing"]` says why; a processor has none at all.
-    Without a calibration `achievable` is empty and `state["missing"]` names the remedy.
+    Without a calibration `state["missing"]` names the remedy, and `achievable` holds what another device of the same
+    product reached, if one was measured here: its `source` says "prior" and whose it is.
     """
     target = resolve(device)
-    found = _results(settings or Settings.from_env()).load(_key(target))
+    results, key = _results(settings or Settings.from_env()), key_of(target)
+    found = results.load(key)
     if found is None:
         remedy = f"no calibration of {target.name} under this configuration; run `mfu calibrate`"
-        found = Peaks(target.torch_name, {}, {}, None, None, {"missing": remedy})
+        prior = None if target.kind == "cpu" else results.prior(key, same_kind)
+        found = prior or Peaks(target.torch_name, {}, {}, None, None, {})
+        found = replace(found, device=target.torch_name, state={"missing": remedy})
     return _with_theory(found, target)
+
+
+def current(
+    device: str | torch.device | None, dtypes: Sequence[str] | None, budget_s: float, *, settings: Settings
+) -> tuple[Peaks, bool]:
+    """What a run starts with, and whether anything was measured for it.
+
+    A calibration that is there is read back. One older than a week is held against a short probe first, and measured
+    again where the probe lies outside its interval; so is one that a run has shown to be too low. A dtype of `dtypes`
+    that is missing is measured.
+    """
+    target = resolve(device)
+    found = peaks(device, settings=settings)
+    known = {dtype: rate for dtype, rate in found.achievable.items() if rate.source.startswith("calibrated")}
+    wanted = tuple(dtypes or known) if target.kind != "cpu" else tuple(known)
+    missing = tuple(dtype for dtype in wanted if dtype not in known)
+    if not known or "suspect" in found.state:
+        return _measured(target, dtypes, budget_s, "burst", settings, _unheard), True
+    if missing:
+        return _measured(target, missing, budget_s, "burst", settings, _unheard), True
+    if max(known[dtype].age_s for dtype in wanted) <= STALE_S:
+        return found, False
+    return _probed(target, found, wanted, budget_s, settings), True
+
+
+def suspect(device: str | torch.device | None, why: str, *, settings: Settings) -> None:
+    """Remember that the calibration of `device` cannot be right, so that the next run measures again."""
+    target = resolve(device)
+    results, key = _results(settings), key_of(target)
+    if (found := results.load(key)) is not None:
+        results.save(key, replace(found, state={**found.state, "suspect": why}), results.history(key))
 
 
 def theory_of(device: Device) -> Theory:
     """What a CUDA or ROCm device could do on paper."""
+    return _theory_with_clock(device)[0]
+
+
+def _theory_with_clock(device: Device) -> tuple[Theory, int | None]:
     import torch
 
     view = driver_view(device)
     identity = None if isinstance(view, str) else view[0]
     properties = torch.cuda.get_device_properties(device.torch_name)
-    found = theoretical(silicon(properties, identity, hip=torch.version.hip is not None))
+    of = silicon(properties, identity, hip=torch.version.hip is not None)
+    found = theoretical(of)
     if isinstance(view, str) and found.missing is not None:
-        return replace(found, missing=f"{found.missing}; {view}")
-    return found
+        found = replace(found, missing=f"{found.missing}; {view}")
+    return found, of.max_clock_mhz
 
 
 def _with_theory(found: Peaks, target: Device) -> Peaks:
@@ -107,35 +160,175 @@ def with_theory(found: Peaks, theory: Theory) -> Peaks:
     return replace(found, theoretical=theory.headline, state=state)
 
 
-def _measure_cpu(target: Device, budget_s: float, progress: Progress) -> Peaks:
+# --- measuring, and keeping what was measured ------------------------------------------------------------------------
+
+
+def _measured(
+    target: Device,
+    dtypes: Sequence[str] | None,
+    budget_s: float,
+    tier: Tier,
+    settings: Settings,
+    progress: Progress,
+    sustained: Sustain = SUSTAINED,
+) -> Peaks:
+    results, key = _results(settings), key_of(target)
+    history, earlier = results.history(key), results.load(key)
+    if target.kind == "cpu":
+        found = _measure_cpu(target, budget_s, tier, history, progress, sustained)
+    else:
+        found = _measure_cuda(target, dtypes, budget_s, tier, history, earlier, progress, sustained)
+    named = {f"{dtype}_{tier}_flops_per_s".replace(" ", "_"): r.flops_per_s for dtype, r in found.achievable.items()}
+    found = replace(found, state={**found.state, **named})
+    if "degraded" not in found.state:
+        # A run that heat or a power brake held down says nothing of how runs differ.
+        history = _longer(history, found, tier)
+    merged = found if earlier is None else _merged(earlier, found)
+    results.save(key, merged, history)
+    return _with_theory(merged, target)
+
+
+def _measure_cpu(
+    target: Device, budget_s: float, tier: Tier, history: History, progress: Progress, sustained: Sustain
+) -> Peaks:
     from mfu_sdk.peak import cpu
 
-    found = cpu.measure(budget_s, progress)
+    # A processor is measured while others use it, at its heat: a longer look is all that the other tiers are.
+    found = cpu.measure(
+        max(budget_s, sustained.total_s) if tier == "sustained" else budget_s, progress, _of_tier(history, tier)
+    )
     return Peaks(
         device=target.torch_name,
         theoretical={},
         achievable=found.products,
         memory=found.memory,
         clock_mhz=None,
-        state={"name": target.name, **found.state},
+        state={"name": target.name, "tier": tier, **found.state},
         memory_by_size=found.memory_by_size,
         calibration_id=_new_id(),
     )
 
 
-def _measure_cuda(target: Device, dtypes: Iterable[str], budget_s: float, progress: Progress) -> Peaks:
+def _measure_cuda(
+    target: Device,
+    dtypes: Sequence[str] | None,
+    budget_s: float,
+    tier: Tier,
+    history: History,
+    earlier: Peaks | None,
+    progress: Progress,
+    sustained: Sustain,
+) -> Peaks:
     from mfu_sdk.peak import cuda
+    from mfu_sdk.peak.bench import Plan
+    from mfu_sdk.peak.watch import watching
 
-    rates, memory, state = cuda.measure(target.torch_name, dtypes, budget_s, progress)
+    theory, max_clock_mhz = _theory_with_clock(target)
+    wanted = cuda.measurable(target.torch_name, dtypes or cuda.DTYPES)
+    if not wanted:
+        raise CalibrationError(f"{target.name} has no instructions for {', '.join(dtypes or ())}; leave the dtypes out")
+    if tier == "sustained":
+        # The winner is looked for among all candidates, compiled for it where they have to be.
+        budget_s = max(budget_s, cuda.COMPARED_S * (len(wanted) + 1))
+    expected = {dtype: rate.flops_per_s for dtype, rate in theory.headline.items()}
+    with watching(target, allow_probe=tier != "burst" or budget_s >= cuda.COMPARED_S) as watch:
+        plan = Plan(tier, watch.floor, _of_tier(history, tier), sustained)
+        found = cuda.measure(
+            target.torch_name, wanted, budget_s, plan, progress, clock=watch.clock_mhz, expected=expected,
+            compiled=_compiled(earlier),
+        )  # fmt: skip
+        state: dict[str, str | float | bool] = {"name": target.name, "tier": tier, **found.state, **watch.state()}
+    for dtype, series in found.series.items():
+        at_max = theory.at_max_clock.get(dtype)
+        if at_max is not None and max_clock_mhz:
+            share = series.share_of(at_max.flops_per_s / (max_clock_mhz * 1e6))
+            if share is not None:
+                state[f"{dtype}_efficiency"] = round(share, 4)
+    clocks = [clock for series in found.series.values() if (clock := series.clock_mhz) is not None]
     return Peaks(
         device=target.torch_name,
         theoretical={},
-        achievable=rates,
-        memory=memory,
-        clock_mhz=None,
-        state={"name": target.name, **state},
+        achievable=found.rates,
+        memory=found.memory,
+        clock_mhz=clocks[0] if clocks else None,
+        state=state,
         calibration_id=_new_id(),
     )
+
+
+def _probed(target: Device, found: Peaks, dtypes: Sequence[str], budget_s: float, settings: Settings) -> Peaks:
+    """`found` made fresh by a probe that agrees with it, else measured anew."""
+    results, key = _results(settings), key_of(target)
+    history = results.history(key)
+    share_s = _PROBE_S * (len(dtypes) + 1)
+    if target.kind == "cpu":
+        probe = _measure_cpu(target, share_s, "burst", {}, _unheard, SUSTAINED)
+    else:
+        probe = _measure_cuda(target, dtypes, share_s, "burst", {}, found, _unheard, SUSTAINED)
+    for dtype in dtypes:
+        new, old = probe.achievable.get(dtype), found.achievable[dtype]
+        then = found.state.get(f"{dtype}_burst_flops_per_s", old.flops_per_s)
+        # Sustained rates lie below what a probe shows: it is held against the first look of that day.
+        shift = float(then) / old.flops_per_s
+        if new is None or not old.low * shift <= new.flops_per_s <= old.high * shift:
+            return _measured(target, dtypes, budget_s, "burst", settings, _unheard)
+    fresh = {dtype: replace(rate, age_s=0.0) for dtype, rate in found.achievable.items() if dtype in dtypes}
+    kept = replace(
+        found,
+        theoretical={},
+        achievable={**found.achievable, **fresh},
+        memory=None if found.memory is None else replace(found.memory, age_s=0.0),
+    )
+    results.save(key, kept, history)
+    return _with_theory(kept, target)
+
+
+def _merged(earlier: Peaks, found: Peaks) -> Peaks:
+    """What was measured now over what was known; a rate at working heat outlives a first look for a week."""
+    achievable = dict(earlier.achievable)
+    for dtype, rate in found.achievable.items():
+        old = achievable.get(dtype)
+        keeps = old is not None and old.age_s <= STALE_S and _standing(old) > _standing(rate)
+        if not keeps or "suspect" in earlier.state:
+            achievable[dtype] = rate
+    state = {name: value for name, value in earlier.state.items() if name not in ("suspect", "degraded", "missing")}
+    return replace(found, achievable=achievable, memory=found.memory or earlier.memory, state={**state, **found.state})
+
+
+def _standing(rate: Rate) -> int:
+    tier = rate.source.removeprefix("calibrated: ").partition(",")[0]
+    return _STANDING.get(tier, 0)
+
+
+def _longer(history: History, found: Peaks, tier: Tier) -> History:
+    new = {dtype: rate.flops_per_s for dtype, rate in found.achievable.items()}
+    if found.memory is not None:
+        new["memory"] = found.memory.bytes_per_s
+    return {**history, **{f"{name} {tier}": (*history.get(f"{name} {tier}", ()), value) for name, value in new.items()}}
+
+
+def _of_tier(history: History, tier: Tier) -> Mapping[str, Sequence[float]]:
+    ending = f" {tier}"
+    return {name.removesuffix(ending): values for name, values in history.items() if name.endswith(ending)}
+
+
+def _compiled(earlier: Peaks | None) -> frozenset[str]:
+    """Kernels that an earlier run under the same key has compiled: Triton's cache has them still."""
+    state: Mapping[str, Any] = {} if earlier is None else earlier.state
+    names = (str(value).split(", ") for name, value in state.items() if name.endswith("_kernels"))
+    return frozenset(name for each in names for name in each)
+
+
+def _check_dtypes(target: Device, dtypes: Iterable[str] | None) -> None:
+    if target.kind == "cpu":
+        known: tuple[str, ...] = ("float32",)
+    else:
+        from mfu_sdk.peak import cuda
+
+        known = cuda.known_dtypes()
+    for dtype in dtypes or ():
+        if dtype not in known:
+            raise ConfigurationError(f"dtypes={dtype!r}: on {target.torch_name} choose among {', '.join(known)}")
 
 
 def _unheard(_label: str, _share: float) -> None:
@@ -148,25 +341,3 @@ def _new_id() -> str:
 
 def _results(settings: Settings) -> Results:
     return Results(settings.resolved_cache_dir() / "calibrations", now=time.time)
-
-
-def _key(target: Device) -> dict[str, str | int]:
-    """Everything that moves the number and can be read without a driver library."""
-    import torch
-
-    key: dict[str, str | int] = {
-        "kind": target.kind,
-        "name": target.name,
-        "torch": torch.__version__,
-        "protocol": PROTOCOL,
-    }
-    if target.kind == "cpu":
-        affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return key | {"threads": torch.get_num_threads(), "cores": affinity, "machine": platform.machine()}
-    properties = torch.cuda.get_device_properties(target.torch_name)
-    return key | {
-        "uuid": target.uuid or target.torch_name,
-        "runtime": str(torch.version.cuda or torch.version.hip),
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-    }

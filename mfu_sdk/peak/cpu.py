@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +45,12 @@ class Measurement:
     state: dict[str, str | float | bool]
 
 
-def measure(budget_s: float, progress: Progress) -> Measurement:
+def measure(budget_s: float, progress: Progress, history: Mapping[str, Sequence[float]]) -> Measurement:
     """Measure within `budget_s` seconds: three fifths for the products, two fifths for the copies.
 
     The user's random state, default dtype and flags stay as they are: operands come from a private generator and
-    results go into buffers made here. Raises `CalibrationError` when not one batch fits or the product is wrong.
+    results go into buffers made here. `history` holds what earlier runs found, by dtype and for "memory". Raises
+    `CalibrationError` when not one batch fits or the product is wrong.
     """
     start = time.perf_counter()
     cpu_start = time.process_time()
@@ -83,8 +84,11 @@ def measure(budget_s: float, progress: Progress) -> Measurement:
             f"{dtype}_spread": round(batches.relative, 4),
         }
     return Measurement(
-        products={dtype: rate_of(batches.p90, batches, FLOOR) for dtype, batches in found.items()},
-        memory=rate_of(largest.median, largest, FLOOR),
+        products={
+            dtype: rate_of(batches.p90, batches, FLOOR, history=history.get(dtype, ()))
+            for dtype, batches in found.items()
+        },
+        memory=rate_of(largest.median, largest, FLOOR, history=history.get("memory", ())),
         memory_by_size=tuple((2 * size, rates.median) for size, rates in copies),
         state=state,
     )

@@ -1,121 +1,103 @@
-"""A CUDA device measured with the vendor's matrix product and a device-to-device copy.
-
-Launches are queued in batches between two events, so what is timed is the device and not the launch. Operands are
-random (zeros draw less power and run up to 15 % faster) and rotate through sets larger than the L2 cache. fp32 is
-measured twice, as TF32 and as itself: whether torch may use TF32 is set for the measurement and set back. The Triton
-candidates, per-architecture shapes and the clock probe of the full protocol are not in this version.
-"""
+"""A CUDA or ROCm device on the bench: its events, its clock and its driver's memory, and the user's state untouched."""
 
 from __future__ import annotations
 
+import contextvars
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from mfu_sdk.counting.precision import fp32_products
 from mfu_sdk.errors import CalibrationError
-from mfu_sdk.peak.statistics import Spread, rate_of, spread
-from mfu_sdk.records import Rate
+from mfu_sdk.peak import bench
+from mfu_sdk.peak.bench import Bench, Measured, Plan
+from mfu_sdk.peak.buffers import buffers_for
+from mfu_sdk.peak.protocol import Progress
+from mfu_sdk.peak.stopwatch import Clock, CudaStopwatch
 
-SIDE = 8192
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "tf32": torch.float32,
-    "float32": torch.float32,
-}
-COPY_BYTES = 1 << 30
-SETS = 3
-BATCH_S = 0.05
-# ± 1 % is what repeated runs of the same device differ by at the least; one run cannot claim less.
-FLOOR = 0.01
+DTYPES = ("bfloat16", "float16", "tf32", "float32")
+"""What is measured unless dtypes are named: of the eight-bit ones only whoever uses them needs the rates."""
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "int8")
+COMPARED_S = 5.0
+"""Seconds for each quantity that suffice to compile every candidate and compare them."""
+_CACHE_BYTES = 256 << 20
+"""Where torch does not say how large the last cache is: MI300's, the largest there is."""
 
-Progress = Callable[[str, float], None]
+
+def known_dtypes() -> tuple[str, ...]:
+    """Every dtype that can be asked for."""
+    return (*DTYPES, *EIGHT_BITS)
 
 
 def measure(
-    device: str, dtypes: Iterable[str], budget_s: float, progress: Progress
-) -> tuple[dict[str, Rate], Rate, dict[str, str | float | bool]]:
-    """Per dtype FLOP/s, bytes/s (read plus written) and the spread of each, within about `budget_s` seconds.
+    device: str,
+    dtypes: Iterable[str],
+    budget_s: float,
+    plan: Plan,
+    progress: Progress,
+    *,
+    clock: Clock,
+    expected: Mapping[str, float],
+    compiled: frozenset[str],
+) -> Measured:
+    """What `bench.run` finds on `device`, within about `budget_s` seconds.
 
-    Raises `CalibrationError` for a device without room for the operands or a product that is wrong.
+    Operands come from a private generator into memory of the driver's; modes, autocast, Triton's allocator and the
+    current device are as they were afterwards. fp32 products run as the user has allowed; only where the other way is
+    asked for, torch's switch is set for that measurement and set back. Waits for the device. Raises `CalibrationError`
+    while a CUDA graph is being captured, and where nothing can be measured.
     """
-    # Before Ampere there is no TF32, and asking for it gives fp32.
-    has_tf32 = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-    wanted = tuple(dtype for dtype in dtypes if dtype != "tf32" or has_tf32)
-    share = budget_s / (len(wanted) + 1)
-    rates: dict[str, Rate] = {}
-    state: dict[str, str | float | bool] = {}
-    with torch.cuda.device(device), torch.no_grad(), torch.autocast("cuda", enabled=False):
-        generator = torch.Generator(device).manual_seed(0)
-        for position, name in enumerate(wanted):
-            progress(f"{name} matrix product", position / (len(wanted) + 1))
-            with fp32_products(tf32=name == "tf32"):
-                found = _products(device, DTYPES[name], share, generator)
-            rates[name] = rate_of(found.median, found, FLOOR)
-            state |= {
-                f"{name}_batches": float(found.samples),
-                f"{name}_median_flops_per_s": found.median,
-                f"{name}_spread": round(found.relative, 4),
-            }
-        progress("memory copies", len(wanted) / (len(wanted) + 1))
-        copies = _copies(device, share)
-        state["memory_spread"] = round(copies.relative, 4)
-    return rates, rate_of(copies.median, copies, FLOOR), state
+    refuse_capture(device)
+    with _guest(device):
+        # Whatever was queued before would be measured along.
+        torch.cuda.synchronize()
+        on = _bench(device, clock, expected, compiled)
+        # Our persistent kernel tells Triton where to get memory, in a context variable: a copy keeps the user's own.
+        return contextvars.copy_context().run(bench.run, on, dtypes, budget_s, plan, progress)
 
 
-def _products(device: str, dtype: torch.dtype, budget_s: float, generator: torch.Generator) -> Spread:
-    try:
-        sets = [
-            tuple(torch.randn(SIDE, SIDE, device=device, dtype=dtype, generator=generator) for _ in range(2))
-            for _ in range(SETS)
-        ]
-        out = torch.full((SIDE, SIDE), float("nan"), device=device, dtype=dtype)
-    except torch.OutOfMemoryError as error:
-        raise CalibrationError(
-            f"{device}: no room for {SETS} operand sets of {SIDE}² {dtype}; calibrate before the model is loaded"
-        ) from error
-    torch.mm(*sets[0], out=out)
-    truth = sets[0][0][:1].double() @ sets[0][1].double()
-    error_ratio = float((out[:1].double() - truth).abs().max() / truth.abs().max())
-    # bf16 keeps 8 bits: rounding the result alone is off by up to 2⁻⁸ = 0.4 %.
-    if not error_ratio < 0.02:
-        raise CalibrationError(f"{device}: {dtype} product is off by {error_ratio:g} (at most 0.02): not a usable peak")
-    return _timed(
-        lambda index: torch.mm(*sets[index % SETS], out=out), work=2.0 * SIDE**3, budget_s=budget_s, drop_s=0.3
+def refuse_capture(device: str) -> None:
+    """Raise `CalibrationError` while the current stream of `device` is being captured into a graph."""
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            raise CalibrationError(
+                f"{device}: a CUDA graph is being captured, and nothing may be timed now; calibrate before or after it"
+            )
+
+
+def measurable(device: str, dtypes: Iterable[str]) -> tuple[str, ...]:
+    """Those of `dtypes` that `device` does at all: before Ampere there is no TF32 and bf16 is emulated."""
+    if torch.version.hip is not None:
+        return tuple(dtypes)
+    ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+    return tuple(dtype for dtype in dtypes if ampere or dtype not in ("tf32", "bfloat16"))
+
+
+@contextmanager
+def _guest(device: str) -> Iterator[None]:
+    with (
+        torch.cuda.device(device),
+        torch.no_grad(),
+        torch.autocast("cuda", enabled=False),
+        _disable_current_modes(),
+        torch._C.DisableTorchFunctionSubclass(),
+    ):
+        yield
+
+
+def _bench(device: str, clock: Clock, expected: Mapping[str, float], compiled: frozenset[str]) -> Bench:
+    properties = torch.cuda.get_device_properties(device)
+    free_bytes, _total = torch.cuda.mem_get_info(device)
+    return Bench(
+        device=device,
+        units=properties.multi_processor_count,
+        cache_bytes=int(getattr(properties, "L2_cache_size", 0)) or _CACHE_BYTES,
+        free_bytes=free_bytes,
+        buffers=lambda: buffers_for(device),
+        stopwatch=CudaStopwatch(clock),
+        now=time.perf_counter,
+        expected=expected,
+        compiled=compiled,
     )
-
-
-def _copies(device: str, budget_s: float) -> Spread:
-    free, _total = torch.cuda.mem_get_info(device)
-    size = min(COPY_BYTES, int(free * 0.1)) // 4 * 4
-    source = torch.ones(size // 4, device=device, dtype=torch.float32)
-    target = torch.empty_like(source)
-    return _timed(lambda _index: target.copy_(source), work=2.0 * size, budget_s=budget_s, drop_s=0.0)
-
-
-def _timed(call: Callable[[int], object], *, work: float, budget_s: float, drop_s: float) -> Spread:
-    """Units of `work` a second over batches of about `BATCH_S`; what ran in the first `drop_s` seconds is dropped.
-
-    The first moments run at boost clocks that no training step sees.
-    """
-    calls = 1
-    began = time.perf_counter()
-    rates: list[float] = []
-    while True:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for index in range(calls):
-            call(index)
-        end.record()
-        # Calibration is not on a step path: waiting for the batch is what bounds the time.
-        end.synchronize()
-        seconds = start.elapsed_time(end) / 1e3
-        spent = time.perf_counter() - began
-        if seconds < BATCH_S / 2:
-            calls *= 2
-        elif spent > min(drop_s, budget_s / 2) or spent > budget_s:
-            rates.append(calls * work / seconds)
-        if spent > budget_s and rates:
-            return spread(rates)

@@ -12,6 +12,9 @@ def describe(peaks: Peaks) -> str:
     """Every rate with its interval and spread, one a line, what the device could do, and what disturbed it."""
     lines = [f"  {peaks.state.get('name', peaks.device)}"]
     for dtype, rate in peaks.achievable.items():
+        if rate.source.startswith("prior"):
+            lines.append(f"  {dtype:<9} {rate.flops_per_s / 1e9:10,.1f} GFLOP/s  {rate.source}")
+            continue
         spread = float(peaks.state.get(f"{dtype}_spread", 0.0))
         batches = peaks.state.get(f"{dtype}_batches")
         # On a processor the rate is the 90th percentile of its batches; elsewhere it is their median.
@@ -21,6 +24,7 @@ def describe(peaks: Peaks) -> str:
             f"  {dtype:<9} {rate.flops_per_s / 1e9:10,.1f} GFLOP/s  [{rate.low / 1e9:,.1f} .. {rate.high / 1e9:,.1f}]"
             f"{middle}"
         )
+        lines += _how(peaks, dtype, rate)
     if peaks.memory is not None:
         lines.append(
             f"  {'memory':<9} {peaks.memory.bytes_per_s / 1e9:10,.1f} GB/s     "
@@ -37,9 +41,31 @@ def describe(peaks: Peaks) -> str:
             )
     if "theory_missing" in peaks.state:
         lines.append(f"  on paper: {peaks.state['theory_missing']}")
+    for name, value in peaks.state.items():
+        if name.endswith("_missing") and name != "theory_missing":
+            lines.append(f"  {name.removesuffix('_missing'):<9} not measured: {value}")
+    if "degraded" in peaks.state:
+        lines.append(f"  degraded: the clock was held down by {peaks.state['degraded']}; this is no baseline")
     if peaks.state.get("contended"):
         lines.append("  contended: something else had the processor meanwhile; measure again on a quiet machine")
     return "\n".join(lines)
+
+
+def _how(peaks: Peaks, dtype: str, rate: Rate) -> list[str]:
+    """How a rate of a GPU was measured, what share of the clock's it is, and what was left out; empty elsewhere."""
+    if dtype not in peaks.theoretical and f"{dtype}_winner" not in peaks.state:
+        return []
+    said = [rate.source.removeprefix("calibrated: ")]
+    if (clock_mhz := peaks.state.get(f"{dtype}_clock_mhz")) is not None:
+        share = peaks.state.get(f"{dtype}_efficiency")
+        said.append(f"at {clock_mhz:.0f} MHz" + ("" if share is None else f", {float(share):.1%} of what that allows"))
+    if (ratio := peaks.state.get(f"{dtype}_triton_over_vendor")) is not None:
+        said.append(f"Triton over vendor {float(ratio):.3f}")
+    lines = ["            " + "; ".join(said)]
+    for name, word in (("refused", "refused"), ("not_tried", "no time for")):
+        if f"{dtype}_{name}" in peaks.state:
+            lines.append(f"            {word}: {peaks.state[f'{dtype}_{name}']}")
+    return lines
 
 
 def _bytes_per_s(rate: Rate) -> dict[str, Any]:

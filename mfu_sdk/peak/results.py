@@ -1,4 +1,8 @@
-"""The calibrations on disk: one JSON file a key, readable by people, written atomically, never trusted blindly."""
+"""The calibrations on disk: one JSON file a key, readable by people, written atomically, never trusted blindly.
+
+Beside the latest rates a file keeps what earlier runs under the same key found: how much runs differ is what an
+interval rests on. Another device's file is never read as this one's; at most it is a prior.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,16 @@ from mfu_sdk.guard import warn_once
 from mfu_sdk.records import Peaks, Rate
 
 FORMAT = 1
+STALE_S = 7 * 24 * 3600.0
+"""After a week a calibration is due again: clocks, cooling and neighbours change."""
+MOST_PAST = 20
+"""Runs of a quantity that are remembered."""
+PRIOR_SPREAD = 0.05
+"""Chips of one product differ by 5 % and more in what they reach."""
+
 Key = Mapping[str, str | int]
+History = Mapping[str, Sequence[float]]
+"""What earlier runs found, the oldest first, by quantity and tier ("bfloat16 burst")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +61,44 @@ class Results:
             self._set_aside(path, error)
             return None
 
-    def save(self, key: Key, peaks: Peaks) -> Path | None:
-        """Write `peaks` under `key`: all of it or nothing. None where the directory cannot be written."""
+    def history(self, key: Key) -> History:
+        """What earlier runs under `key` found; empty where none is known."""
+        try:
+            document = json.loads(self.path(key).read_text(encoding="utf-8"))
+            found = document["history"].items() if document["key"] == dict(key) else ()
+            return {str(name): tuple(float(value) for value in values if value > 0) for name, values in found}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # `load` says what is wrong with a file that is not one; a file from before has no history.
+            return {}
+
+    def prior(self, key: Key, alike: Callable[[Key], object]) -> Peaks | None:
+        """The freshest calibration of another key for which `alike` gives what it gives for `key`, as a prior.
+
+        Its rates say whose they are, and their intervals are as wide as chips of one product differ.
+        """
+        wanted, found = alike(key), None
+        for path in sorted(self.directory.glob(f"{key.get('kind', 'device')}-*.json")):
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+                other = document["key"]
+                if other != dict(key) and alike(other) == wanted:
+                    peaks = _as_prior(_decode(document, other, self.now()), str(other.get("uuid", "another device")))
+                    if found is None or _age_s(peaks) < _age_s(found):
+                        found = peaks
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return found
+
+    def save(self, key: Key, peaks: Peaks, history: History | None = None) -> Path | None:
+        """Write `peaks` and `history` under `key`: all or nothing. None where the directory cannot be written."""
         path = self.path(key)
+        now = self.now()
         document = {
             "format": FORMAT,
-            "measured_at": datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds"),
+            "measured_at": _iso(now),
             "key": dict(key),
-            "peaks": _encode(peaks),
+            "peaks": _encode(peaks, now),
+            "history": {name: list(values)[-MOST_PAST:] for name, values in (history or {}).items()},
         }
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -75,9 +118,34 @@ class Results:
         warn_once("calibration cache", f"{path} is not a calibration ({error}); {where}, and measured again")
 
 
-def _encode(peaks: Peaks) -> dict[str, Any]:
+def _as_prior(peaks: Peaks, whose: str) -> Peaks:
+    def widened(rate: Rate) -> Rate:
+        low = min(rate.low, rate.flops_per_s * (1 - PRIOR_SPREAD))
+        high = max(rate.high, rate.flops_per_s * (1 + PRIOR_SPREAD))
+        how = rate.source.removeprefix("calibrated: ")
+        return Rate(rate.flops_per_s, low, high, f"prior: {how} of {whose}", rate.age_s)
+
+    return replace(
+        peaks,
+        achievable={dtype: widened(rate) for dtype, rate in peaks.achievable.items()},
+        memory=None if peaks.memory is None else widened(peaks.memory),
+        calibration_id=None,
+    )
+
+
+def _age_s(peaks: Peaks) -> float:
+    return min((rate.age_s for rate in peaks.achievable.values()), default=math.inf)
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
+
+
+def _encode(peaks: Peaks, now: float) -> dict[str, Any]:
     def rate(value: Rate) -> dict[str, Any]:
-        return {"value": value.flops_per_s, "low": value.low, "high": value.high, "source": value.source}
+        # Rates of one file may be of several days: a dtype or a tier is measured when it is wanted.
+        measured = {"measured_at": _iso(now - value.age_s)}
+        return {"value": value.flops_per_s, "low": value.low, "high": value.high, "source": value.source} | measured
 
     return {
         "device": peaks.device,
@@ -103,7 +171,9 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
         middle, low, high = (float(value[name]) for name in ("value", "low", "high"))
         if not (0 < low <= middle <= high and math.isfinite(high)):
             raise ValueError(f"a rate of {middle!r} within [{low!r}, {high!r}]")
-        return Rate(middle, low, high, source=str(value["source"]), age_s=age_s)
+        since = datetime.fromisoformat(value["measured_at"]).timestamp() if "measured_at" in value else None
+        own_age_s = age_s if since is None else max(0.0, now - since)
+        return Rate(middle, low, high, source=str(value["source"]), age_s=own_age_s)
 
     return Peaks(
         device=str(body["device"]),

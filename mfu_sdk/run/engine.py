@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -381,6 +381,27 @@ class Engine:
         self._index += 1
         self._last_end = (end, time.time_ns())
         self.ledger.add(work)
+
+    def interlude(self, between: Callable[[], None]) -> bool:
+        """Do `between` where no step is under way, and let the next one begin behind it; False inside a step.
+
+        A step that nothing has marked the end of is over once its optimizer has stepped. What was waited for data
+        before belongs to no step.
+        """
+        step = self._step
+        if step is not None and not self._marked:
+            if step.optimized is not None:
+                self._end(step, step.optimized[0])
+            elif self._blind and not step.calls:
+                self._drop()
+        if self._step is not None:
+            return False
+        between()
+        self._waits.clear()
+        self._last_end = (self._clock.mark(), time.time_ns())
+        if self._blind and not self._marked:
+            self._begin("train")
+        return True
 
     def close(self, error_type: str | None) -> RunSummary:
         """End the step under way where its work ended, undo every hook, and close the books."""

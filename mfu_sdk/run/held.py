@@ -13,6 +13,7 @@ from mfu_sdk.run.demand import Demand
 class Held:
     """Where a demand stands against the peaks of the devices that share it.
 
+    `achievable_high_flops_per_s` is the upper end of the measured rate's interval: nothing should be faster.
     `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
     """
 
@@ -21,6 +22,7 @@ class Held:
     peak_source: str | None = None
     peak_flops_per_s: float | None = None
     achievable_flops_per_s: float | None = None
+    achievable_high_flops_per_s: float | None = None
     by_dtype_s: float | None = None
     expected_mfu: float | None = None
     coverage: float | None = None
@@ -44,6 +46,7 @@ def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
         peak_source=rate.source,
         peak_flops_per_s=peak,
         achievable_flops_per_s=None if achievable is None else achievable.flops_per_s * devices,
+        achievable_high_flops_per_s=None if achievable is None else achievable.high * devices,
         by_dtype_s=by_dtype_s,
         expected_mfu=demand.model_flops / (peak * demand.expected_s) if peak and demand.expected_s else None,
         coverage=coverage,

@@ -33,6 +33,8 @@ MOST_HELD = 4096
 """Demands whose standing against the peaks is remembered."""
 REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
+DOUBTED_SHARE = 0.05
+"""The share of steps that may be faster than a measured peak before it is the peak that is doubted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +104,8 @@ class _Totals:
     bytes_moved: float = 0.0
     priced_bytes: float = 0.0
     uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Timed steps that were faster than the device was measured to be.
+    beyond: int = 0
     # Available FLOPs by denominator: (dtype, source, FLOP/s).
     peaks: dict[tuple[str | None, str | None, float], float] = field(default_factory=dict)
 
@@ -147,6 +151,7 @@ class Ledger:
         expected: float | None = None,
         telemetry: Telemetry | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
+        distrust: Callable[[str], None] | None = None,
     ) -> None:
         self.identity = identity
         self.peaks = peaks
@@ -156,6 +161,7 @@ class Ledger:
         self._convention: Convention = convention
         self._expected = expected
         self._on_step = on_step
+        self._distrust = distrust
         self._pending: deque[Work] = deque()
         self._held: dict[int, Held] = {}
         self._totals = _Totals()
@@ -315,6 +321,9 @@ class Ledger:
         if timed.waited_s is not None:
             totals.data_wait_seen = True
             totals.data_wait_flops += min(timed.waited_s, duration_s) * peak
+        fastest = held.achievable_high_flops_per_s
+        if fastest is not None and demand.model_flops > fastest * duration_s:
+            totals.beyond += 1
         if demand.model_flops > available > 0:
             self.note(
                 f"some steps have an MFU above 1: their {held.peak_dtype} peak ({held.peak_source}) or their count "
@@ -390,10 +399,28 @@ class Ledger:
             return [str(self.peaks.state.get("missing", "no peak is known for this device"))]
         return ["no timed step had both its FLOPs and a peak for its dtype"]
 
+    def recalibrated(self, peaks: Peaks) -> None:
+        """Take over a calibration that was made in the middle of the run, unless it would move the denominator."""
+        moved = any(peaks.headline(dtype) != self.peaks.headline(dtype) for dtype in ("bfloat16", "tf32", "float32"))
+        if moved:
+            self.note("the device was measured again; this run keeps its denominator, and the next one takes the new")
+            return
+        self.peaks = peaks
+        self._held.clear()
+
+    def _doubt(self) -> None:
+        """Where one timed step in twenty beat the measured peak's interval, it is the measurement that is wrong."""
+        totals = self._totals
+        if self._distrust is not None and totals.beyond > DOUBTED_SHARE * totals.timed:
+            why = f"{totals.beyond} of {totals.timed} steps of {self.identity.workload} were faster than its interval"
+            self.note("the measured peak is too low, and is measured anew before the next run: " + why)
+            self._distrust(why)
+
     def close(self, *, error_type: str | None = None) -> RunSummary:
         """Settle everything, hand the summary to the exporter, and return it."""
         with shield("closing a run"):
             self.settle(wait=True)
+            self._doubt()
         summary = self.summary()
         if self.telemetry is not None:
             self._report_overhead(self.telemetry)

@@ -200,6 +200,30 @@ class Monitor:
         """`loader`, to be iterated over: the time spent waiting for each batch becomes its step's `data_wait_s`."""
         return Batches(self, loader)
 
+    def calibrate(self, budget_s: float = 1.0) -> Peaks | None:
+        """Measure the device's peak now, between two steps, at the heat and the clocks of this run; keep it.
+
+        For a checkpoint or the turn to an evaluation, some minutes into a run: call it on all ranks at once, since the
+        GPUs of a machine share power and cooling. It takes `budget_s` seconds, of which the first half is dropped,
+        waits for the device, and is in no step's time. Sends an `mfu.calibration` span. A denominator does not move
+        within a run: a measured one is taken over by the next. Returns what is known now; None, with a warning, inside
+        of a step or where nothing could be measured. Raises `ConfigurationError` for a budget that is not above 0.
+        """
+        if not budget_s > 0:
+            raise ConfigurationError(f"run.calibrate(budget_s={budget_s}): must be above 0 seconds; 1 is enough")
+        if self._engine is None:
+            return None
+        from mfu_sdk.run.opening import calibrate_between
+
+        found: list[Peaks] = []
+        ledger, devices = self._engine.ledger, (self._model, self._devices)
+        with shield("calibrating in a run"):
+            if not self._engine.interlude(
+                lambda: found.extend(calibrate_between(ledger, *devices, budget_s, self._settings))
+            ):
+                warn_once("run.calibrate", "called inside of a step: nothing was measured; call it between two steps")
+        return found[0] if found else None
+
     def summary(self) -> RunSummary:
         """The run's totals so far, or, after the `with` block, its final ones.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.errors import ConfigurationError, MfuError
 from mfu_sdk.guard import warn_once
-from mfu_sdk.peak.calibrate import calibrate
+from mfu_sdk.peak.calibrate import current, in_situ, suspect
 from mfu_sdk.peak.calibrate import peaks as known_peaks
 from mfu_sdk.peak.device import of_tensors, resolve
 from mfu_sdk.records import Convention, Peaks, RunIdentity, StepRecord
@@ -76,8 +77,10 @@ def open_ledger(
     device = resolve(names[0])
     identity = identify(name, model, device, settings)
     telemetry = _telemetry(identity, settings)
+    # A denominator of the user's own is no calibration to be doubted.
+    distrust = None if peaks is not None else partial(suspect, names[0], settings=settings)
     if peaks is None:
-        peaks = _peaks(names[0], settings, telemetry)
+        peaks = _peaks(model, names[0], settings, telemetry)
     return Ledger(
         identity,
         peaks,
@@ -87,6 +90,7 @@ def open_ledger(
         expected=expected,
         telemetry=telemetry,
         on_step=on_step,
+        distrust=distrust,
     )
 
 
@@ -118,17 +122,77 @@ def _devices(
     return tuple(d for d in found if d != "cpu") or found or (None,)
 
 
-def _peaks(device: str | torch.device | None, settings: Settings, telemetry: Telemetry | None) -> Peaks:
-    found = known_peaks(device, settings=settings)
-    if found.achievable or settings.calibrate == "off":
-        return found
+def _peaks(
+    model: nn.Module | None, device: str | torch.device | None, settings: Settings, telemetry: Telemetry | None
+) -> Peaks:
+    if settings.calibrate == "off":
+        return known_peaks(device, settings=settings)
     started = time.time_ns()
     try:
-        found = calibrate(device, budget_s=QUICK_BUDGET_S, settings=settings)
+        found, measured = current(device, _dtypes_in_use(model, device), QUICK_BUDGET_S, settings=settings)
     except Exception as error:  # noqa: BLE001 - no room on the device, a driver's error: whatever it is
-        # Without a denominator FLOPs are still worth counting: MFU is unknown, and the summary says why.
-        warn_once("calibration", f"{type(error).__name__}: {error}")
+        # Without a measurement FLOPs are still worth counting, and there may be a peak on paper or a sister's.
+        found = known_peaks(device, settings=settings)
+        warn_once("calibration", f"{type(error).__name__}: {error}; the run goes on with {_next_best(found)}")
         return found
-    if telemetry is not None:
+    if measured and telemetry is not None:
         telemetry.calibration(found, started, time.time_ns())
     return found
+
+
+def calibrate_between(
+    ledger: Ledger,
+    model: nn.Module | None,
+    devices: str | torch.device | Sequence[str | torch.device] | None,
+    budget_s: float,
+    settings: Settings,
+) -> list[Peaks]:
+    """The peak measured in the middle of a run, entered into its books; empty, with a warning, where it cannot be.
+
+    Of several devices of one process the first stands for all, as at the start.
+    """
+    device = _devices(model, devices)[0]
+    known = [dtype for dtype, rate in ledger.peaks.achievable.items() if rate.source.startswith("calibrated")]
+    dtypes = None if resolve(device).kind == "cpu" else known or _dtypes_in_use(model, device)
+    started = time.time_ns()
+    try:
+        found = in_situ(device, dtypes, budget_s, settings=settings)
+    except MfuError as error:
+        warn_once("run.calibrate", f"{error}; the run goes on with {_next_best(ledger.peaks)}")
+        return []
+    ledger.recalibrated(found)
+    if ledger.telemetry is not None:
+        ledger.telemetry.calibration(found, started, time.time_ns())
+    return [found]
+
+
+def _next_best(found: Peaks) -> str:
+    """What a run is held against that could not be calibrated."""
+    headline = found.headline("bfloat16") or found.headline("float32")
+    if headline is None:
+        return "no peak, and its MFU is unknown"
+    dtype, rate = headline
+    return f"{rate.flops_per_s / 1e12:,.1f} TFLOP/s {dtype} ({rate.source})"
+
+
+def _dtypes_in_use(model: nn.Module | None, device: str | torch.device | None) -> tuple[str, ...] | None:
+    """The dtypes that a run on a GPU needs the rates of, as far as can be seen before it starts; None on a processor.
+
+    bf16 (fp16 before Ampere) is what published MFU is held against. To it come those of the parameters, fp32 ones as
+    they are multiplied here (TF32 or not), and autocast's.
+    """
+    import torch
+
+    target = resolve(device)
+    if target.kind != "cuda":
+        return None
+    from mfu_sdk.counting.precision import products_allow_tf32
+    from mfu_sdk.peak.cuda import known_dtypes, measurable
+
+    found = {"bfloat16": None} if measurable(target.torch_name, ("bfloat16",)) else {"float16": None}
+    if torch.is_autocast_enabled("cuda"):
+        found[str(torch.get_autocast_dtype("cuda")).removeprefix("torch.")] = None
+    for parameter in model.parameters() if model is not None else ():
+        name = str(parameter.dtype).removeprefix("torch.")
+        found["tf32" if name == "float32" and products_allow_tf32() else name] = None
+    return measurable(target.torch_name, tuple(dtype for dtype in found if dtype in known_dtypes()))

@@ -1,0 +1,255 @@
+"""A device on the bench: its products and its memory measured by the protocol, within a budget.
+
+What is a GPU's alone (events, the driver's memory, clocks) comes in through `Bench`, so that the code that measures a
+GPU runs on a processor too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Final, Literal
+
+import torch
+
+from mfu_sdk.errors import CalibrationError
+from mfu_sdk.peak import products
+from mfu_sdk.peak.buffers import Buffers
+from mfu_sdk.peak.protocol import IN_SITU, QUICK, SUSTAINED, Candidate, Now, Progress, Series, Sustain, measure, sustain
+from mfu_sdk.peak.shapes import Shape, shapes
+from mfu_sdk.peak.statistics import estimate, spread
+from mfu_sdk.peak.stopwatch import Stopwatch
+from mfu_sdk.peak.streams import Memory
+from mfu_sdk.records import Rate
+
+Tier = Literal["burst", "sustained", "in situ"]
+"""Burst: within seconds, from whatever state the device was in. Sustained: after a minute under load. In situ: between
+two steps of a training run, at its heat and its clocks."""
+
+CALL_S: Final = 1.5e-3
+"""What one product should take: long beside its launch, short beside a batch."""
+COMPILE_S: Final = 2.0
+"""What a kernel takes that was not compiled before, at most: 1.2 to 1.9 s at the median over architectures."""
+_PREPARING: Final = 0.5
+"""The share of a measurement's time in which candidates may be made ready."""
+COPY_BYTES: Final = 1 << 30
+_KEPT_HOT_S: Final = 10.0
+
+State = dict[str, str | float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A device as the protocol sees it.
+
+    `units` are SMs or CUs, `cache_bytes` the last cache's, `free_bytes` what may be allocated at the most. `expected`
+    gives FLOP/s by dtype as far as theory knows, from which shapes are chosen. `compiled` names kernels with dtypes
+    ("gemm bfloat16") that this machine has compiled before.
+    """
+
+    device: str
+    units: int
+    cache_bytes: int
+    free_bytes: int
+    buffers: Callable[[], Buffers]
+    stopwatch: Stopwatch
+    now: Now
+    expected: Mapping[str, float] = field(default_factory=dict)
+    compiled: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure and how: the tier, its times, the interval's floor, and what earlier runs found by quantity."""
+
+    tier: Tier
+    floor: float
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    sustained: Sustain = SUSTAINED
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """FLOP/s by dtype, bytes/s of the memory, and the series behind them by dtype; `state` says what went on."""
+
+    rates: Mapping[str, Rate]
+    memory: Rate | None
+    series: Mapping[str, Series]
+    state: State
+
+
+def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progress: Progress) -> Measured:
+    """Measure products in each of `dtypes`, then the memory, in equal shares of `budget_s` seconds.
+
+    With the sustained tier, the time that it takes comes on top for each dtype; only the first one has to heat the
+    device up. A dtype that cannot be measured has its reason in `state` ("float8_e5m2_missing"). Raises
+    `CalibrationError` where none can.
+    """
+    wanted = tuple(dtypes)
+    began = bench.now()
+    rates: dict[str, Rate] = {}
+    found: dict[str, Series] = {}
+    state: State = {}
+    generator = torch.Generator(bench.device).manual_seed(0)
+    end = began + budget_s
+    for position, dtype in enumerate(wanted):
+        # What one leaves over is the next one's.
+        share_s = max(end - bench.now(), 0.0) / (len(wanted) - position + 1)
+        at, of = position / (len(wanted) + 1), 1 / (len(wanted) + 1)
+        label = f"{dtype} matrix product"
+        try:
+            series, said = _product(
+                bench,
+                dtype,
+                share_s,
+                plan,
+                generator,
+                lambda share: progress(label, at + of * share),  # noqa: B023
+            )
+        except CalibrationError as error:
+            state[f"{dtype}_missing"] = str(error)
+            continue
+        if plan.tier == "sustained":
+            end += plan.sustained.total_s
+            plan = replace(
+                plan, sustained=replace(plan.sustained, preheat_s=min(plan.sustained.preheat_s, _KEPT_HOT_S))
+            )
+        found[dtype] = series
+        rates[dtype] = _rate(series, dtype, plan)
+        state |= said | _words(dtype, "flops_per_s", series)
+    if wanted and not found:
+        raise CalibrationError("; ".join(str(state[f"{dtype}_missing"]) for dtype in wanted))
+    memory = None
+    try:
+        share_s = max(end - bench.now(), 0.1 * budget_s)
+        series, said = _memory(
+            bench, share_s, generator, lambda share: progress("memory", 1 - (1 - share) / (len(wanted) + 1))
+        )
+        memory = _rate(series, "memory", plan)
+        state |= said | _words("memory", "bytes_per_s", series)
+    except CalibrationError as error:
+        state["memory_missing"] = str(error)
+    return Measured(rates, memory, found, state)
+
+
+def _rate(series: Series, quantity: str, plan: Plan) -> Rate:
+    source = f"calibrated: {plan.tier}, {series.winner}"
+    return estimate(series.rates, plan.floor, history=plan.history.get(quantity, ()), source=source)
+
+
+def _words(quantity: str, unit: str, series: Series) -> State:
+    rates = spread([batch.rate for batch in series.batches])
+    state: State = {
+        f"{quantity}_batches": float(rates.samples),
+        f"{quantity}_dropped": float(series.dropped),
+        f"{quantity}_median_{unit}": rates.median,
+        f"{quantity}_spread": round(rates.relative, 4),
+        f"{quantity}_winner": series.winner,
+    }
+    if (clock_mhz := series.clock_mhz) is not None:
+        state[f"{quantity}_clock_mhz"] = clock_mhz
+    return state
+
+
+def _product(
+    bench: Bench, dtype: str, budget_s: float, plan: Plan, generator: torch.Generator, told: Callable[[float], None]
+) -> tuple[Series, State]:
+    numbers = products.NUMBERS[dtype]
+    began = bench.now()
+    with products.precision_of(dtype), bench.buffers() as buffers:
+        candidates: list[Candidate] = []
+        refused: list[str] = []
+        late: list[str] = []
+        compiled: set[str] = set()
+        theirs = products.vendor(dtype, buffers)
+        ours = list(products.ours(dtype, torch.device(bench.device)))
+        for shape in _shapes(bench, dtype, theirs, buffers, generator):
+            operands = None
+            for name, call in ([theirs] if theirs else []) + ours:
+                kernel = f"{name.removeprefix('triton ')} {dtype}"
+                ready = not name.startswith("triton ") or kernel in bench.compiled or kernel in compiled
+                spent_s = bench.now() - began
+                if candidates and spent_s + (0.0 if ready else COMPILE_S) > _PREPARING * budget_s:
+                    late.append(f"{name} {shape}")
+                    continue
+                if operands is None:
+                    operands = products.allocate(shape, numbers, buffers, bench.cache_bytes, generator)
+                try:
+                    products.check(operands, call, numbers, name)
+                except Exception as error:  # noqa: BLE001 - whatever a kernel raises, it is no candidate
+                    refused.append(f"{name}: {_first_line(error)}")
+                    continue
+                compiled.add(kernel)
+                candidates.append(products.Product(name, operands, call, bench.stopwatch))
+        if not candidates:
+            raise CalibrationError(
+                f"{bench.device}: no product of {dtype} can be measured ({'; '.join(refused) or 'none known'})"
+            )
+        series = _series(bench, candidates, max(budget_s - (bench.now() - began), 0.25 * budget_s), plan, told)
+    state: State = {f"{dtype}_kernels": ", ".join(sorted(compiled))}
+    if refused:
+        state[f"{dtype}_refused"] = "; ".join(dict.fromkeys(refused))
+    if late:
+        state[f"{dtype}_not_tried"] = ", ".join(late)
+    own, vendors = (
+        [rate for name, rate in series.chosen_by.items() if name.startswith("triton ") is mine]
+        for mine in (True, False)
+    )
+    if own and vendors:
+        state[f"{dtype}_triton_over_vendor"] = round(max(own) / max(vendors), 4)
+    return series, state
+
+
+def _shapes(
+    bench: Bench,
+    dtype: str,
+    theirs: tuple[str, products.Call] | None,
+    buffers: Buffers,
+    generator: torch.Generator,
+) -> tuple[Shape, ...]:
+    expected = bench.expected.get(dtype)
+    if expected is None:
+        # Nothing is known of this device: one small product tells its order of magnitude.
+        probe = Shape(1024, 1024, 1024)
+        try:
+            operands = products.allocate(probe, products.NUMBERS[dtype], buffers, 0, generator)
+            call = theirs[1] if theirs else next(iter(products.ours(dtype, torch.device(bench.device))))[1]
+            first = products.Product("", operands, call, bench.stopwatch)
+            first.run(0.0)
+            expected = first.run(0.0).rate
+        except (StopIteration, RuntimeError):
+            expected = 1e13
+    return shapes(bench.units, expected * CALL_S)
+
+
+def _series(
+    bench: Bench, candidates: Sequence[Candidate], budget_s: float, plan: Plan, told: Callable[[float], None]
+) -> Series:
+    schedule = IN_SITU if plan.tier == "in situ" else QUICK
+    found = measure(candidates, schedule, budget_s, bench.now, told)
+    if plan.tier != "sustained":
+        return found
+    winner = next(each for each in candidates if each.name == found.winner)
+    hot = sustain(winner, plan.sustained, bench.now, told)
+    return Series(hot.winner, hot.groups, found.chosen_by, hot.dropped)
+
+
+def _memory(
+    bench: Bench, budget_s: float, generator: torch.Generator, told: Callable[[float], None]
+) -> tuple[Series, State]:
+    size = min(COPY_BYTES, bench.free_bytes // 10) // 4096 * 4096
+    began = bench.now()
+    with bench.buffers() as buffers:
+        memory = Memory(size, buffers, generator, bench.stopwatch)
+        series = measure(list(memory.copies(compiled=True)), QUICK, 0.75 * budget_s, bench.now, told)
+        state: State = {"memory_buffer_bytes": float(memory.size)}
+        read = memory.read(bench.units)
+        if read is not None:
+            batches = measure([read], QUICK, max(began + budget_s - bench.now(), 0.1 * budget_s), bench.now, told)
+            state["memory_read_bytes_per_s"] = median(batch.rate for batch in batches.batches)
+    return series, state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

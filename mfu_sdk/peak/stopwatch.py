@@ -1,0 +1,57 @@
+"""Times a run of calls on a device: between two events on a GPU, by the monotonic clock on a processor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import torch
+
+_SPIN_CYCLES: Final = 2_000_000
+"""About a millisecond: by then some ten launches are queued, and the host stays ahead of calls that last longer."""
+
+Clock = Callable[[], float | None]
+"""The device's clock in MHz at this moment, or None."""
+
+
+class Stopwatch(Protocol):
+    """Times calls."""
+
+    def time(self, call: Callable[[int], object], calls: int) -> tuple[float, float | None]:
+        """Seconds that `call(0)` … `call(calls - 1)` took, one behind the other, and the clock meanwhile in MHz."""
+        ...
+
+
+class HostStopwatch:
+    """For calls that are done when they return."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+
+    def time(self, call: Callable[[int], object], calls: int) -> tuple[float, float | None]:
+        """Seconds that the calls took; a processor's clock is not known."""
+        began = self._now()
+        for index in range(calls):
+            call(index)
+        return self._now() - began, None
+
+
+class CudaStopwatch:
+    """For calls that are launched on the current stream: they queue up behind a spin, so that no launch is timed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def time(self, call: Callable[[int], object], calls: int) -> tuple[float, float | None]:
+        """Device seconds of the calls, and the clock while the device was at work on them. Waits for the device."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_SPIN_CYCLES)
+        start.record()
+        for index in range(calls):
+            call(index)
+        end.record()
+        clock_mhz = self._clock()
+        # A calibration is on nobody's step path: waiting for the batch is what bounds its time.
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, clock_mhz
