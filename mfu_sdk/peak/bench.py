@@ -15,7 +15,7 @@ import torch
 
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak import products
-from mfu_sdk.peak.buffers import Buffers
+from mfu_sdk.peak.buffers import Buffers, OutOfRoomError
 from mfu_sdk.peak.protocol import IN_SITU, QUICK, SUSTAINED, Candidate, Now, Progress, Series, Sustain, measure, sustain
 from mfu_sdk.peak.shapes import Shape, shapes
 from mfu_sdk.peak.statistics import estimate, spread
@@ -173,10 +173,14 @@ def _product(
                 if candidates and spent_s + (0.0 if ready else COMPILE_S) > _PREPARING * budget_s:
                     late.append(f"{name} {shape}")
                     continue
-                if operands is None:
-                    operands = products.allocate(shape, numbers, buffers, bench.cache_bytes, generator)
                 try:
+                    if operands is None:
+                        operands = products.allocate(shape, numbers, buffers, bench.cache_bytes, generator)
                     products.check(operands, call, numbers, name)
+                except OutOfRoomError as error:
+                    # What was allocated before is measured all the same; alone, it is the reason why nothing is.
+                    refused.append(_first_line(error))
+                    break
                 except Exception as error:  # noqa: BLE001 - whatever a kernel raises, it is no candidate
                     refused.append(f"{name}: {_first_line(error)}")
                     continue

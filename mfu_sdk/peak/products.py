@@ -25,7 +25,7 @@ from mfu_sdk.peak.shapes import Shape
 from mfu_sdk.peak.stopwatch import Stopwatch
 
 _KERNELS: Final = ("gemm_persistent", "gemm_descriptor", "gemm")
-_MOST_SETS: Final = 8
+_MOST_SETS: Final = 64
 _CHUNK_ROWS: Final = 64
 _POISON: Final = -(1 << 31)
 

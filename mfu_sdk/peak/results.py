@@ -50,7 +50,8 @@ class Results:
         path = self.path(key)
         try:
             text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            # Where a file stands in a directory's place, `save` says so.
             return None
         except OSError as error:
             warn_once("calibration cache", f"{path} cannot be read ({error}); calibrating without it")

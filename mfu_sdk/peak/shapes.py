@@ -18,6 +18,8 @@ INNER: Final = 8192 + 128
 """The inner size: long enough to hide what a tile costs at both ends, and no power of two, which strides collide at."""
 LEAST_WAVES: Final = 4
 LEAST_SIDE: Final = 1024
+LEAST_TILES: Final = 256
+"""Below this side nothing but the launch would be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,12 @@ class Shape:
         return f"{self.m}×{self.n}×{self.k}"
 
     def smaller(self) -> Shape | None:
-        """Half as many rows, columns and inner elements, in whole tiles; None where that is too small to measure."""
+        """Half as many rows, columns and inner elements, in whole tiles; None for the smallest worth measuring."""
         m, n, k = (
-            max(side // 2 // tile * tile, tile) for side, tile in ((self.m, TILE_M), (self.n, TILE_N), (self.k, 128))
+            max(side // 2 // tile * tile, LEAST_TILES)
+            for side, tile in ((self.m, TILE_M), (self.n, TILE_N), (self.k, TILE_M))
         )
-        return Shape(m, n, k) if min(m, n, k) >= 256 else None
+        return Shape(m, n, k) if m * n * k < self.m * self.n * self.k else None
 
 
 def shapes(units: int, call_flops: float) -> tuple[Shape, ...]:

@@ -1,0 +1,222 @@
+"""The code that measures a GPU, run on the processor: operands, checks, candidates, budgets."""
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from mfu_sdk.errors import CalibrationError
+from mfu_sdk.peak import products
+from mfu_sdk.peak.bench import Bench, Plan, run
+from mfu_sdk.peak.buffers import OutOfRoomError, TorchBuffers
+from mfu_sdk.peak.protocol import Sustain
+from mfu_sdk.peak.shapes import Shape
+from mfu_sdk.peak.stopwatch import HostStopwatch
+
+SMALL = Shape(256, 256, 256)
+
+
+class Scarce(TorchBuffers):
+    """Memory of so many bytes, on a processor."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__("cpu")
+        self.room = room
+        self.most = 0
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        self.most = max(self.most, size)
+        if size > self.room:
+            raise OutOfRoomError(f"no room for {size:,} bytes")
+        return super().empty(shape, dtype)
+
+
+def bench(room: int = 1 << 31, expected: dict[str, float] | None = None) -> Bench:
+    return Bench(
+        device="cpu",
+        units=2,
+        cache_bytes=1 << 18,
+        free_bytes=1 << 29,
+        buffers=lambda: Scarce(room),
+        stopwatch=HostStopwatch(),
+        now=time.perf_counter,
+        expected={} if expected is None else expected,
+    )
+
+
+def operands(dtype: str, shape: Shape = SMALL) -> products.Operands:
+    return products.allocate(
+        shape, products.NUMBERS[dtype], TorchBuffers("cpu"), 1 << 20, torch.Generator().manual_seed(1)
+    )
+
+
+DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_vendors_product_is_right(dtype: str) -> None:
+    """On every dtype that torch multiplies here, the library's product passes the check."""
+    found = products.vendor(dtype, TorchBuffers("cpu"))
+    assert found is not None
+    products.check(operands(dtype), found[1], products.NUMBERS[dtype], found[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("spoils", "words"),
+    [
+        (lambda a, b, out: None, "unwritten"),
+        (lambda a, b, out: out[:-1].zero_(), "off by|unwritten"),
+        (lambda a, b, out: out.zero_(), "off by"),
+        (lambda a, b, out: out.copy_((a.float() @ b.float()) * 1.03 + 1), "off by"),
+        (lambda a, b, out: out.copy_((a.float()[:, :-16] @ b.float()[:-16]).to(out.dtype)), "off by"),
+    ],
+    ids=["nothing written", "last row missing", "zeros", "3 % off", "inner size cut"],
+)
+def test_a_wrong_kernel_is_refused(dtype: str, spoils: Callable[..., object], words: str) -> None:
+    """A kernel that writes nothing, too little or something else is no candidate."""
+    with pytest.raises(CalibrationError, match=words):
+        products.check(operands(dtype), spoils, products.NUMBERS[dtype], "wrong")
+
+
+def test_operands_are_as_they_should_be() -> None:
+    """Sets larger than four caches in all; normal deviates; eight-bit floats wide but not saturated; b by columns."""
+    found = operands("bfloat16")
+    assert sum(a.nbytes + b.nbytes for a, b in found.sets) >= 4 << 20
+    a, b = found.sets[0]
+    assert a.is_contiguous()
+    assert b.T.is_contiguous()
+    assert float(a.float().std()) == pytest.approx(1, abs=0.02)
+    narrow = operands("float8_e4m3fn").sets[0][0].float()
+    assert float((narrow.abs() == 448).float().mean()) < 1e-5
+    assert float(narrow.abs().max()) > 448 / 2
+    whole = operands("int8").sets[0][0]
+    assert (int(whole.min()), int(whole.max())) == (-127, 127)
+
+
+def test_operands_rotate() -> None:
+    """Batches go on where the last one stopped, so that each call finds operands that others have pushed out."""
+    found = operands("float32")
+    seen: list[int] = []
+    product = products.Product("k", found, lambda a, b, out: seen.append(a.data_ptr()), HostStopwatch())
+    for _ in range(4):
+        product.run(0.0)
+    number = len(found.sets)
+    assert number >= 2
+    assert all(left != right for left, right in pairwise(seen))
+
+
+def test_a_run_on_the_processor() -> None:
+    """fp32, int8 and memory are measured within the budget, the user's random numbers and default dtype untouched."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    heard: list[float] = []
+    began = time.perf_counter()
+    found = run(bench(), ("float32", "int8"), 2.0, Plan("burst", 0.25), lambda _label, share: heard.append(share))
+    assert time.perf_counter() - began < 6.0
+    assert torch.equal(before, torch.get_rng_state())
+    assert set(found.rates) == {"float32", "int8"}
+    assert found.memory is not None
+    for rate in (*found.rates.values(), found.memory):
+        assert 0 < rate.low <= rate.flops_per_s <= rate.high
+        assert rate.source.startswith("calibrated: burst, torch")
+    # 2·n³ FLOPs in the time that one product takes, timed apart: the same within a factor of four on a shared machine.
+    a, b = torch.randn(512, 512), torch.randn(512, 512)
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - began)
+    assert found.rates["float32"].flops_per_s == pytest.approx(2 * 512**3 / sorted(times)[3], rel=3.0)
+    assert heard == sorted(heard)
+    assert 0 <= heard[0] < heard[-1] <= 1
+
+
+def test_a_dtype_that_cannot_be_measured() -> None:
+    """It costs its own rate, with the reason, and no other's; where it is all that was asked for, that is an error."""
+    found = run(bench(), ("float32", "float8_e5m2"), 1.0, Plan("burst", 0.25), lambda *_: None)
+    assert set(found.rates) == {"float32"}
+    assert "no product of float8_e5m2" in str(found.state["float8_e5m2_missing"])
+    with pytest.raises(CalibrationError, match="float8_e5m2"):
+        run(bench(), ("float8_e5m2",), 0.5, Plan("burst", 0.25), lambda *_: None)
+
+
+def test_smaller_operands_where_memory_is_short() -> None:
+    """Products are halved until they fit; what does not fit at all is a clear error."""
+    numbers, generator = products.NUMBERS["float32"], torch.Generator()
+    found = products.allocate(Shape(4096, 4096, 4096), numbers, Scarce(4 << 20), 1 << 20, generator)
+    assert found.shape == Shape(1024, 1024, 1024)
+    with pytest.raises(OutOfRoomError, match="calibrate before the model is loaded"):
+        products.allocate(Shape(4096, 4096, 4096), numbers, Scarce(1 << 10), 1 << 20, generator)
+    short = run(bench(room=300 << 10), ("float32",), 1.0, Plan("burst", 0.25), lambda *_: None)
+    assert short.memory is None
+    assert "no room" in str(short.state["memory_missing"])
+
+
+def test_sustained_groups() -> None:
+    """The sustained tier reports windows of the winner, and says so."""
+    plan = Plan("sustained", 0.25, sustained=Sustain(0.1, 3, 0.1, 0.05, 0.02))
+    found = run(bench(), ("float32",), 1.0, plan, lambda *_: None)
+    assert len(found.series["float32"].groups) == 3
+    assert found.rates["float32"].source.startswith("calibrated: sustained, torch.mm")
+
+
+def test_late_candidates_are_named() -> None:
+    """What there was no time for is said, not dropped in silence."""
+    found = run(bench(expected={"float32": 4e12}), ("float32",), 0.05, Plan("burst", 0.25), lambda *_: None)
+    assert "torch.mm" in str(found.state["float32_not_tried"])
+
+
+INTERPRETED = """
+import sys, time
+import torch
+from mfu_sdk.peak import products
+from mfu_sdk.peak.buffers import TorchBuffers
+from mfu_sdk.peak.protocol import Schedule, measure
+from mfu_sdk.peak.shapes import Shape
+from mfu_sdk.peak.stopwatch import HostStopwatch
+from mfu_sdk.peak.streams import Memory
+
+generator = torch.Generator().manual_seed(1)
+for dtype in ("float16", "bfloat16", "int8", "float8_e4m3fn"):
+    numbers = products.NUMBERS[dtype]
+    found = products.allocate(Shape(128, 128, 128), numbers, TorchBuffers("cpu"), 1 << 10, generator)
+    names = []
+    for name, call in products.ours(dtype, torch.device("cpu")):
+        products.check(found, call, numbers, name)
+        names.append(name)
+    assert names == ["triton gemm_persistent", "triton gemm_descriptor", "triton gemm"], names
+ours = products.ours(dtype, found.out.device)
+candidates = [products.Product(name, found, call, HostStopwatch()) for name, call in ours]
+theirs = products.vendor(dtype, TorchBuffers("cpu"))
+candidates.append(products.Product(theirs[0], found, theirs[1], HostStopwatch()))
+series = measure(candidates, Schedule(drop_s=0, least=2), 1.0, time.perf_counter)
+# An interpreter is slower than a library, by orders of magnitude.
+assert series.winner.startswith("torch._scaled_mm"), series
+memory = Memory(1 << 16, TorchBuffers("cpu"), generator, HostStopwatch())
+assert [each.name for each in memory.copies(compiled=True)] == ["torch copy", "triton copy", "triton triad"]
+assert memory.read(1).run(0.0).rate > 0
+print("right")
+"""
+
+
+def test_our_kernels_as_candidates() -> None:
+    """In Triton's interpreter our kernels pass the same checks, take part in the contest, and lose it."""
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "right"), done.stderr[-2000:]
