@@ -188,6 +188,32 @@ PEAK_DTYPE: Final = _attribute(
 PEAK_MEMORY_RATE: Final = _attribute(
     "mfu.peak.memory_rate", "double", "By/s", "bytes read and written a second", "run", "calibration"
 )
+PEAK_FLOP_RATE_LOW: Final = _attribute(
+    "mfu.peak.flop_rate.low", "double", "{flop}/s", "the lower end of a measured rate's interval", "calibration"
+)
+PEAK_FLOP_RATE_HIGH: Final = _attribute(
+    "mfu.peak.flop_rate.high", "double", "{flop}/s", "the upper end of a measured rate's interval", "calibration"
+)
+CALIBRATION_TIER: Final = _attribute(
+    "mfu.calibration.tier",
+    "string",
+    "",
+    "burst: a first look; sustained: after a minute under load; in situ: between two steps of the run",
+    "calibration",
+)
+CALIBRATION_CLOCK: Final = _attribute(
+    "mfu.calibration.clock", "double", "Hz", "the device's clock while this dtype was measured", "calibration"
+)
+CALIBRATION_EFFICIENCY: Final = _attribute(
+    "mfu.calibration.efficiency",
+    "double",
+    "1",
+    "the measured rate over what the device could do at that clock: rates move with either",
+    "calibration",
+)
+CALIBRATION_DEGRADED: Final = _attribute(
+    "mfu.calibration.degraded", "string", "", "what held the clock down for no fault of the work", "calibration"
+)
 CALIBRATION_ID: Final = _attribute(
     "mfu.calibration.id", "string", "", "the calibration that gave the peak", "run", "calibration"
 )

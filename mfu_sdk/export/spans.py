@@ -232,10 +232,15 @@ class Spans:
         )
 
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> Iterator[ReadableSpan]:
-        """One span for each dtype whose peak was measured, children of the run's."""
-        measured: list[tuple[str | None, Rate | None]] = [*peaks.achievable.items()]
+        """One span for each dtype whose peak was just measured, children of the run's."""
+        # What an earlier calibration found is in the same peaks, and was reported then.
+        measured: list[tuple[str | None, Rate | None]] = [
+            (dtype, rate) for dtype, rate in peaks.achievable.items() if rate.age_s == 0
+        ]
+        state = peaks.state
         # Where only the memory was measured, that is still a calibration.
         for dtype, rate in measured or [(None, None)]:
+            clock_mhz = state.get(f"{dtype}_clock_mhz")
             yield self._span(
                 semconv.SPAN_CALIBRATION,
                 _context(self._ids.run_trace(), self._ids.calibration_span(dtype, start_unix_ns)),
@@ -247,6 +252,12 @@ class Spans:
                     {
                         semconv.PEAK_FLOP_RATE: rate.flops_per_s if rate else None,
                         semconv.PEAK_SOURCE: rate.source if rate else None,
+                        semconv.PEAK_FLOP_RATE_LOW: rate.low if rate else None,
+                        semconv.PEAK_FLOP_RATE_HIGH: rate.high if rate else None,
+                        semconv.CALIBRATION_TIER: state.get("tier"),
+                        semconv.CALIBRATION_CLOCK: None if clock_mhz is None else float(clock_mhz) * 1e6,
+                        semconv.CALIBRATION_EFFICIENCY: state.get(f"{dtype}_efficiency"),
+                        semconv.CALIBRATION_DEGRADED: state.get("degraded"),
                         semconv.PEAK_DTYPE: dtype,
                         semconv.PEAK_MEMORY_RATE: peaks.memory.bytes_per_s if peaks.memory else None,
                         semconv.CALIBRATION_ID: peaks.calibration_id,

@@ -24,7 +24,14 @@ PEAKS = Peaks(
     achievable={"float32": RATE, "bfloat16": RATE},
     memory=Rate(2e10, 1e10, 3e10, "calibrated", 0.0),
     clock_mhz=None,
-    state={},
+    state={
+        "tier": "burst",
+        "float32_clock_mhz": 1500.0,
+        "float32_efficiency": 0.75,
+        "bfloat16_clock_mhz": 1400.0,
+        "bfloat16_efficiency": 0.5,
+        "degraded": "power brake",
+    },
     calibration_id="cal-1",
 )
 SERVED = {"requests": 3, "requests_failed": 1, "requests_s": 1.5}
@@ -181,6 +188,21 @@ def test_request(spans):
     assert len({child.span_id, alone.span_id, other.span_id}) == 3
     assert alone.trace_id != other.trace_id
     assert "handle" not in str(alone)
+
+
+def test_what_a_calibration_hung_on(spans):
+    """A rate comes with its interval, its tier, the clock in Hz and the share of it; what is older was sent before."""
+    old = dataclasses.replace(RATE, age_s=60.0)
+    (found,) = wire(
+        *spans.calibration(
+            dataclasses.replace(PEAKS, achievable={"float32": old, "bfloat16": RATE}), EPOCH_NS, EPOCH_NS + 5
+        )
+    )
+    sent = attributes_of(found.attributes)
+    assert sent["mfu.peak.dtype"] == "bfloat16"
+    assert (sent["mfu.peak.flop_rate.low"], sent["mfu.peak.flop_rate.high"]) == (0.9e12, 1.1e12)
+    assert (sent["mfu.calibration.clock"], sent["mfu.calibration.efficiency"]) == (1.4e9, 0.5)
+    assert (sent["mfu.calibration.tier"], sent["mfu.calibration.degraded"]) == ("burst", "power brake")
 
 
 def test_calibration(spans, identity):
