@@ -1,4 +1,4 @@
-"""Runs every test that needs a GPU and writes what passed, on which device, as JSON: `make gpu-check`.
+"""Runs every test that needs a GPU, prints what passed and what was measured as JSON, and keeps it: `make gpu-check`.
 
 Without a GPU it says why and does nothing, with exit code 0: a machine without a GPU is no failure.
 """
@@ -32,6 +32,8 @@ class Outcomes:
                     "when": report.when,
                     "outcome": report.outcome,
                     "duration_s": round(report.duration, 3),
+                    # What the test has measured: `record_property`.
+                    **({"figures": dict(report.user_properties)} if report.user_properties else {}),
                 }
             )
 
@@ -72,6 +74,7 @@ def main(arguments: list[str]) -> int:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"gpu-check-{device.name.replace(' ', '-')}-{started:%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
     print(f"gpu-check: {path}")
     return code
 

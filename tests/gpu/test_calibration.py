@@ -1,0 +1,273 @@
+"""What only a GPU can show of a calibration. Figures go into the report of `make gpu-check` as properties."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+import mfu_sdk as mfu
+from mfu_kernels import configs, gemm
+from mfu_sdk.errors import CalibrationError
+from mfu_sdk.peak import calibrate as calibration
+from mfu_sdk.peak import cuda, products
+from mfu_sdk.peak.buffers import DriverBuffers, TorchBuffers
+from mfu_sdk.peak.device import driver_view, resolve
+from mfu_sdk.peak.protocol import Batch, Sustain
+from mfu_sdk.peak.shapes import Shape
+from mfu_sdk.peak.stopwatch import CudaStopwatch
+from mfu_sdk.peak.watch import watching
+from mfu_sdk.records import Peaks
+from mfu_sdk.settings import Settings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
+]
+
+Record = Callable[[str, Any], None]
+SIDE = Shape(8192, 8192, 8192)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(cache_dir=tmp_path)
+
+
+def batches(seconds: float, dtype: str = "bfloat16", batch_s: float = 0.05) -> list[Batch]:
+    """Batches of one product for some seconds, with the clock that the driver saw meanwhile."""
+    target = resolve("cuda")
+    with watching(target, allow_probe=True) as watch, products.precision_of(dtype):
+        memory = TorchBuffers(target.torch_name)
+        generator = torch.Generator(target.torch_name).manual_seed(0)
+        found = products.vendor(dtype, memory)
+        assert found is not None
+        operands = products.allocate(SIDE, products.NUMBERS[dtype], memory, 64 << 20, generator)
+        product = products.Product(found[0], operands, found[1], CudaStopwatch(watch.clock_mhz))
+        end = time.perf_counter() + seconds
+        ran = []
+        while time.perf_counter() < end:
+            ran.append(product.run(batch_s))
+        return ran
+
+
+def test_the_probe_against_nvml(record_property: Record) -> None:
+    """Under load the clock that a kernel counts is the driver's, within 5 %."""
+    if torch.version.hip is not None:
+        pytest.skip("the probe reads counters of NVIDIA's GPUs only")
+    from mfu_kernels.clock import clock_mhz
+
+    target = resolve("cuda")
+    view = driver_view(target)
+    if isinstance(view, str) or view[1].sm_clock_mhz is None:
+        pytest.skip("NVML tells no clock here")
+    seen = batches(2.0)[5:]
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    probed = []
+    for _ in range(10):
+        for _ in range(10):
+            a @ a
+        probed.append(clock_mhz(torch.device(target.torch_name)))
+    driver = median(batch.clock_mhz for batch in seen if batch.clock_mhz is not None)
+    record_property("probe_mhz", median(probed))
+    record_property("nvml_mhz", driver)
+    assert median(probed) == pytest.approx(driver, rel=0.05)
+
+
+def test_efficiency_is_steadier_than_the_rate(record_property: Record) -> None:
+    """Where the clock moves from cold to hot, the share of what it allows moves less than the rate does."""
+    time.sleep(5)  # Idle, so that it starts cold: nothing on the device tells when it is.
+    seen = [batch for batch in batches(6.0) if batch.clock_mhz]
+    if len(seen) < 20:
+        pytest.skip("no clock is known here")
+    clocks = [batch.clock_mhz or 0.0 for batch in seen]
+    moved = (max(clocks) - min(clocks)) / median(clocks)
+    record_property("clock_range", round(moved, 4))
+    shares = [batch.rate / (batch.clock_mhz or 1.0) for batch in seen]
+
+    def width(values: list[float]) -> float:
+        ordered = sorted(values)
+        return (ordered[int(0.9 * len(ordered))] - ordered[int(0.1 * len(ordered))]) / median(ordered)
+
+    record_property("rate_spread", round(width([batch.rate for batch in seen]), 4))
+    record_property("efficiency_spread", round(width(shares), 4))
+    if moved < 0.03:
+        pytest.skip(f"the clock moved by {moved:.1%} only")
+    assert width(shares) < width([batch.rate for batch in seen])
+
+
+def test_the_quick_tier(settings: Settings, record_property: Record) -> None:
+    """Within the budget of 3 s, fresh and with kernels compiled; the vendor's and our kernels take part."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        found = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+        took.append(round(time.perf_counter() - began, 3))
+    mfu.calibrate("cuda", ["bfloat16"], budget_s=20.0, settings=settings)
+    began = time.perf_counter()
+    found = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+    took.append(round(time.perf_counter() - began, 3))
+    record_property("seconds", took)
+    for name, value in found.state.items():
+        if name.startswith(("bfloat16", "memory")) or name in ("clock_events", "degraded", "power_w", "temperature_c"):
+            record_property(name, value)
+    record_property("achievable", {dtype: rate.flops_per_s for dtype, rate in found.achievable.items()})
+    # Memory that the driver hands out at once may take the last allocation over it.
+    assert max(took) < 4.0
+    assert "triton" in str(found.state["bfloat16_kernels"]) or "gemm" in str(found.state["bfloat16_kernels"])
+    assert 0.4 < float(found.state["bfloat16_triton_over_vendor"]) < 1.6
+
+
+def test_intervals_cover_repeats(settings: Settings, record_property: Record) -> None:
+    """Of eight calibrations, each with the history of those before it, most intervals hold the next one's value."""
+    values, held = [], []
+    last: Peaks | None = None
+    for _ in range(8):
+        found = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+        rate = found.achievable["bfloat16"]
+        values.append(rate.flops_per_s)
+        if last is not None:
+            old = last.achievable["bfloat16"]
+            held.append(old.low <= rate.flops_per_s <= old.high)
+        last = found
+    record_property("values", values)
+    record_property("coverage", sum(held) / len(held))
+    assert sum(held) >= 5
+
+
+def test_sustained(settings: Settings, record_property: Record) -> None:
+    """A short sustained run heats the device first, and ends at or below the burst's rate."""
+    target = resolve("cuda")
+    burst = mfu.calibrate("cuda", ["bfloat16"], settings=settings).achievable["bfloat16"]
+    plan = Sustain(preheat_s=15.0, windows=3, window_s=2.0, gap_s=1.0)
+    found = calibration._measured(target, ["bfloat16"], 5.0, "sustained", settings, lambda *_: None, plan)
+    hot = found.achievable["bfloat16"]
+    record_property("burst", burst.flops_per_s)
+    record_property("sustained", hot.flops_per_s)
+    assert hot.source.startswith("calibrated: sustained")
+    assert hot.flops_per_s < 1.05 * burst.flops_per_s
+    situ = calibration.in_situ("cuda", ["bfloat16"], settings=settings)
+    record_property("in_situ", situ.state["bfloat16_in_situ_flops_per_s"])
+
+
+def _everything() -> list[tuple[str, str]]:
+    if not torch.cuda.is_available():
+        return []
+    architecture = gemm.architecture_of(torch.device("cuda"))
+    kernels = ("gemm", "gemm_descriptor", "gemm_persistent")
+    dtypes = configs.DTYPES.get(architecture, ())
+    return [(k, d) for k in kernels for d in dtypes if configs.tile(k, architecture, d) is not None]
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), _everything())
+def test_configurations_at_run_time(kernel: str, dtype: str, record_property: Record) -> None:
+    """Every tile that is shipped for this architecture computes the right product here; its rate is recorded."""
+    numbers, memory = products.NUMBERS[dtype], TorchBuffers("cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    operands = products.allocate(Shape(4096, 4096, 4096), numbers, memory, 16 << 20, generator)
+    call = next(call for name, call in products.ours(dtype, torch.device("cuda")) if name == f"triton {kernel}")
+    products.check(operands, call, numbers, kernel)
+    product = products.Product(kernel, operands, call, CudaStopwatch(lambda: None))
+    rates = [product.run(0.05).rate for _ in range(6)]
+    record_property("flops_per_s", median(rates[1:]))
+
+
+def test_every_dtype(settings: Settings, record_property: Record) -> None:
+    """All dtypes that this GPU has are measured, none faster than what it could do on paper."""
+    wanted = cuda.measurable("cuda:0", cuda.known_dtypes())
+    found = mfu.calibrate("cuda", list(wanted), budget_s=60.0, settings=settings)
+    for dtype, rate in found.achievable.items():
+        record_property(dtype, [rate.flops_per_s, rate.low, rate.high, found.state[f"{dtype}_winner"]])
+        at_max = found.state.get(f"{dtype}_at_max_clock_flops_per_s")
+        if at_max is not None:
+            assert rate.flops_per_s < 1.02 * float(at_max)
+    record_property("missing", {name: value for name, value in found.state.items() if name.endswith("_missing")})
+    assert {"bfloat16", "float16", "float32"} <= set(found.achievable)
+
+
+def test_the_users_state(settings: Settings) -> None:
+    """Random numbers, flags, the current device and the allocator's statistics are as they were."""
+    x = torch.randn(64, 64, device="cuda")
+    x @ x  # The library's workspace is torch's to keep, whoever multiplies first.
+    (x.bfloat16() @ x.bfloat16()).float()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = (torch.cuda.get_rng_state(), torch.get_rng_state())
+    peak, flag = torch.cuda.max_memory_allocated(), torch.backends.cuda.matmul.allow_tf32
+    mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+    assert torch.equal(torch.cuda.get_rng_state(), before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.backends.cuda.matmul.allow_tf32 == flag
+    assert torch.cuda.max_memory_allocated() - peak < 16 << 20
+
+
+def test_memory_of_the_driver() -> None:
+    """Tensors in it are read and written like any other, and all of it is given back."""
+    torch.zeros(1, device="cuda")
+    memory = DriverBuffers.open("cuda:0")
+    if memory is None:
+        pytest.skip("no libcuda.so.1 here")
+    free = torch.cuda.mem_get_info()[0]
+    with memory:
+        held = memory.empty((1 << 20, 64), torch.bfloat16)
+        held.fill_(2.0)
+        assert float(held[-1].float().sum()) == 128
+        assert torch.cuda.mem_get_info()[0] <= free - (100 << 20)
+        del held
+    assert torch.cuda.mem_get_info()[0] >= free - (4 << 20)
+
+
+def test_not_while_capturing(settings: Settings) -> None:
+    """While a graph is being captured nothing is measured, and the capture goes on."""
+    x, graph = torch.ones(8, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = x * 2
+        with pytest.raises(CalibrationError, match="being captured"):
+            mfu.calibrate("cuda", ["bfloat16"], budget_s=0.5, settings=settings)
+    graph.replay()
+    assert float(y.sum()) == 16
+
+
+def test_short_of_memory(settings: Settings) -> None:
+    """With little memory left the operands are smaller; with none, one line says what to do."""
+    free = torch.cuda.mem_get_info()[0]
+    taken = [torch.empty(max(free - (300 << 20), 1), dtype=torch.uint8, device="cuda")]
+    found = mfu.calibrate("cuda", ["bfloat16"], budget_s=2.0, settings=settings)
+    assert found.achievable["bfloat16"].flops_per_s > 0
+    del taken
+    torch.cuda.empty_cache()
+
+
+def test_a_loop_of_products(settings: Settings, record_property: Record) -> None:
+    """The MFU of a loop of bf16 products is its own rate over the peak, within 2 %."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    out, number, steps = torch.empty_like(a), 20, 40
+    for _ in range(200):
+        torch.mm(a, a, out=out)
+    peaks = mfu.peaks("cuda", settings=replace(settings, calibrate="off"))
+    if not peaks.theoretical:
+        peaks = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+    headline = peaks.headline("bfloat16")
+    assert headline is not None
+    marks = []
+    with mfu.monitor(peaks=peaks, settings=settings) as run:
+        for _ in range(steps):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with run.step():
+                start.record()
+                for _ in range(number):
+                    torch.mm(a, a, out=out)
+                end.record()
+            marks.append((start, end))
+    torch.cuda.synchronize()
+    seconds = sum(start.elapsed_time(end) for start, end in marks[20:]) / 1e3
+    rate = (steps - 20) * number * 2 * 8192**3 / seconds
+    summary = run.summary()
+    assert summary.mfu is not None
+    record_property("mfu", summary.mfu)
+    record_property("rate_over_peak", rate / headline[1].flops_per_s)
+    assert summary.mfu == pytest.approx(rate / headline[1].flops_per_s, rel=0.02)
