@@ -27,6 +27,8 @@ from mfu_sdk.peak.stopwatch import Stopwatch
 _KERNELS: Final = ("gemm_persistent", "gemm_descriptor", "gemm")
 _MOST_SETS: Final = 64
 _CHUNK_ROWS: Final = 64
+# torch's products of eight bits have names of its own use only.
+_torch: Final[Any] = torch
 _POISON: Final = -(1 << 31)
 
 
@@ -178,7 +180,7 @@ def vendor(dtype: str, buffers: Buffers) -> tuple[str, Call] | None:
     numbers = NUMBERS[dtype]
     if dtype == "int8":
         # The out-variant checks shapes alone.
-        return "torch._int_mm", lambda a, b, out: torch._int_mm(a, b, out=out)
+        return "torch._int_mm", lambda a, b, out: _torch._int_mm(a, b, out=out)
     if numbers.operand.itemsize > 1:
         return "torch.mm", lambda a, b, out: torch.mm(a, b, out=out)
     if "e5m2" in dtype:
@@ -186,7 +188,7 @@ def vendor(dtype: str, buffers: Buffers) -> tuple[str, Call] | None:
         return None
     one = buffers.empty((), torch.float32).fill_(1.0)
     # Sums as the Hopper recipes for training have them in the forward; nothing changes elsewhere.
-    scaled: Any = torch._scaled_mm
+    scaled = _torch._scaled_mm
     return "torch._scaled_mm", lambda a, b, out: scaled(
         a, b, one, one, out_dtype=out.dtype, use_fast_accum=True, out=out
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -27,10 +27,12 @@ from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
-from mfu_sdk.run.costs import Costs, Seen
+from mfu_sdk.run.costs import Costs
 from mfu_sdk.run.hooks import Hook
-from mfu_sdk.run.ledger import Ledger, Work
+from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
+from mfu_sdk.run.work import Work
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,56 +49,6 @@ _NO_KEYWORDS: Mapping[str, Any] = {}
 
 def _weakly(model: nn.Module | None) -> tuple[weakref.ref[nn.Parameter], ...]:
     return () if model is None else tuple(map(weakref.ref, model.parameters()))
-
-
-class _Step:
-    """A step that is running: what it has shown of itself so far."""
-
-    __slots__ = (
-        "batch_sum",
-        "calls",
-        "counting",
-        "last_call_end",
-        "optimized",
-        "packed",
-        "phase",
-        "settings",
-        "start",
-        "start_unix_ns",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        phase: Phase,
-        start: Mark,
-        start_unix_ns: int,
-        waits: list[tuple[Mark, Mark]],
-        settings: Hashable,
-        packed: Packed | None,
-    ) -> None:
-        self.phase: Phase = phase
-        self.settings = settings
-        self.packed = packed
-        self.start = start
-        self.start_unix_ns = start_unix_ns
-        self.waits = waits
-        # By number (`Costs.number`).
-        self.calls: dict[int, int] = {}
-        self.batch_sum = 0
-        self.counting = False
-        # Where the optimizer stepped last, and how many of the waits came before.
-        self.optimized: tuple[Mark, int] | None = None
-        self.last_call_end: Mark | None = None
-
-    def seen(self) -> Seen:
-        """What its cost is looked up by."""
-        return self.phase, self.settings, self.packed, tuple(self.calls.items())
-
-    def batch_running(self) -> float | None:
-        """Mean leading dimension of the model's calls."""
-        calls = sum(self.calls.values())
-        return self.batch_sum / calls if calls and self.batch_sum else None
 
 
 class Engine:
@@ -121,7 +73,7 @@ class Engine:
         self._thread = threading.get_ident()
         self._costs = Costs(ledger, convention, has_model=model is not None)
         self._first = self._index = start_step
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._last_end: tuple[Mark, int] | None = None
         self._waits: list[tuple[Mark, Mark]] = []
         self._wait_began: Mark | None = None
@@ -206,7 +158,7 @@ class Engine:
         step.calls[call] = step.calls.get(call, 0) + 1
         step.batch_sum += leading_dimension(args, kwargs)
 
-    def _see_first_call(self, step: _Step, call: int) -> None:
+    def _see_first_call(self, step: Step, call: int) -> None:
         """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
         if step.counting:
             # Of other monitors' models only the backward would be seen, and taken for work of nobody's.
@@ -313,7 +265,7 @@ class Engine:
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
         settings = self._settings()
-        self._step = step = _Step(phase, start, start_unix_ns, waits, settings, packed)
+        self._step = step = Step(phase, start, start_unix_ns, waits, settings, packed)
         if over:
             return
         if Plan.should_count(self._index - self._first):
@@ -333,7 +285,7 @@ class Engine:
             self._last_settings = found
         return found
 
-    def _count(self, step: _Step) -> None:
+    def _count(self, step: Step) -> None:
         self._parameters = _weakly(self._model)
         self._mode.reset()
         self._mode.start()
@@ -347,7 +299,7 @@ class Engine:
 
     def _end(
         self,
-        step: _Step,
+        step: Step,
         end: Mark,
         tokens: int | None = None,
         samples: int | None = None,

@@ -36,9 +36,10 @@ from mfu_sdk.run.amounts import amount
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.forms import Forms
 from mfu_sdk.run.hooks import Hook
-from mfu_sdk.run.ledger import Ledger, Work
+from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.opening import open_ledger
 from mfu_sdk.run.watched import others_than, watch
+from mfu_sdk.run.work import Work
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak.device import import_torch
 from mfu_sdk.records import Convention, Peaks, RunSummary
-from mfu_sdk.run.ledger import disabled_summary
+from mfu_sdk.run.totals import disabled_summary
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,15 +14,16 @@ from mfu_sdk.records import (
     Count,
     CountSource,
     Peaks,
-    Phase,
     RunIdentity,
     RunSummary,
     StepRecord,
     Uncounted,
 )
-from mfu_sdk.run.clock import Clock, Mark
+from mfu_sdk.run.clock import Clock
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.held import Held, hold
+from mfu_sdk.run.totals import Totals
+from mfu_sdk.run.work import Timed, Work
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
@@ -35,106 +35,6 @@ REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
 DOUBTED_SHARE = 0.05
 """The share of steps that may be faster than a measured peak before it is the peak that is doubted."""
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """A step that has ended on the host: everything but its duration, which the clock may not know yet."""
-
-    index: int
-    phase: Phase
-    start: Mark
-    end: Mark
-    start_unix_ns: int
-    demand: Demand | None
-    tokens: int | None = None
-    samples: int | None = None
-    waits: tuple[tuple[Mark, Mark], ...] | None = None
-    batch_running: float | None = None
-    error_type: str | None = None
-    requests: int | None = None
-    requests_failed: int | None = None
-    requests_s: float | None = None
-    counted_while_running: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Timed:
-    """A step that the device has passed, and how long the device took and stood waiting for data, in seconds."""
-
-    work: Work
-    held: Held | None
-    duration_s: float
-    waited_s: float | None
-
-    @property
-    def source(self) -> CountSource | None:
-        """How its FLOPs are known."""
-        if self.work.counted_while_running:
-            return "measured"
-        return None if self.work.demand is None else self.work.demand.source
-
-    @property
-    def available_flops(self) -> float | None:
-        """What the device could have done, None where that is not known or no time passed."""
-        peak = None if self.held is None else self.held.peak_flops_per_s
-        return None if peak is None or self.duration_s <= 0 else peak * self.duration_s
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Running sums: the memory of a run does not grow with its length."""
-
-    steps: int = 0
-    timed: int = 0
-    unknown: int = 0
-    time_s: float = 0.0
-    model_flops: int = 0
-    hardware_flops: int = 0
-    available_flops: float = 0.0
-    expected_flops: float = 0.0
-    expected_available_flops: float = 0.0
-    token_time_s: float = 0.0
-    timed_tokens: int = 0
-    tokens: int | None = None
-    data_wait_flops: float = 0.0
-    data_wait_seen: bool = False
-    counted_s: float = 0.0
-    counted: int = 0
-    bytes_moved: float = 0.0
-    priced_bytes: float = 0.0
-    uncounted: dict[tuple[str, str], int] = field(default_factory=dict)
-    # Timed steps that were faster than the device was measured to be.
-    beyond: int = 0
-    # Available FLOPs by denominator: (dtype, source, FLOP/s).
-    peaks: dict[tuple[str | None, str | None, float], float] = field(default_factory=dict)
-
-
-def disabled_summary(name: str, convention: Convention) -> RunSummary:
-    """The summary of a run under MFU_ENABLED=0: nothing was measured, nothing is known."""
-    return RunSummary(
-        name=name,
-        steps=0,
-        timed_steps=0,
-        unknown_steps=0,
-        mfu=None,
-        hfu=None,
-        expected_mfu=None,
-        waterfall={},
-        tokens=None,
-        tokens_per_s=None,
-        overhead_s=0.0,
-        uncounted=(),
-        coverage=None,
-        model_flops=None,
-        duration_s=0.0,
-        peak_flops_per_s=None,
-        peak_dtype=None,
-        peak_source=None,
-        device="no device",
-        convention=convention,
-        notes=("MFU_ENABLED=0: nothing is measured",),
-    )
 
 
 class Ledger:
@@ -164,7 +64,7 @@ class Ledger:
         self._distrust = distrust
         self._pending: deque[Work] = deque()
         self._held: dict[int, Held] = {}
-        self._totals = _Totals()
+        self._totals = Totals()
         self._overhead_ns = 0
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
@@ -210,7 +110,7 @@ class Ledger:
             if duration_s is None:
                 return
             self._pending.popleft()
-            timed = _Timed(work, self._held_against_peaks(work.demand), duration_s, self._waited_s(work))
+            timed = Timed(work, self._held_against_peaks(work.demand), duration_s, self._waited_s(work))
             self._enter(timed)
             record = None if self._on_step is None else self._record(timed)
             if self.telemetry is not None:
@@ -226,7 +126,7 @@ class Ledger:
         telemetry.overhead((self._overhead_ns - self._reported_ns) / 1e9)
         self._reported_ns = self._overhead_ns
 
-    def _record(self, timed: _Timed) -> StepRecord:
+    def _record(self, timed: Timed) -> StepRecord:
         work, held, duration_s = timed.work, timed.held, timed.duration_s
         demand = work.demand
         available = timed.available_flops
@@ -284,7 +184,7 @@ class Ledger:
     def _expected_mfu(self, held: Held | None) -> float | None:
         return self._expected if held is None or self._expected is not None else held.expected_mfu
 
-    def _enter(self, timed: _Timed) -> None:
+    def _enter(self, timed: Timed) -> None:
         totals, work, held, duration_s = self._totals, timed.work, timed.held, timed.duration_s
         totals.steps += 1
         if work.error_type is not None:

@@ -234,7 +234,7 @@ class Monitor:
         if self._summary is not None:
             return self._summary
         if not self._settings.enabled:
-            from mfu_sdk.run.ledger import disabled_summary
+            from mfu_sdk.run.totals import disabled_summary
 
             return disabled_summary(self._name or "disabled", self._convention)
         raise ConfigurationError("this monitor has not run yet: ask for its summary inside or after its `with` block")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mfu_sdk.records import Count, OpCost, Peaks, Rate, RunIdentity, StepRecord, Uncounted
-from mfu_sdk.run.ledger import Ledger, Work
+from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.work import Work
 
 IDENTITY = RunIdentity("run", 0, "work", None, 0, 0, 1, "Example", None, None, 0)
 
