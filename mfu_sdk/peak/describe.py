@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.records import CollectiveRate, Peaks, Rate
 
 
 def describe(peaks: Peaks) -> str:
@@ -37,9 +37,23 @@ def describe(peaks: Peaks) -> str:
             )
     if "theory_missing" in peaks.state:
         lines.append(f"  on paper: {peaks.state['theory_missing']}")
+    lines += [_collective(rate) for rate in peaks.collectives.values()]
+    if "collectives_missing" in peaks.state:
+        lines.append(f"  collectives: {peaks.state['collectives_missing']}")
     if peaks.state.get("contended"):
         lines.append("  contended: something else had the processor meanwhile; measure again on a quiet machine")
     return "\n".join(lines)
+
+
+def _collective(rate: CollectiveRate) -> str:
+    at, low = rate.times[-1], rate.latency
+    groups = f"{rate.groups} × " if rate.groups > 1 else ""
+    return (
+        f"  {rate.collective:<14} {rate.bus.bytes_per_s / 1e9:10,.3f} GB/s on the bus  "
+        f"[{rate.bus.low / 1e9:,.3f} .. {rate.bus.high / 1e9:,.3f}]  at {at.size_bytes / 2**20:,.0f} MiB, "
+        f"{at.batches} batches; latency {low.seconds * 1e6:,.0f} µs [{low.low_s * 1e6:,.0f} .. {low.high_s * 1e6:,.0f}]"
+        f", {low.batches} batches; {groups}{rate.ranks} ranks, {rate.over}, link {rate.link}, {rate.backend}"
+    )
 
 
 def _bytes_per_s(rate: Rate) -> dict[str, Any]:
@@ -56,5 +70,8 @@ def as_json(peaks: Peaks) -> dict[str, Any]:
         "theoretical": {dtype: asdict(rate) for dtype, rate in peaks.theoretical.items()},
         "memory": None if peaks.memory is None else _bytes_per_s(peaks.memory),
         "memory_by_size": [{"bytes": size, "bytes_per_s": rate} for size, rate in peaks.memory_by_size],
+        "collectives": {
+            name: {**asdict(each), "bus": _bytes_per_s(each.bus)} for name, each in peaks.collectives.items()
+        },
         "state": dict(peaks.state),
     }

@@ -7,14 +7,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mfu_sdk import atomic
 from mfu_sdk.guard import warn_once
-from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.records import CollectiveRate, CollectiveTime, Over, Peaks, Rate
 
 FORMAT = 1
 Key = Mapping[str, str | int]
@@ -56,6 +57,7 @@ class Results:
             "measured_at": datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds"),
             "key": dict(key),
             "peaks": _encode(peaks),
+            "collectives": {name: _encode_collective(each, self.now()) for name, each in peaks.collectives.items()},
         }
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -98,6 +100,8 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
         raise ValueError("its key is another device's or another version's")
     age_s = max(0.0, now - datetime.fromisoformat(document["measured_at"]).timestamp())
     body = document["peaks"]
+    # Files of earlier versions have none.
+    collectives = document.get("collectives", {})
 
     def rate(value: Any) -> Rate:
         middle, low, high = (float(value[name]) for name in ("value", "low", "high"))
@@ -114,4 +118,43 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
         state=dict(body["state"]),
         memory_by_size=tuple((int(size), float(value)) for size, value in body["memory_by_size"]),
         calibration_id=None if body["calibration_id"] is None else str(body["calibration_id"]),
+        collectives={name: _decode_collective(each, now) for name, each in collectives.items()},
+    )
+
+
+def _encode_collective(rate: CollectiveRate, now: float) -> dict[str, Any]:
+    # A calibration without collectives keeps those of an earlier one, so each has a date of its own.
+    measured_at = datetime.fromtimestamp(now - rate.bus.age_s, UTC).isoformat(timespec="seconds")
+    return {"measured_at": measured_at, **asdict(rate)}
+
+
+def _decode_collective(value: Any, now: float) -> CollectiveRate:
+    age_s = max(0.0, now - datetime.fromisoformat(value["measured_at"]).timestamp())
+    bus = value["bus"]
+    times = tuple(
+        CollectiveTime(
+            int(each["size_bytes"]),
+            *(float(each[name]) for name in ("seconds", "low_s", "high_s")),
+            int(each["batches"]),
+        )
+        for each in value["times"]
+    )
+    rising = all(earlier.size_bytes < later.size_bytes for earlier, later in pairwise(times))
+    if not times or not rising or value["over"] not in get_args(Over):
+        raise ValueError(f"a collective over {value['over']!r} with {len(times)} sizes")
+    for low, middle, high in (
+        *((each.low_s, each.seconds, each.high_s) for each in times),
+        (float(bus["low"]), float(bus["flops_per_s"]), float(bus["high"])),
+    ):
+        if not (0 < low <= middle <= high and math.isfinite(high)):
+            raise ValueError(f"a rate or time of {middle!r} within [{low!r}, {high!r}]")
+    return CollectiveRate(
+        collective=str(value["collective"]),
+        over=value["over"],
+        link=str(value["link"]),
+        ranks=int(value["ranks"]),
+        groups=int(value["groups"]),
+        backend=str(value["backend"]),
+        bus=Rate(float(bus["flops_per_s"]), float(bus["low"]), float(bus["high"]), str(bus["source"]), age_s),
+        times=times,
     )
