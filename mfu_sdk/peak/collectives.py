@@ -80,10 +80,9 @@ def measure(
     try:
         with _undisturbed(device):
             return _Measurement(group, roll, device, backend, wait_s).run(budget_s, link_between, heard)
-    except Exception as error:
-        roll.fail(error)
-        if isinstance(error, CalibrationError) or not isinstance(error, RuntimeError):
-            raise
+    except CalibrationError:
+        raise
+    except RuntimeError as error:
         # What hangs or breaks here is most often another rank's doing, and the first that gave up has left word.
         raise CalibrationError(f"collectives over {size} ranks: {roll.failure() or line_of(error)}") from error
 
@@ -114,30 +113,41 @@ class _Measurement:
 
     def run(self, budget_s: float, link_between: LinkBetween | None, progress: Progress) -> Collectives:
         """Come together, measure, and part."""
+        with ExitStack() as made:
+            try:
+                return self._run(made, budget_s, link_between, progress)
+            except BaseException as error:
+                # Before the groups go down: that is what the others notice first.
+                self.roll.fail(error)
+                raise
+
+    def _run(
+        self, made: ExitStack, budget_s: float, link_between: LinkBetween | None, progress: Progress
+    ) -> Collectives:
         seats, most_bytes = self._meet(budget_s)
         hosts = by_host(seats)
         found, reason = spans(seats, self._links(hosts, link_between), apart=self.group is None)
         missing = [] if reason is None else [reason]
         rates: dict[str, CollectiveRate] = {}
-        with ExitStack() as made:
-            whole = self.group or self._make(range(len(seats)), made)
-            groups = [self._groups(span, whole, made) for span in found]
-            everyone = Everyone(self.rank, whole, self.device, self.backend, self.roll)
-            everyone.check()
-            until = time.perf_counter() + budget_s
-            todo = [(span, own, each) for span, own in zip(found, groups, strict=True) for each in COLLECTIVES]
-            for done, (span, own, collective) in enumerate(todo):
-                progress(f"{collective} over {span.link}", done / len(todo))
-                # Clocks differ, and ends of ladders do; the share that the last rank has left is everyone's.
-                (spent,) = everyone.agree(time.perf_counter() - until)
-                share_s = max(0.0, -spent) / (len(todo) - done)
-                rate = climb(everyone, span, own, collective, share_s, most_bytes)
-                if isinstance(rate, str):
-                    missing.append(rate)
-                else:
-                    rates[f"{collective}/{span.over}"] = rate
-            # Nobody takes a group down that another one still uses.
-            self.roll.exchange("done")
+        whole = self.group or self._make(range(len(seats)), made)
+        assert whole is not None
+        groups = [self._groups(span, whole, made) for span in found]
+        everyone = Everyone(self.rank, whole, self.device, self.backend, self.roll)
+        everyone.check()
+        until = time.perf_counter() + budget_s
+        todo = [(span, own, each) for span, own in zip(found, groups, strict=True) for each in COLLECTIVES]
+        for done, (span, own, collective) in enumerate(todo):
+            progress(f"{collective} over {span.link}", done / len(todo))
+            # Clocks differ, and ends of ladders do; the share that the last rank has left is everyone's.
+            (spent,) = everyone.agree(time.perf_counter() - until)
+            share_s = max(0.0, -spent) / (len(todo) - done)
+            rate = climb(everyone, span, own, collective, share_s, most_bytes)
+            if isinstance(rate, str):
+                missing.append(rate)
+            else:
+                rates[f"{collective}/{span.over}"] = rate
+        # Nobody takes a group down that another one still uses.
+        self.roll.exchange("done")
         state: dict[str, str | float | bool] = {
             "backend": self.backend,
             "device": self.device.type,
@@ -180,15 +190,16 @@ class _Measurement:
             return whole
         own = None
         for ranks in span.groups:
-            group = self._make(ranks, made)
-            if self.rank in ranks:
-                own = group
+            own = self._make(ranks, made) or own
         return own
 
-    def _make(self, ranks: Iterable[int], made: ExitStack) -> ProcessGroup:
+    def _make(self, ranks: Iterable[int], made: ExitStack) -> ProcessGroup | None:
+        """A group of `ranks`; None where this rank is none of them."""
         # NCCL's watchdog ends the process when a timeout is over, so that stays as long as it is by default.
         timeout = timedelta(seconds=self.wait_s) if self.backend == "gloo" else None
-        group: ProcessGroup = dist.new_group(list(ranks), timeout=timeout)
+        group = dist.new_group(list(ranks), timeout=timeout)
+        if not isinstance(group, dist.ProcessGroup):
+            return None
         made.callback(_destroy, group)
         return group
 

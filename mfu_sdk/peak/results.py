@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -123,31 +122,31 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
 
 
 def _encode_collective(rate: CollectiveRate, now: float) -> dict[str, Any]:
+    plain, bus = asdict(rate), rate.bus
+    del plain["bus"]
     # A calibration without collectives keeps those of an earlier one, so each has a date of its own.
-    measured_at = datetime.fromtimestamp(now - rate.bus.age_s, UTC).isoformat(timespec="seconds")
-    return {"measured_at": measured_at, **asdict(rate)}
+    measured_at = datetime.fromtimestamp(now - bus.age_s, UTC).isoformat(timespec="seconds")
+    of_bus = {"value": bus.bytes_per_s, "low": bus.low, "high": bus.high, "source": bus.source}
+    return {"measured_at": measured_at, **plain, "bus_bytes_per_s": of_bus}
 
 
 def _decode_collective(value: Any, now: float) -> CollectiveRate:
-    age_s = max(0.0, now - datetime.fromisoformat(value["measured_at"]).timestamp())
-    bus = value["bus"]
-    times = tuple(
-        CollectiveTime(
-            int(each["size_bytes"]),
-            *(float(each[name]) for name in ("seconds", "low_s", "high_s")),
-            int(each["batches"]),
-        )
-        for each in value["times"]
-    )
-    rising = all(earlier.size_bytes < later.size_bytes for earlier, later in pairwise(times))
-    if not times or not rising or value["over"] not in get_args(Over):
-        raise ValueError(f"a collective over {value['over']!r} with {len(times)} sizes")
-    for low, middle, high in (
-        *((each.low_s, each.seconds, each.high_s) for each in times),
-        (float(bus["low"]), float(bus["flops_per_s"]), float(bus["high"])),
-    ):
+    def interval(low: Any, middle: Any, high: Any) -> tuple[float, float, float]:
+        low, middle, high = float(low), float(middle), float(high)
         if not (0 < low <= middle <= high and math.isfinite(high)):
-            raise ValueError(f"a rate or time of {middle!r} within [{low!r}, {high!r}]")
+            raise ValueError(f"a collective's {middle!r} within [{low!r}, {high!r}]")
+        return low, middle, high
+
+    times: list[CollectiveTime] = []
+    for each in value["times"]:
+        low_s, seconds, high_s = interval(each["low_s"], each["seconds"], each["high_s"])
+        times.append(CollectiveTime(int(each["size_bytes"]), seconds, low_s, high_s, int(each["batches"])))
+    sizes = [each.size_bytes for each in times]
+    if not sizes or sizes != sorted(set(sizes)) or value["over"] not in get_args(Over):
+        raise ValueError(f"a collective over {value['over']!r} at sizes {sizes}")
+    bus = value["bus_bytes_per_s"]
+    low, middle, high = interval(bus["low"], bus["value"], bus["high"])
+    age_s = max(0.0, now - datetime.fromisoformat(value["measured_at"]).timestamp())
     return CollectiveRate(
         collective=str(value["collective"]),
         over=value["over"],
@@ -155,6 +154,6 @@ def _decode_collective(value: Any, now: float) -> CollectiveRate:
         ranks=int(value["ranks"]),
         groups=int(value["groups"]),
         backend=str(value["backend"]),
-        bus=Rate(float(bus["flops_per_s"]), float(bus["low"]), float(bus["high"]), str(bus["source"]), age_s),
-        times=times,
+        bus=Rate(middle, low, high, source=str(bus["source"]), age_s=age_s),
+        times=tuple(times),
     )

@@ -38,8 +38,11 @@ class RollCall:
         # A roll call that has its verdict is over, also for a rank that came too late to it: all ranks' next one is
         # the first that has none, however many each of them has missed.
         number = 0
-        while store.check([f"mfu_sdk/{name}/{number}/0/verdict"]):
-            number += 1
+        try:
+            while store.check([f"mfu_sdk/{name}/{number}/0/verdict"]):
+                number += 1
+        except RuntimeError as error:
+            raise _silent(error) from error
         self._prefix = f"mfu_sdk/{name}/{number}"
 
     def exchange(self, mine: object) -> list[Any]:
@@ -50,7 +53,7 @@ class RollCall:
         except CalibrationError:
             raise
         except (RuntimeError, ValueError) as error:
-            raise CalibrationError(f"the process group's store did not answer ({line_of(error)})") from error
+            raise _silent(error) from error
         finally:
             self._round += 1
 
@@ -106,7 +109,7 @@ class RollCall:
             f"{self._wait.total_seconds():g} s: measuring collectives takes all ranks; call it on each of them"
         )
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Leave word that this rank gives up, for those that wait for it. Never raises."""
         try:
             if self.failure() is None:
@@ -121,6 +124,10 @@ class RollCall:
             return self._store.get(key).decode() if self._store.check([key]) else None
         except RuntimeError:
             return None
+
+
+def _silent(error: Exception) -> CalibrationError:
+    return CalibrationError(f"the process group's store did not answer ({line_of(error)}): is rank 0 still there?")
 
 
 def line_of(error: BaseException) -> str:
