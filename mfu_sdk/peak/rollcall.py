@@ -17,7 +17,7 @@ from mfu_sdk.errors import CalibrationError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-_AWAY = "-"
+_AWAY, _GAVE_UP = "-", "!"
 # How often rank 0 looks again for a rank that had come, had waited in vain and may come back.
 _AGAIN_S = 0.02
 # What a rank allows rank 0, once that is there, beyond the time that rank 0 itself waits for the others.
@@ -27,7 +27,7 @@ _GRACE_S = 5.0
 class RollCall:
     """Calls of the roll among `size` ranks, of which this is `rank`. Errors of the store are `CalibrationError`s."""
 
-    __slots__ = ("_prefix", "_rank", "_round", "_size", "_store", "_wait")
+    __slots__ = ("_over", "_prefix", "_rank", "_round", "_size", "_store", "_wait")
 
     def __init__(self, store: Store, name: str, rank: int, size: int, wait_s: float) -> None:
         self._store = store
@@ -35,6 +35,7 @@ class RollCall:
         self._size = size
         self._wait = timedelta(seconds=wait_s)
         self._round = 0
+        self._over = False
         # A roll call that has its verdict is over, also for a rank that came too late to it: all ranks' next one is
         # the first that has none, however many each of them has missed.
         number = 0
@@ -47,15 +48,16 @@ class RollCall:
 
     def exchange(self, mine: object) -> list[Any]:
         """Everyone's `mine`, plain data, by rank. Raises `CalibrationError`, naming the ranks that do not come."""
-        here = f"{self._prefix}/{self._round}"
         try:
-            return self._exchange(here, mine)
+            said = self._exchange(f"{self._prefix}/{self._round}", mine)
         except CalibrationError:
+            self._over = True
             raise
         except (RuntimeError, ValueError) as error:
+            self._over = True
             raise _silent(error) from error
-        finally:
-            self._round += 1
+        self._round += 1
+        return said
 
     def _exchange(self, here: str, mine: object) -> list[Any]:
         self._store.set(f"{here}/{self._rank}", json.dumps(mine))
@@ -81,7 +83,8 @@ class RollCall:
         while True:
             left = timedelta(seconds=max(until - time.monotonic(), 0.001))
             if self._come(keys, left) and _AWAY.encode() not in (words := self._store.multi_get(keys)):
-                return [json.loads(word) for word in words], []
+                gone = [rank for rank, word in enumerate(words) if word == _GAVE_UP.encode()]
+                return ([], gone) if gone else ([json.loads(word) for word in words], [])
             if time.monotonic() >= until:
                 return [], self._not_here(here, range(self._size))
             time.sleep(_AGAIN_S)
@@ -110,10 +113,17 @@ class RollCall:
         )
 
     def fail(self, error: BaseException) -> None:
-        """Leave word that this rank gives up, for those that wait for it. Never raises."""
+        """Leave word that this rank gives up, for those that wait or will wait for it. Never raises."""
+        if self._over:
+            # The others have their verdict, or their own reason to give up.
+            return
+        here = f"{self._prefix}/{self._round}"
         try:
             if self.failure() is None:
                 self._store.set(f"{self._prefix}/failed", f"rank {self._rank} gave up: {line_of(error)}")
+            self._store.set(f"{here}/{self._rank}", _GAVE_UP)
+            if self._rank == 0:
+                self._store.set(f"{here}/verdict", json.dumps({"said": [], "absent": [0]}))
         except RuntimeError:
             return
 
