@@ -84,7 +84,8 @@ class Count:
 class Rate:
     """A rate with its interval, where it came from, and how old it is.
 
-    `flops_per_s` in FLOP/s; for `Peaks.memory` the same field holds bytes/s, which `bytes_per_s` reads by its name.
+    `flops_per_s` in FLOP/s; for `Peaks.memory` and `CollectiveRate.bus` the same field holds bytes/s, which
+    `bytes_per_s` reads by its name.
     """
 
     flops_per_s: float
@@ -95,7 +96,7 @@ class Rate:
 
     @property
     def bytes_per_s(self) -> float:
-        """The rate of a `Rate` that is one of memory, in bytes/s."""
+        """The rate of a `Rate` that is one of memory or of a bus, in bytes/s."""
         return self.flops_per_s
 
 
@@ -123,8 +124,9 @@ class CollectiveRate:
 
     `collective` is "all_reduce", "all_gather", "reduce_scatter" or "all_to_all". `groups` groups of `ranks` ranks ran
     it at the same time, between the ranks that `over` tells. `link` is the weakest edge of these groups: "nvlink",
-    "pcie" and the like where it is known, else "host", or "network" between hosts. `bus`, in bytes/s
-    (`Rate.bytes_per_s`), is the bus rate of the largest message; `times` are those of all messages, in rising size.
+    "pcie-switch", "host-bridge" and the like where it is known, else "host", or "network" between hosts. `bus`, in
+    bytes/s (`Rate.bytes_per_s`), is the bus rate of the largest message: S/t times 2(n−1)/n for an all-reduce of n
+    ranks, times (n−1)/n for the others. `times` are those of all messages, in rising size.
     """
 
     collective: str

@@ -54,7 +54,8 @@ def measure(
     A collective act: all ranks of the group must call it, with the same arguments. Without `group`, over the ranks of
     each host, over one rank of each host, and over all ranks, in groups that are made here; with `group`, over that
     group itself and as it is. `link_between` tells of two devices of this host, by their UUIDs, what joins them
-    ("nvlink", "pcie"), or None. Hosts are told apart as NCCL does it: by NCCL_HOSTID, else by name and boot id.
+    ("nvlink", "pcie-switch", "host-bridge", …), or None. Hosts are told apart as NCCL does it: by NCCL_HOSTID, else by
+    name and boot id.
 
     A rank that does not come within `wait_s` seconds is named in the `CalibrationError` that all others raise. After
     that a call that a rank does not answer ends with gloo after `wait_s`, with other backends after the timeout that

@@ -10,8 +10,8 @@ from itertools import combinations
 from mfu_sdk.records import Over
 
 HOST, NETWORK = "host", "network"
-# From the weakest to the strongest.
-_KNOWN = ("pcie", "nvlink")
+# NVML's levels of what PCIe traffic has to cross, from the weakest to the strongest, and NVLink.
+_KNOWN = ("system", "numa-node", "host-bridge", "pcie-switches", "pcie-switch", "board", "nvlink")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ def seats(*hosts: str) -> list[Seat]:
 
 def test_two_hosts_of_two() -> None:
     """The ranks of each host at the same time, the first of each, and all; the weakest edge names each."""
-    found, missing = spans(seats("a", "a", "b", "b"), {"a": "nvlink", "b": "pcie"})
+    found, missing = spans(seats("a", "a", "b", "b"), {"a": "nvlink", "b": "host-bridge"})
     assert found == (
-        Span("host", ((0, 1), (2, 3)), "pcie"),
+        Span("host", ((0, 1), (2, 3)), "host-bridge"),
         Span("network", ((0, 2),), "network"),
         Span("all", ((0, 1, 2, 3),), "network"),
     )
@@ -45,7 +45,7 @@ def test_one_rank_has_no_group() -> None:
 
 def test_unequal_hosts() -> None:
     """A bus rate holds for a number of ranks: the hosts with the most are measured, and the others said."""
-    found, missing = spans(seats("a", "a", "a", "b", "b", "c"), {"a": "nvlink", "b": "pcie", "c": "host"})
+    found, missing = spans(seats("a", "a", "a", "b", "b", "c"), {"a": "nvlink", "b": "board", "c": "host"})
     assert found[0] == Span("host", ((0, 1, 2),), "nvlink")
     assert found[1].groups == ((0, 3, 5),)
     assert missing is not None
@@ -64,15 +64,16 @@ def test_a_group_that_cannot_be_taken_apart() -> None:
     ("kinds", "name"),
     [
         (["nvlink", "nvlink"], "nvlink"),
-        (["nvlink", "pcie", "nvlink"], "pcie"),
+        (["nvlink", "host-bridge", "nvlink"], "host-bridge"),
         # One edge that is not known may be the weakest.
         (["nvlink", None], "host"),
         ([None], "host"),
         ([], "host"),
         (["xgmi"], "xgmi"),
         # Which of two kinds is weaker is known of the known ones only.
-        (["xgmi", "pcie"], "host"),
-        (["host", "pcie"], "host"),
+        (["xgmi", "board"], "host"),
+        (["pcie-switch", "system", "board"], "system"),
+        (["host", "board"], "host"),
     ],
 )
 def test_the_weakest_edge(kinds: list[str | None], name: str) -> None:

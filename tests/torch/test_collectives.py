@@ -87,7 +87,7 @@ def four_ranks(rank: int, users: Any) -> Iterator[Act]:
         yield name, measure
     os.environ["NCCL_HOSTID"] = HOSTS["links"][rank]
     with device_of_its_own(rank):
-        yield "links", lambda: measure(link_between=lambda a, b: {"GPU-0 GPU-1": "nvlink"}.get(f"{a} {b}", "pcie"))
+        yield "links", lambda: measure(link_between=lambda a, b: {"GPU-0 GPU-1": "nvlink"}.get(f"{a} {b}", "system"))
     del os.environ["NCCL_HOSTID"]
     yield "given group", (lambda: measure(group=users)) if rank > 0 else None
     yield "absent", briefly if rank != 2 else None
@@ -312,7 +312,7 @@ def test_unequal_hosts(four: list[dict[str, Any]]) -> None:
 def test_links_of_devices(four: list[dict[str, Any]]) -> None:
     """Each host's ranks ask about their own devices; the weakest edge of all groups is the link."""
     record = shared(four, "links")
-    assert {rate["link"] for rate in record["rates"].values() if rate["over"] == "host"} == {"pcie"}
+    assert {rate["link"] for rate in record["rates"].values() if rate["over"] == "host"} == {"system"}
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
