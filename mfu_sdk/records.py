@@ -140,8 +140,20 @@ class CollectiveRate:
 
     @property
     def latency(self) -> CollectiveTime:
-        """The time of the smallest message, of which all but the latency is negligible."""
+        """The time of the smallest message, of which all but the latency is negligible.
+
+        It was measured by itself, with an interval of its own. The α of a straight line through all sizes was not: it
+        is what is left over between protocols that change with the size, and may come out below zero.
+        """
         return self.times[0]
+
+    @property
+    def latency_bound(self) -> bool:
+        """Whether the largest message takes less than twice the smallest one's time: `bus` then says little of a link.
+
+        The budget, or the slowest rank, ended the ladder of sizes early.
+        """
+        return self.times[-1].seconds < 2 * self.times[0].seconds
 
 
 @dataclass(frozen=True, slots=True)

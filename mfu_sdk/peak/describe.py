@@ -48,11 +48,14 @@ def describe(peaks: Peaks) -> str:
 def _collective(rate: CollectiveRate) -> str:
     at, low = rate.times[-1], rate.latency
     groups = f"{rate.groups} × " if rate.groups > 1 else ""
+    size = at.size_bytes / 2**20
+    largest = f"{size:,.0f} MiB" if size >= 1 else f"{size * 2**10:,.0f} KiB"
+    bound = "; still bound by latency, give it a larger budget" if rate.latency_bound else ""
     return (
         f"  {rate.collective:<14} {rate.bus.bytes_per_s / 1e9:10,.3f} GB/s on the bus  "
-        f"[{rate.bus.low / 1e9:,.3f} .. {rate.bus.high / 1e9:,.3f}]  at {at.size_bytes / 2**20:,.0f} MiB, "
+        f"[{rate.bus.low / 1e9:,.3f} .. {rate.bus.high / 1e9:,.3f}]  at {largest}, "
         f"{at.batches} batches; latency {low.seconds * 1e6:,.0f} µs [{low.low_s * 1e6:,.0f} .. {low.high_s * 1e6:,.0f}]"
-        f", {low.batches} batches; {groups}{rate.ranks} ranks, {rate.over}, link {rate.link}, {rate.backend}"
+        f", {low.batches} batches; {groups}{rate.ranks} ranks, {rate.over}, link {rate.link}, {rate.backend}{bound}"
     )
 
 

@@ -92,6 +92,14 @@ def test_one_size_tells_no_latency() -> None:
     assert seconds(measured((10, 1e-3), (1000, 1e-3)), 3000) == pytest.approx(3e-3)
 
 
+def test_the_latency_is_the_smallest_time() -> None:
+    """And while the largest message takes less than twice that, the bus rate is one of latency."""
+    assert LADDER.latency == CollectiveTime(1024, 10e-6, 10e-6, 10e-6, 7)
+    assert not LADDER.latency_bound
+    assert not measured((1024, 10e-6), (8192, 20e-6)).latency_bound
+    assert measured((1024, 10e-6), (8192, 19e-6)).latency_bound
+
+
 def test_no_negative_sizes() -> None:
     """The value and the rule."""
     for wrong in (-1, math.nan):
