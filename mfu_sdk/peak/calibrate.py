@@ -14,7 +14,7 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak.device import Device, driver_view, resolve, silicon
 from mfu_sdk.peak.results import Results
 from mfu_sdk.peak.theory import Theory, theoretical
-from mfu_sdk.records import Peaks
+from mfu_sdk.records import Collectives, Peaks
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def calibrate(
     dtypes: Sequence[str] | None = None,
     budget_s: float = 3.0,
     *,
+    collectives: bool = False,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Peaks:
@@ -41,7 +42,14 @@ def calibrate(
     be ("float32",). On a CUDA device: `torch.mm` for each of `dtypes` (all of "bfloat16", "float16", "tf32" and
     "float32" unless given), and copies; dtypes measured earlier are kept. `progress` is told what is being measured and
     how much of the budget is gone (0..1). What the device could do on paper is beside what it did, as in `peaks`.
-    Raises `ConfigurationError` for a device, dtype or budget that cannot be, `CalibrationError` if it went wrong.
+
+    With `collectives` also, first and in a budget of its own, all-reduce, all-gather, reduce-scatter and all-to-all
+    between the ranks of each host, between hosts and between all ranks. That is a collective act: all ranks of the
+    default process group must call this, with the same arguments. One that does not come within 30 seconds is named in
+    the error that the others get. Without it, those measured earlier are kept.
+
+    Raises `ConfigurationError` for a device, dtype or budget that cannot be, or for collectives without a process
+    group; `CalibrationError` if it went wrong.
     """
     settings = settings or Settings.from_env()
     heard = progress or _unheard
@@ -52,13 +60,20 @@ def calibrate(
     for dtype in dtypes or ():
         if dtype not in known:
             raise ConfigurationError(f"dtypes={dtype!r}: on {target.torch_name} choose among {', '.join(known)}")
+    together = _measure_collectives(budget_s, heard) if collectives else None
     if target.kind == "cpu":
         found = _measure_cpu(target, budget_s, heard)
     else:
         found = _measure_cuda(target, dtypes or CUDA_DTYPES, budget_s, heard)
     results, key = _results(settings), _key(target)
-    if dtypes and (earlier := results.load(key)) is not None:
+    earlier = results.load(key)
+    if dtypes and earlier is not None:
         found = replace(found, achievable={**earlier.achievable, **found.achievable})
+    if together is not None:
+        told = {} if together.missing is None else {"collectives_missing": together.missing}
+        found = replace(found, collectives=together.rates, state={**found.state, **told})
+    elif earlier is not None:
+        found = replace(found, collectives=earlier.collectives)
     results.save(key, found)
     return _with_theory(found, target)
 
@@ -136,6 +151,12 @@ def _measure_cuda(target: Device, dtypes: Iterable[str], budget_s: float, progre
         state={"name": target.name, **state},
         calibration_id=_new_id(),
     )
+
+
+def _measure_collectives(budget_s: float, progress: Progress) -> Collectives:
+    from mfu_sdk.peak import collectives
+
+    return collectives.measure(budget_s=budget_s, progress=progress)
 
 
 def _unheard(_label: str, _share: float) -> None:

@@ -423,6 +423,48 @@ def test_no_process_group() -> None:
         measure()
 
 
+def test_calibrate_asks_for_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keyword without a process group is refused before the device is measured."""
+    import mfu_sdk as mfu
+    from mfu_sdk.errors import ConfigurationError
+    from mfu_sdk.peak import cpu
+
+    monkeypatch.setattr(cpu, "measure", lambda *_: pytest.fail("the device was measured"))
+    with pytest.raises(ConfigurationError, match="no process group is up"):
+        mfu.calibrate("cpu", collectives=True)
+
+
+def mfu_calibrate(*launcher: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*launcher, "-m", "mfu_sdk.cli", "calibrate", "--device", "cpu", "--budget", "0.5", "--json", *options]
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    env |= {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=180, env=env, check=False)
+
+
+def test_under_torchrun() -> None:
+    """Rank 0 prints, once; what was measured is kept, and a calibration without collectives keeps it."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = mfu_calibrate(*torchrun, options=("--collectives",))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert sorted(told["collectives"]) == sorted(f"{name}/host" for name in COLLECTIVES)
+    assert told["achievable"]["float32"]["flops_per_s"] > 0
+    later = json.loads(mfu_calibrate().stdout)
+    assert later["calibration_id"] != told["calibration_id"]
+    for name, rate in later["collectives"].items():
+        assert rate["times"] == told["collectives"][name]["times"]
+        assert rate["bus"]["bytes_per_s"] == told["collectives"][name]["bus"]["bytes_per_s"]
+
+
+def test_without_a_launcher() -> None:
+    """The variables that are missing are named, and how to start."""
+    done = mfu_calibrate(options=("--collectives",))
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("mfu: collectives: RANK, WORLD_SIZE")
+    assert "torchrun --nproc-per-node=8 --no-python mfu calibrate --collectives" in line
+
+
 if __name__ == "__main__":
     # torch's own: gloo's groups of processors are made without a device id.
     warnings.simplefilter("ignore")
