@@ -28,8 +28,10 @@ BATCH_S = 0.002
 FEWEST_BATCHES, MOST_BATCHES, MOST_CALLS = 7, 25, 1000
 # Batches and the meetings before them, three calls, and a check.
 ROUNDS_OF_A_SIZE = 2 * FEWEST_BATCHES + 4
-# As in `cpu` and `cuda`: what repeated runs differ by at the least.
-FLOORS = {"cpu": 0.25, "cuda": 0.01}
+# What runs differ by at the least. Six of two ranks over gloo on a shared machine of two cores lay within −38 % and
+# +34 % of their median; all-gather within −64 %, where the budget had ended some of them at 4 MiB and some at 32 MiB.
+# Between GPUs it is as in `cuda`: no repeated runs have been measured.
+FLOORS = {"cpu": 0.5, "cuda": 0.01}
 
 
 @dataclass(frozen=True, slots=True)
