@@ -155,6 +155,8 @@ def python() -> str:
         records.OpCost,
         records.Peaks,
         records.Rate,
+        records.CollectiveRate,
+        records.CollectiveTime,
         records.StepRecord,
         records.RunSummary,
     )

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -119,22 +120,30 @@ def report(
 @click.option("--budget", "budget_s", type=float, default=10.0, show_default=True, help="Seconds to spend.")
 @click.option("--dtype", "dtypes", multiple=True, help="A dtype to measure; may be repeated.")
 @click.option("--sustained", is_flag=True, help="Heat the device for a minute first, then measure for longer.")
+@click.option("--collectives", is_flag=True, help="Also the collectives between the ranks that torchrun started.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def calibrate(device: str | None, budget_s: float, dtypes: tuple[str, ...], sustained: bool, as_json: bool) -> None:
+def calibrate(
+    device: str | None, budget_s: float, dtypes: tuple[str, ...], sustained: bool, collectives: bool, as_json: bool
+) -> None:
     """Measure the peak of this device, keep it, and print it.
 
     The default budget is longer than the 3 seconds that a run takes for itself, so that Triton's kernels are compiled
     too, and found compiled by the runs that follow. --sustained takes a minute and a half more, less for each further
-    dtype, and its rates are preferred for a week.
+    dtype, and its rates are preferred for a week. With --collectives every rank measures its device and all of them
+    what is between them; rank 0 prints.
     """
     from mfu_sdk.peak.calibrate import calibrate as measure
     from mfu_sdk.peak.describe import as_json as peaks_json
     from mfu_sdk.peak.describe import describe
+    from mfu_sdk.peak.launched import process_group
     from mfu_sdk.progress import bar
 
-    with bar("calibrating") as progress:
-        found = measure(device, list(dtypes) or None, budget_s, sustained, progress=progress)
-    click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
+    with ExitStack() as stack:
+        rank = stack.enter_context(process_group()) if collectives else 0
+        progress = stack.enter_context(bar("calibrating")) if rank == 0 else None
+        found = measure(device, list(dtypes) or None, budget_s, sustained, collectives=collectives, progress=progress)
+    if rank == 0:
+        click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
 
 
 @main.command()

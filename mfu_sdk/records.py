@@ -84,7 +84,8 @@ class Count:
 class Rate:
     """A rate with its interval, where it came from, and how old it is.
 
-    `flops_per_s` in FLOP/s; for `Peaks.memory` the same field holds bytes/s, which `bytes_per_s` reads by its name.
+    `flops_per_s` in FLOP/s; for `Peaks.memory` and `CollectiveRate.bus` the same field holds bytes/s, which
+    `bytes_per_s` reads by its name.
     """
 
     flops_per_s: float
@@ -95,18 +96,88 @@ class Rate:
 
     @property
     def bytes_per_s(self) -> float:
-        """The rate of a `Rate` that is one of memory, in bytes/s."""
+        """The rate of a `Rate` that is one of memory or of a bus, in bytes/s."""
         return self.flops_per_s
+
+
+Over = Literal["host", "network", "all"]
+"""Between which ranks a collective was measured: those of each host, one of each host, or all of several hosts."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveTime:
+    """The time of one call with a message of `size_bytes`: the median over `batches`, with its interval, in seconds.
+
+    The slowest rank's time counts. The size is S of `counting.collective_time`: the whole message, not a rank's part.
+    """
+
+    size_bytes: int
+    seconds: float
+    low_s: float
+    high_s: float
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveRate:
+    """What one collective does over one kind of link.
+
+    `collective` is "all_reduce", "all_gather", "reduce_scatter" or "all_to_all". `groups` groups of `ranks` ranks ran
+    it at the same time, between the ranks that `over` tells. `link` is the weakest edge of these groups: "nvlink",
+    "pcie-switch", "host-bridge" and the like where it is known, else "host", or "network" between hosts. `bus`, in
+    bytes/s (`Rate.bytes_per_s`), is the bus rate of the largest message: S/t times 2(n−1)/n for an all-reduce of n
+    ranks, times (n−1)/n for the others. `times` are those of all messages, in rising size.
+    """
+
+    collective: str
+    over: Over
+    link: str
+    ranks: int
+    groups: int
+    backend: str
+    bus: Rate
+    times: tuple[CollectiveTime, ...]
+
+    @property
+    def latency(self) -> CollectiveTime:
+        """The time of the smallest message, of which all but the latency is negligible.
+
+        It was measured by itself, with an interval of its own. The α of a straight line through all sizes was not: it
+        is what is left over between protocols that change with the size, and may come out below zero.
+        """
+        return self.times[0]
+
+    @property
+    def latency_bound(self) -> bool:
+        """Whether the largest message takes less than twice the smallest one's time: `bus` then says little of a link.
+
+        The budget, or the slowest rank, ended the ladder of sizes early.
+        """
+        return self.times[-1].seconds < 2 * self.times[0].seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Collectives:
+    """The collectives of a process group, the same on all of its ranks.
+
+    `rates` is keyed by collective and `over`: "all_reduce/host". `missing` says what is not in it and why, None where
+    nothing is missing. `state` holds the backend, the kind of device, and the number of ranks and hosts.
+    """
+
+    rates: Mapping[str, CollectiveRate]
+    missing: str | None
+    state: Mapping[str, str | float | bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """What a device can do: per dtype by theory, per dtype as measured, and its memory's rate.
+    """What a device can do: per dtype by theory, per dtype as measured, its memory's rate, and its collectives.
 
     `theoretical` and `achievable` map a dtype's name ("float32", "bfloat16") to a `Rate`. `memory` is in bytes/s,
     bytes read plus bytes written, for buffers far larger than any cache; `memory_by_size` gives (working set in
     bytes, bytes/s) pairs in rising size, because a processor's caches are faster than its memory. `state` holds what
-    moved the number: threads, load, `contended`, driver, clocks.
+    moved the number: threads, load, `contended`, driver, clocks. `collectives`, keyed as in `Collectives.rates`, is
+    empty unless they were asked for; each says between how many ranks it was measured.
     """
 
     device: str
@@ -117,6 +188,7 @@ class Peaks:
     state: Mapping[str, str | float | bool]
     memory_by_size: tuple[tuple[int, float], ...] = ()
     calibration_id: str | None = None
+    collectives: Mapping[str, CollectiveRate] = field(default_factory=dict)
 
     def headline(self, dtype: str) -> tuple[str, Rate] | None:
         """The denominator for work whose matmuls are mostly in `dtype`: (its dtype, its rate), or None.

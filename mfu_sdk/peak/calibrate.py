@@ -14,7 +14,7 @@ from mfu_sdk.peak.key import key_of, same_kind
 from mfu_sdk.peak.protocol import SUSTAINED, Progress, Sustain
 from mfu_sdk.peak.results import STALE_S, History, Results
 from mfu_sdk.peak.theory import Theory, theoretical
-from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.records import Collectives, Peaks, Rate
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def calibrate(
     budget_s: float = 3.0,
     sustained: bool = False,
     *,
+    collectives: bool = False,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Peaks:
@@ -47,9 +48,14 @@ def calibrate(
     `sustained` heats the device for a minute and measures for 25 seconds more for each dtype (on a processor: for 85
     seconds in all), on top of the budget. Such a rate is preferred to one of a first look for a week.
 
+    With `collectives` also, first and in a budget of its own, all-reduce, all-gather, reduce-scatter and all-to-all
+    between the ranks of each host, between hosts and between all ranks. That is a collective act: all ranks of the
+    default process group must call this, with the same arguments. One that does not come within 30 seconds is named in
+    the error that the others get. Without it, those measured earlier are kept.
+
     `progress` is told what is being measured and how much of the time is gone (0..1). What the device could do on paper
-    is beside what it did, as in `peaks`. Raises `ConfigurationError` for a device, dtype or budget that cannot be,
-    `CalibrationError` if it went wrong or a CUDA graph is being captured.
+    is beside what it did, as in `peaks`. Raises `ConfigurationError` for a device, dtype or budget that cannot be, or
+    for collectives without a process group; `CalibrationError` if it went wrong or a CUDA graph is being captured.
     """
     settings = settings or Settings.from_env()
     target = resolve(device)
@@ -57,7 +63,9 @@ def calibrate(
         raise ConfigurationError(f"budget_s={budget_s}: must be above 0 seconds; 3 is enough for a first look")
     _check_dtypes(target, dtypes)
     tier: Tier = "sustained" if sustained else "burst"
-    return _measured(target, dtypes, budget_s, tier, settings, progress or _unheard)
+    heard = progress or _unheard
+    together = _measure_collectives(budget_s, heard) if collectives else None
+    return _measured(target, dtypes, budget_s, tier, settings, heard, together=together)
 
 
 def in_situ(
@@ -171,6 +179,7 @@ def _measured(
     settings: Settings,
     progress: Progress,
     sustained: Sustain = SUSTAINED,
+    together: Collectives | None = None,
 ) -> Peaks:
     results, key = _results(settings), key_of(target)
     history, earlier = results.history(key), results.load(key)
@@ -183,6 +192,9 @@ def _measured(
     if "degraded" not in found.state:
         # A run that heat or a power brake held down says nothing of how runs differ.
         history = _longer(history, found, tier)
+    if together is not None:
+        told = {} if together.missing is None else {"collectives_missing": together.missing}
+        found = replace(found, collectives=together.rates, state={**found.state, **told})
     merged = found if earlier is None else _merged(earlier, found)
     results.save(key, merged, history)
     return _with_theory(merged, target)
@@ -283,6 +295,12 @@ def _probed(target: Device, found: Peaks, dtypes: Sequence[str], budget_s: float
     return _with_theory(kept, target)
 
 
+def _measure_collectives(budget_s: float, progress: Progress) -> Collectives:
+    from mfu_sdk.peak import collectives
+
+    return collectives.measure(budget_s=budget_s, progress=progress)
+
+
 def _merged(earlier: Peaks, found: Peaks) -> Peaks:
     """What was measured now over what was known; a rate at working heat outlives a first look for a week."""
     achievable = dict(earlier.achievable)
@@ -292,7 +310,15 @@ def _merged(earlier: Peaks, found: Peaks) -> Peaks:
         if not keeps or "suspect" in earlier.state:
             achievable[dtype] = rate
     state = {name: value for name, value in earlier.state.items() if name not in ("suspect", "degraded", "missing")}
-    return replace(found, achievable=achievable, memory=found.memory or earlier.memory, state={**state, **found.state})
+    if found.collectives or "collectives_missing" in found.state:
+        state.pop("collectives_missing", None)
+    return replace(
+        found,
+        achievable=achievable,
+        memory=found.memory or earlier.memory,
+        collectives=found.collectives or earlier.collectives,
+        state={**state, **found.state},
+    )
 
 
 def _standing(rate: Rate) -> int:

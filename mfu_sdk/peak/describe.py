@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.records import CollectiveRate, Peaks, Rate
 
 
 def describe(peaks: Peaks) -> str:
@@ -42,10 +42,13 @@ def describe(peaks: Peaks) -> str:
     if "theory_missing" in peaks.state:
         lines.append(f"  on paper: {peaks.state['theory_missing']}")
     for name, value in peaks.state.items():
-        if name.endswith("_missing") and name != "theory_missing":
+        if name.endswith("_missing") and name not in ("theory_missing", "collectives_missing"):
             lines.append(f"  {name.removesuffix('_missing'):<9} not measured: {value}")
     if "degraded" in peaks.state:
         lines.append(f"  degraded: the clock was held down by {peaks.state['degraded']}; this is no baseline")
+    lines += [_collective(rate) for rate in peaks.collectives.values()]
+    if "collectives_missing" in peaks.state:
+        lines.append(f"  collectives: {peaks.state['collectives_missing']}")
     if peaks.state.get("contended"):
         lines.append("  contended: something else had the processor meanwhile; measure again on a quiet machine")
     return "\n".join(lines)
@@ -68,6 +71,20 @@ def _how(peaks: Peaks, dtype: str, rate: Rate) -> list[str]:
     return lines
 
 
+def _collective(rate: CollectiveRate) -> str:
+    at, low = rate.times[-1], rate.latency
+    groups = f"{rate.groups} × " if rate.groups > 1 else ""
+    size = at.size_bytes / 2**20
+    largest = f"{size:,.0f} MiB" if size >= 1 else f"{size * 2**10:,.0f} KiB"
+    bound = "; still bound by latency, give it a larger budget" if rate.latency_bound else ""
+    return (
+        f"  {rate.collective:<14} {rate.bus.bytes_per_s / 1e9:10,.3f} GB/s on the bus  "
+        f"[{rate.bus.low / 1e9:,.3f} .. {rate.bus.high / 1e9:,.3f}]  at {largest}, "
+        f"{at.batches} batches; latency {low.seconds * 1e6:,.0f} µs [{low.low_s * 1e6:,.0f} .. {low.high_s * 1e6:,.0f}]"
+        f", {low.batches} batches; {groups}{rate.ranks} ranks, {rate.over}, link {rate.link}, {rate.backend}{bound}"
+    )
+
+
 def _bytes_per_s(rate: Rate) -> dict[str, Any]:
     plain = asdict(rate)
     return {"bytes_per_s": plain.pop("flops_per_s"), **plain}
@@ -82,5 +99,8 @@ def as_json(peaks: Peaks) -> dict[str, Any]:
         "theoretical": {dtype: asdict(rate) for dtype, rate in peaks.theoretical.items()},
         "memory": None if peaks.memory is None else _bytes_per_s(peaks.memory),
         "memory_by_size": [{"bytes": size, "bytes_per_s": rate} for size, rate in peaks.memory_by_size],
+        "collectives": {
+            name: {**asdict(each), "bus": _bytes_per_s(each.bus)} for name, each in peaks.collectives.items()
+        },
         "state": dict(peaks.state),
     }

@@ -11,14 +11,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mfu_sdk import atomic
 from mfu_sdk.guard import warn_once
-from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.records import CollectiveRate, CollectiveTime, Over, Peaks, Rate
 
 FORMAT = 1
 STALE_S = 7 * 24 * 3600.0
@@ -100,6 +100,7 @@ class Results:
             "key": dict(key),
             "peaks": _encode(peaks, now),
             "history": {name: list(values)[-MOST_PAST:] for name, values in (history or {}).items()},
+            "collectives": {name: _encode_collective(each, now) for name, each in peaks.collectives.items()},
         }
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -131,6 +132,8 @@ def _as_prior(peaks: Peaks, whose: str) -> Peaks:
         achievable={dtype: widened(rate) for dtype, rate in peaks.achievable.items()},
         memory=None if peaks.memory is None else widened(peaks.memory),
         calibration_id=None,
+        # What is between other devices is another machine's affair.
+        collectives={},
     )
 
 
@@ -167,6 +170,8 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
         raise ValueError("its key is another device's or another version's")
     age_s = max(0.0, now - datetime.fromisoformat(document["measured_at"]).timestamp())
     body = document["peaks"]
+    # Files of earlier versions have none.
+    collectives = document.get("collectives", {})
 
     def rate(value: Any) -> Rate:
         middle, low, high = (float(value[name]) for name in ("value", "low", "high"))
@@ -185,4 +190,43 @@ def _decode(document: Any, key: Key, now: float) -> Peaks:
         state=dict(body["state"]),
         memory_by_size=tuple((int(size), float(value)) for size, value in body["memory_by_size"]),
         calibration_id=None if body["calibration_id"] is None else str(body["calibration_id"]),
+        collectives={name: _decode_collective(each, now) for name, each in collectives.items()},
+    )
+
+
+def _encode_collective(rate: CollectiveRate, now: float) -> dict[str, Any]:
+    plain, bus = asdict(rate), rate.bus
+    del plain["bus"]
+    # A calibration without collectives keeps those of an earlier one, so each has a date of its own.
+    measured_at = datetime.fromtimestamp(now - bus.age_s, UTC).isoformat(timespec="seconds")
+    of_bus = {"value": bus.bytes_per_s, "low": bus.low, "high": bus.high, "source": bus.source}
+    return {"measured_at": measured_at, **plain, "bus_bytes_per_s": of_bus}
+
+
+def _decode_collective(value: Any, now: float) -> CollectiveRate:
+    def interval(low: Any, middle: Any, high: Any) -> tuple[float, float, float]:
+        low, middle, high = float(low), float(middle), float(high)
+        if not (0 < low <= middle <= high and math.isfinite(high)):
+            raise ValueError(f"a collective's {middle!r} within [{low!r}, {high!r}]")
+        return low, middle, high
+
+    times: list[CollectiveTime] = []
+    for each in value["times"]:
+        low_s, seconds, high_s = interval(each["low_s"], each["seconds"], each["high_s"])
+        times.append(CollectiveTime(int(each["size_bytes"]), seconds, low_s, high_s, int(each["batches"])))
+    sizes = [each.size_bytes for each in times]
+    if not sizes or sizes != sorted(set(sizes)) or value["over"] not in get_args(Over):
+        raise ValueError(f"a collective over {value['over']!r} at sizes {sizes}")
+    bus = value["bus_bytes_per_s"]
+    low, middle, high = interval(bus["low"], bus["value"], bus["high"])
+    age_s = max(0.0, now - datetime.fromisoformat(value["measured_at"]).timestamp())
+    return CollectiveRate(
+        collective=str(value["collective"]),
+        over=value["over"],
+        link=str(value["link"]),
+        ranks=int(value["ranks"]),
+        groups=int(value["groups"]),
+        backend=str(value["backend"]),
+        bus=Rate(middle, low, high, source=str(bus["source"]), age_s=age_s),
+        times=tuple(times),
     )

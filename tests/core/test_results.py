@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mfu_sdk import guard
 from mfu_sdk.peak.results import Results
-from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.records import CollectiveRate, CollectiveTime, Peaks, Rate
 
 KEY = {"kind": "cpu", "name": "Example 9000", "threads": 2}
 PEAKS = Peaks(
@@ -21,6 +22,18 @@ PEAKS = Peaks(
     {"threads": 2.0, "contended": False},
     ((262144, 9e10), (268435456, 2e10)),
     "abc",
+    {
+        "all_reduce/host": CollectiveRate(
+            collective="all_reduce",
+            over="host",
+            link="nvlink",
+            ranks=8,
+            groups=2,
+            backend="nccl",
+            bus=Rate(4e11, 3.9e11, 4.1e11, "calibrated", 0.0),
+            times=(CollectiveTime(1024, 2e-5, 1e-5, 3e-5, 7), CollectiveTime(8192, 2.5e-5, 2e-5, 3e-5, 25)),
+        )
+    },
 )
 
 
@@ -38,6 +51,36 @@ def test_round_trip_with_age(tmp_path: Path) -> None:
     assert found.memory == Rate(2e10, 1e10, 3e10, "calibrated", 90.0)
     assert found.memory_by_size == PEAKS.memory_by_size
     assert dict(found.state) == dict(PEAKS.state)
+    [collective] = PEAKS.collectives.values()
+    aged = replace(collective, bus=replace(collective.bus, age_s=90.0))
+    assert dict(found.collectives) == {"all_reduce/host": aged}
+
+
+def test_collectives_keep_their_own_date(tmp_path: Path) -> None:
+    """What was kept from an earlier calibration is as old as it is, not as the file."""
+    results = Results(tmp_path, now=lambda: 1_000_000.0)
+    results.save(KEY, PEAKS)
+    later = Results(tmp_path, now=lambda: 1_000_060.0)
+    kept = later.load(KEY)
+    assert kept is not None
+    later.save(KEY, replace(PEAKS, collectives=kept.collectives))
+    found = Results(tmp_path, now=lambda: 1_000_090.0).load(KEY)
+    assert found is not None
+    assert found.achievable["float32"].age_s == 30.0
+    assert found.collectives["all_reduce/host"].bus.age_s == 90.0
+
+
+def test_a_file_without_collectives(tmp_path: Path) -> None:
+    """Those of earlier versions have none, and everything else is read."""
+    path = Results(tmp_path).save(KEY, PEAKS)
+    assert path is not None
+    document = json.loads(path.read_text())
+    del document["collectives"]
+    path.write_text(json.dumps(document))
+    found = Results(tmp_path).load(KEY)
+    assert found is not None
+    assert found.collectives == {}
+    assert found.memory_by_size == PEAKS.memory_by_size
 
 
 def test_another_key_is_unknown(tmp_path: Path) -> None:
@@ -53,10 +96,23 @@ def test_another_key_is_unknown(tmp_path: Path) -> None:
         lambda text: text.replace("100000000000.0", "-1.0"),
         lambda text: text.replace("100000000000.0", "NaN"),
         lambda text: text.replace('"threads": 2\n', '"threads": 4\n'),
+        lambda text: text.replace('"seconds": 2e-05', '"seconds": 2e-04'),
+        lambda text: text.replace('"size_bytes": 8192', '"size_bytes": 1024'),
+        lambda text: text.replace('"over": "host"', '"over": "rack"'),
         lambda text: "[]",
         lambda text: text.replace('"format": 1', '"format": 99'),
     ],
-    ids=["torn", "negative", "nan", "foreign key", "not an object", "other format"],
+    ids=[
+        "torn",
+        "negative",
+        "nan",
+        "foreign key",
+        "outside of its interval",
+        "no ladder",
+        "no such ranks",
+        "not an object",
+        "other format",
+    ],
 )
 def test_a_corrupt_file_is_set_aside(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is not trusted, not fatal, kept for whoever wants to look, and said once."""
