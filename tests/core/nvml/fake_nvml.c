@@ -92,6 +92,12 @@ int nvmlDeviceGetName(struct device *d, char *out, unsigned size) {
   if (!rc) snprintf(out, size, "%s", d->name);
   return rc;
 }
+int nvmlDeviceGetCount_v2(unsigned *out) {
+  int rc = ready();
+  *out = 0;
+  for (int g = 0; !rc && g < GPUS; g++) *out += whole[g].name[0] != 0;
+  return rc;
+}
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
 static unsigned bus_of(int gpu) { return 0x10u + (unsigned)gpu; }
 int nvmlDeviceGetPciInfo_v3(struct device *d, struct pci *out) {
