@@ -62,7 +62,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
     view = None
     if cuda:
         view = ask_driver(device, view_of)
-        told = f"{view}; MFU rests on {divisor(known)}" if isinstance(view, str) else view
+        told = f"{view}; MFU rests on {divisor(known, settings)}" if isinstance(view, str) else view
         yield from gpu_findings(told, os.getpid(), _uptime_s())
     else:
         yield from unused_gpus(torch.__version__)

@@ -10,14 +10,13 @@ from mfu_sdk.peak.nvml import Counters, Gpu, Health, Identity, Port, State, coun
 
 # Event reasons by which the hardware itself halves the clock or worse.
 _HARDWARE = frozenset({"hardware slowdown", "hardware thermal slowdown", "power brake"})
+_COOLING, _SUPPLY = "look at cooling", "look at the power supply"
 _REMEDIES = {
-    "software power cap": "the power limit binds",
-    "software thermal slowdown": "it is too hot: look at cooling",
-    "hardware slowdown": "heat or power supply: look at both",
-    "hardware thermal slowdown": "it is far too hot: look at cooling",
-    "power brake": "the power supply asks for less: look at it",
-    "application clocks": "someone set them: nvidia-smi -rac and -rgc undo it",
-    "sync boost": "the GPUs of a group wait for the slowest",
+    "application clocks": "nvidia-smi -rac and -rgc undo what someone set",
+    "software power cap": "its limit binds, as it may at full load",
+    "software thermal slowdown": _COOLING,
+    "hardware thermal slowdown": _COOLING,
+    "power brake": _SUPPLY,
 }
 # Of the limits that a GPU counts, those that a healthy one does not meet; a power limit binds at full load.
 _ILL = ("thermal", "software thermal slowdown", "hardware thermal slowdown", "power brake")
@@ -104,10 +103,12 @@ def _clock(identity: Identity, state: State) -> Finding:
     if not limits:
         idle = " (idle)" if state.events else ""
         return Finding("clock", "good", now + idle)
-    remedies = "; ".join(_REMEDIES[limit] for limit in limits if limit in _REMEDIES)
+    # "hardware slowdown" alone may be either, and more than one kind of heat has one remedy.
+    wanted = [_REMEDIES[limit] for limit in limits if limit in _REMEDIES]
+    wanted += [_COOLING, _SUPPLY] if limits == ("hardware slowdown",) else []
     return Finding(
         "clock", "bad" if _HARDWARE.intersection(limits) else "note",
-        f"{now}, held down by: {', '.join(limits)}; MFU will read low" + (f"; {remedies}" if remedies else ""),
+        f"{now}, held down by: {', '.join(limits)}; " + "; ".join(("MFU will read low", *dict.fromkeys(wanted))),
     )  # fmt: skip
 
 
@@ -137,10 +138,12 @@ def _held(counted: Counters | None, uptime_s: float | None) -> Iterator[Finding]
         held = counted.held.get(limit)
         share = 0.0 if held is None else held.total_s / uptime_s
         if held is not None and share >= _WORTH_SAYING:
+            # More than there was of it: the machine's clock is not what the counter counts by.
+            of_it = f", at least {share:.0%} of its time" if share <= 1 else ""
             yield Finding(
                 "throttled", "note",
-                f"{limit}: {_hours(held.total_s)} since the driver was loaded, at least {min(share, 1.0):.0%} of its "
-                "time: expect it again under load; look at cooling and power supply",
+                f"{limit}: {_hours(held.total_s)} since the driver was loaded{of_it}: expect it again under load; "
+                f"{_SUPPLY if limit == 'power brake' else _COOLING}",
             )  # fmt: skip
             # The thermal policy is the sum of the other two kinds of heat.
             return
@@ -158,8 +161,9 @@ def _memory(identity: Identity, health: Health | None) -> Iterator[Finding]:
     if health.uncorrected_errors:
         yield Finding(
             "ecc", "bad",
-            f"{health.uncorrected_errors} uncorrected errors since the driver was loaded: results and speed are not to "
-            "be trusted; reset this GPU (nvidia-smi -r), and have it looked at if they come back",
+            f"{health.uncorrected_errors} uncorrected error{'' if health.uncorrected_errors == 1 else 's'} since the "
+            "driver was loaded: results and speed are not to be trusted; reset this GPU (nvidia-smi -r), and have it "
+            "looked at if they come back",
         )  # fmt: skip
     if health.remap_failed:
         yield Finding("ecc", "bad", "a broken row of memory has no spare left: have this GPU replaced")

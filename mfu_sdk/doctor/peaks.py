@@ -13,11 +13,12 @@ STALE_S = 7 * 24 * 3600.0
 """After a week a calibration is due again: clocks, cooling and neighbours change."""
 
 
-def divisor(known: Peaks) -> str:
+def divisor(known: Peaks, settings: Settings) -> str:
     """The peak that a run would be held against, in words: the next best where the best is missing."""
     found = known.headline("bfloat16")
     if found is None:
-        return "no peak: MFU stays None until `mfu calibrate` has run"
+        forbidden = settings.calibrate == "off"
+        return "no peak, and is None" if forbidden else "a peak that the run measures at its start"
     dtype, rate = found
     return f"the {dtype} peak of {rate.flops_per_s / 1e12:.1f} TFLOP/s, {rate.source}"
 
@@ -35,7 +36,9 @@ def peak_findings(known: Peaks, settings: Settings, view: View | str | None) -> 
             + ("" if at_max is None else f"; {float(at_max) / 1e12:.1f} at the maximum clock"),
         )  # fmt: skip
     if "theory_missing" in known.state:
-        yield Finding("on paper", "note", str(known.state["theory_missing"]))
+        # What NVML says of itself has a line of its own.
+        reason = str(known.state["theory_missing"])
+        yield Finding("on paper", "note", reason.removesuffix(f"; {view}") if isinstance(view, str) else reason)
     if not known.achievable:
         yield _unmeasured(known, settings)
         return

@@ -67,13 +67,14 @@ def test_many_things_at_once(fake: Fake, nvml: Nvml) -> None:
     ("events", "state", "words"),
     [
         (0x0, "good", "1755 of 1980 MHz"),
-        (0x2, "note", "application clocks; MFU will read low; someone set them"),
-        (0x4, "note", "software power cap"),
-        (0x20, "note", "software thermal slowdown"),
-        (0x8, "bad", "hardware slowdown"),
-        (0x48, "bad", "hardware slowdown, hardware thermal slowdown"),
-        (0x80, "bad", "power brake"),
-        (0x84, "bad", "software power cap, power brake"),
+        (0x2, "note", "application clocks; MFU will read low; nvidia-smi -rac and -rgc undo what someone set"),
+        (0x4, "note", "software power cap; MFU will read low; its limit binds, as it may at full load"),
+        (0x20, "note", "software thermal slowdown; MFU will read low; look at cooling"),
+        (0x8, "bad", "hardware slowdown; MFU will read low; look at cooling; look at the power supply"),
+        (0x48, "bad", "hardware slowdown, hardware thermal slowdown; MFU will read low; look at cooling"),
+        (0x60, "bad", "hardware thermal slowdown; MFU will read low; look at cooling"),
+        (0x80, "bad", "power brake; MFU will read low; look at the power supply"),
+        (0x84, "bad", "MFU will read low; its limit binds, as it may at full load; look at the power supply"),
         (0x1000, "note", "held down by: 0x1000; MFU will read low"),
     ],
 )
@@ -82,7 +83,7 @@ def test_what_holds_the_clock(quiet: Fake, nvml: Nvml, events: int, state: str, 
     quiet.set(0, WHOLE, events=events)
     found_state, text = one(said(nvml), "clock")
     assert found_state == state
-    assert words in text
+    assert text.endswith(words)
 
 
 def test_refused_events(quiet: Fake, nvml: Nvml) -> None:
@@ -116,6 +117,12 @@ def test_heat_since_boot(quiet: Fake, nvml: Nvml, limit: str, hours: float, note
     if noted is not None:
         assert notes[0].startswith(f"{noted} since the driver was loaded, at least {hours:.0f}% of its time")
     assert [each.what for each in said(nvml, uptime_s=None)] == ["driver", "clock"]
+
+
+def test_more_heat_than_time(quiet: Fake, nvml: Nvml) -> None:
+    """A counter that is past the machine's own time is told without a share of it."""
+    quiet.set(0, WHOLE, held_at=1, held1=2 * HOUR_NS)
+    assert one(said(nvml, uptime_s=3600.0), "throttled")[1].startswith("thermal: 2.0 h since the driver was loaded: ex")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +228,9 @@ def test_cuda_without_nvml(cuda: Fake, spoil: Callable[[Fake], None], words: str
     state, text = one(findings, "driver")
     assert state == "note"
     assert text.startswith(words)
-    assert text.endswith("; MFU rests on no peak: MFU stays None until `mfu calibrate` has run")
+    assert text.endswith("; MFU rests on a peak that the run measures at its start")
+    paper = one(findings, "on paper")[1]
+    assert paper == "NVML does not tell which product this sm_90 is; run `mfu calibrate` to measure this device"
     assert "clock" not in [each.what for each in findings]
 
 
