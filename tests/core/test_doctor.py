@@ -44,6 +44,14 @@ def files(root: Path, **texts: str) -> Path:
             },
             2.0,
         ),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/box\n",
+                "sys/fs/cgroup/pod/cpu.max": "200000 100000",
+                "sys/fs/cgroup/pod/box/cpu.max": "150000 50000",
+            },
+            2.0,
+        ),
         # The path is the host's, and the container's own group is mounted.
         ({"proc/self/cgroup": "0::/kubepods/x", "sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
         (
@@ -266,8 +274,8 @@ def test_contended() -> None:
 def view(**fields: object) -> View:
     identity, state = dict.fromkeys(Identity.__slots__), dict.fromkeys(State.__slots__)
     for name, value in fields.items():
-        (identity if name in identity else state)[name] = value  # type: ignore[assignment]
-    return View(Identity(**identity), State(**state))  # type: ignore[arg-type]
+        (identity if name in identity else state)[name] = value
+    return View(Identity(**identity), State(**state))
 
 
 @pytest.mark.parametrize(

@@ -254,5 +254,8 @@ def test_gpus_that_torch_does_not_use(fake: Fake) -> None:
     state, text = one(list(unused_gpus("2.13.0+cpu")), "device")
     assert state == "note"
     assert text.startswith("NVIDIA's driver lists 2 GPUs, and torch 2.13.0+cpu sees none")
+    for gpu in range(2):
+        fake.device(gpu, WHOLE, "")
+    assert list(unused_gpus("2.13.0+cpu")) == []
     fake.library.fake_broken(9)
     assert list(unused_gpus("2.13.0+cpu")) == []

@@ -47,7 +47,7 @@ def test_driver_gone(fake: Fake, code: int) -> None:
     assert gpu.state().sm_clock_mhz == 1755
     fake.library.fake_broken(code)
     assert gpu.state() == State(None, None, None, None, None, None, None)
-    assert gpu.identity() == Identity(**dict.fromkeys(Identity.__slots__))  # type: ignore[arg-type]
+    assert gpu.identity() == Identity(**dict.fromkeys(Identity.__slots__))
     assert gpu.health() == Health(None, None, None, None, None, None)
     assert counters(gpu, lambda: 3.0) == Counters({}, None, 3.0)
     assert process_use(gpu) is None

@@ -59,7 +59,8 @@ def test_a_metric_that_is_not_there(fake: Fake, nvml: Nvml) -> None:
     activity = witness.take()
     assert activity is not None
     assert (activity.tensor, activity.tensor_double) == (0.5, None)
-    # No time passed: 0 / 0.
+    # No time passed: 0 / 0, and something / 0.
+    fake.set(0, WHOLE, busy5=60)
     activity = witness.take()
     assert activity == Activity(None, None, None, None, None, None, None)
 
