@@ -150,15 +150,14 @@ def calibrate(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
     """Say on one screen what an MFU measured here would rest on, and what would be wrong with it."""
-    from mfu_sdk.doctor import examine
+    from mfu_sdk.doctor import examine, render
 
     findings = examine()
     if as_json:
         click.echo(json.dumps([{"what": f.what, "state": f.state, "text": f.text} for f in findings], indent=2))
     else:
-        for finding in findings:
-            mark = {"good": "ok  ", "note": "note", "bad": "BAD "}[finding.state]
-            click.echo(f"{mark}  {finding.what:<12} {finding.text}")
+        # In a pipe a finding is a line, for grep.
+        click.echo(render(findings, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     if any(f.state == "bad" for f in findings):
         raise SystemExit(1)
 

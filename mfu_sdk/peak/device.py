@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError, NvmlError
-from mfu_sdk.peak.nvml import Identity, Nvml, State
+from mfu_sdk.peak.nvml import Gpu, Identity, State, open_gpu
 from mfu_sdk.peak.theory import Silicon
 
 if TYPE_CHECKING:
     import torch
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,16 @@ def resolve(device: str | torch.device | None = None) -> Device:
 
 def driver_view(device: Device) -> tuple[Identity, State] | str:
     """What NVML says of a CUDA device, and how it is now; or in one sentence why it says nothing."""
+    return ask_driver(device, lambda gpu: (gpu.identity(), gpu.state()))
+
+
+def ask_driver(device: Device, question: Callable[[Gpu], _T]) -> _T | str:
+    """The answer to `question` by NVML, in a session of its own; or in one sentence why there is none."""
     if device.vendor != "NVIDIA" or device.uuid is None:
         return f"{device.torch_name} has no NVML: it is read through torch alone"
     try:
-        with Nvml.open() as nvml:
-            gpu = nvml.gpu(device.uuid)
-            return f"NVML does not see {device.uuid}" if gpu is None else (gpu.identity(), gpu.state())
+        with open_gpu(device.uuid) as gpu:
+            return question(gpu)
     except NvmlError as error:
         return str(error)
 
