@@ -1,4 +1,4 @@
-"""What an MFU would be divided by: which peak there is, how old it is, and whether it still is this device's."""
+"""What an MFU would be divided by: which peak there is, how old it is, and whether it can be relied on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 from mfu_sdk.doctor.finding import Finding
 from mfu_sdk.doctor.gpu import View
+from mfu_sdk.peak.results import STALE_S
 from mfu_sdk.records import Peaks
 from mfu_sdk.settings import Settings
-
-STALE_S = 7 * 24 * 3600.0
-"""After a week a calibration is due again: clocks, cooling and neighbours change."""
 
 
 def divisor(known: Peaks, settings: Settings) -> str:
@@ -24,7 +22,7 @@ def divisor(known: Peaks, settings: Settings) -> str:
 
 
 def peak_findings(known: Peaks, settings: Settings, view: View | str | None) -> Iterator[Finding]:
-    """On paper, measured, and what has changed since; `view` is the driver's, None for a processor."""
+    """On paper, measured, and what speaks against it; `view` is the driver's, None for a processor."""
     # Before Ampere there is no bf16.
     dtype = "bfloat16" if "bfloat16" in known.theoretical else "float16"
     if dtype in known.theoretical:
@@ -39,7 +37,8 @@ def peak_findings(known: Peaks, settings: Settings, view: View | str | None) -> 
         # What NVML says of itself has a line of its own.
         reason = str(known.state["theory_missing"])
         yield Finding("on paper", "note", reason.removesuffix(f"; {view}") if isinstance(view, str) else reason)
-    if not known.achievable:
+    if "missing" in known.state:
+        # A sister's rate is no measurement of this device.
         yield _unmeasured(known, settings)
         return
     for dtype, rate in known.achievable.items():
@@ -53,8 +52,13 @@ def peak_findings(known: Peaks, settings: Settings, view: View | str | None) -> 
         yield Finding("memory", "good", f"{known.memory.bytes_per_s / 1e9:.1f} GB/s, read + written")
     if known.state.get("contended"):
         yield Finding("peak", "bad", "measured while others had the processor; run `mfu calibrate` on a quiet machine")
-    if isinstance(view, View):
-        yield from _moved(known, view)
+    if "degraded" in known.state:
+        yield Finding(
+            "peak", "note",
+            f"measured while the clock was held down by {known.state['degraded']}; run `mfu calibrate` when it is cool",
+        )  # fmt: skip
+    if "suspect" in known.state:
+        yield Finding("peak", "note", f"too low: {known.state['suspect']}; the next run measures it again")
 
 
 def _unmeasured(known: Peaks, settings: Settings) -> Finding:
@@ -65,24 +69,6 @@ def _unmeasured(known: Peaks, settings: Settings) -> Finding:
             "`mfu calibrate`",
         )  # fmt: skip
     return Finding("peak", "note", str(known.state["missing"]))
-
-
-def _moved(known: Peaks, view: View) -> Iterator[Finding]:
-    """What was otherwise when the peak was measured, where the calibration says how it was."""
-    now = {
-        "driver": ("driver", view.identity.driver, ""),
-        "vbios": ("VBIOS", view.identity.vbios, ""),
-        "ecc": ("ECC", view.identity.ecc, ""),
-        "power_limit_w": ("power limit", view.state.power_limit_w, " W"),
-        "application_clock_mhz": ("application clock", view.state.application_clock_mhz, " MHz"),
-    }
-    changed = [
-        f"{name} {then}{unit}, now {value}{unit}"
-        for key, (name, value, unit) in now.items()
-        if value is not None and (then := known.state.get(key)) is not None and then != value
-    ]
-    if changed:
-        yield Finding("peak", "note", f"measured with another {'; '.join(changed)}: run `mfu calibrate`")
 
 
 def _age(seconds: float) -> str:

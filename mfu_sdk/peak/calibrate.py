@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.errors import CalibrationError, ConfigurationError
 from mfu_sdk.peak.device import Device, driver_view, resolve, silicon
-from mfu_sdk.peak.key import key_of, same_kind
+from mfu_sdk.peak.key import DEVICE, key_of, same_kind
 from mfu_sdk.peak.protocol import SUSTAINED, Progress, Sustain
 from mfu_sdk.peak.results import STALE_S, History, Results
 from mfu_sdk.peak.theory import Theory, theoretical
@@ -97,7 +97,12 @@ def peaks(device: str | torch.device | None = None, *, settings: Settings | None
     results, key = _results(settings or Settings.from_env()), key_of(target)
     found = results.load(key)
     if found is None:
-        remedy = f"no calibration of {target.name} under this configuration; run `mfu calibrate`"
+        former = results.former(key, DEVICE)
+        remedy = (
+            f"no calibration of {target.name} under this configuration"
+            + ("" if former is None else f" ({former})")
+            + "; run `mfu calibrate`"
+        )
         prior = None if target.kind == "cpu" else results.prior(key, same_kind)
         found = prior or Peaks(target.torch_name, {}, {}, None, None, {})
         found = replace(found, device=target.torch_name, state={"missing": remedy})
@@ -297,8 +302,9 @@ def _probed(target: Device, found: Peaks, dtypes: Sequence[str], budget_s: float
 
 def _measure_collectives(budget_s: float, progress: Progress) -> Collectives:
     from mfu_sdk.peak import collectives
+    from mfu_sdk.peak.nvml import path_between
 
-    return collectives.measure(budget_s=budget_s, progress=progress)
+    return collectives.measure(budget_s=budget_s, link_between=path_between, progress=progress)
 
 
 def _merged(earlier: Peaks, found: Peaks) -> Peaks:

@@ -59,6 +59,7 @@ def driver_part(identity: Identity, state: State) -> dict[str, str | int]:
         "driver": identity.driver,
         "power_limit_w": None if state.power_limit_w is None else round(state.power_limit_w),
         "max_sm_clock_mhz": identity.max_sm_clock_mhz,
+        "application_clock_mhz": state.application_clock_mhz,
         "ecc": None if identity.ecc is None else int(identity.ecc),
         "parent": identity.parent_uuid,
         "siblings": identity.siblings,
@@ -67,6 +68,10 @@ def driver_part(identity: Identity, state: State) -> dict[str, str | int]:
         part = identity.slice
         found["slice"] = f"{part.compute_slices}c.{part.gpu_slices}g, {part.sm_count} SM, {part.memory_bytes} B"
     return {name: value for name, value in found.items() if value is not None}
+
+
+DEVICE: Final = ("kind", "name", "uuid")
+"""The parts of a key that tell devices apart."""
 
 
 def same_kind(key: Key) -> tuple[str | int | None, ...]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,6 +71,36 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # `load` says what is wrong with a file that is not one; a file from before has no history.
             return {}
+
+    def former(self, key: Key, names: Sequence[str]) -> str | None:
+        """In words how this very device's freshest calibration under another key differs from `key`; None without one.
+
+        `names` are the parts of a key that tell devices apart.
+        """
+        others = [
+            (measured, other)
+            for measured, other in self._others(key)
+            if all(other.get(name) == key.get(name) for name in names)
+        ]
+        if not others:
+            return None
+        measured, other = max(others, key=lambda each: each[0])
+        parts = sorted({*other, *key})
+        return f"that of {measured[:10]} had " + ", ".join(
+            f"{part.replace('_', ' ')} {other.get(part, 'unknown')} (now {key.get(part, 'unknown')})"
+            for part in parts
+            if other.get(part) != key.get(part)
+        )
+
+    def _others(self, key: Key) -> Iterator[tuple[str, Key]]:
+        """When each calibration of another key and the same kind of device was made, and its key."""
+        for path in sorted(self.directory.glob(f"{key.get('kind', 'device')}-*.json")):
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+                if dict(document["key"]) != dict(key):
+                    yield str(document["measured_at"]), document["key"]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
 
     def prior(self, key: Key, alike: Callable[[Key], object]) -> Peaks | None:
         """The freshest calibration of another key for which `alike` gives what it gives for `key`, as a prior.

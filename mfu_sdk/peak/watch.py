@@ -9,7 +9,7 @@ from typing import Final
 
 from mfu_sdk.errors import NvmlError
 from mfu_sdk.peak.device import Device
-from mfu_sdk.peak.nvml import Gpu, Nvml, State
+from mfu_sdk.peak.nvml import Gpu, State, open_gpu
 
 FLOOR: Final = 0.02
 """± 2 %: of runs that differ by 0.7 % and batches that differ by 0.8 %, nine in ten next runs lie within
@@ -37,7 +37,8 @@ class Watch:
         """The least half width of an interval from one run, as a share."""
         if self._gpu is None or not self._gpu.sliced:
             return FLOOR
-        return SLICE_FLOOR if self._gpu.identity().siblings == 0 else NEIGHBOUR_FLOOR
+        alone = self._gpu.identity().siblings == 0 or self._gpu.state().busy_siblings == 0
+        return SLICE_FLOOR if alone else NEIGHBOUR_FLOOR
 
     def clock_mhz(self) -> float | None:
         """The clock now: the driver's, else what a kernel counts; None where neither tells."""
@@ -75,6 +76,9 @@ class Watch:
             known = [value for value in values if value is not None]
             if known:
                 found[name] = float(median(known))
+        siblings = max((state.busy_siblings for state in self._states if state.busy_siblings is not None), default=None)
+        if siblings is not None:
+            found["busy_siblings"] = float(siblings)
         processes = max((len(state.processes) for state in self._states if state.processes is not None), default=None)
         if processes is not None:
             found["processes"] = float(processes)
@@ -91,7 +95,7 @@ def watching(target: Device, *, allow_probe: bool) -> Iterator[Watch]:
         gpu = None
         if target.vendor == "NVIDIA" and target.uuid is not None:
             try:
-                gpu = stack.enter_context(Nvml.open()).gpu(target.uuid)
+                gpu = stack.enter_context(open_gpu(target.uuid))
             except NvmlError:
                 gpu = None
         yield Watch(target, gpu, probes=allow_probe and target.vendor == "NVIDIA")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mfu_sdk.errors import NvmlError
 from mfu_sdk.peak.nvml.gpu import Gpu
-from mfu_sdk.peak.nvml.session import INVALID_ARGUMENT, NOT_SUPPORTED
+from mfu_sdk.peak.nvml.session import INVALID_ARGUMENT, NOT_SUPPORTED, Nvml
 
 Path = Literal[
     "same device", "same gpu", "nvlink", "board", "pcie-switch", "pcie-switches", "host-bridge", "numa-node", "system"
@@ -105,6 +106,16 @@ def link(a: Gpu, b: Gpu) -> Link:
     return Link(
         "nvlink", len(carrying), carrying[0].switch, _VERSIONS.get(version), _speed(a, carrying), peer_access=access
     )
+
+
+def path_between(a: str, b: str) -> Path | None:
+    """What connects the devices with the UUIDs `a` and `b`, asked in a session of its own; None if NVML cannot tell."""
+    try:
+        with Nvml.open() as session:
+            first, second = session.gpu(a), session.gpu(b)
+            return None if first is None or second is None else link(first, second).path
+    except NvmlError:
+        return None
 
 
 def _ancestor(a: Gpu, b: Gpu) -> Path | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mfu_sdk.peak.nvml import Link, Nvml, Port, link, port
+from mfu_sdk.peak.nvml import Link, Nvml, Port, link, path_between, port
 
 from .conftest import H100, WHOLE, Fake, found, needs_gcc
 
@@ -118,6 +118,16 @@ def test_slices(fake: Fake, nvml: Nvml) -> None:
     assert link(first, first).path == "same device"
     whole = found(nvml, "GPU-00029")
     assert link(whole, whole) == Link("same device", None)
+
+
+def test_by_uuid(fake: Fake) -> None:
+    """What collectives call a link by: NVLink between two GPUs; nothing for one that NVML does not see."""
+    four(fake, links=18, peer=SWITCH, link_version=6)
+    assert path_between("GPU-00009", "00019") == "nvlink"
+    assert path_between("GPU-00009", "GPU-elsewhere") is None
+    fake.library.fake_broken(9)
+    assert path_between("GPU-00009", "GPU-00019") is None
+    assert fake.sessions == 0
 
 
 def test_what_a_link_costs(fake: Fake, nvml: Nvml) -> None:
