@@ -29,10 +29,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mfu_sdk.counting import graph_run, graph_text, mode_stack
+from mfu_sdk.counting import graph_run, graph_text, mode_stack, provenance
 from mfu_sdk.counting.call import tensors
 from mfu_sdk.counting.graph_run import Operation
 from mfu_sdk.counting.graph_text import GraphText
+from mfu_sdk.counting.provenance import Provenance
 from mfu_sdk.guard import shield
 
 _MOST_SIZES: Final = 8
@@ -77,6 +78,7 @@ class CompiledRegions:
         """Watch from here on."""
         with _lock:
             self._late = not _patch()
+            provenance.watch()
             _watching.append(self)
 
     def stop(self) -> None:
@@ -85,6 +87,7 @@ class CompiledRegions:
             if self not in _watching:
                 return
             _watching.remove(self)
+            provenance.unwatch()
             if not _watching:
                 _restore()
         self._outputs.clear()
@@ -131,6 +134,7 @@ class _Program:
     text: GraphText
     backward: bool
     constants: dict[str, Tensor]
+    provenance: Provenance
     forward: GraphText | None = None
     runs: OrderedDict[Any, graph_run.Ran] = field(default_factory=OrderedDict)
 
@@ -142,7 +146,14 @@ class _Program:
             self.runs.move_to_end(key)
             return found
         try:
-            found = graph_run.run(self.text, inputs, alike=alike, constants=self.constants, forward=self.forward)
+            found = graph_run.run(
+                self.text,
+                inputs,
+                alike=alike,
+                constants=self.constants,
+                forward=self.forward,
+                provenance=self.provenance,
+            )
         except Exception:  # noqa: BLE001 - whatever a graph has that cannot run without data makes it unknown
             return None
         if found.reusable:
@@ -179,7 +190,8 @@ def _program(owner: Any) -> _Program | None:
 def _read(owner: Any) -> _Program | None:
     try:
         text = graph_text.read(owner.runnable_graph_str, owner.inductor_post_grad_graph_str)
-        return _Program(text, bool(owner.fx_kwargs.get("is_backward")), dict(owner.constants or {}))
+        constants = dict(owner.constants or {})
+        return _Program(text, bool(owner.fx_kwargs.get("is_backward")), constants, provenance.of(owner))
     except Exception:  # noqa: BLE001 - another version of torch writes another text: then the graph is unknown
         return None
 
