@@ -29,7 +29,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mfu_sdk.counting import graph_run, graph_text, mode_stack, provenance
+from mfu_sdk.counting import cuda_graphs, graph_run, graph_text, mode_stack, provenance
 from mfu_sdk.counting.call import tensors
 from mfu_sdk.counting.graph_run import Operation
 from mfu_sdk.counting.graph_text import GraphText
@@ -63,11 +63,20 @@ class CompiledRegions:
 
     `mode` is the dispatch mode that counts: calls in threads where it is not on pass untouched, and it is off while a
     graph runs whose operators are known. Where they are not, or `sink` asks for it, it stays on and sees what the graph
-    calls; `left` is called when the graph has run.
+    calls; `left` is called when the graph has run. Without `reads_data` no input's data is read, and calls during the
+    capture of a CUDA graph are handed over too.
     """
 
-    def __init__(self, mode: TorchDispatchMode, sink: Sink, left: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        mode: TorchDispatchMode,
+        sink: Sink,
+        left: Callable[[], None] = lambda: None,
+        *,
+        reads_data: bool = True,
+    ) -> None:
         self.mode = mode
+        self.reads_data = reads_data
         self._sink = sink
         self._left = left
         # By the storage of a graph's output: what stood for it, so that what is known of it (masks) is not lost.
@@ -98,6 +107,8 @@ class CompiledRegions:
     def enter(self, owner: Any, inputs: Sequence[Any]) -> tuple[bool, graph_run.Ran | None]:
         """Hand over a call that is about to begin: whether the mode may go off, and what the run found."""
         program = _program(owner)
+        if not self.reads_data:
+            inputs = list(map(_without_data, inputs))
         found = None if program is None else program.run(inputs, self._alike(inputs))
         name = "inductor::graph" if program is not None else f"inductor::{type(owner).__name__}"
         operations = None if found is None else found.operations
@@ -161,6 +172,12 @@ class _Program:
             if len(self.runs) > _MOST_SIZES:
                 self.runs.popitem(last=False)
         return found
+
+
+def _without_data(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return graph_run.part(graph_run.stand_in(value.untyped_storage().nbytes(), value.device), value)
 
 
 def _form(value: Any) -> Any:
@@ -247,7 +264,9 @@ def _restore() -> None:
 def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(owner: Any, *args: Any, **kwargs: Any) -> Any:
         watching = [regions for regions in _watching if mode_stack.holds(regions.mode)]
-        if not watching or _capturing():
+        if watching and cuda_graphs.is_capturing():
+            watching = [regions for regions in watching if not regions.reads_data]
+        if not watching:
             return original(owner, *args, **kwargs)
         # Inductor hands its inputs over in one list, and empties it; nothing here may keep them alive.
         inputs = args[0] if len(args) == 1 and isinstance(args[0], list) else args
@@ -282,8 +301,3 @@ def _off(modes: Sequence[TorchDispatchMode]) -> Iterator[None]:
     finally:
         for mode in taken:
             mode_stack.insert(mode)
-
-
-def _capturing() -> bool:
-    started = torch.cuda.is_initialized()
-    return bool(started and torch.cuda.is_current_stream_capturing())

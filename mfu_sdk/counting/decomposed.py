@@ -2,8 +2,8 @@
 
 Only what those decompositions write is recognised, by its operators, ranks and sizes (torch/_inductor/decomposition.py,
 torch/_decomp/decompositions.py). A program may write elementwise work in just those words: whether it was a product is
-then a matter of `provenance`. What that leaves open is not sure, and nobody's to count. What no program writes by chance
-(sums over sizes of one that were taken away first) counts as the product that it is where nothing speaks against it.
+then a matter of `provenance`. What that leaves open is not sure, and nobody's to count. What no program writes by
+chance (sums over sizes of one that were taken away first) counts as a product where nothing speaks against it.
 """
 
 from collections import Counter

@@ -74,7 +74,8 @@ def run(
     """Run `graph` for the real inputs `given`: tensors, and sizes as ints.
 
     `alike` has, by position, tensors of an earlier run that stand for the same data, or None. `forward` is the graph
-    whose backward this is, `provenance` what is known of where its pieces came from. Raises `UnknownInside`, or whatever an operator raises.
+    whose backward this is, `provenance` what is known of where its pieces came from. Raises `UnknownInside`, or whatever
+    an operator raises.
     """
     with _disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
         runner = _Runner(constants or {}, provenance)
@@ -86,6 +87,19 @@ def run(
             runner.interpret(graph, fakes, forward)
         runner.settle()
     return Ran(tuple(runner.operations), runner.returned, not runner.particular)
+
+
+def stand_in(bytes_held: int, device: torch.device) -> Tensor:
+    """Memory without data."""
+    with _disable_current_modes(), _without_data():
+        return torch.empty(bytes_held, dtype=torch.uint8, device=device)
+
+
+def part(base: Tensor, value: Tensor) -> Tensor:
+    """What stands in `base` for `value`: of the same sizes, strides, offset and dtype."""
+    with _disable_current_modes(), torch.no_grad():
+        whole = base[: base.numel() // value.element_size() * value.element_size()].view(value.dtype)
+        return whole.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 @cache

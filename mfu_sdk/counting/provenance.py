@@ -134,6 +134,19 @@ def unwatch() -> None:
             _original = None
 
 
+def observe() -> Callable[[], None]:
+    """Watch until what this returns is called, which counts once."""
+    watch()
+    watching = [True]
+
+    def leave() -> None:
+        with _lock:
+            if watching and watching.pop():
+                unwatch()
+
+    return leave
+
+
 def _observing(original: Callable[..., Any]) -> Callable[..., Any]:
     def compile_inner(graph: Any, *args: Any, **kwargs: Any) -> Any:
         nodes = None
