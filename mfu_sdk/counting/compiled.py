@@ -29,7 +29,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mfu_sdk.counting import cuda_graphs, graph_run, graph_text, mode_stack, provenance
+from mfu_sdk.counting import cuda_graphs, dataless, graph_run, graph_text, mode_stack, provenance
 from mfu_sdk.counting.call import tensors
 from mfu_sdk.counting.graph_run import Operation
 from mfu_sdk.counting.graph_text import GraphText
@@ -108,7 +108,7 @@ class CompiledRegions:
         """Hand over a call that is about to begin: whether the mode may go off, and what the run found."""
         program = _program(owner)
         if not self.reads_data:
-            inputs = list(map(_without_data, inputs))
+            inputs = [dataless.alone(value) if isinstance(value, Tensor) else value for value in inputs]
         found = None if program is None else program.run(inputs, self._alike(inputs))
         name = "inductor::graph" if program is not None else f"inductor::{type(owner).__name__}"
         operations = None if found is None else found.operations
@@ -172,12 +172,6 @@ class _Program:
             if len(self.runs) > _MOST_SIZES:
                 self.runs.popitem(last=False)
         return found
-
-
-def _without_data(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return graph_run.part(graph_run.stand_in(value.untyped_storage().nbytes(), value.device), value)
 
 
 def _form(value: Any) -> Any:

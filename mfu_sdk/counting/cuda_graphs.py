@@ -12,6 +12,7 @@ is counted by that graph's text, whether it warms up, captures or replays: they 
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, Final, Protocol
 
 import torch
@@ -41,6 +42,7 @@ class Recorder(Protocol):
 
 
 _CLASS: Final = "CUDAGraph"
+_COMPILER: Final = ("torch._inductor.cudagraph_trees", "torch._inductor.compile_fx")
 _lock: Final = threading.RLock()
 _seen: Final[list[Seen]] = []
 _keepers: Final[list[object]] = []
@@ -164,9 +166,9 @@ def _replays(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_inductors() -> bool:
     """Whether it is compiled code that captures a graph of itself: its calls are counted by its text."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__") in ("torch._inductor.cudagraph_trees", "torch._inductor.compile_fx"):
+        if frame.f_globals.get("__name__") in _COMPILER:
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

@@ -6,17 +6,16 @@ constants alone (attention's masks, as a rule).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mfu_sdk.counting import registry
 from mfu_sdk.counting.call import tensors
+from mfu_sdk.counting.dataless import without_data
 from mfu_sdk.counting.decomposed import Made, Undivided, whole
 from mfu_sdk.counting.graph_text import GraphText
 from mfu_sdk.counting.provenance import UNKNOWN, Provenance
@@ -74,12 +73,12 @@ def run(
     """Run `graph` for the real inputs `given`: tensors, and sizes as ints.
 
     `alike` has, by position, tensors of an earlier run that stand for the same data, or None. `forward` is the graph
-    whose backward this is, `provenance` what is known of where its pieces came from. Raises `UnknownInside`, or whatever
-    an operator raises.
+    whose backward this is, `provenance` what is known of where its pieces came from. Raises `UnknownInside`, or what an
+    operator raises.
     """
     with _disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
         runner = _Runner(constants or {}, provenance)
-        with _without_data():
+        with without_data():
             fakes = []
             for i, value in enumerate(given):
                 same = alike[i] if i < len(alike) else None
@@ -87,25 +86,6 @@ def run(
             runner.interpret(graph, fakes, forward)
         runner.settle()
     return Ran(tuple(runner.operations), runner.returned, not runner.particular)
-
-
-def stand_in(bytes_held: int, device: torch.device) -> Tensor:
-    """Memory without data."""
-    with _disable_current_modes(), _without_data():
-        return torch.empty(bytes_held, dtype=torch.uint8, device=device)
-
-
-def part(base: Tensor, value: Tensor) -> Tensor:
-    """What stands in `base` for `value`: of the same sizes, strides, offset and dtype."""
-    with _disable_current_modes(), torch.no_grad():
-        whole = base[: base.numel() // value.element_size() * value.element_size()].view(value.dtype)
-        return whole.as_strided(value.shape, value.stride(), value.storage_offset())
-
-
-@cache
-def _without_data() -> FakeTensorMode:
-    # One for all runs: what stood for a forward's output stands for the backward's input, and modes do not mix.
-    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class _Held:

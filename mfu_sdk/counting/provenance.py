@@ -7,6 +7,7 @@ keeps too, has in the name of each kernel the operators that its nodes came of: 
 wherever but one answer agrees with it. Where more than one does, nothing is decided.
 """
 
+import importlib
 import re
 import sys
 import threading
@@ -104,34 +105,43 @@ def _of_code(code: str) -> Provenance:
 
 # --- watching what is compiled --------------------------------------------------------------------------------------
 
+_IN_USE: Final = "torch._inductor.output_code"
 _MODULE: Final = "torch._inductor.compile_fx"
 _NAME: Final = "_compile_fx_inner"
 _lock: Final = threading.RLock()
 _watching = 0
 _original: Callable[..., Any] | None = None
+_ours: Callable[..., Any] | None = None
 _observed: Final = WeakIdKeyDictionary()
 """By compiled graph: the operator that each node came of, by the node's name; "" for a name that stands for two."""
 
 
 def watch() -> None:
-    """Observe from here on what Inductor compiles, if it is loaded; as often as `unwatch` undoes it."""
-    global _original, _watching
+    """Observe from here on what Inductor compiles, if it is in use; as often as `unwatch` undoes it."""
+    global _original, _ours, _watching
+    if _IN_USE in sys.modules and _MODULE not in sys.modules:
+        # torch.compile has loaded the first half of Inductor, and the first compilation will load the other.
+        with shield("count"):
+            importlib.import_module(_MODULE)
     with _lock:
         _watching += 1
         module = sys.modules.get(_MODULE)
         if _original is None and module is not None and hasattr(module, _NAME):
             _original = getattr(module, _NAME)
-            setattr(module, _NAME, _observing(_original))
+            _ours = _observing(_original)
+            setattr(module, _NAME, _ours)
 
 
 def unwatch() -> None:
     """Undo one `watch`."""
-    global _original, _watching
+    global _original, _ours, _watching
     with _lock:
         _watching -= 1
         if _watching == 0 and _original is not None:
-            setattr(sys.modules[_MODULE], _NAME, _original)
-            _original = None
+            # Another's in our place is left there; ours beneath it does as torch's does.
+            if getattr(sys.modules[_MODULE], _NAME) is _ours:
+                setattr(sys.modules[_MODULE], _NAME, _original)
+            _original = _ours = None
 
 
 def observe() -> Callable[[], None]:

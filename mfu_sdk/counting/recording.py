@@ -17,8 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.cuda_graphs import Captured
+from mfu_sdk.counting.dataless import memory, part
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.graph_run import part, stand_in
 from mfu_sdk.counting.masks import Masks, Reprice
 from mfu_sdk.counting.origins import lacks_data
 from mfu_sdk.counting.place import Place
@@ -106,7 +106,7 @@ class _RecordingBooks(Books):
         storage = value.untyped_storage()
         held = self._bases.get(storage._cdata)
         if held is None or held[0].expired():
-            held = (StorageWeakRef(storage), stand_in(storage.nbytes(), value.device))
+            held = (StorageWeakRef(storage), memory(storage.nbytes(), value.device))
             self._bases[storage._cdata] = held
         self._stand_ins[value] = found = part(held[1], value)
         return found
