@@ -7,6 +7,8 @@ Nothing is compiled again, no guard changes, and with counting off the class is 
 written before fusion, so pointwise work between them is in nobody's bytes. A backward graph's operators that the
 forward graph has too were recomputed, by checkpointing or because Inductor found that cheaper than keeping.
 
+Whether a sum of products was one product of the program's is a matter of where it came from (`provenance`).
+
 Two things the text cannot tell. Where a compiled function takes gradients itself (`torch.func.grad`), its forward and
 backward are one graph, and count as forward. And what a price needs the data of, where that data comes from products of
 the same graph (an expert's rows, from the router), is not known before the graph runs: such operators are uncounted.
