@@ -39,6 +39,7 @@ class Recorder(Protocol):
 
     def captured(self) -> Captured:
         """What was noted."""
+        ...
 
 
 _CLASS: Final = "CUDAGraph"

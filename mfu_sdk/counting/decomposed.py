@@ -46,15 +46,15 @@ class Undivided:
     """Finds the products and softmaxes of one graph, piece by piece, and says at the end which are not sure."""
 
     def __init__(self, provenance: Provenance) -> None:
-        self._provenance = provenance
+        self.provenance = provenance
         self._found: list[tuple[int, Made]] = []
         self._strays: dict[int, Made] = {}
 
     def meet(self, last: Made, result: Any, made: Known, at: int) -> Made | None:
         """The operator that `last` is the last piece of, or None; it becomes operation number `at` of the graph."""
-        found = whole(last, result, made, self._provenance)
+        found = whole(last, result, made, self.provenance)
         if found is None:
-            if _of_a_product(last, self._provenance):
+            if _of_a_product(last, self.provenance):
                 self._strays[id(result)] = last
         elif found.form is not None:
             self._found.append((at, found))
@@ -78,7 +78,7 @@ class Undivided:
         for at, each in self._found:
             if each.open and each.form is not None:
                 only = sum(other.form == each.form or not other.open for _, other in self._found) == 1
-                if not self._provenance.are_products(each.form, only=only, undivided=plain):
+                if not self.provenance.are_products(each.form, only=only, undivided=plain):
                     unsure.append(at)
         return unsure, list(self._strays.values())
 

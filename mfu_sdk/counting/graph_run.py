@@ -79,10 +79,7 @@ def run(
     with _disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
         runner = _Runner(constants or {}, provenance)
         with without_data():
-            fakes = []
-            for i, value in enumerate(given):
-                same = alike[i] if i < len(alike) else None
-                fakes.append(runner.stand_in(value, same))
+            fakes = [runner.stand_in(value, alike[i] if i < len(alike) else None) for i, value in enumerate(given)]
             runner.interpret(graph, fakes, forward)
         runner.settle()
     return Ran(tuple(runner.operations), runner.returned, not runner.particular)
@@ -120,7 +117,6 @@ class _Runner:
         # An id is a tensor's own for as long as the tensor lives.
         self._kept: list[Any] = []
         self._elements = 0
-        self._provenance = provenance
         self._undivided = Undivided(provenance)
 
     def stand_in(self, value: Any, same: Any = None) -> Any:
@@ -272,7 +268,7 @@ class _Runner:
             return False
         if not (_is_piece(func) or registry.rule(func).kind in ("free", "view")):
             return False
-        if whole(found, value, self._made, self._provenance) is not None:
+        if whole(found, value, self._made, self._undivided.provenance) is not None:
             return False
         self._elements += 0 if func.is_view else value.numel()
         return self._elements <= _MOST_ELEMENTS

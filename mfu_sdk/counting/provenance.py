@@ -127,8 +127,8 @@ def watch() -> None:
         _watching += 1
         module = sys.modules.get(_MODULE)
         if _original is None and module is not None and hasattr(module, _NAME):
-            _original = getattr(module, _NAME)
-            _ours = _observing(_original)
+            original = getattr(module, _NAME)
+            _original, _ours = original, _observing(original)
             setattr(module, _NAME, _ours)
 
 
