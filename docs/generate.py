@@ -297,8 +297,10 @@ LIMITS = """## Where the count is wrong, and does not say so
 
 - **Work in other threads** than the one that counts, `nn.DataParallel`'s replicas among it: a dispatch mode is a
   thread's own. A monitor notes calls of its model in other threads.
-- **Products that Inductor takes apart before it keeps its graph**: dot products, outer products of vectors, and on some
-  paths products with a size of one become sums of elementwise products, and may be taken for those, or those for them.
+- **Code that Inductor took from its cache for another program**: it takes products with vectors apart, and one graph
+  may be a `dot` here and `(a * b).sum()` there. What is compiled while a monitor lives is told apart, at each operator;
+  what was compiled before, or comes whole from AOTAutograd's cache, by the names of its kernels, which are those of the
+  program that filled the cache. Where the names leave it open, the products are in `Count.uncounted`.
 - **A function or an `autograd.Function` with a price, inside of compiled code**: it is compiled away, and its operators
   count one by one. `torch.func.grad` in a compiled function reads as forward.
 - **Checkpointing by other functions** than torch's, Megatron's and DeepSpeed's (Unsloth's, offloading ones): what they
@@ -310,6 +312,10 @@ LIMITS = """## Where the count is wrong, and does not say so
   encoder): mark the steps with `run.step`.
 - **Under `torch.linalg.eigvalsh` and its kin** torch computes the vectors too while any dispatch mode is on: the
   counted step runs more than others do, and its count says so.
+- **A CUDA graph's `replay` that was taken from its graph before counting began** (`again = graph.replay`) is called
+  unseen. `graph.replay()` is charged with what its capture dispatched, if a monitor lived then, and else listed as
+  `cuda::graph_replay` with a coverage of zero. A capture is noted by shapes alone: what needs the data of a mask or of
+  lengths is uncounted in it.
 - **Broadcast products that are summed** (`(a * b).sum()`) are elementwise, whatever they compute.
 """
 

@@ -46,6 +46,12 @@ def leaked_hooks() -> list[str]:
     compiled = sys.modules.get("mfu_sdk.counting.compiled")
     if compiled is not None and compiled._originals:
         leaks.append(f"compiled graphs watched ×{len(compiled._originals)}")
+    graphs = sys.modules.get("mfu_sdk.counting.cuda_graphs")
+    if graphs is not None and graphs._patched:
+        leaks.append("captures of CUDA graphs watched")
+    provenance = sys.modules.get("mfu_sdk.counting.provenance")
+    if provenance is not None and provenance._original is not None:
+        leaks.append("Inductor's compiler watched")
     depth = torch._C._len_torch_function_stack()
     if depth:
         leaks.append(f"function mode ×{depth}")

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -17,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from mfu_sdk.counting import flex, functions, launches, registry, traffic
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledCall
+from mfu_sdk.counting.cuda_graphs import Captured
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
 from mfu_sdk.counting.place import OTHERS, Place, Places, Region, Stage, only_infers_shapes
@@ -141,7 +143,7 @@ class Books:
     def _charge(self, region: Region) -> Priced:
         if region.frame is None:
             return self._charge_backward(region)
-        named = functions.arguments(region.frame)
+        named = self.arguments(region.frame)
         region.dtype = arithmetic(named, region.price.operand)
         held = tensors([named[name] for name in functions.parameters(region.frame.f_code) if name in named])
         region.bytes_moved = sum(map(traffic.tensor_bytes, held))
@@ -151,6 +153,10 @@ class Books:
         if region.cost.backward is not None:
             self.places.await_backward(region)
         return Priced(region.name, region.dtype, region.cost.forward, region.bytes_moved)
+
+    def arguments(self, frame: FrameType) -> Mapping[str, Any]:
+        """The arguments of the call of a priced function that `frame` is."""
+        return functions.arguments(frame)
 
     def _charge_backward(self, region: Region) -> Priced:
         assert region.cost is not None
@@ -235,6 +241,23 @@ class Books:
         priced = Priced(name, "none", FREE, sum(map(traffic.tensor_bytes, held)), known=False)
         with self._lock:
             self._tally.calls[priced, module, stage] += 1
+
+    def replayed(self, captured: Captured | None) -> None:
+        """A CUDA graph was replayed, in this thread; `captured` is what it holds, None where nobody has seen it made.
+
+        Its stages are those of the capture, but in a backward nothing is forward, and an optimizer's is all its own.
+        """
+        module, stage, regions = self.places.now()
+        # What a compiled graph replays is counted by its text.
+        if module == OTHERS or threading.get_ident() in self.late or self.covered(regions, module, stage):
+            return
+        if captured is None:
+            priced = Priced("cuda::graph_replay", "none", FREE, 0, known=False, sized=False)
+            captured = {(priced, module, stage): 1}
+        with self._lock:
+            for (priced, inner, made), calls in captured.items():
+                at = made if stage == "forward" or (stage == "backward" and made != "forward") else stage
+                self._tally.calls[priced, module or inner, at] += calls
 
     def launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         """A Triton kernel was launched from Python, in this thread."""

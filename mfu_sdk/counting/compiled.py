@@ -7,6 +7,8 @@ Nothing is compiled again, no guard changes, and with counting off the class is 
 written before fusion, so pointwise work between them is in nobody's bytes. A backward graph's operators that the
 forward graph has too were recomputed, by checkpointing or because Inductor found that cheaper than keeping.
 
+Whether a sum of products was one product of the program's is a matter of where it came from (`provenance`).
+
 Two things the text cannot tell. Where a compiled function takes gradients itself (`torch.func.grad`), its forward and
 backward are one graph, and count as forward. And what a price needs the data of, where that data comes from products of
 the same graph (an expert's rows, from the router), is not known before the graph runs: such operators are uncounted.
@@ -29,10 +31,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mfu_sdk.counting import graph_run, graph_text, mode_stack
+from mfu_sdk.counting import cuda_graphs, dataless, graph_run, graph_text, mode_stack, provenance
 from mfu_sdk.counting.call import tensors
 from mfu_sdk.counting.graph_run import Operation
 from mfu_sdk.counting.graph_text import GraphText
+from mfu_sdk.counting.provenance import Provenance
 from mfu_sdk.guard import shield
 
 _MOST_SIZES: Final = 8
@@ -62,11 +65,20 @@ class CompiledRegions:
 
     `mode` is the dispatch mode that counts: calls in threads where it is not on pass untouched, and it is off while a
     graph runs whose operators are known. Where they are not, or `sink` asks for it, it stays on and sees what the graph
-    calls; `left` is called when the graph has run.
+    calls; `left` is called when the graph has run. Without `reads_data` no input's data is read, and calls during the
+    capture of a CUDA graph are handed over too.
     """
 
-    def __init__(self, mode: TorchDispatchMode, sink: Sink, left: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        mode: TorchDispatchMode,
+        sink: Sink,
+        left: Callable[[], None] = lambda: None,
+        *,
+        reads_data: bool = True,
+    ) -> None:
         self.mode = mode
+        self.reads_data = reads_data
         self._sink = sink
         self._left = left
         # By the storage of a graph's output: what stood for it, so that what is known of it (masks) is not lost.
@@ -77,6 +89,7 @@ class CompiledRegions:
         """Watch from here on."""
         with _lock:
             self._late = not _patch()
+            provenance.watch()
             _watching.append(self)
 
     def stop(self) -> None:
@@ -85,6 +98,7 @@ class CompiledRegions:
             if self not in _watching:
                 return
             _watching.remove(self)
+            provenance.unwatch()
             if not _watching:
                 _restore()
         self._outputs.clear()
@@ -95,6 +109,8 @@ class CompiledRegions:
     def enter(self, owner: Any, inputs: Sequence[Any]) -> tuple[bool, graph_run.Ran | None]:
         """Hand over a call that is about to begin: whether the mode may go off, and what the run found."""
         program = _program(owner)
+        if not self.reads_data:
+            inputs = [dataless.alone(value) if isinstance(value, Tensor) else value for value in inputs]
         found = None if program is None else program.run(inputs, self._alike(inputs))
         name = "inductor::graph" if program is not None else f"inductor::{type(owner).__name__}"
         operations = None if found is None else found.operations
@@ -131,6 +147,7 @@ class _Program:
     text: GraphText
     backward: bool
     constants: dict[str, Tensor]
+    provenance: Provenance
     forward: GraphText | None = None
     runs: OrderedDict[Any, graph_run.Ran] = field(default_factory=OrderedDict)
 
@@ -142,7 +159,14 @@ class _Program:
             self.runs.move_to_end(key)
             return found
         try:
-            found = graph_run.run(self.text, inputs, alike=alike, constants=self.constants, forward=self.forward)
+            found = graph_run.run(
+                self.text,
+                inputs,
+                alike=alike,
+                constants=self.constants,
+                forward=self.forward,
+                provenance=self.provenance,
+            )
         except Exception:  # noqa: BLE001 - whatever a graph has that cannot run without data makes it unknown
             return None
         if found.reusable:
@@ -179,7 +203,8 @@ def _program(owner: Any) -> _Program | None:
 def _read(owner: Any) -> _Program | None:
     try:
         text = graph_text.read(owner.runnable_graph_str, owner.inductor_post_grad_graph_str)
-        return _Program(text, bool(owner.fx_kwargs.get("is_backward")), dict(owner.constants or {}))
+        constants = dict(owner.constants or {})
+        return _Program(text, bool(owner.fx_kwargs.get("is_backward")), constants, provenance.of(owner))
     except Exception:  # noqa: BLE001 - another version of torch writes another text: then the graph is unknown
         return None
 
@@ -235,7 +260,9 @@ def _restore() -> None:
 def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(owner: Any, *args: Any, **kwargs: Any) -> Any:
         watching = [regions for regions in _watching if mode_stack.holds(regions.mode)]
-        if not watching or _capturing():
+        if watching and cuda_graphs.is_capturing():
+            watching = [regions for regions in watching if not regions.reads_data]
+        if not watching:
             return original(owner, *args, **kwargs)
         # Inductor hands its inputs over in one list, and empties it; nothing here may keep them alive.
         inputs = args[0] if len(args) == 1 and isinstance(args[0], list) else args
@@ -270,8 +297,3 @@ def _off(modes: Sequence[TorchDispatchMode]) -> Iterator[None]:
     finally:
         for mode in taken:
             mode_stack.insert(mode)
-
-
-def _capturing() -> bool:
-    started = torch.cuda.is_initialized()
-    return bool(started and torch.cuda.is_current_stream_capturing())

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfu_sdk.counting import launches, mode_stack, registry
+from mfu_sdk.counting import cuda_graphs, launches, mode_stack, registry
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledRegions
@@ -48,6 +48,8 @@ class CountingMode(TorchDispatchMode):
     """
 
     supports_higher_order_operators = True
+    reads_data = True
+    """Whether tensors are read: then nothing can be counted while a CUDA graph is captured."""
 
     def __init__(
         self,
@@ -59,7 +61,9 @@ class CountingMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._depth = 0
         self._books = self._open(model, convention, others)
-        self._compiled = CompiledRegions(self, self._books.ran_compiled, self._books.left_compiled)
+        self._compiled = CompiledRegions(
+            self, self._books.ran_compiled, self._books.left_compiled, reads_data=self.reads_data
+        )
 
     def _open(
         self,
@@ -86,6 +90,8 @@ class CountingMode(TorchDispatchMode):
                         "functions once before, or use torch 2.13",
                     )
                 launches.watch(self._launched)
+                if self.reads_data:
+                    cuda_graphs.watch(self._replayed)
                 self._compiled.start()
             if not mode_stack.holds(self):
                 mode_stack.insert(self)
@@ -102,6 +108,7 @@ class CountingMode(TorchDispatchMode):
             mode_stack.remove(self)
             if was_on:
                 launches.unwatch(self._launched)
+                cuda_graphs.unwatch(self._replayed)
                 with shield("count"):
                     self._compiled.stop()
             self._books.end()
@@ -141,12 +148,12 @@ class CountingMode(TorchDispatchMode):
         if kind == "subclass" or (types and any(map(_wraps, types))):
             # The subclass unwraps; what it runs comes back here.
             return NotImplemented
-        if self._depth == 0 or (_CUDA and _capturing()):
+        if self._depth == 0 or (_CUDA and self._steps_aside()):
             return func(*args, **kwargs)
         if kind == "view":
             result = func(*args, **kwargs)
             # Of a mask without data it is followed how it was made; one with data is read where it is used.
-            if rule.watched and _lacks_data(result):
+            if rule.watched and (not self.reads_data or _lacks_data(result)):
                 with shield("count"):
                     self._books.watch(rule, Call(func, args, kwargs, result))
             return result
@@ -202,8 +209,15 @@ class CountingMode(TorchDispatchMode):
 
     def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         # While an operator runs beneath this mode the mode is off: a kernel that it launches is the operator's.
-        if self._depth and not (_CUDA and _capturing()) and mode_stack.holds(self):
+        if self._depth and not (_CUDA and self._steps_aside()) and mode_stack.holds(self):
             self._books.launched(kernel, named)
+
+    def _replayed(self, captured: cuda_graphs.Captured | None) -> None:
+        if self._depth and mode_stack.holds(self):
+            self._books.replayed(captured)
+
+    def _steps_aside(self) -> bool:
+        return self.reads_data and cuda_graphs.is_capturing()
 
 
 def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", **kwargs: Any) -> Count:
@@ -237,9 +251,3 @@ def _wraps(kind: type) -> bool:
     if issubclass(kind, FakeTensor) or kind in (torch.Tensor, torch.nn.Parameter):
         return False
     return kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl  # type: ignore[attr-defined]
-
-
-def _capturing() -> bool:
-    """Whether a CUDA graph is being captured: its warm-up was counted, and nothing may be read now."""
-    started = torch.cuda.is_initialized()
-    return bool(started and torch.cuda.is_current_stream_capturing())

@@ -6,19 +6,19 @@ constants alone (attention's masks, as a rule).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mfu_sdk.counting import registry
 from mfu_sdk.counting.call import tensors
-from mfu_sdk.counting.decomposed import Made, whole
+from mfu_sdk.counting.dataless import without_data
+from mfu_sdk.counting.decomposed import Made, Undivided, whole
 from mfu_sdk.counting.graph_text import GraphText
+from mfu_sdk.counting.provenance import UNKNOWN, Provenance
 
 _aten: Final = torch.ops.aten
 _CAST: Final = torch.ops.prims.convert_element_type.default
@@ -68,27 +68,21 @@ def run(
     alike: Sequence[Any] = (),
     constants: Mapping[str, Tensor] | None = None,
     forward: GraphText | None = None,
+    provenance: Provenance = UNKNOWN,
 ) -> Ran:
     """Run `graph` for the real inputs `given`: tensors, and sizes as ints.
 
     `alike` has, by position, tensors of an earlier run that stand for the same data, or None. `forward` is the graph
-    whose backward this is. Raises `UnknownInside`, or whatever an operator raises.
+    whose backward this is, `provenance` what is known of where its pieces came from. Raises `UnknownInside`, or what an
+    operator raises.
     """
     with _disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
-        runner = _Runner(constants or {})
-        with _without_data():
-            fakes = []
-            for i, value in enumerate(given):
-                same = alike[i] if i < len(alike) else None
-                fakes.append(runner.stand_in(value, same))
+        runner = _Runner(constants or {}, provenance)
+        with without_data():
+            fakes = [runner.stand_in(value, alike[i] if i < len(alike) else None) for i, value in enumerate(given)]
             runner.interpret(graph, fakes, forward)
+        runner.settle()
     return Ran(tuple(runner.operations), runner.returned, not runner.particular)
-
-
-@cache
-def _without_data() -> FakeTensorMode:
-    # One for all runs: what stood for a forward's output stands for the backward's input, and modes do not mix.
-    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class _Held:
@@ -110,7 +104,7 @@ class _Higher:
 
 
 class _Runner:
-    def __init__(self, constants: Mapping[str, Tensor]) -> None:
+    def __init__(self, constants: Mapping[str, Tensor], provenance: Provenance) -> None:
         self.operations: list[Operation] = []
         self.returned: tuple[Any, ...] = ()
         # Whether what was found depends on more than the inputs' shapes.
@@ -123,6 +117,7 @@ class _Runner:
         # An id is a tensor's own for as long as the tensor lives.
         self._kept: list[Any] = []
         self._elements = 0
+        self._undivided = Undivided(provenance)
 
     def stand_in(self, value: Any, same: Any = None) -> Any:
         """A tensor without data for an input; `same` if that has its form."""
@@ -182,14 +177,21 @@ class _Runner:
     ) -> Any:
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            self._made[id(result)] = Made(func, args, kwargs, name)
-            found = whole(func, args, kwargs, result, self._made)
+            self._made[id(result)] = last = Made(func, args, kwargs, name)
+            found = self._undivided.meet(last, result, self._made, len(self.operations))
             if found is not None:
                 made = result if found.result is None else found.result
                 self._emit(found.func, tuple(found.args), found.kwargs, made, again=again)
                 return result
         self._emit(func, args, kwargs, result, again=again)
         return result
+
+    def settle(self) -> None:
+        """What may or may not be a product is decided by all that the graph has, or is not known."""
+        unsure, strays = self._undivided.among([operation.func for operation in self.operations])
+        for at in unsure:
+            self.operations[at] = replace(self.operations[at], known=False)
+        self.operations += [Operation(piece.func, tuple(piece.args), {}, None, known=False) for piece in strays]
 
     def _emit(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, *, again: bool
@@ -266,7 +268,7 @@ class _Runner:
             return False
         if not (_is_piece(func) or registry.rule(func).kind in ("free", "view")):
             return False
-        if whole(func, found.args, found.kwargs, value, self._made) is not None:
+        if whole(found, value, self._made, self._undivided.provenance) is not None:
             return False
         self._elements += 0 if func.is_view else value.numel()
         return self._elements <= _MOST_ELEMENTS
@@ -304,6 +306,7 @@ class _Runner:
             return self._inner(taken, inputs)
         before = len(self.operations)
         result = self._inner(if_true, inputs)
+        self._undivided.forget(before)
         self.operations[before:] = [Operation(call.func, tuple(inputs), {}, result, call.again, known=False)]
         return result
 

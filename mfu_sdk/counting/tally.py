@@ -1,6 +1,7 @@
 """Adds up what operators cost, into a `Count`."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,7 +20,8 @@ _MOST_CALLS: Final = 65_536
 class Priced:
     """What each call of an operator with certain shapes costs; `known` says whether it has a price.
 
-    `sent` is what a collective is handed, in bytes; such a call is in no other sum.
+    `sent` is what a collective is handed, in bytes; such a call is in no other sum. Without `sized`, nobody knows how
+    much it moves: as all that was priced may be next to nothing beside it, coverage is then zero.
     """
 
     op: str
@@ -28,6 +30,7 @@ class Priced:
     bytes_moved: int
     known: bool = True
     sent: int | None = None
+    sized: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +52,7 @@ class _Sums:
     full: int = 0
     bytes_moved: int = 0
     bytes_known: int = 0
+    unsized: int = 0
     by_dtype: Counter[str] = field(default_factory=Counter)
     by_module: Counter[str] = field(default_factory=Counter)
     by_op: Counter[str] = field(default_factory=Counter)
@@ -69,6 +73,7 @@ class _Sums:
             self.bytes_known += moved
         else:
             self.uncounted[priced.op, module] += calls
+            self.unsized += 0 if priced.sized else calls
         kind = (priced.op, priced.dtype, cost.hardware, priced.bytes_moved)
         if kind in self.kinds or len(self.kinds) < _MOST_KINDS:
             self.kinds[kind] += calls
@@ -142,7 +147,7 @@ class Tally:
             by_module=_positive(sums.by_module),
             by_op=_positive(sums.by_op),
             uncounted=tuple(Uncounted(op, calls, module) for (op, module), calls in sorted(uncounted.items())),
-            coverage=sums.bytes_known / sums.bytes_moved if sums.bytes_moved else float(not uncounted),
+            coverage=_coverage(sums, uncounted),
             bytes_moved=sums.bytes_moved,
             comm_bytes=dict(sums.sent),
             convention=self.convention,
@@ -154,6 +159,12 @@ class Tally:
         # Of a copy: a finaliser that runs meanwhile may add to it.
         for (priced, module, stage), calls in tuple(self.calls.items()):
             sums.add(priced, module, stage, calls, self.convention)
+
+
+def _coverage(sums: _Sums, uncounted: Mapping[tuple[str, str], int]) -> float:
+    if sums.unsized:
+        return 0.0
+    return sums.bytes_known / sums.bytes_moved if sums.bytes_moved else float(not uncounted)
 
 
 def _positive(sums: Counter[str]) -> dict[str, int]:

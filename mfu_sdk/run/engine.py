@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mfu_sdk.counting import cuda_graphs, provenance
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
 from mfu_sdk.guard import contained, shield, warn_once
@@ -97,6 +98,9 @@ class Engine:
             before, after = Hook(self._before_forward), Hook(self._after_forward)
             self._hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
             self._hooks.callback(model.register_forward_hook(after, always_call=True).remove)
+        # What is compiled or captured between counted steps is known in those.
+        self._hooks.callback(provenance.observe())
+        self._hooks.callback(cuda_graphs.keep())
         self._hooks.callback(register_optimizer_step_post_hook(self._after_optimizer).remove)
         self._opened = (self._clock.mark(), time.time_ns())
         if self._blind:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from opentelemetry import trace
 
+from mfu_sdk.counting import cuda_graphs, provenance
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.expect import main_dtype
 from mfu_sdk.counting.plan import leading_dimension, signature
@@ -338,6 +339,9 @@ class HandlerRun:
         ledger = self._open_ledger()
         self._hooks = [
             watch(self._model),
+            # What is compiled or captured between counted requests is known in those.
+            provenance.observe(),
+            cuda_graphs.keep(),
             self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
             self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
         ]

@@ -1,13 +1,14 @@
-"""What only a GPU can show: calibration, event timing without synchronisation, counts of the CUDA kernels."""
+"""What only a GPU can show: calibration, event timing without synchronisation, counts of CUDA kernels and graphs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mfu_sdk as mfu
@@ -109,3 +110,129 @@ def test_counts_equal_the_processors(example: Any) -> None:
         ).model_flops
 
     assert count_on("cuda") == count_on("cpu")
+
+
+class Net(nn.Module):
+    """A trunk with a head of one output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(32, 64), nn.ReLU())
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.head(self.trunk(x)))
+
+
+# 16 rows; the input wants no gradient, so the first layer has one product backward.
+NET_FORWARD = 2 * 16 * (32 * 64 + 64)
+NET_STEP = 2 * NET_FORWARD + 2 * 16 * 64
+
+
+def warmed(step: Callable[[], Any]) -> None:
+    """Runs `step` on a side stream, as torch's documentation asks for before a capture."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def monitored(model: nn.Module, make: Callable[[], Callable[[], Any]]) -> list[StepRecord]:
+    """The records of five steps of what `make` makes, once the monitor lives."""
+    records: list[StepRecord] = []
+    with mfu.monitor(model, on_step=records.append) as run:
+        step = make()
+        for _ in range(5):
+            with run.step():
+                step()
+    return records
+
+
+def test_captured_step() -> None:
+    """A step that is a graph's replay has the FLOPs of eager code; the capture reads nothing and is not disturbed."""
+    model, x = Net().cuda(), torch.randn(16, 32, device="cuda")
+
+    def train() -> None:
+        model(x).square().sum().backward()
+
+    def make() -> Callable[[], None]:
+        warmed(train)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            train()
+        return lambda: graph.replay()
+
+    records = monitored(model, make)
+    assert [record.model_flops for record in records] == [NET_STEP] * 5
+    assert mfu.count(train).model_flops == NET_STEP
+
+
+def test_graph_that_was_captured_unseen() -> None:
+    """What a graph holds that was captured before anyone watched is not known, and the count says so."""
+    x = torch.randn(64, 64, device="cuda")
+    warmed(lambda: x @ x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _ = x @ x
+    counted = mfu.count(lambda: graph.replay())
+    assert [entry.op for entry in counted.uncounted] == ["cuda::graph_replay"]
+    assert (counted.model_flops, counted.coverage) == (0, 0.0)
+
+
+def test_masks_in_a_capture() -> None:
+    """A mask on the device is not read while a stream is captured: the capture succeeds, its attention is uncounted."""
+    q = torch.randn(1, 2, 32, 64, device="cuda")
+    mask = torch.ones(32, 32, dtype=torch.bool, device="cuda").tril()
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+    def captured() -> None:
+        warmed(attend)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found.append(attend())
+        graph.replay()
+
+    found: list[Tensor] = []
+    counted = mfu.count(captured)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(found[0], attend())
+    assert counted.uncounted
+    assert counted.coverage < 1
+    # What ran before the capture, with its mask read.
+    assert counted.attention_flops_exact == 3 * 4 * 2 * 64 * (32 * 33 // 2)
+
+
+def test_graphed_callables() -> None:
+    """make_graphed_callables replays in forward and backward: each is counted in its stage."""
+    model, x = Net().cuda(), torch.randn(16, 32, device="cuda")
+
+    def make() -> Callable[[], None]:
+        fast = torch.cuda.make_graphed_callables(model.trunk, (x,))
+        return lambda: model.head(fast(x)).square().sum().backward()
+
+    assert [record.model_flops for record in monitored(model, make)] == [NET_STEP] * 5
+    model = Net().cuda()
+    assert {entry.op for entry in mfu.count(make()).uncounted} == {"cuda::graph_replay"}
+
+
+@pytest.mark.filterwarnings("ignore:::torch")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_step(mode: str) -> None:
+    """Compiled code counts as eager does, its graphs warming up, captured or replayed; each call once."""
+    torch.compiler.reset()
+    model, x = Net().cuda(), torch.randn(16, 32, device="cuda")
+    fast = torch.compile(model, mode=mode)
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        fast(x).square().sum().backward()
+
+    for _ in range(5):
+        counted = mfu.count(step)
+        assert (counted.forward_flops, counted.model_flops) == (NET_FORWARD, NET_STEP)
+        assert counted.uncounted == ()
+    assert [record.model_flops for record in monitored(model, lambda: step)] == [NET_STEP] * 5

@@ -1,9 +1,6 @@
 """Compiled code counts as eager code does, and stays as compiled as it was."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import mfu_sdk as mfu
-from mfu_sdk.counting import compiled, graph_run, graph_text, registry
+from mfu_sdk.counting import compiled, graph_text
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.flex import price_flex
@@ -143,54 +140,6 @@ def test_backward_alone() -> None:
     assert counted.forward_flops == 0
     assert counted.recompute_flops >= 2 * 16 * 32 * 64
     assert counted.backward_flops == 2 * DENSE - 2 * 16 * 32 * 96 + 2 * SCORES
-
-
-def test_products_with_a_size_of_one() -> None:
-    """What Inductor's decompositions take apart counts: decoding one token, mv, (1, K) × (K, 1), an outer bmm."""
-
-    def decode(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        row, column = w[:1], w[:, :1]
-        attended = (q @ k.transpose(-1, -2)).softmax(-1) @ k
-        small = torch.addmm(row[:, :1], row, column)
-        return attended, w @ w[0], row @ column, small, k[0, :, :, :1] @ q[0, :, :, :5], k[:, 0, :1] @ k[:, 0, :1].mT
-
-    args = (torch.randn(2, 4, 1, 8), torch.randn(2, 4, 8, 8), torch.randn(8, 8))
-    counted = mfu.count(torch.compile(decode), *args)
-    by_hand = 2 * (2 * 2 * 4 * 8 * 8 + 8 * 8 + 8 + 8 + 4 * 8 * 5 + 2 * 8)
-    assert counted.model_flops == by_hand == mfu.count(decode, *args).model_flops
-
-
-def operations(body: str, *given: Tensor) -> list[tuple[Any, tuple[int, ...]]]:
-    """Each operator but the elementwise of a graph in the form that Inductor keeps, with the sizes of its result."""
-    names = ", ".join(f"arg{i}_1" for i in range(len(given)))
-    lines = [
-        f"    def forward(self, {names}):",
-        *(f"        {line}" for line in body.splitlines()),
-        "        return (out,)",
-    ]
-    text = graph_text.read("\n".join(["class Repro(torch.nn.Module):", *lines, "", "def load_args(reader):"]), "")
-    ran = graph_run.run(text, given).operations
-    return [(o.func, tuple(o.result.shape)) for o in ran if registry.rule(o.func).kind == "priced"]
-
-
-def test_decompositions_for_gpus() -> None:
-    """What only a GPU's compiler takes apart or pads (max-autotune with one row, sizes made even) counts undivided."""
-    row = """
-a = torch.ops.aten.unsqueeze.default(arg0_1, 2)
-b = torch.ops.aten.unsqueeze.default(arg1_1, 0)
-mul = torch.ops.aten.mul.Tensor(a, b);  a = b = None
-out = torch.ops.aten.sum.dim_IntList(mul, [1])"""
-    assert operations(row.strip(), torch.ones(1, 8), torch.ones(8, 5)) == [(torch.ops.aten.mm.default, (1, 5))]
-    # With two rows and columns nothing of Inductor's looks like this: it is the program's own.
-    assert operations(row.strip(), torch.ones(2, 8), torch.ones(8, 5)) == []
-    padded = """
-constant_pad_nd_default = torch.ops.aten.constant_pad_nd.default(arg0_1, [0, 1, 0, 1])
-constant_pad_nd_default_1 = torch.ops.aten.constant_pad_nd.default(arg1_1, [0, 3, 0, 1])
-out = torch.ops.aten.mm.default(constant_pad_nd_default, constant_pad_nd_default_1)"""
-    given = torch.ones(7, 7), torch.ones(7, 5)
-    assert operations(padded.strip(), *given) == [(torch.ops.aten.mm.default, (7, 5))]
-    own = padded.replace("constant_pad_nd_default", "constant_pad_nd")
-    assert operations(own.strip(), *given) == [(torch.ops.aten.mm.default, (8, 8))]
 
 
 def test_templates() -> None:
@@ -380,31 +329,6 @@ def test_two_modes() -> None:
         fast(x)
     assert inner.model_flops == 2 * 8**3
     assert outer.result().model_flops == 2 * 2 * 8**3
-
-
-SECOND = """
-import sys, torch, mfu_sdk as mfu
-from torch._dynamo.utils import counters
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
-fast = torch.compile(model)
-x = torch.randn(4, 8)
-count = mfu.count(lambda: fast(x).sum().backward())
-hits = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
-print(count.forward_flops, count.backward_flops, count.coverage, int(hits > 0))
-"""
-
-
-def test_warm_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process takes its graphs from the cache on disk, and counts the same."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    said = [
-        subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(2)
-    ]
-    forward = 2 * 4 * (8 * 16 + 16 * 4)
-    backward = forward + 2 * 4 * 16 * 4
-    assert said == [[str(forward), str(backward), "1.0", hit] for hit in "01"]
 
 
 @pytest.mark.parametrize("before", [True, False])
