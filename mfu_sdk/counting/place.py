@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from mfu_sdk.counting import functions
+from mfu_sdk.counting import functions, joint_graphs
 from mfu_sdk.counting.functions import FunctionCost, FunctionPrice
 
 Stage = Literal["forward", "backward", "recompute", "optimizer"]
@@ -32,7 +32,7 @@ _MOST_NODES: Final = 1 << 20
 """Autograd nodes whose module is remembered; a step has some thousands."""
 
 # What a frame tells; torch's own and other frames tell nothing by themselves.
-_TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET = range(7)
+_TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET, _GRAPH = range(8)
 
 
 class Region:
@@ -115,6 +115,8 @@ def _classify(frame: FrameType) -> _Code:
         # Checkpointing without reentrance recomputes when a saved tensor is unpacked.
         if code.co_qualname == "_checkpoint_hook.__init__.<locals>.unpack_hook":
             kind = _UNPACK
+        elif file.startswith(joint_graphs.FILES):
+            kind = _GRAPH
         elif file.startswith(_OPTIMIZERS) and not file.endswith(("lr_scheduler.py", "swa_utils.py")):
             # A compiled step has no wrapper around it, but keeps its name and file.
             kind = _OPTIMIZER
@@ -215,7 +217,7 @@ class Places:
 
         In the autograd engine, an operator is recomputation if gradients are on and it runs under
         `CheckpointFunction` (torch's, Megatron's and DeepSpeed's share the name) or under the unpacking of a
-        checkpoint's saved tensor, else backward. An operator of an `Optimizer.step` is the optimizer's, in the engine
+        checkpoint's saved tensor, or as a forward's part of a joint graph (`torch.cond`), else backward. An operator of an `Optimizer.step` is the optimizer's, in the engine
         too, except in the closure of step(), which runs with gradients on.
         """
         module: str | None = None
@@ -251,6 +253,9 @@ class Places:
                 elif kind == _TARGET:
                     targets.append(frame)
                     foreign = True
+                elif kind == _GRAPH:
+                    foreign = True
+                    recomputing = recomputing or (in_engine and joint_graphs.runs_forward(frame))
                 # With gradients on it may be the closure of step() that runs, which is the user's code.
                 elif outer is None and not (
                     foreign and torch.is_grad_enabled() and _runs_closure(frame, sys._getframe(2))

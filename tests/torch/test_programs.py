@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._higher_order_ops import map as hop_map
-from torch._higher_order_ops import scan, while_loop
+from torch._higher_order_ops import associative_scan, scan, while_loop
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -162,9 +162,6 @@ def test_a_scan_counts_every_round() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.xfail(
-    strict=True, reason="torch's backward of cond runs the branch's forward again, which reads as backward"
-)
 @pytest.mark.parametrize(("taken", "products"), [(True, (1, 2)), (False, (2, 4))])
 def test_the_backward_of_the_branch_that_ran(taken: bool, products: tuple[int, int]) -> None:
     """Of torch.cond, the branch taken counts forward and backward."""
@@ -177,6 +174,75 @@ def test_the_backward_of_the_branch_that_ran(taken: bool, products: tuple[int, i
     count = mfu.count(run)
     assert (count.forward_flops, count.backward_flops) == tuple(PRODUCT * each for each in products)
     assert count.uncounted == ()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_what_control_flow_computes_again_in_its_backward() -> None:
+    """A round of two products, and their four gradients; keeping nothing, the backward runs each round's two again."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def rounds() -> None:
+        start = (torch.tensor(0), x().requires_grad_())
+        while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, block(y, w)), start)[1].sum().backward()
+
+    def elements() -> None:
+        hop_map(block, torch.randn(3, ROWS, WIDE, requires_grad=True), w).sum().backward()
+
+    assert stages(mfu.count(rounds)) == (6, 12, 6, 0)
+    assert stages(mfu.count(elements)) == (6, 12, 6, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_scan_keeps_what_its_backward_needs() -> None:
+    """Its products are saved, as torch's partition of its joint graph has it: nothing of them runs again."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def run() -> None:
+        last, _ = scan(lambda y, new: (block(y, w) + new, y.clone()), x().requires_grad_(), torch.randn(3, ROWS, WIDE))
+        last.sum().backward()
+
+    assert stages(mfu.count(run)) == (6, 12, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_an_associative_scan_is_a_program_like_any() -> None:
+    """Two elements are combined once: a product, and the two of its backward; nothing runs again."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def run() -> None:
+        rows = torch.randn(2, ROWS, WIDE, requires_grad=True)
+        associative_scan(lambda a, b: a @ w + b, rows, 0, combine_mode="generic").sum().backward()
+
+    assert stages(mfu.count(run)) == (1, 2, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_branch_in_a_branch_is_computed_again_twice() -> None:
+    """A product around a branch of two: the outer backward runs all three again, the inner one its two once more."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def inner(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.cond(y.sum() > -1e9, block, lambda y, w: y @ w, (y @ w, w))  # type: ignore[no-any-return]
+
+    def run() -> None:
+        rows = x().requires_grad_()
+        torch.cond(torch.tensor(True), inner, lambda y, w: y @ w, (rows, w)).sum().backward()
+
+    assert stages(mfu.count(run)) == (3, 6, 5, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_region_that_is_compiled_once_keeps_its_products() -> None:
+    """Of `nested_compile_region`, called twice: the partitioner of the whole saves what is dear."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+    region = torch.compiler.nested_compile_region(block)
+    twice = torch.compile(lambda rows: region(region(rows, w), w), backend="aot_eager", fullgraph=True)
+    assert stages(mfu.count(lambda: twice(x().requires_grad_()).sum().backward())) == (4, 8, 0, 0)
 
 
 # --- functions and hooks of one's own ---------------------------------------------------------------------------------
