@@ -4,6 +4,7 @@ What is no single operator of the dispatcher is entered here too: functions and 
 higher-order operators, and graphs that were compiled.
 """
 
+import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledCall
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.counting.place import OTHERS, Place, Places, Region, Stage, only_infers_shapes
+from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, Place, Places, Region, Stage, only_infers_shapes
 from mfu_sdk.counting.prices import Prices, arithmetic, key_of, name_of, priced_or_free
 from mfu_sdk.counting.registry import Rule
 from mfu_sdk.counting.tally import Line, Priced, Tally
@@ -30,7 +31,7 @@ _ROUTED: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped_mm", "at
 
 
 class Books:
-    """The books of one counting mode. Safe for the threads of an autograd engine."""
+    """The books of one counting mode, safe for threads; each thread beside the first has its own view of them."""
 
     def __init__(
         self,
@@ -45,8 +46,24 @@ class Books:
         # Entered again by the thread that holds it where a finaliser or a user's formula runs operators of its own.
         self._lock = threading.RLock()
         self._masks = Masks()
-        self._prices = Prices()
+        self._prices = Prices(self._lock)
         self._tally = Tally(convention)
+        self.outside: set[str] = set()
+
+    def in_thread(self, nowhere: str, stage: Stage, *, every_node: bool) -> "Books":
+        """The same books, for another thread (`Places.in_thread`)."""
+        other = copy.copy(self)
+        other.places = self.places.in_thread(nowhere, stage, every_node=every_node)
+        return other
+
+    def follow(self, first: "Books") -> None:
+        """Begin again from nothing, as the first thread's books have."""
+        self._tally, self.outside = first._tally, first.outside
+
+    def unlock(self) -> None:
+        """In a process that was forked: no thread that could hold the lock has come along."""
+        self._lock = threading.RLock()
+        self._prices.lock = self._lock
 
     def begin(self) -> None:
         """Counting starts."""
@@ -65,7 +82,9 @@ class Books:
         with self._lock:
             self.places.clear()
             self._masks.clear()
+            # What another thread's last operator of an earlier count still enters is not this count's.
             self._tally = Tally(self._convention)
+            self.outside = set()
 
     def count(self) -> Count:
         """What was entered so far."""
@@ -175,9 +194,10 @@ class Books:
         cost, known = FREE, False
         name, formula = call.func._name, registry.ecosystem_entry(call.func)
         if name in flex.NAMES:
-            cost, known = priced_or_free(
-                lambda: flex.price_flex(name, call.args, call.kwargs, self._masks, fused=fused)
-            )
+            with self._lock:
+                cost, known = priced_or_free(
+                    lambda: flex.price_flex(name, call.args, call.kwargs, self._masks, fused=fused)
+                )
         elif formula is not None:
             theirs = formula
             cost, known = priced_or_free(
@@ -193,7 +213,11 @@ class Books:
         Returns whether it must all the same, for products whose sizes only their data tells (experts' rows).
         """
         module, stage, regions = self.places.now()
-        if module == OTHERS or self.covered(regions, module, stage):
+        if module in NOT_OURS:
+            if module == ELSEWHERE:
+                self.outside.add(call.name)
+            return False
+        if self.covered(regions, module, stage):
             return False
         if call.operations is None:
             self._unknown(call.name, call.inputs, module, stage)
@@ -239,7 +263,9 @@ class Books:
     def launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         """A Triton kernel was launched from Python, in this thread."""
         module, stage, regions = self.places.now()
-        if module != OTHERS and not self.covered(regions, module, stage):
+        if module == ELSEWHERE:
+            self.outside.add(f"triton::{launches.name_of(kernel)}")
+        elif module not in NOT_OURS and not self.covered(regions, module, stage):
             self._count_launch(kernel, named, module, stage)
 
     def _count_launch(self, kernel: Any, named: Mapping[str, Any], module: str, stage: Stage) -> None:
