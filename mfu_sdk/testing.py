@@ -46,6 +46,9 @@ def leaked_hooks() -> list[str]:
     compiled = sys.modules.get("mfu_sdk.counting.compiled")
     if compiled is not None and compiled._originals:
         leaks.append(f"compiled graphs watched ×{len(compiled._originals)}")
+    threads = sys.modules.get("mfu_sdk.counting.threads")
+    if threads is not None and threads._replaced:
+        leaks.append(f"methods of threads watched ×{len(threads._replaced)}")
     depth = torch._C._len_torch_function_stack()
     if depth:
         leaks.append(f"function mode ×{depth}")
