@@ -351,6 +351,7 @@ class CountingMode(_Part):
         self._books.unlock()
         for part in (self, *self._parts):
             part._depth = 0
+            mode_stack.remove(part)
         self._parts.clear()
 
     def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
