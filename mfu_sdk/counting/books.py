@@ -20,10 +20,11 @@ from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledCall
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, Place, Places, Region, Stage, only_infers_shapes
+from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, Place, Places, Region, only_infers_shapes
 from mfu_sdk.counting.prices import Prices, arithmetic, key_of, name_of, priced_or_free
 from mfu_sdk.counting.registry import Rule
-from mfu_sdk.counting.tally import Line, Priced, Tally
+from mfu_sdk.counting.reruns import Rerun
+from mfu_sdk.counting.tally import Line, Priced, Stage, Tally
 from mfu_sdk.records import Convention, Count
 
 # Products of as many rows as tokens were routed, which compiled code calls as they are.
@@ -39,7 +40,7 @@ class Books:
         convention: Convention,
         others: Callable[[], Collection[torch.nn.Module]],
     ) -> None:
-        self.places = Places(model, others)
+        self.places = Places(model, others, self._ran_again)
         # By thread: how often what is still to come from a compiled graph that runs, and where that is.
         self.late: dict[int, tuple[Counter[str], Place]] = {}
         self._convention: Convention = convention
@@ -118,7 +119,7 @@ class Books:
             return
         kind = rule.kind
         if kind == "higher":
-            self._count_higher_order(rule, Call(func, args, kwargs, result), module, stage, fused=fused)
+            self._count_higher_order(rule, Call(func, args, kwargs, result), place, fused=fused)
             return
         key = key_of(rule, func, args, kwargs) if rule.by_shapes else None
         priced = None
@@ -133,26 +134,47 @@ class Books:
             priced = self._prices.price(rule, Call(func, args, kwargs, result), key, self._masks)
         with self._lock:
             self._tally.calls[priced, module, stage] += 1
+        line = self._keep(priced, place) if regions else None
         if rule.watched and stage != "optimizer":
             with self._lock:
                 product = None
                 if priced.known and rule.price is not None and rule.price.dense:
-                    product = partial(self._tally.reprice, Line(priced, module, stage))
+                    product = partial(self._tally.reprice, line or Line(priced, module, stage))
                 self._masks.observe(rule.name, Call(func, args, kwargs, result), product)
                 self._tally.bound()
 
-    def covered(self, regions: Sequence[Region], module: str, stage: Stage) -> bool:
+    def _add(self, priced: Priced, place: Place) -> None:
+        with self._lock:
+            self._tally.calls[priced, place[0], place[1]] += 1
+        self._keep(priced, place)
+
+    def _keep(self, priced: Priced, place: Place) -> Line | None:
+        """Remember what may yet prove to be a rerun."""
+        module, stage, regions = place
+        if not regions or not isinstance(regions[0], Rerun):
+            return None
+        line = Line(priced, module, stage)
+        regions[0].entered.append(line)
+        return line
+
+    def _ran_again(self, rerun: Rerun) -> None:
+        with self._lock:
+            for line in rerun.entered:
+                self._tally.was_recomputed(line)
+        rerun.entered.clear()
+
+    def covered(self, regions: Sequence[Region | Rerun], module: str, stage: Stage) -> bool:
         """Whether the operator runs beneath a priced function, the outermost that has a price for this call.
 
         The first operator of a call charges the function's price.
         """
         for region in regions:
+            if isinstance(region, Rerun):
+                continue
             if not region.charged:
                 region.charged = True
                 # The formula may be the user's: it is asked outside of the lock.
-                priced = self._charge(region)
-                with self._lock:
-                    self._tally.calls[priced, module, stage] += 1
+                self._add(self._charge(region), (module, stage, tuple(regions)))
             if region.cost is not None:
                 return True
         return False
@@ -182,11 +204,11 @@ class Books:
         # It reads what the forward read and the gradient, and writes gradients of the same sizes.
         return Priced(region.name, region.dtype, cost, 2 * region.bytes_moved, known)
 
-    def _count_higher_order(self, rule: Rule, call: Call, module: str, stage: Stage, *, fused: bool) -> None:
+    def _count_higher_order(self, rule: Rule, call: Call, place: Place, *, fused: bool) -> None:
         """A higher-order operator that is no control flow is a black box, but for those that are known."""
         launch = launches.of_wrapper(rule.name, call.kwargs)
         if launch is not None:
-            self._count_launch(*launch, module, stage)
+            self._count_launch(*launch, place)
             return
         held = [t for t in tensors((*call.args, *call.kwargs.values(), call.result)) if t.is_floating_point()]
         if not held:
@@ -203,9 +225,7 @@ class Books:
             cost, known = priced_or_free(
                 lambda: Cost.plain(registry.checked(theirs(*call.args, **call.kwargs, out_val=call.result)))
             )
-        priced = Priced(rule.name, name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known)
-        with self._lock:
-            self._tally.calls[priced, module, stage] += 1
+        self._add(Priced(rule.name, name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known), place)
 
     def ran_compiled(self, call: CompiledCall) -> bool:
         """A graph that Inductor compiled is about to run, in this thread, and this mode will not see inside of it.
@@ -237,7 +257,7 @@ class Books:
                 with self._lock:
                     self._masks.observe(rule.name, Call(each.func, each.args, each.kwargs, each.result), None)
             else:
-                self.enter(rule, each.func, each.args, each.kwargs, each.result, (module, at, ()), fused=True)
+                self.enter(rule, each.func, each.args, each.kwargs, each.result, (module, at, regions), fused=True)
         if late:
             self.late[threading.get_ident()] = late, (module, stage, ())
         return bool(late)
@@ -266,9 +286,9 @@ class Books:
         if module == ELSEWHERE:
             self.outside.add(f"triton::{launches.name_of(kernel)}")
         elif module not in NOT_OURS and not self.covered(regions, module, stage):
-            self._count_launch(kernel, named, module, stage)
+            self._count_launch(kernel, named, (module, stage, regions))
 
-    def _count_launch(self, kernel: Any, named: Mapping[str, Any], module: str, stage: Stage) -> None:
+    def _count_launch(self, kernel: Any, named: Mapping[str, Any], place: Place) -> None:
         name = launches.name_of(kernel)
         held = list(tensors(list(named.values())))
         price, formula = functions.of_kernel(name), registry.ecosystem_entry(kernel)
@@ -283,8 +303,7 @@ class Books:
             theirs, asked = formula, {"kernel_idx": None, "constant_args_idx": None, "grid": None, "kwargs": named}
             cost, known = priced_or_free(lambda: Cost.plain(registry.checked(theirs(**asked, out_val=None))))
         moved = sum(map(traffic.tensor_bytes, held))
-        with self._lock:
-            self._tally.calls[Priced(f"triton::{name}", dtype, cost, moved, known), module, stage] += 1
+        self._add(Priced(f"triton::{name}", dtype, cost, moved, known), place)
 
 
 def _is_fake(result: Any) -> bool:

@@ -33,8 +33,9 @@ from mfu_sdk.counting import launches, mode_stack, registry, threads
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledRegions
-from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, OTHERS, Place, Stage
+from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, OTHERS, Place
 from mfu_sdk.counting.registry import RULES
+from mfu_sdk.counting.tally import Stage
 
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _CUDA: Final = torch.cuda.is_available()

@@ -12,14 +12,14 @@ import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
 from mfu_sdk.counting import functions, joint_graphs
 from mfu_sdk.counting.functions import FunctionCost, FunctionPrice
-
-Stage = Literal["forward", "backward", "recompute", "optimizer"]
+from mfu_sdk.counting.reruns import Rerun, Reruns
+from mfu_sdk.counting.tally import Stage
 
 OTHERS: Final = "\0"
 """The module of an operator that belongs to another monitored model: not this one's to count."""
@@ -31,6 +31,9 @@ _OPTIMIZERS: Final = os.path.dirname(torch.optim.__file__) + os.sep  # noqa: PTH
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep  # noqa: PTH120
 # DTensor finds an operator's global result by running it on fake tensors; that is no work of the model's.
 _SHAPE_INFERENCE: Final = os.path.join("torch", "distributed", "tensor", "_sharding_prop.py")  # noqa: PTH118
+
+_Function: Final = torch.autograd.function.BackwardCFunction
+"""What the autograd node of every `autograd.Function` is."""
 
 _MOST_NODES: Final = 1 << 20
 """Autograd nodes whose module is remembered; a step has some thousands."""
@@ -83,9 +86,9 @@ class Region:
         return int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else None
 
 
-Place = tuple[str, Stage, tuple[Region, ...]]
+Place = tuple[str, Stage, tuple[Region | Rerun, ...]]
 """The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any), the stage, and the priced functions on the
-stack, the outermost first."""
+stack, the outermost first; before them the rerun that the operator may be of."""
 
 
 class _Code:
@@ -188,12 +191,14 @@ class Places:
     """Finds the place of the operator that runs now, and remembers which module each autograd node came from.
 
     `others` gives the models that other monitors watch: their modules, unless they are this model's too, are `OTHERS`.
+    `ran_again` is told of operators that had the stage "backward" and prove to be recomputation.
     """
 
     def __init__(
         self,
         model: torch.nn.Module | None = None,
         others: Callable[[], Collection[torch.nn.Module]] = tuple,
+        ran_again: Callable[[Rerun], None] = lambda _: None,
     ) -> None:
         self._others = others
         self._model = None if model is None else weakref.ref(model)
@@ -206,6 +211,7 @@ class Places:
         self._stage: Stage = "forward"
         self._meets = self._every_node = True
         self._own: dict[int, _Known] | None = None
+        self._ran_again = ran_again
         self._forget_nodes()
         if model is not None:
             self._name_all(model)
@@ -236,11 +242,13 @@ class Places:
         self._by_node, self._pending = own.modules, own.pending
         # Of every thread of this count: a backward may run in another thread than the forward.
         self._nodes = [own]
+        self._reruns = Reruns()
         self._local = threading.local()
 
     def end(self) -> None:
         """Counting stops: let go of every frame."""
         self._regions.clear()
+        self._reruns.clear()
 
     def in_thread(self, nowhere: str, stage: Stage, *, every_node: bool) -> "Places":
         """The places of another thread in the same count, for that thread to `enter`.
@@ -251,7 +259,7 @@ class Places:
         """
         other = copy.copy(self)
         other._nowhere, other._stage = nowhere, stage
-        other._regions = {}
+        other._regions, other._reruns = {}, Reruns()
         if nowhere in NOT_OURS and self._model is not None:
             other._known = self._own_modules()
             other._meets = False
@@ -337,11 +345,12 @@ class Places:
         if module is None:
             module = self._nowhere
         stage = self._stage
-        regions: tuple[Region, ...] = ()
+        regions: tuple[Region | Rerun, ...] = ()
         number = _last_node()
         if in_engine:
             node = torch._C._current_autograd_node()
-            if not recomputing and node is not None:
+            in_function = isinstance(node, _Function)
+            if in_function and not recomputing:
                 recomputing = node.name() == "CheckpointFunctionBackward"
             if recomputing:
                 stage = "recompute"
@@ -353,11 +362,19 @@ class Places:
                     made_in = self._by_node.get(made_by)
                     if made_in is None:
                         module, ahead = self._made_elsewhere(made_by, node, module)
+                    elif in_function:
+                        # Of a forward that runs again, the inner backward should find the modules.
+                        module = made_in if module == self._nowhere else module
                     else:
                         module = made_in
+                    rerun = self._reruns.may_be(node, number) if in_function else None
+                    if self._reruns.by_node and (proved := self._reruns.reached(made_by)) is not None:
+                        self._ran_again(proved)
                     if ahead is not None:
                         ahead.runs(node)
                         regions = (ahead,)
+                    elif rerun is not None:
+                        regions = (rerun,)
         if targets:
             regions += self._running(targets, number)
         elif self._regions:

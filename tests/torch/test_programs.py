@@ -322,6 +322,134 @@ def test_nested_checkpoints(reentrant: bool) -> None:
     assert stages(count)[2:] == ((4, 0) if reentrant else (1, 0))
 
 
+class Offloaded(torch.autograd.Function):
+    """Checkpoints by itself, as Unsloth's does: keeps the rows only, and differentiates what it runs once more.
+
+    It goes through the rows in so many tiles, as those for long sequences do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, tiles: int, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.tiles, ctx.run = tiles, run
+        with torch.no_grad():
+            return run(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        found = []
+        for part, gradient in zip(rows.chunk(ctx.tiles), gradients[0].chunk(ctx.tiles), strict=True):
+            tile = part.detach().requires_grad_()
+            with torch.enable_grad():
+                output = ctx.run(tile)
+            torch.autograd.backward(output, gradient)
+            found.append(tile.grad)
+        return torch.cat(found), None, None
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_a_checkpoint_of_ones_own(tiles: int) -> None:
+    """Of two products both run again, whole or in tiles; the gradients are those of their modules, as without it."""
+    model = nn.Sequential(linear(), nn.ReLU(), linear())
+    plain = mfu.count(lambda: model(x().requires_grad_()).sum().backward())
+    saved = mfu.count(lambda: Offloaded.apply(x().requires_grad_(), tiles, model).sum().backward())  # type: ignore[no-untyped-call]
+    assert (stages(plain), stages(saved)) == ((2, 4, 0, 0), (2, 4, 2, 0))
+    assert plain.by_module == saved.by_module == {"Sequential.0": 3 * PRODUCT, "Sequential.2": 3 * PRODUCT}
+
+
+def test_a_checkpoint_of_ones_own_in_another() -> None:
+    """The outer one runs both products again, the inner one, around the second, that one once more."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def outer(rows: torch.Tensor) -> torch.Tensor:
+        return Offloaded.apply((rows @ w).sin(), 1, lambda y: y @ w)  # type: ignore[no-any-return,no-untyped-call]
+
+    count = mfu.count(lambda: Offloaded.apply(x().requires_grad_(), 1, outer).sum().backward())  # type: ignore[no-untyped-call]
+    assert stages(count) == (2, 4, 3, 0)
+
+
+def test_causal_attention_under_a_checkpoint_of_ones_own() -> None:
+    """Scores that a mask hides are taken off in the forward that runs again too: forward and backward are as ever."""
+    mask = torch.ones(ROWS, ROWS, dtype=torch.bool).tril()
+
+    def attend(rows: torch.Tensor) -> torch.Tensor:
+        scores = (rows @ rows.mT).masked_fill(~mask, float("-inf"))
+        return torch.softmax(scores, -1) @ rows
+
+    def rows() -> torch.Tensor:
+        return torch.randn(2, ROWS, WIDE, requires_grad=True)
+
+    plain = mfu.count(lambda: attend(rows()).sum().backward())
+    saved = mfu.count(lambda: Offloaded.apply(rows(), 1, attend).sum().backward())  # type: ignore[no-untyped-call]
+    pairs = ROWS * (ROWS + 1) // 2
+    assert plain.forward_flops == saved.forward_flops == 2 * 2 * 2 * WIDE * pairs
+    assert plain.backward_flops == saved.backward_flops == 2 * plain.forward_flops
+    assert plain.recompute_flops == 0
+    # What ran again is all pairs, as the mask is applied after the product.
+    assert saved.recompute_flops == 2 * 2 * 2 * WIDE * ROWS**2
+
+
+class Twice(torch.autograd.Function):
+    """A product by 2·w whose gradient can be differentiated again; `through` runs the forward for it once more."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, w: torch.Tensor, through: bool) -> torch.Tensor:
+        ctx.save_for_backward(rows, w)
+        ctx.through = through
+        return 2 * (rows @ w)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        rows, w = ctx.saved_tensors
+        if not ctx.through:
+            return 2 * (gradients[0] @ w.T), None, None
+        with torch.enable_grad():
+            output = 2 * (rows @ w)
+        (found,) = torch.autograd.grad(output, rows, gradients[0], create_graph=True)
+        return found, None, None
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_gradient_penalty_is_no_checkpoint(through: bool) -> None:
+    """With create_graph a function's gradient runs with gradients on, and is backward; what it runs again is not.
+
+    Backward: the gradient; and of the penalty, the derivatives of that by w and by the gradient that came in, which is
+    a function of the loss's own weights.
+    """
+    w, v = torch.randn(WIDE, WIDE), torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def run() -> None:
+        rows = x().requires_grad_()
+        output = Twice.apply(rows, w, through)  # type: ignore[no-untyped-call]
+        (gradient,) = torch.autograd.grad((output @ v).sum(), rows, create_graph=True)
+        (gradient**2).sum().backward()
+
+    # Forward: by w and by v. Backward: by vᵀ and by wᵀ; then those two's own derivatives, by w and for v, where the
+    # sum's gradient, all ones, wants none. The penalty's graph reaches neither forward.
+    forward, backward, recompute, _ = stages(mfu.count(run))
+    assert (forward, backward, recompute) == (2, 4, 1 if through else 0)
+
+
+def test_gradients_on_is_not_enough() -> None:
+    """A function that takes its gradient under enable_grad, and differentiates nothing there, runs it as backward."""
+
+    class Careless(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(w)
+            return rows @ w
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+            with torch.enable_grad():
+                return gradients[0] @ ctx.saved_tensors[0].T, None
+
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+    count = mfu.count(lambda: (Careless.apply(x().requires_grad_(), w) @ w).sum().backward())  # type: ignore[no-untyped-call]
+    assert stages(count) == (2, 3, 0, 0)
+
+
 def test_selective_checkpointing() -> None:
     """Saving the products leaves nothing of them to run again; saving nothing runs the first again."""
 

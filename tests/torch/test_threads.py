@@ -379,6 +379,32 @@ def test_a_thread_that_ran_before_calls_the_model(loop: Loop) -> None:
     assert monitored(model, steps=6, step=step) == [[2 + 3] * 6]
 
 
+def test_nodes_of_the_same_numbers(loop: Loop) -> None:
+    """Autograd numbers its nodes in each thread: another model's, numbered as the watched one's here, are not taken."""
+    model, other = linear(), nn.Sequential(linear(), linear())
+    ours, one = torch._C._autograd._get_sequence_nr, torch.ones(1, requires_grad=True)
+
+    def catch_up(to: int) -> None:
+        while ours() < to:
+            one.exp()
+
+    def there() -> None:
+        with torch.no_grad():
+            model(x())
+        train(other)
+
+    def step() -> None:
+        at: list[int] = []
+        loop.run(lambda: at.append(ours()))
+        first = max(ours(), *at)
+        catch_up(first)
+        loop.run(lambda: catch_up(first))
+        train(model)
+        loop.run(there)
+
+    assert monitored(model, steps=1, step=step) == [[3]]
+
+
 def test_a_serving_thread_with_another_model(loop: Loop) -> None:
     """Another model that is served and trained beside the steps, in a thread that ran before, is in no step."""
     model, other = linear(), linear()
