@@ -15,6 +15,7 @@ import torch
 
 from mfu_sdk.counting.tally import Line
 
+_interpreters: Final = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
 _APPLY: Final = torch.autograd.function.BackwardCFunction.apply.__code__
 
 
@@ -46,7 +47,7 @@ class Reruns:
         None where it cannot be a rerun: `torch.func` takes its own gradients, or they are off, and were not on before
         in the same backward (a part of the forward may turn them off for itself, as an inner checkpoint does).
         """
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _interpreters() is not None:
             return None
         thread = threading.get_ident()
         key = torch._C._current_graph_task_id(), id(node)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -545,6 +546,20 @@ def test_a_thread_that_outlives_the_count() -> None:
     assert mode.result().model_flops == PRODUCT
 
 
+def test_work_that_waits_until_the_count_is_over() -> None:
+    """A pool that comes to a counted call only after the count runs it uncounted, while the same mode counts again."""
+    mode, go_on = CountingMode(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(go_on.wait, SOON_S)
+        with mode:
+            waiting = pool.submit(lambda: x() @ torch.eye(WIDE))
+        mode.reset()
+        with mode:
+            go_on.set()
+            waiting.result(timeout=SOON_S)
+    assert mode.result().model_flops == 0
+
+
 class Answers(TorchDispatchMode):
     """Somebody else's mode, which answers products itself."""
 
@@ -628,6 +643,7 @@ def test_a_fork_while_another_thread_holds_the_books(loop: Loop) -> None:
         child = os.fork()
         if child == 0:
             # Of the products in the child none is counted, in threads neither, and all locks are free.
+            signal.alarm(SOON_S)
             torch.set_num_threads(1)
             torch.ones(2, 2) @ torch.ones(2, 2)
             in_thread(lambda: torch.ones(2, 2) + 1)
