@@ -295,16 +295,22 @@ All of these namespaces:
 
 LIMITS = """## Where the count is wrong, and does not say so
 
-- **Work in other threads** than the one that counts, `nn.DataParallel`'s replicas among it: a dispatch mode is a
-  thread's own. A monitor notes calls of its model in other threads.
+- **Work that goes to a thread that ran before through a queue of the program's own**, or onto its event loop
+  (`run_coroutine_threadsafe`): nothing shows that it was handed over. What is handed over by `Thread.start`, a
+  `ThreadPoolExecutor` (`asyncio.to_thread` too) or a `ThreadPool` counts, and under a monitor every call of the watched
+  model, in whichever thread, with its backward there; a call of one of its parts alone, in such a thread, does not.
+- **Backward in another thread than the forward**: autograd numbers its nodes in each thread. Where two threads of a
+  count used one number, `by_module` may name the other's module; with several monitors, that may be another model's.
 - **Code that Inductor took from its cache for another program**: it takes products with vectors apart, and one graph
   may be a `dot` here and `(a * b).sum()` there. What is compiled while a monitor lives is told apart, at each operator;
   what was compiled before, or comes whole from AOTAutograd's cache, by the names of its kernels, which are those of the
   program that filled the cache. Where the names leave it open, the products are in `Count.uncounted`.
 - **A function or an `autograd.Function` with a price, inside of compiled code**: it is compiled away, and its operators
   count one by one. `torch.func.grad` in a compiled function reads as forward.
-- **Checkpointing by other functions** than torch's, Megatron's and DeepSpeed's (Unsloth's, offloading ones): what they
-  compute again reads as backward. So does the branch that the backward of `torch.cond` runs once more.
+- **What a function's backward computes again** is known as such where it is torch's, Megatron's or DeepSpeed's
+  checkpoint, the forward in the backward of `torch.cond`, `map` or `while_loop`, or is differentiated there and then by
+  an inner call of the engine (Unsloth's and offloading checkpoints, tiles). What begins under `no_grad`, what is
+  differentiated by `torch.func`, and by formulas of its own (a fused kernel without a price), reads as backward.
 - **Kernels called through an extension that allocate nothing**, such as DeepGEMM's: no operator shows that they ran.
 - **Masks of other numbers** than the rule above (a bias of -1e9 in fp32), a softmax written by hand, and a flex
   `score_mod` that hides pairs: these pairs count.

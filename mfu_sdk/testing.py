@@ -52,6 +52,9 @@ def leaked_hooks() -> list[str]:
     provenance = sys.modules.get("mfu_sdk.counting.provenance")
     if provenance is not None and provenance._original is not None:
         leaks.append("Inductor's compiler watched")
+    threads = sys.modules.get("mfu_sdk.counting.threads")
+    if threads is not None and threads._replaced:
+        leaks.append(f"methods of threads watched ×{len(threads._replaced)}")
     depth = torch._C._len_torch_function_stack()
     if depth:
         leaks.append(f"function mode ×{depth}")

@@ -4,6 +4,7 @@ What is no single operator of the dispatcher is entered here too: functions and 
 higher-order operators, and graphs that were compiled.
 """
 
+import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,10 +22,11 @@ from mfu_sdk.counting.compiled import CompiledCall
 from mfu_sdk.counting.cuda_graphs import Captured
 from mfu_sdk.counting.formulas import FREE, Cost
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.counting.place import OTHERS, Place, Places, Region, Stage, only_infers_shapes
+from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, Place, Places, Region, only_infers_shapes
 from mfu_sdk.counting.prices import Prices, arithmetic, key_of, name_of, priced_or_free
 from mfu_sdk.counting.registry import Rule
-from mfu_sdk.counting.tally import Line, Priced, Tally
+from mfu_sdk.counting.reruns import Rerun
+from mfu_sdk.counting.tally import Line, Priced, Stage, Tally
 from mfu_sdk.records import Convention, Count
 
 # Products of as many rows as tokens were routed, which compiled code calls as they are.
@@ -32,7 +34,7 @@ _ROUTED: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped_mm", "at
 
 
 class Books:
-    """The books of one counting mode. Safe for the threads of an autograd engine."""
+    """The books of one counting mode, safe for threads; each thread beside the first has its own view of them."""
 
     def __init__(
         self,
@@ -40,15 +42,31 @@ class Books:
         convention: Convention,
         others: Callable[[], Collection[torch.nn.Module]],
     ) -> None:
-        self.places = Places(model, others)
+        self.places = Places(model, others, self._ran_again)
         # By thread: how often what is still to come from a compiled graph that runs, and where that is.
         self.late: dict[int, tuple[Counter[str], Place]] = {}
         self._convention: Convention = convention
         # Entered again by the thread that holds it where a finaliser or a user's formula runs operators of its own.
         self._lock = threading.RLock()
         self._masks = Masks()
-        self._prices = Prices()
+        self._prices = Prices(self._lock)
         self._tally = Tally(convention)
+        self.outside: set[str] = set()
+
+    def in_thread(self, nowhere: str, stage: Stage, *, every_node: bool) -> "Books":
+        """The same books, for another thread (`Places.in_thread`)."""
+        other = copy.copy(self)
+        other.places = self.places.in_thread(nowhere, stage, every_node=every_node)
+        return other
+
+    def follow(self, first: "Books") -> None:
+        """Begin again from nothing, as the first thread's books have."""
+        self._tally, self.outside = first._tally, first.outside
+
+    def unlock(self) -> None:
+        """In a process that was forked: no thread that could hold the lock has come along."""
+        self._lock = threading.RLock()
+        self._prices.lock = self._lock
 
     def begin(self) -> None:
         """Counting starts."""
@@ -67,7 +85,9 @@ class Books:
         with self._lock:
             self.places.clear()
             self._masks.clear()
+            # What another thread's last operator of an earlier count still enters is not this count's.
             self._tally = Tally(self._convention)
+            self.outside = set()
 
     def count(self) -> Count:
         """What was entered so far."""
@@ -101,7 +121,7 @@ class Books:
             return
         kind = rule.kind
         if kind == "higher":
-            self._count_higher_order(rule, Call(func, args, kwargs, result), module, stage, fused=fused)
+            self._count_higher_order(rule, Call(func, args, kwargs, result), place, fused=fused)
             return
         key = key_of(rule, func, args, kwargs) if rule.by_shapes else None
         priced = None
@@ -116,26 +136,47 @@ class Books:
             priced = self._prices.price(rule, Call(func, args, kwargs, result), key, self._masks)
         with self._lock:
             self._tally.calls[priced, module, stage] += 1
+        line = self._keep(priced, place) if regions else None
         if rule.watched and stage != "optimizer":
             with self._lock:
                 product = None
                 if priced.known and rule.price is not None and rule.price.dense:
-                    product = partial(self._tally.reprice, Line(priced, module, stage))
+                    product = partial(self._tally.reprice, line or Line(priced, module, stage))
                 self._masks.observe(rule.name, Call(func, args, kwargs, result), product)
                 self._tally.bound()
 
-    def covered(self, regions: Sequence[Region], module: str, stage: Stage) -> bool:
+    def _add(self, priced: Priced, place: Place) -> None:
+        with self._lock:
+            self._tally.calls[priced, place[0], place[1]] += 1
+        self._keep(priced, place)
+
+    def _keep(self, priced: Priced, place: Place) -> Line | None:
+        """Remember what may yet prove to be a rerun."""
+        module, stage, regions = place
+        if not regions or not isinstance(regions[0], Rerun):
+            return None
+        line = Line(priced, module, stage)
+        regions[0].entered.append(line)
+        return line
+
+    def _ran_again(self, rerun: Rerun) -> None:
+        with self._lock:
+            for line in rerun.entered:
+                self._tally.was_recomputed(line)
+        rerun.entered.clear()
+
+    def covered(self, regions: Sequence[Region | Rerun], module: str, stage: Stage) -> bool:
         """Whether the operator runs beneath a priced function, the outermost that has a price for this call.
 
         The first operator of a call charges the function's price.
         """
         for region in regions:
+            if isinstance(region, Rerun):
+                continue
             if not region.charged:
                 region.charged = True
                 # The formula may be the user's: it is asked outside of the lock.
-                priced = self._charge(region)
-                with self._lock:
-                    self._tally.calls[priced, module, stage] += 1
+                self._add(self._charge(region), (module, stage, tuple(regions)))
             if region.cost is not None:
                 return True
         return False
@@ -169,11 +210,11 @@ class Books:
         # It reads what the forward read and the gradient, and writes gradients of the same sizes.
         return Priced(region.name, region.dtype, cost, 2 * region.bytes_moved, known)
 
-    def _count_higher_order(self, rule: Rule, call: Call, module: str, stage: Stage, *, fused: bool) -> None:
+    def _count_higher_order(self, rule: Rule, call: Call, place: Place, *, fused: bool) -> None:
         """A higher-order operator that is no control flow is a black box, but for those that are known."""
         launch = launches.of_wrapper(rule.name, call.kwargs)
         if launch is not None:
-            self._count_launch(*launch, module, stage)
+            self._count_launch(*launch, place)
             return
         held = [t for t in tensors((*call.args, *call.kwargs.values(), call.result)) if t.is_floating_point()]
         if not held:
@@ -181,17 +222,16 @@ class Books:
         cost, known = FREE, False
         name, formula = call.func._name, registry.ecosystem_entry(call.func)
         if name in flex.NAMES:
-            cost, known = priced_or_free(
-                lambda: flex.price_flex(name, call.args, call.kwargs, self._masks, fused=fused)
-            )
+            with self._lock:
+                cost, known = priced_or_free(
+                    lambda: flex.price_flex(name, call.args, call.kwargs, self._masks, fused=fused)
+                )
         elif formula is not None:
             theirs = formula
             cost, known = priced_or_free(
                 lambda: Cost.plain(registry.checked(theirs(*call.args, **call.kwargs, out_val=call.result)))
             )
-        priced = Priced(rule.name, name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known)
-        with self._lock:
-            self._tally.calls[priced, module, stage] += 1
+        self._add(Priced(rule.name, name_of(held[0]), cost, sum(map(traffic.tensor_bytes, held)), known), place)
 
     def ran_compiled(self, call: CompiledCall) -> bool:
         """A graph that Inductor compiled is about to run, in this thread, and this mode will not see inside of it.
@@ -199,7 +239,11 @@ class Books:
         Returns whether it must all the same, for products whose sizes only their data tells (experts' rows).
         """
         module, stage, regions = self.places.now()
-        if module == OTHERS or self.covered(regions, module, stage):
+        if module in NOT_OURS:
+            if module == ELSEWHERE:
+                self.outside.add(call.name)
+            return False
+        if self.covered(regions, module, stage):
             return False
         if call.operations is None:
             self._unknown(call.name, call.inputs, module, stage)
@@ -219,7 +263,7 @@ class Books:
                 with self._lock:
                     self._masks.observe(rule.name, Call(each.func, each.args, each.kwargs, each.result), None)
             else:
-                self.enter(rule, each.func, each.args, each.kwargs, each.result, (module, at, ()), fused=True)
+                self.enter(rule, each.func, each.args, each.kwargs, each.result, (module, at, regions), fused=True)
         if late:
             self.late[threading.get_ident()] = late, (module, stage, ())
         return bool(late)
@@ -249,7 +293,11 @@ class Books:
         """
         module, stage, regions = self.places.now()
         # What a compiled graph replays is counted by its text.
-        if module == OTHERS or threading.get_ident() in self.late or self.covered(regions, module, stage):
+        if threading.get_ident() in self.late or self.covered(regions, module, stage):
+            return
+        if module in NOT_OURS:
+            if module == ELSEWHERE:
+                self.outside.add("cuda::graph_replay")
             return
         if captured is None:
             priced = Priced("cuda::graph_replay", "none", FREE, 0, known=False, sized=False)
@@ -262,10 +310,12 @@ class Books:
     def launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         """A Triton kernel was launched from Python, in this thread."""
         module, stage, regions = self.places.now()
-        if module != OTHERS and not self.covered(regions, module, stage):
-            self._count_launch(kernel, named, module, stage)
+        if module == ELSEWHERE:
+            self.outside.add(f"triton::{launches.name_of(kernel)}")
+        elif module not in NOT_OURS and not self.covered(regions, module, stage):
+            self._count_launch(kernel, named, (module, stage, regions))
 
-    def _count_launch(self, kernel: Any, named: Mapping[str, Any], module: str, stage: Stage) -> None:
+    def _count_launch(self, kernel: Any, named: Mapping[str, Any], place: Place) -> None:
         name = launches.name_of(kernel)
         held = list(tensors(list(named.values())))
         price, formula = functions.of_kernel(name), registry.ecosystem_entry(kernel)
@@ -280,8 +330,7 @@ class Books:
             theirs, asked = formula, {"kernel_idx": None, "constant_args_idx": None, "grid": None, "kwargs": named}
             cost, known = priced_or_free(lambda: Cost.plain(registry.checked(theirs(**asked, out_val=None))))
         moved = sum(map(traffic.tensor_bytes, held))
-        with self._lock:
-            self._tally.calls[Priced(f"triton::{name}", dtype, cost, moved, known), module, stage] += 1
+        self._add(Priced(f"triton::{name}", dtype, cost, moved, known), place)
 
 
 def _is_fake(result: Any) -> bool:

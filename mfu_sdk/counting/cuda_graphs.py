@@ -18,8 +18,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mfu_sdk.counting.place import Stage
-from mfu_sdk.counting.tally import Priced
+from mfu_sdk.counting.tally import Priced, Stage
 from mfu_sdk.guard import shield
 
 Captured = Mapping[tuple[Priced, str, Stage], int]
@@ -126,7 +125,7 @@ def _begins(original: Callable[..., Any]) -> Callable[..., Any]:
                 # It counts as any mode does, and that is built on this.
                 from mfu_sdk.counting.recording import RecordingMode
 
-                recorder = RecordingMode()
+                recorder = RecordingMode(reach="none")
                 recorder.start()
                 _recording[graph] = (threading.get_ident(), recorder)
         return result

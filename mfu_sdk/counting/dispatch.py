@@ -2,15 +2,19 @@
 
 Its price is a few microseconds an operator, so a run counts few steps and looks the others up (`plan`). What a call
 costs is worked out once for its operator and shapes, and is one addition to a table from then on.
+
+A dispatch mode is a thread's own, so a count has a part in each thread that works for it: the mode itself in the thread
+that started it, and one more in each thread that was handed work (`threads`) or called the model (`visit`).
 """
 
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.guard import contained, shield, warn_once
@@ -25,110 +29,37 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfu_sdk.counting import cuda_graphs, launches, mode_stack, registry
+from mfu_sdk.counting import cuda_graphs, launches, mode_stack, registry, threads
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledRegions
-from mfu_sdk.counting.place import OTHERS, Place
+from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, OTHERS, Place
 from mfu_sdk.counting.registry import RULES
+from mfu_sdk.counting.tally import Stage
 
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _CUDA: Final = torch.cuda.is_available()
 _KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
 
 
-class CountingMode(TorchDispatchMode):
-    """Counts the operators that run while it is on, in this thread and in the autograd engine's for it.
-
-    Either a context manager, any number of times and nested in itself, or `start()` and `stop()`, which may lie in
-    different hooks. `model` gives modules their names; operators of other modules are counted too, but for those of
-    the models that `others` returns. What `torch.compile` has compiled counts by its graph, and stays compiled.
-    Wrapper tensors (DTensor, nested, quantized) are counted by the operators that they run on what they wrap, so a
-    sharded tensor counts its local shard.
-    """
+class _Part(TorchDispatchMode):
+    """What one thread runs of a count; transparent while its depth is 0."""
 
     supports_higher_order_operators = True
     reads_data = True
     """Whether tensors are read: then nothing can be counted while a CUDA graph is captured."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module | None = None,
-        *,
-        convention: Convention = "exact",
-        others: Callable[[], Collection[torch.nn.Module]] = tuple,
-    ) -> None:
+    def __init__(self, root: "CountingMode | None", books: Books) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._depth = 0
-        self._books = self._open(model, convention, others)
-        self._compiled = CompiledRegions(
-            self, self._books.ran_compiled, self._books.left_compiled, reads_data=self.reads_data
-        )
-
-    def _open(
-        self,
-        model: torch.nn.Module | None,
-        convention: Convention,
-        others: Callable[[], Collection[torch.nn.Module]],
-    ) -> Books:
-        return Books(model, convention, others)
+        self._root = root
+        self._books = books
+        self._compiled = CompiledRegions(self, books.ran_compiled, books.left_compiled, reads_data=self.reads_data)
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         """Leave `torch.compile` on: an ordinary mode would keep what is compiled under it eager for good."""
         return True
-
-    def start(self) -> None:
-        """Count from here on. The mode lies beneath all others, so no `with` of the user's can meet it by mistake."""
-        if self._depth == 0:
-            with shield("count"):
-                self._books.begin()
-                if not _KEEPS_COMPILATION and "torch._dynamo" in sys.modules:
-                    warn_once(
-                        "count",
-                        "this version of torch leaves eager what it first compiles while counting; call compiled "
-                        "functions once before, or use torch 2.13",
-                    )
-                launches.watch(self._launched)
-                if self.reads_data:
-                    cuda_graphs.watch(self._replayed)
-                self._compiled.start()
-            if not mode_stack.holds(self):
-                mode_stack.insert(self)
-        self._depth += 1
-
-    def stop(self) -> None:
-        """Undo one `start`. Other modes stay as they are; called in another thread, it leaves the stack later.
-
-        Until the thread that started calls `start` or `stop` again, the mode is then transparent.
-        """
-        was_on = self._depth > 0
-        self._depth = max(0, self._depth - 1)
-        if self._depth == 0:
-            mode_stack.remove(self)
-            if was_on:
-                launches.unwatch(self._launched)
-                cuda_graphs.unwatch(self._replayed)
-                with shield("count"):
-                    self._compiled.stop()
-            self._books.end()
-
-    def __enter__(self) -> "CountingMode":
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def result(self) -> Count:
-        """What has run so far, since the last `reset`."""
-        return self._books.count()
-
-    def reset(self) -> None:
-        """Begin again from nothing."""
-        self._books.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -178,7 +109,9 @@ class CountingMode(TorchDispatchMode):
             if not contained("count", error):
                 raise
         result = func(*args, **kwargs)
-        if place is None or place[0] == OTHERS:
+        if place is None or place[0] in NOT_OURS:
+            if place is not None and place[0] == ELSEWHERE and kind not in ("free", "view"):
+                books.outside.add(rule.name)
             return result
         try:
             books.enter(rule, func, args, kwargs, result, place)
@@ -207,24 +140,247 @@ class CountingMode(TorchDispatchMode):
 
         return run
 
-    def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
-        # While an operator runs beneath this mode the mode is off: a kernel that it launches is the operator's.
-        if self._depth and not (_CUDA and self._steps_aside()) and mode_stack.holds(self):
-            self._books.launched(kernel, named)
-
-    def _replayed(self, captured: cuda_graphs.Captured | None) -> None:
-        if self._depth and mode_stack.holds(self):
-            self._books.replayed(captured)
-
     def _steps_aside(self) -> bool:
         return self.reads_data and cuda_graphs.is_capturing()
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Makes a thread count for `root`, for as long as the count lasts in which it was issued."""
+
+    root: "CountingMode"
+    count: int
+    nowhere: str
+    stage: Stage
+
+    def enter(self) -> Callable[[], None] | None:
+        """Count in this thread from here on; returns what ends it, or None where the count is over."""
+        return self.root._work_begins(self)
+
+
+Reach = Literal["all", "model", "none"]
+"""What counts in other threads. "all": what is handed to them while counting. "model": what the model hands to them,
+its modules that run in them, and the backward of these. "none": nothing."""
+
+
+class CountingMode(_Part):
+    """Counts the operators that run while it is on, in this thread, in the autograd engine's for it, and in others.
+
+    Either a context manager, any number of times and nested in itself, or `start()` and `stop()`, which may lie in
+    different hooks. `model` gives modules their names; operators of other modules are counted too, but for those of
+    the models that `others` returns. What `torch.compile` has compiled counts by its graph, and stays compiled.
+    Wrapper tensors (DTensor, nested, quantized) are counted by the operators that they run on what they wrap, so a
+    sharded tensor counts its local shard. `reach` says which work of other threads is this count's.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        *,
+        convention: Convention = "exact",
+        others: Callable[[], Collection[torch.nn.Module]] = tuple,
+        reach: Reach = "all",
+    ) -> None:
+        super().__init__(None, self._open(model, convention, others))
+        self._reach: Reach = reach
+        self._lock = threading.RLock()
+        # The parts of other threads in the count that is on, which is the so-manieth.
+        self._parts: set[_Part] = set()
+        self._counts = 0
+        self._local = threading.local()
+
+    def _open(
+        self,
+        model: torch.nn.Module | None,
+        convention: Convention,
+        others: Callable[[], Collection[torch.nn.Module]],
+    ) -> Books:
+        return Books(model, convention, others)
+
+    def start(self) -> None:
+        """Count from here on. The mode lies beneath all others, so no `with` of the user's can meet it by mistake."""
+        if self._depth == 0:
+            with shield("count"):
+                self._books.begin()
+                if not _KEEPS_COMPILATION and "torch._dynamo" in sys.modules:
+                    warn_once(
+                        "count",
+                        "this version of torch leaves eager what it first compiles while counting; call compiled "
+                        "functions once before, or use torch 2.13",
+                    )
+                launches.watch(self._launched)
+                if self.reads_data:
+                    cuda_graphs.watch(self._replayed)
+                self._compiled.start()
+                if self._reach != "none":
+                    threads.watch(self)
+            self._counts += 1
+            if not mode_stack.holds(self):
+                mode_stack.insert(self)
+        self._depth += 1
+
+    def stop(self) -> None:
+        """Undo one `start`. Other modes stay as they are; called in another thread, it leaves the stack later.
+
+        Until the thread that started calls `start` or `stop` again, the mode is then transparent.
+        """
+        was_on = self._depth > 0
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            mode_stack.remove(self)
+            if was_on:
+                launches.unwatch(self._launched)
+                cuda_graphs.unwatch(self._replayed)
+                threads.unwatch(self)
+                with shield("count"):
+                    self._compiled.stop()
+                self._others_end()
+            self._books.end()
+
+    def __enter__(self) -> "CountingMode":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def result(self) -> Count:
+        """What has run so far, since the last `reset`."""
+        return self._books.count()
+
+    def reset(self) -> None:
+        """Begin again from nothing."""
+        self._books.clear()
+        with self._lock:
+            for part in self._parts:
+                part._books.follow(self._books)
+
+    def outside(self) -> tuple[str, ...]:
+        """Operators that cost FLOPs and ran in threads that were handed work, but belong to no monitored model."""
+        return tuple(sorted(self._books.outside))
+
+    # --- in other threads ------------------------------------------------------------------------------------------
+
+    def hand_over(self) -> Pass | None:
+        """A pass for work that this thread hands over now, or None where this thread does not count."""
+        part = self._part_here()
+        if part is None or not part._depth or self._reach == "none":
+            return None
+        module, stage, regions = part._books.places.now()
+        if regions and part._books.covered(regions, module, stage):
+            return None
+        if self._reach == "model" and not module and stage != "optimizer":
+            module = ELSEWHERE
+        return Pass(self, self._counts, module, stage)
+
+    def _work_begins(self, granted: Pass) -> Callable[[], None] | None:
+        if (part := self._part_here()) is self:
+            return None
+        with self._lock:
+            if not self._depth or granted.count != self._counts:
+                return None
+            mine = self._new_part(granted.nowhere, granted.stage, every_node=True)
+        # A thread that counts by one rule may be handed work that counts by another.
+        if part is not None:
+            mode_stack.remove(part)
+        mode_stack.insert(mine)
+        mine._books.places.enter()
+
+        def ends() -> None:
+            mode_stack.remove(mine)
+            if part is not None:
+                mode_stack.insert(part)
+            with self._lock:
+                self._end(mine)
+
+        return ends
+
+    def visit(self) -> Callable[[], None] | None:
+        """The model is called in this thread, which nobody handed it: count that; returns what ends the call."""
+        if not self._depth or self._reach == "none" or self._part_here() is not None:
+            return None
+        with self._lock:
+            if not self._depth:
+                return None
+            count, part = getattr(self._local, "visitor", (None, None))
+            if part is None or count != self._counts:
+                part = self._new_part(OTHERS, "forward", every_node=False)
+                self._local.visitor = self._counts, part
+        threads.watch_backward()
+        return self._puts_on(part)
+
+    def look_in(self) -> Callable[[], None] | None:
+        """A backward begins in this thread: count it where the thread was visited; returns what ends it."""
+        count, part = getattr(self._local, "visitor", (None, None))
+        if part is None or count != self._counts or not part._depth or self._part_here() is not None:
+            return None
+        return self._puts_on(part)
+
+    def _puts_on(self, part: _Part) -> Callable[[], None]:
+        mode_stack.insert(part)
+        part._books.places.enter()
+
+        def ends() -> None:
+            mode_stack.remove(part)
+
+        return ends
+
+    def _part_here(self) -> _Part | None:
+        """The part of this count that is on this thread's stack."""
+        for mode in mode_stack.modes():
+            if isinstance(mode, _Part) and (mode is self or mode._root is self):
+                return mode
+        return None
+
+    def _new_part(self, nowhere: str, stage: Stage, *, every_node: bool) -> _Part:
+        part = _Part(self, self._books.in_thread(nowhere, stage, every_node=every_node))
+        part._depth = 1
+        part._compiled.start()
+        self._parts.add(part)
+        return part
+
+    def _end(self, part: _Part) -> None:
+        part._depth = 0
+        self._parts.discard(part)
+        with shield("count"):
+            part._compiled.stop()
+        part._books.places.end()
+
+    def _others_end(self) -> None:
+        """The count is over: threads that outlive it go on uncounted."""
+        with self._lock:
+            for part in tuple(self._parts):
+                self._end(part)
+
+    def forsake(self) -> None:
+        """The process was forked, and this is the child: what counts is the parent."""
+        self._lock = threading.RLock()
+        self._books.unlock()
+        for part in (self, *self._parts):
+            part._depth = 0
+            mode_stack.remove(part)
+        self._parts.clear()
+
+    def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
+        # While an operator runs beneath this mode the mode is off: a kernel that it launches is the operator's.
+        part = self._part_here()
+        if part is not None and part._depth and not (_CUDA and self._steps_aside()):
+            part._books.launched(kernel, named)
+
+    def _replayed(self, captured: cuda_graphs.Captured | None) -> None:
+        part = self._part_here()
+        if part is not None and part._depth:
+            part._books.replayed(captured)
 
 
 def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", **kwargs: Any) -> Count:
     """Run `fn(*args, **kwargs)` once and count what it ran; `fn` is a function or a module, its result is dropped.
 
-    What `fn` raises passes unchanged. Call `backward()` inside of `fn` to count it too. Work that `fn` does in other
-    threads is not seen: modes are a thread's own. Raises `ConfigurationError` for a convention that is neither.
+    What `fn` raises passes unchanged. Call `backward()` inside of `fn` to count it too. Threads that `fn` starts count,
+    and what it hands to a pool of threads, as long as `fn` runs; what it puts into a queue for a thread that ran before
+    is not seen. Raises `ConfigurationError` for a convention that is neither.
     """
     if convention not in ("exact", "full"):
         raise ConfigurationError(f"convention={convention!r}: must be exact or full (see docs/explanation/mfu.md)")

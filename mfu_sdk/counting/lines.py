@@ -7,7 +7,9 @@ from torch import nn
 
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.place import Region, Stage
+from mfu_sdk.counting.place import Region
+from mfu_sdk.counting.reruns import Rerun
+from mfu_sdk.counting.tally import Stage
 from mfu_sdk.records import Convention
 
 
@@ -42,7 +44,7 @@ class LinedMode(CountingMode):
         mode = self
 
         class Remembering(Books):
-            def covered(self, regions: Sequence[Region], module: str, stage: Stage) -> bool:
+            def covered(self, regions: Sequence[Region | Rerun], module: str, stage: Stage) -> bool:
                 mode.covered = super().covered(regions, module, stage)
                 return mode.covered
 

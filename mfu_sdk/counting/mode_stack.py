@@ -7,7 +7,11 @@ touched, not the flags that `TorchDispatchMode.__enter__` saves and restores: ou
 """
 
 from torch._C import _len_torch_dispatch_stack, _pop_torch_dispatch_stack, _push_on_torch_dispatch_stack
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+)
 
 
 def holds(mode: TorchDispatchMode) -> bool:
@@ -15,6 +19,14 @@ def holds(mode: TorchDispatchMode) -> bool:
     above = _lift(mode)
     found = _get_current_dispatch_mode() is mode
     _restore(above)
+    return found
+
+
+def modes() -> list[TorchDispatchMode]:
+    """The modes on this thread's stack, the one beneath all others first."""
+    if not _len_torch_dispatch_stack():
+        return []
+    found: list[TorchDispatchMode] = _get_current_dispatch_mode_stack()
     return found
 
 

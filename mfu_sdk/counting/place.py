@@ -4,35 +4,42 @@ Read from the Python stack of the thread that runs it, so no hook is left in any
 `torch.compile` sees nothing, and a step() or forward that began before counting did is recognised all the same.
 """
 
+import copy
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
-from mfu_sdk.counting import functions
+from mfu_sdk.counting import functions, joint_graphs
 from mfu_sdk.counting.functions import FunctionCost, FunctionPrice
-
-Stage = Literal["forward", "backward", "recompute", "optimizer"]
+from mfu_sdk.counting.reruns import Rerun, Reruns
+from mfu_sdk.counting.tally import Stage
 
 OTHERS: Final = "\0"
 """The module of an operator that belongs to another monitored model: not this one's to count."""
+ELSEWHERE: Final = "\1"
+"""The module of an operator of another thread that belongs to no monitored model: not counted, but said."""
+NOT_OURS: Final = frozenset((OTHERS, ELSEWHERE))
 
 _OPTIMIZERS: Final = os.path.dirname(torch.optim.__file__) + os.sep  # noqa: PTH120 - code has its file as a string
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep  # noqa: PTH120
 # DTensor finds an operator's global result by running it on fake tensors; that is no work of the model's.
 _SHAPE_INFERENCE: Final = os.path.join("torch", "distributed", "tensor", "_sharding_prop.py")  # noqa: PTH118
 
+_Function: Final = torch.autograd.function.BackwardCFunction
+"""What the autograd node of every `autograd.Function` is."""
+
 _MOST_NODES: Final = 1 << 20
 """Autograd nodes whose module is remembered; a step has some thousands."""
 
 # What a frame tells; torch's own and other frames tell nothing by themselves.
-_TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET = range(7)
+_TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET, _GRAPH = range(8)
 
 
 class Region:
@@ -79,9 +86,9 @@ class Region:
         return int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else None
 
 
-Place = tuple[str, Stage, tuple[Region, ...]]
+Place = tuple[str, Stage, tuple[Region | Rerun, ...]]
 """The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any), the stage, and the priced functions on the
-stack, the outermost first."""
+stack, the outermost first; before them the rerun that the operator may be of."""
 
 
 class _Code:
@@ -115,6 +122,8 @@ def _classify(frame: FrameType) -> _Code:
         # Checkpointing without reentrance recomputes when a saved tensor is unpacked.
         if code.co_qualname == "_checkpoint_hook.__init__.<locals>.unpack_hook":
             kind = _UNPACK
+        elif file.startswith(joint_graphs.FILES):
+            kind = _GRAPH
         elif file.startswith(_OPTIMIZERS) and not file.endswith(("lr_scheduler.py", "swa_utils.py")):
             # A compiled step has no wrapper around it, but keeps its name and file.
             kind = _OPTIMIZER
@@ -146,6 +155,12 @@ def _runs_closure(step: FrameType, beneath: FrameType | None) -> bool:
     return False
 
 
+def _last_node() -> int:
+    """The number of the autograd node that this thread made last."""
+    made: int = torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
+    return made - 1
+
+
 def only_infers_shapes() -> bool:
     """Whether the operator that runs now, on fake tensors, is DTensor's way to learn a shape."""
     frame: FrameType | None = sys._getframe(1)
@@ -154,6 +169,14 @@ def only_infers_shapes() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+@dataclass(slots=True)
+class _Nodes:
+    """Of the autograd nodes that one thread made, by their numbers, which are a thread's own: what made them."""
+
+    modules: dict[int, str] = field(default_factory=dict)
+    pending: dict[int, Region] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,20 +191,28 @@ class Places:
     """Finds the place of the operator that runs now, and remembers which module each autograd node came from.
 
     `others` gives the models that other monitors watch: their modules, unless they are this model's too, are `OTHERS`.
+    `ran_again` is told of operators that had the stage "backward" and prove to be recomputation.
     """
 
     def __init__(
         self,
         model: torch.nn.Module | None = None,
         others: Callable[[], Collection[torch.nn.Module]] = tuple,
+        ran_again: Callable[[Rerun], None] = lambda _: None,
     ) -> None:
         self._others = others
+        self._model = None if model is None else weakref.ref(model)
         self._known: dict[int, _Known] = {}
-        self._by_node: dict[int, str] = {}
         self._regions: dict[int, tuple[Region, ...]] = {}
-        self._pending: dict[int, Region] = {}
         self._deep = False
         self._excludes = False
+        # What an operator outside of all modules goes by.
+        self._nowhere = ""
+        self._stage: Stage = "forward"
+        self._meets = self._every_node = True
+        self._own: dict[int, _Known] | None = None
+        self._ran_again = ran_again
+        self._forget_nodes()
         if model is not None:
             self._name_all(model)
 
@@ -193,6 +224,7 @@ class Places:
             _codes.clear()
             _codes_version = functions.version()
         self._deep = functions.may_run()
+        self._own = None
         self._known = {key: known for key, known in self._known.items() if known.name != OTHERS}
         others = self._others()
         self._excludes = bool(others)
@@ -202,21 +234,67 @@ class Places:
 
     def clear(self) -> None:
         """Forget the autograd nodes; modules keep their names."""
-        self._by_node.clear()
-        self._pending.clear()
+        self._forget_nodes()
         self._regions.clear()
+
+    def _forget_nodes(self) -> None:
+        own = _Nodes()
+        self._by_node, self._pending = own.modules, own.pending
+        # Of every thread of this count: a backward may run in another thread than the forward.
+        self._nodes = [own]
+        self._reruns = Reruns()
+        self._local = threading.local()
 
     def end(self) -> None:
         """Counting stops: let go of every frame."""
         self._regions.clear()
+        self._reruns.clear()
+
+    def in_thread(self, nowhere: str, stage: Stage, *, every_node: bool) -> "Places":
+        """The places of another thread in the same count, for that thread to `enter`.
+
+        Outside of modules an operator goes by `nowhere` there. Where that is `ELSEWHERE` or `OTHERS`, only the model's
+        own modules are told apart from it (without a model: all modules), and the backward of what they made.
+        `every_node`: this count sees every node that the thread makes, so that others are another thread's of it.
+        """
+        other = copy.copy(self)
+        other._nowhere, other._stage = nowhere, stage
+        other._regions, other._reruns = {}, Reruns()
+        if nowhere in NOT_OURS and self._model is not None:
+            other._known = self._own_modules()
+            other._meets = False
+        other._every_node = every_node
+        return other
+
+    def enter(self) -> None:
+        """This thread's work begins here, as far as it is counted."""
+        nodes: _Nodes | None = getattr(self._local, "nodes", None)
+        if nodes is None:
+            nodes = self._local.nodes = _Nodes()
+            self._nodes.append(nodes)
+        self._by_node, self._pending = nodes.modules, nodes.pending
+        # The node made last is what ran before's.
+        self._by_node.setdefault(_last_node(), self._nowhere)
+
+    def _own_modules(self) -> dict[int, _Known]:
+        """The model's modules, and those of the models that others watch."""
+        if self._own is None:
+            model = None if self._model is None else self._model()
+            if model is not None:
+                self._name_all(model)
+            own = set() if model is None else set(map(id, model.modules()))
+            known = tuple(self._known.items())
+            self._own = {key: each for key, each in known if key in own or each.name == OTHERS}
+        return self._own
 
     def now(self) -> Place:
         """The place of the operator whose dispatch is on the stack.
 
         In the autograd engine, an operator is recomputation if gradients are on and it runs under
         `CheckpointFunction` (torch's, Megatron's and DeepSpeed's share the name) or under the unpacking of a
-        checkpoint's saved tensor, else backward. An operator of an `Optimizer.step` is the optimizer's, in the engine
-        too, except in the closure of step(), which runs with gradients on.
+        checkpoint's saved tensor, or if it is the forward's part of a joint graph (`torch.cond`), else backward. An
+        operator of an `Optimizer.step` is the optimizer's, in the engine too, except in the closure of step(), which
+        runs with gradients on.
         """
         module: str | None = None
         outer: torch.nn.Module | None = None
@@ -251,24 +329,28 @@ class Places:
                 elif kind == _TARGET:
                     targets.append(frame)
                     foreign = True
+                elif kind == _GRAPH:
+                    foreign = True
+                    recomputing = recomputing or (in_engine and joint_graphs.runs_forward(frame))
                 # With gradients on it may be the closure of step() that runs, which is the user's code.
                 elif outer is None and not (
                     foreign and torch.is_grad_enabled() and _runs_closure(frame, sys._getframe(2))
                 ):
-                    return "", "optimizer", ()
+                    return self._nowhere, "optimizer", ()
             frame = frame.f_back
 
-        if inner is not None and outer is not None:
+        if inner is not None and outer is not None and self._meets:
             # A module that no traversal has met: meet all of the outermost one's.
             module = self._met(inner, outer, module)
         if module is None:
-            module = ""
-        stage: Stage = "forward"
-        regions: tuple[Region, ...] = ()
-        number = torch._C._autograd._get_sequence_nr() - 1  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
+            module = self._nowhere
+        stage = self._stage
+        regions: tuple[Region | Rerun, ...] = ()
+        number = _last_node()
         if in_engine:
             node = torch._C._current_autograd_node()
-            if not recomputing and node is not None:
+            in_function = isinstance(node, _Function)
+            if in_function and not recomputing:
                 recomputing = node.name() == "CheckpointFunctionBackward"
             if recomputing:
                 stage = "recompute"
@@ -276,12 +358,23 @@ class Places:
                 stage = "backward"
                 if node is not None:
                     made_by = node._sequence_nr()
-                    # A node that was made before counting began may be of another watched model's forward: nothing of
-                    # this model's that is counted has one.
-                    module = self._by_node.get(made_by, OTHERS if self._excludes else module)
-                    if self._pending and (ahead := self._pending.get(made_by)) is not None:
+                    ahead = self._pending.get(made_by) if self._pending else None
+                    made_in = self._by_node.get(made_by)
+                    if made_in is None:
+                        module, ahead = self._made_elsewhere(made_by, node, module)
+                    elif in_function:
+                        # Of a forward that runs again, the inner backward should find the modules.
+                        module = made_in if module == self._nowhere else module
+                    else:
+                        module = made_in
+                    rerun = self._reruns.may_be(node, number) if in_function else None
+                    if self._reruns.by_node and (proved := self._reruns.reached(made_by)) is not None:
+                        self._ran_again(proved)
+                    if ahead is not None:
                         ahead.runs(node)
                         regions = (ahead,)
+                    elif rerun is not None:
+                        regions = (rerun,)
         if targets:
             regions += self._running(targets, number)
         elif self._regions:
@@ -292,6 +385,21 @@ class Places:
         if len(self._by_node) > _MOST_NODES:
             self._by_node.clear()
         return module, stage, regions
+
+    def _made_elsewhere(self, number: int, node: Any, module: str) -> tuple[str, Region | None]:
+        """The module of a node that this thread has not made, or not while it was counted; and its priced function."""
+        for nodes in tuple(self._nodes) if self._every_node else ():
+            found = nodes.modules.get(number)
+            if found is not None:
+                ahead = nodes.pending.get(number)
+                # Of several threads that used the number, the first may be meant: a function has its node's name.
+                is_its = ahead is not None and node.name().removesuffix("Backward") in ahead.name
+                return found, ahead if is_its else None
+        if self._nowhere in NOT_OURS:
+            return self._nowhere, None
+        # A node that was made before counting began may be of another watched model's forward: nothing of this model's
+        # that is counted has one.
+        return OTHERS if self._excludes else module, None
 
     def await_backward(self, region: Region) -> None:
         """The autograd node under which `region` runs its forward will run its backward: priced together.

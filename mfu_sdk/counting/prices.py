@@ -1,6 +1,7 @@
 """What one call of an operator costs, worked out once for its operator and shapes."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, cast
 
 import torch
@@ -23,9 +24,13 @@ _INDICES: Final = frozenset({torch.bool, torch.int16, torch.int32, torch.int64})
 
 
 class Prices:
-    """The prices of calls, by all that decides them. `known` is what the path of an operator looks into."""
+    """The prices of calls, by all that decides them. `known` is what the path of an operator looks into.
 
-    def __init__(self) -> None:
+    `lock` is held while what is known about masks is asked for, not while a formula, which may be the user's, runs.
+    """
+
+    def __init__(self, lock: AbstractContextManager[Any]) -> None:
+        self.lock = lock
         self.known: dict[Any, Priced] = {}
         self._rules_seen = 0
 
@@ -40,7 +45,7 @@ class Prices:
         sent = traffic.handed_bytes(call)
         if sent is not None:
             return self._remember(key, Priced(sent[0], "none", FREE, 0, sent=sent[1]))
-        asked = _Asked(masks)
+        asked = _Asked(masks, self.lock)
         cost, known = FREE, True
         if rule.kind == "priced" or rule.kind == "users":
             cost, known = priced_or_free(lambda: registry.price(call, rule, cast(Masks, asked)))
@@ -69,13 +74,20 @@ class Prices:
 class _Asked:
     """What is known about masks, and whether a formula asked for it: then its price is that of this call only."""
 
-    def __init__(self, masks: Masks) -> None:
+    def __init__(self, masks: Masks, lock: AbstractContextManager[Any]) -> None:
         self._masks = masks
+        self._lock = lock
         self.was_asked = False
 
     def __getattr__(self, name: str) -> Any:
         self.was_asked = True
-        return getattr(self._masks, name)
+        ask = getattr(self._masks, name)
+
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return ask(*args, **kwargs)
+
+        return asked
 
 
 def key_of(rule: Rule, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

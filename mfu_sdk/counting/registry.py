@@ -83,6 +83,7 @@ _CONTROL_FLOW: Final = frozenset(
         "scan",
         "tag_activation_checkpoint",
         "while_loop",
+        "while_loop_stack_output",
         "wrap",
     }
 )

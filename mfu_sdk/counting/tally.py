@@ -4,11 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from mfu_sdk.counting.formulas import FORMULA_VERSION, FREE, Cost
-from mfu_sdk.counting.place import Stage
 from mfu_sdk.records import Convention, Count, OpCost, Uncounted
+
+Stage = Literal["forward", "backward", "recompute", "optimizer"]
 
 _MOST_KINDS: Final = 4096
 """Kinds of operator calls listed apart in a `Count`; a step of a large model has some hundreds."""
@@ -119,6 +120,13 @@ class Tally:
         self.calls[old, line.module, line.stage] -= 1
         self.calls[new, line.module, line.stage] += 1
         line.priced = new
+
+    def was_recomputed(self, line: Line) -> None:
+        """What was added as backward proved to be a forward that ran again."""
+        if line.stage == "backward":
+            self.calls[line.priced, line.module, line.stage] -= 1
+            line.stage = "recompute"
+            self.calls[line.priced, line.module, line.stage] += 1
 
     def bound(self) -> None:
         """Keep memory bounded whatever the shapes: fold the calls into sums once there are too many kinds."""

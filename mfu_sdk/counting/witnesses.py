@@ -136,7 +136,7 @@ class Witnesses:
     """
 
     def __init__(self, *, with_torch: bool = True, why_not: str = "", convention: Convention = "exact") -> None:
-        self._ours = LinedMode(convention=convention)
+        self._ours = LinedMode(convention=convention, reach="none")
         self._executed = _Executed(self._ours)
         self._theirs = flop_counter.FlopCounterMode(display=False) if with_torch else None
         self._notes = [] if with_torch else [why_not]

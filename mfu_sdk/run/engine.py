@@ -29,6 +29,7 @@ from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
 from mfu_sdk.run.costs import Costs
+from mfu_sdk.run.elsewhere import Elsewhere
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.step import Step
@@ -53,7 +54,7 @@ def _weakly(model: nn.Module | None) -> tuple[weakref.ref[nn.Parameter], ...]:
 
 
 class Engine:
-    """The wiring of one run. All its methods run in the thread that made it; other threads' calls are not its steps."""
+    """The wiring of one run. All its methods run in the thread that made it; other threads' calls begin no step."""
 
     def __init__(
         self,
@@ -91,9 +92,10 @@ class Engine:
         self._works_early = False
         self._hooks = ExitStack()
         if model is None:
-            self._mode = CountingMode(convention=convention)
+            self._mode = CountingMode(convention=convention, reach="model")
         else:
-            self._mode = CountingMode(model, convention=convention, others=partial(others_than, model))
+            self._mode = CountingMode(model, convention=convention, others=partial(others_than, model), reach="model")
+            self._elsewhere = Elsewhere(model, self._mode)
             self._hooks.callback(watch(model))
             before, after = Hook(self._before_forward), Hook(self._after_forward)
             self._hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -114,7 +116,9 @@ class Engine:
         if torch.compiler.is_compiling():
             return
         if threading.get_ident() != self._thread:
-            self.ledger.note("the model was also called in other threads, whose work is in no step")
+            with shield("seeing a forward pass in another thread"):
+                self.ledger.note("the model was also called in other threads, as part of the step that was open then")
+                self._elsewhere.begins(args, kwargs, None if self._step is None else self._step.elsewhere)
             return
         began = time.perf_counter_ns()
         # On the path of every step a `shield` would cost more than what it guards.
@@ -131,6 +135,8 @@ class Engine:
         if torch.compiler.is_compiling():
             return
         if threading.get_ident() != self._thread:
+            with shield("seeing a forward pass end in another thread"):
+                self._elsewhere.ends()
             return
         if self._depth:
             self._depth -= 1
@@ -309,6 +315,10 @@ class Engine:
         samples: int | None = None,
         error_type: str | None = None,
     ) -> None:
+        for key, leading in step.elsewhere:
+            call = self._costs.number(key)
+            step.calls[call] = step.calls.get(call, 0) + 1
+            step.batch_sum += leading
         seen = step.seen()
         own = None
         if step.counting:
@@ -318,13 +328,22 @@ class Engine:
                 self._costs.learn(self._costs.shown(seen), count)
                 # Its own count, not the mean of all that look like it.
                 own = self.ledger.price(count, "cached")
+            if outside := self._mode.outside():
+                self.ledger.note(
+                    "in threads that the step started, operators ran that belong to no module of the model, and are in "
+                    f"no count: {', '.join(outside[:3])}"
+                )
+        demand = own or self._costs.of_seen(seen)
+        if demand is None and step.elsewhere:
+            # Such calls could not have the step counted when they came.
+            self._costs.wants_count = True
         work = Work(
             index=self._index,
             phase=step.phase,
             start=step.start,
             end=end,
             start_unix_ns=step.start_unix_ns,
-            demand=own or self._costs.of_seen(seen),
+            demand=demand,
             tokens=tokens,
             samples=samples,
             waits=tuple(step.waits) if self._times_data else None,

@@ -8,6 +8,7 @@ from mfu_sdk.counting.plan import Packed
 from mfu_sdk.records import Phase
 from mfu_sdk.run.clock import Mark
 from mfu_sdk.run.costs import Seen
+from mfu_sdk.run.elsewhere import Call
 
 
 class Step:
@@ -17,6 +18,7 @@ class Step:
         "batch_sum",
         "calls",
         "counting",
+        "elsewhere",
         "last_call_end",
         "optimized",
         "packed",
@@ -44,6 +46,8 @@ class Step:
         self.waits = waits
         # By number (`Costs.number`).
         self.calls: dict[int, int] = {}
+        # Other threads', as they came.
+        self.elsewhere: list[Call] = []
         self.batch_sum = 0
         self.counting = False
         # Where the optimizer stepped last, and how many of the waits came before.

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._higher_order_ops import associative_scan, scan, while_loop
 from torch._higher_order_ops import map as hop_map
-from torch._higher_order_ops import scan, while_loop
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -162,9 +162,6 @@ def test_a_scan_counts_every_round() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.xfail(
-    strict=True, reason="torch's backward of cond runs the branch's forward again, which reads as backward"
-)
 @pytest.mark.parametrize(("taken", "products"), [(True, (1, 2)), (False, (2, 4))])
 def test_the_backward_of_the_branch_that_ran(taken: bool, products: tuple[int, int]) -> None:
     """Of torch.cond, the branch taken counts forward and backward."""
@@ -177,6 +174,75 @@ def test_the_backward_of_the_branch_that_ran(taken: bool, products: tuple[int, i
     count = mfu.count(run)
     assert (count.forward_flops, count.backward_flops) == tuple(PRODUCT * each for each in products)
     assert count.uncounted == ()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_what_control_flow_computes_again_in_its_backward() -> None:
+    """A round of two products, and their four gradients; keeping nothing, the backward runs each round's two again."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def rounds() -> None:
+        start = (torch.tensor(0), x().requires_grad_())
+        while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, block(y, w)), start)[1].sum().backward()
+
+    def elements() -> None:
+        hop_map(block, torch.randn(3, ROWS, WIDE, requires_grad=True), w).sum().backward()
+
+    assert stages(mfu.count(rounds)) == (6, 12, 6, 0)
+    assert stages(mfu.count(elements)) == (6, 12, 6, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_scan_keeps_what_its_backward_needs() -> None:
+    """Its products are saved, as torch's partition of its joint graph has it: nothing of them runs again."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def run() -> None:
+        last, _ = scan(lambda y, new: (block(y, w) + new, y.clone()), x().requires_grad_(), torch.randn(3, ROWS, WIDE))
+        last.sum().backward()
+
+    assert stages(mfu.count(run)) == (6, 12, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_an_associative_scan_is_a_program_like_any() -> None:
+    """Two elements are combined once: a product, and the two of its backward; nothing runs again."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def run() -> None:
+        rows = torch.randn(2, ROWS, WIDE, requires_grad=True)
+        associative_scan(lambda a, b: a @ w + b, rows, 0, combine_mode="generic").sum().backward()
+
+    assert stages(mfu.count(run)) == (1, 2, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_branch_in_a_branch_is_computed_again_twice() -> None:
+    """A product around a branch of two: the outer backward runs all three again, the inner one its two once more."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def inner(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.cond(y.sum() > -1e9, block, lambda y, w: y @ w, (y @ w, w))  # type: ignore[no-any-return]
+
+    def run() -> None:
+        rows = x().requires_grad_()
+        torch.cond(torch.tensor(1) > 0, inner, lambda y, w: y @ w, (rows, w)).sum().backward()
+
+    assert stages(mfu.count(run)) == (3, 6, 5, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("compiled_anew")
+def test_a_region_that_is_compiled_once_keeps_its_products() -> None:
+    """Of `nested_compile_region`, called twice: the partitioner of the whole saves what is dear."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+    region = torch.compiler.nested_compile_region(block)
+    twice = torch.compile(lambda rows: region(region(rows, w), w), backend="aot_eager", fullgraph=True)
+    assert stages(mfu.count(lambda: twice(x().requires_grad_()).sum().backward())) == (4, 8, 0, 0)
 
 
 # --- functions and hooks of one's own ---------------------------------------------------------------------------------
@@ -254,6 +320,134 @@ def test_nested_checkpoints(reentrant: bool) -> None:
     assert stages(count)[:2] == (2, 4)
     # Reentrant: all of the block in the outer, and again in the inner. Otherwise each stops at its last saved tensor.
     assert stages(count)[2:] == ((4, 0) if reentrant else (1, 0))
+
+
+class Offloaded(torch.autograd.Function):
+    """Checkpoints by itself, as Unsloth's does: keeps the rows only, and differentiates what it runs once more.
+
+    It goes through the rows in so many tiles, as those for long sequences do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, tiles: int, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.tiles, ctx.run = tiles, run
+        with torch.no_grad():
+            return run(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        found = []
+        for part, gradient in zip(rows.chunk(ctx.tiles), gradients[0].chunk(ctx.tiles), strict=True):
+            tile = part.detach().requires_grad_()
+            with torch.enable_grad():
+                output = ctx.run(tile)
+            torch.autograd.backward(output, gradient)
+            found.append(tile.grad)
+        return torch.cat(found), None, None
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_a_checkpoint_of_ones_own(tiles: int) -> None:
+    """Of two products both run again, whole or in tiles; the gradients are those of their modules, as without it."""
+    model = nn.Sequential(linear(), nn.ReLU(), linear())
+    plain = mfu.count(lambda: model(x().requires_grad_()).sum().backward())
+    saved = mfu.count(lambda: Offloaded.apply(x().requires_grad_(), tiles, model).sum().backward())  # type: ignore[no-untyped-call]
+    assert (stages(plain), stages(saved)) == ((2, 4, 0, 0), (2, 4, 2, 0))
+    assert plain.by_module == saved.by_module == {"Sequential.0": 3 * PRODUCT, "Sequential.2": 3 * PRODUCT}
+
+
+def test_a_checkpoint_of_ones_own_in_another() -> None:
+    """The outer one runs both products again, the inner one, around the second, that one once more."""
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def outer(rows: torch.Tensor) -> torch.Tensor:
+        return Offloaded.apply((rows @ w).sin(), 1, lambda y: y @ w)  # type: ignore[no-any-return,no-untyped-call]
+
+    count = mfu.count(lambda: Offloaded.apply(x().requires_grad_(), 1, outer).sum().backward())  # type: ignore[no-untyped-call]
+    assert stages(count) == (2, 4, 3, 0)
+
+
+def test_causal_attention_under_a_checkpoint_of_ones_own() -> None:
+    """Scores that a mask hides are taken off in the forward that runs again too: forward and backward are as ever."""
+    mask = torch.ones(ROWS, ROWS, dtype=torch.bool).tril()
+
+    def attend(rows: torch.Tensor) -> torch.Tensor:
+        scores = (rows @ rows.mT).masked_fill(~mask, float("-inf"))
+        return torch.softmax(scores, -1) @ rows
+
+    def rows() -> torch.Tensor:
+        return torch.randn(2, ROWS, WIDE, requires_grad=True)
+
+    plain = mfu.count(lambda: attend(rows()).sum().backward())
+    saved = mfu.count(lambda: Offloaded.apply(rows(), 1, attend).sum().backward())  # type: ignore[no-untyped-call]
+    pairs = ROWS * (ROWS + 1) // 2
+    assert plain.forward_flops == saved.forward_flops == 2 * 2 * 2 * WIDE * pairs
+    assert plain.backward_flops == saved.backward_flops == 2 * plain.forward_flops
+    assert plain.recompute_flops == 0
+    # What ran again is all pairs, as the mask is applied after the product.
+    assert saved.recompute_flops == 2 * 2 * 2 * WIDE * ROWS**2
+
+
+class Twice(torch.autograd.Function):
+    """A product by 2·w whose gradient can be differentiated again; `through` runs the forward for it once more."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, w: torch.Tensor, through: bool) -> torch.Tensor:
+        ctx.save_for_backward(rows, w)
+        ctx.through = through
+        return 2 * (rows @ w)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        rows, w = ctx.saved_tensors
+        if not ctx.through:
+            return 2 * (gradients[0] @ w.T), None, None
+        with torch.enable_grad():
+            output = 2 * (rows @ w)
+        (found,) = torch.autograd.grad(output, rows, gradients[0], create_graph=True)
+        return found, None, None
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_gradient_penalty_is_no_checkpoint(through: bool) -> None:
+    """With create_graph a function's gradient runs with gradients on, and is backward; what it runs again is not.
+
+    Backward: the gradient; and of the penalty, the derivatives of that by w and by the gradient that came in, which is
+    a function of the loss's own weights.
+    """
+    w, v = torch.randn(WIDE, WIDE), torch.randn(WIDE, WIDE, requires_grad=True)
+
+    def run() -> None:
+        rows = x().requires_grad_()
+        output = Twice.apply(rows, w, through)  # type: ignore[no-untyped-call]
+        (gradient,) = torch.autograd.grad((output @ v).sum(), rows, create_graph=True)
+        (gradient**2).sum().backward()
+
+    # Forward: by w and by v. Backward: by vᵀ and by wᵀ; then those two's own derivatives, by w and for v, where the
+    # sum's gradient, all ones, wants none. The penalty's graph reaches neither forward.
+    forward, backward, recompute, _ = stages(mfu.count(run))
+    assert (forward, backward, recompute) == (2, 4, 1 if through else 0)
+
+
+def test_gradients_on_is_not_enough() -> None:
+    """A function that takes its gradient under enable_grad, and differentiates nothing there, runs it as backward."""
+
+    class Careless(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(w)
+            return rows @ w
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+            with torch.enable_grad():
+                return gradients[0] @ ctx.saved_tensors[0].T, None
+
+    w = torch.randn(WIDE, WIDE, requires_grad=True)
+    count = mfu.count(lambda: (Careless.apply(x().requires_grad_(), w) @ w).sum().backward())  # type: ignore[no-untyped-call]
+    assert stages(count) == (2, 3, 0, 0)
 
 
 def test_selective_checkpointing() -> None:
