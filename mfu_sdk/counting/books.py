@@ -21,9 +21,11 @@ from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.compiled import CompiledCall
 from mfu_sdk.counting.cuda_graphs import Captured
 from mfu_sdk.counting.formulas import FREE, Cost
+from mfu_sdk.counting.frames import only_infers_shapes
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, Place, Places, Region, only_infers_shapes
+from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, Place, Places
 from mfu_sdk.counting.prices import Prices, arithmetic, key_of, name_of, priced_or_free
+from mfu_sdk.counting.region import Region
 from mfu_sdk.counting.registry import Rule
 from mfu_sdk.counting.reruns import Rerun
 from mfu_sdk.counting.tally import Line, Priced, Stage, Tally

@@ -9,15 +9,13 @@ that started it, and one more in each thread that was handed work (`threads`) or
 
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Literal
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
-from mfu_sdk.guard import contained, shield, warn_once
+from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.records import Convention, Count
 
 try:
@@ -25,123 +23,15 @@ try:
 except ModuleNotFoundError as error:
     raise MissingDependencyError("torch is not installed: counting runs under it; pip install torch") from error
 
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfu_sdk.counting import cuda_graphs, launches, mode_stack, registry, threads
+from mfu_sdk.counting import cuda_graphs, launches, mode_stack, threads
 from mfu_sdk.counting.books import Books
-from mfu_sdk.counting.call import Call, tensors
-from mfu_sdk.counting.compiled import CompiledRegions
-from mfu_sdk.counting.place import ELSEWHERE, NOT_OURS, OTHERS, Place
-from mfu_sdk.counting.registry import RULES
+from mfu_sdk.counting.part import Part
+from mfu_sdk.counting.place import ELSEWHERE, OTHERS
 from mfu_sdk.counting.tally import Stage
 
-_NO_KEYWORDS: Final[Mapping[str, Any]] = {}
-_CUDA: Final = torch.cuda.is_available()
 _KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
-
-
-class _Part(TorchDispatchMode):
-    """What one thread runs of a count; transparent while its depth is 0."""
-
-    supports_higher_order_operators = True
-    reads_data = True
-    """Whether tensors are read: then nothing can be counted while a CUDA graph is captured."""
-
-    def __init__(self, root: "CountingMode | None", books: Books) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._depth = 0
-        self._root = root
-        self._books = books
-        self._compiled = CompiledRegions(self, books.ran_compiled, books.left_compiled, reads_data=self.reads_data)
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Leave `torch.compile` on: an ordinary mode would keep what is compiled under it eager for good."""
-        return True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run the operator, once and as it is; then count it."""
-        if kwargs is None:
-            kwargs = _NO_KEYWORDS
-        rule = RULES.get(id(func))
-        if rule is None:
-            try:
-                rule = registry.rule(func)
-            except Exception as error:
-                if not contained("count", error):
-                    raise
-                return func(*args, **kwargs)
-        kind = rule.kind
-        if kind == "subclass" or (types and any(map(_wraps, types))):
-            # The subclass unwraps; what it runs comes back here.
-            return NotImplemented
-        if self._depth == 0 or (_CUDA and self._steps_aside()):
-            return func(*args, **kwargs)
-        if kind == "view":
-            result = func(*args, **kwargs)
-            # Of a mask without data it is followed how it was made; one with data is read where it is used.
-            if rule.watched and (not self.reads_data or _lacks_data(result)):
-                with shield("count"):
-                    self._books.watch(rule, Call(func, args, kwargs, result))
-            return result
-        if kind == "control":
-            return func(*map(self._seen_again, args), **kwargs)
-        if rule.decomposes and not any(map(_is_ragged, tensors((*args, *kwargs.values())))):
-            with self._again():
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        books = self._books
-        if books.late and threading.get_ident() in books.late:
-            result = func(*args, **kwargs)
-            with shield("count"):
-                books.seen_late(rule, Call(func, args, kwargs, result))
-            return result
-        # Before it runs: a function that has returned must not hold its tensors while the next operator allocates.
-        place: Place | None = None
-        try:
-            place = books.places.now()
-        except Exception as error:
-            if not contained("count", error):
-                raise
-        result = func(*args, **kwargs)
-        if place is None or place[0] in NOT_OURS:
-            if place is not None and place[0] == ELSEWHERE and kind not in ("free", "view"):
-                books.outside.add(rule.name)
-            return result
-        try:
-            books.enter(rule, func, args, kwargs, result, place)
-        except Exception as error:
-            if not contained("count", error):
-                raise
-        return result
-
-    @contextmanager
-    def _again(self) -> Iterator[None]:
-        # While a mode handles an operator it is off; what a composite operator is made of should be seen.
-        mode_stack.push(self)
-        try:
-            yield
-        finally:
-            mode_stack.pop()
-
-    def _seen_again(self, value: Any) -> Any:
-        """A branch or body that a control-flow operator will run, made to run under this mode."""
-        if not callable(value) or isinstance(value, (Tensor, type)):
-            return value
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self._again():
-                return value(*args, **kwargs)
-
-        return run
-
-    def _steps_aside(self) -> bool:
-        return self.reads_data and cuda_graphs.is_capturing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +53,7 @@ Reach = Literal["all", "model", "none"]
 its modules that run in them, and the backward of these. "none": nothing."""
 
 
-class CountingMode(_Part):
+class CountingMode(Part):
     """Counts the operators that run while it is on, in this thread, in the autograd engine's for it, and in others.
 
     Either a context manager, any number of times and nested in itself, or `start()` and `stop()`, which may lie in
@@ -185,7 +75,7 @@ class CountingMode(_Part):
         self._reach: Reach = reach
         self._lock = threading.RLock()
         # The parts of other threads in the count that is on, which is the so-manieth.
-        self._parts: set[_Part] = set()
+        self._parts: set[Part] = set()
         self._counts = 0
         self._local = threading.local()
 
@@ -318,7 +208,7 @@ class CountingMode(_Part):
             return None
         return self._puts_on(part)
 
-    def _puts_on(self, part: _Part) -> Callable[[], None]:
+    def _puts_on(self, part: Part) -> Callable[[], None]:
         mode_stack.insert(part)
         part._books.places.enter()
 
@@ -327,21 +217,21 @@ class CountingMode(_Part):
 
         return ends
 
-    def _part_here(self) -> _Part | None:
+    def _part_here(self) -> Part | None:
         """The part of this count that is on this thread's stack."""
         for mode in mode_stack.modes():
-            if isinstance(mode, _Part) and (mode is self or mode._root is self):
+            if isinstance(mode, Part) and (mode is self or mode._root is self):
                 return mode
         return None
 
-    def _new_part(self, nowhere: str, stage: Stage, *, every_node: bool) -> _Part:
-        part = _Part(self, self._books.in_thread(nowhere, stage, every_node=every_node))
+    def _new_part(self, nowhere: str, stage: Stage, *, every_node: bool) -> Part:
+        part = Part(self, self._books.in_thread(nowhere, stage, every_node=every_node))
         part._depth = 1
         part._compiled.start()
         self._parts.add(part)
         return part
 
-    def _end(self, part: _Part) -> None:
+    def _end(self, part: Part) -> None:
         part._depth = 0
         self._parts.discard(part)
         with shield("count"):
@@ -366,7 +256,7 @@ class CountingMode(_Part):
     def _launched(self, kernel: Any, named: Mapping[str, Any]) -> None:
         # While an operator runs beneath this mode the mode is off: a kernel that it launches is the operator's.
         part = self._part_here()
-        if part is not None and part._depth and not (_CUDA and self._steps_aside()):
+        if part is not None and part._depth and not self.steps_aside():
             part._books.launched(kernel, named)
 
     def _replayed(self, captured: cuda_graphs.Captured | None) -> None:
@@ -388,22 +278,3 @@ def count(fn: Callable[..., Any], *args: Any, convention: Convention = "exact", 
     with mode:
         fn(*args, **kwargs)
     return mode.result()
-
-
-def _is_ragged(tensor: Tensor) -> bool:
-    # What a composite operator is made of has no meaning for nested tensors of the older kind.
-    return tensor.is_nested and tensor.layout is torch.strided
-
-
-def _lacks_data(result: Any) -> bool:
-    if isinstance(result, (list, tuple)) and result:
-        result = result[0]
-    return isinstance(result, FakeTensor) or (isinstance(result, Tensor) and result.is_meta)
-
-
-@lru_cache(maxsize=256)
-def _wraps(kind: type) -> bool:
-    """Whether tensors of this class run operators of their own on what they wrap."""
-    if issubclass(kind, FakeTensor) or kind in (torch.Tensor, torch.nn.Parameter):
-        return False
-    return kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from torch import nn
 
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.place import Region
+from mfu_sdk.counting.region import Region
 from mfu_sdk.counting.reruns import Rerun
 from mfu_sdk.counting.tally import Stage
 from mfu_sdk.records import Convention

@@ -5,19 +5,29 @@ Read from the Python stack of the thread that runs it, so no hook is left in any
 """
 
 import copy
-import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Final
 
 import torch
 
-from mfu_sdk.counting import functions, joint_graphs
-from mfu_sdk.counting.functions import FunctionCost, FunctionPrice
+from mfu_sdk.counting import frames, functions, joint_graphs
+from mfu_sdk.counting.frames import (
+    CODES,
+    ENGINE,
+    FOREIGN,
+    GRAPH,
+    MODULE,
+    TARGET,
+    UNPACK,
+    classify,
+    runs_closure,
+)
+from mfu_sdk.counting.region import Region
 from mfu_sdk.counting.reruns import Rerun, Reruns
 from mfu_sdk.counting.tally import Stage
 
@@ -27,148 +37,21 @@ ELSEWHERE: Final = "\1"
 """The module of an operator of another thread that belongs to no monitored model: not counted, but said."""
 NOT_OURS: Final = frozenset((OTHERS, ELSEWHERE))
 
-_OPTIMIZERS: Final = os.path.dirname(torch.optim.__file__) + os.sep  # noqa: PTH120 - code has its file as a string
-_TORCH: Final = os.path.dirname(torch.__file__) + os.sep  # noqa: PTH120
-# DTensor finds an operator's global result by running it on fake tensors; that is no work of the model's.
-_SHAPE_INFERENCE: Final = os.path.join("torch", "distributed", "tensor", "_sharding_prop.py")  # noqa: PTH118
-
 _Function: Final = torch.autograd.function.BackwardCFunction
 """What the autograd node of every `autograd.Function` is."""
 
 _MOST_NODES: Final = 1 << 20
 """Autograd nodes whose module is remembered; a step has some thousands."""
 
-# What a frame tells; torch's own and other frames tell nothing by themselves.
-_TORCHS, _FOREIGN, _MODULE, _ENGINE, _OPTIMIZER, _UNPACK, _TARGET, _GRAPH = range(8)
-
-
-class Region:
-    """One running call of a priced function, or the backward of one: what runs beneath it is covered by its price.
-
-    `cost` is set once it was charged; None says that its formula failed, so that what runs beneath it counts by itself.
-    """
-
-    __slots__ = ("_number", "_task", "bytes_moved", "charged", "cost", "dtype", "frame", "name", "node", "price")
-
-    def __init__(self, name: str, price: FunctionPrice, frame: FrameType | None, number: int) -> None:
-        self.name = name
-        self.price = price
-        # None for a backward.
-        self.frame = frame
-        self.charged = False
-        self.cost: FunctionCost | None = None
-        self.dtype = "none"
-        self.bytes_moved = 0
-        # The autograd node whose backward this is, while it runs.
-        self.node: Any = None
-        self._number = number
-        self._task = -1
-
-    def runs(self, node: Any) -> None:
-        """The backward of `node` runs; each time that it does (the graph being retained) it is charged again."""
-        task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._task = task
-            self.node = node
-            self.charged = False
-
-    def node_number(self) -> int | None:
-        """The number of the autograd node that the call of an autograd.Function's forward has made, if it made one.
-
-        The context that a forward is given is its node. Where it gets none (`setup_context`), the node is the one made
-        last when the forward began.
-        """
-        assert self.frame is not None
-        parameters = self.frame.f_code.co_varnames[: self.frame.f_code.co_argcount]
-        if "ctx" not in parameters:
-            return self._number
-        node = self.frame.f_locals["ctx"]
-        return int(node._sequence_nr()) if hasattr(node, "_sequence_nr") else None
-
-
 Place = tuple[str, Stage, tuple[Region | Rerun, ...]]
 """The module's qualified name ("GPT.blocks.0.mlp"; "" outside of any), the stage, and the priced functions on the
 stack, the outermost first; before them the rerun that the operator may be of."""
-
-
-class _Code:
-    """What the frames of one code object tell; keeps the code alive, so that its id stays its own."""
-
-    __slots__ = ("code", "kind", "name", "price")
-
-    def __init__(self, code: CodeType, kind: int, name: str = "", price: FunctionPrice | None = None) -> None:
-        self.code = code
-        self.kind = kind
-        self.name = name
-        self.price = price
-
-
-_fixed: Final[dict[CodeType, int]] = {
-    torch.nn.Module._call_impl.__code__: _MODULE,
-    torch.autograd.graph._engine_run_backward.__code__: _ENGINE,
-    # Every optimizer's step is wrapped by closures of this one function, which share its code.
-    torch.optim.Optimizer.profile_hook_step(lambda *_: None).__code__: _OPTIMIZER,
-}
-_codes: dict[int, _Code] = {}
-_codes_version = -1
-
-
-def _classify(frame: FrameType) -> _Code:
-    code = frame.f_code
-    kind = _fixed.get(code)
-    found = None
-    if kind is None:
-        file = code.co_filename
-        # Checkpointing without reentrance recomputes when a saved tensor is unpacked.
-        if code.co_qualname == "_checkpoint_hook.__init__.<locals>.unpack_hook":
-            kind = _UNPACK
-        elif file.startswith(joint_graphs.FILES):
-            kind = _GRAPH
-        elif file.startswith(_OPTIMIZERS) and not file.endswith(("lr_scheduler.py", "swa_utils.py")):
-            # A compiled step has no wrapper around it, but keeps its name and file.
-            kind = _OPTIMIZER
-        else:
-            kind = _TORCHS if file.startswith(_TORCH) else _FOREIGN
-        found = functions.of_code(code, str(frame.f_globals.get("__name__", "")))
-    entry = _Code(code, kind) if found is None else _Code(code, _TARGET, *found)
-    if len(_codes) > 65_536:
-        _codes.clear()
-    _codes[id(code)] = entry
-    return entry
-
-
-def _runs_closure(step: FrameType, beneath: FrameType | None) -> bool:
-    """Whether, from `beneath` up to the frame of an optimizer's step, the closure that it was given is running."""
-    held = step.f_locals
-    args, kwargs = held.get("args", ()), held.get("kwargs", {})
-    given = held.get("closure", kwargs.get("closure") if isinstance(kwargs, dict) else None)
-    if given is None and isinstance(args, tuple) and len(args) > 1:
-        given = args[1]
-    code = getattr(given, "__code__", None)
-    if given is None or code is None:
-        # One without code of its own (a partial) may be.
-        return given is not None
-    while beneath is not None and beneath is not step:
-        if beneath.f_code is code:
-            return True
-        beneath = beneath.f_back
-    return False
 
 
 def _last_node() -> int:
     """The number of the autograd node that this thread made last."""
     made: int = torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]  # made in C++
     return made - 1
-
-
-def only_infers_shapes() -> bool:
-    """Whether the operator that runs now, on fake tensors, is DTensor's way to learn a shape."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(_SHAPE_INFERENCE):
-            return True
-        frame = frame.f_back
-    return False
 
 
 @dataclass(slots=True)
@@ -218,11 +101,7 @@ class Places:
 
     def begin(self) -> None:
         """Counting starts: see which functions have prices, and which models are watched by others."""
-        global _codes_version
-        if _codes_version != functions.version():
-            # What was no target may be one now.
-            _codes.clear()
-            _codes_version = functions.version()
+        frames.refresh()
         self._deep = functions.may_run()
         self._own = None
         self._known = {key: known for key, known in self._known.items() if known.name != OTHERS}
@@ -303,13 +182,13 @@ class Places:
         targets: list[FrameType] = []
         in_engine = torch._C._current_graph_task_id() != -1
         deep = self._deep
-        codes = _codes
+        codes = CODES
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             found = codes.get(id(frame.f_code))
-            kind = (found or _classify(frame)).kind
+            kind = (found or classify(frame)).kind
             if kind:
-                if kind == _MODULE:
+                if kind == MODULE:
                     outer = frame.f_locals["self"]
                     if module is None:
                         known = self._known.get(id(outer))
@@ -319,22 +198,22 @@ class Places:
                                 break
                         elif inner is None:
                             inner = outer
-                elif kind == _FOREIGN:
+                elif kind == FOREIGN:
                     foreign = True
-                elif kind == _ENGINE:
+                elif kind == ENGINE:
                     break
-                elif kind == _UNPACK:
+                elif kind == UNPACK:
                     recomputing = True
                     break
-                elif kind == _TARGET:
+                elif kind == TARGET:
                     targets.append(frame)
                     foreign = True
-                elif kind == _GRAPH:
+                elif kind == GRAPH:
                     foreign = True
                     recomputing = recomputing or (in_engine and joint_graphs.runs_forward(frame))
                 # With gradients on it may be the closure of step() that runs, which is the user's code.
                 elif outer is None and not (
-                    foreign and torch.is_grad_enabled() and _runs_closure(frame, sys._getframe(2))
+                    foreign and torch.is_grad_enabled() and runs_closure(frame, sys._getframe(2))
                 ):
                     return self._nowhere, "optimizer", ()
             frame = frame.f_back
@@ -424,7 +303,7 @@ class Places:
         for frame in reversed(targets):
             region = next((each for each in before if each.frame is frame), None)
             if region is None:
-                entry = _codes.get(id(frame.f_code)) or _classify(frame)
+                entry = CODES.get(id(frame.f_code)) or classify(frame)
                 assert entry.price is not None
                 region = Region(entry.name, entry.price, frame, number)
             found.append(region)

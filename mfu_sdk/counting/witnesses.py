@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_sdk.counting import registry
 from mfu_sdk.counting.call import Call, tensors
+from mfu_sdk.counting.frames import only_infers_shapes
 from mfu_sdk.counting.lines import Line, LinedMode
-from mfu_sdk.counting.place import only_infers_shapes
 from mfu_sdk.counting.traced import Forward, FvcoreSaw, ask_fvcore
 from mfu_sdk.counting.traps import TRAPS
 from mfu_sdk.records import Convention, Count

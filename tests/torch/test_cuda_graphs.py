@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import mfu_sdk as mfu
-from mfu_sdk.counting import cuda_graphs, dispatch, recipes
+from mfu_sdk.counting import cuda_graphs, part, recipes
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.errors import MfuError
 from mfu_sdk.records import Count
@@ -61,7 +61,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(Graph.capturing))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(Graph.capturing))
-    monkeypatch.setattr(dispatch, "_CUDA", True)
+    monkeypatch.setattr(part, "_CUDA", True)
     before = dict(Graph.__dict__)
     yield
     assert dict(Graph.__dict__) == before
