@@ -11,6 +11,7 @@ import importlib
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -121,7 +122,9 @@ def watch() -> None:
     global _original, _ours, _watching
     if _IN_USE in sys.modules and _MODULE not in sys.modules:
         # torch.compile has loaded the first half of Inductor, and the first compilation will load the other.
-        with shield("count"):
+        # What torch's own modules warn of as they are loaded is nothing that the user did.
+        with shield("count"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             importlib.import_module(_MODULE)
     with _lock:
         _watching += 1
