@@ -27,12 +27,10 @@ from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
-from mfu_sdk.run.clock import HostClock
 from mfu_sdk.run.costs import Costs
-from mfu_sdk.run.ddp_times import ddp_times
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger
-from mfu_sdk.run.op_times import OpTimes
+from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
 from mfu_sdk.run.work import Work
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mfu_sdk.run.clock import Mark
-    from mfu_sdk.run.demand import Demand
 
 MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
@@ -92,8 +89,7 @@ class Engine:
         self._extra_counts = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
-        self._exchanges = ddp_times(model)
-        self._op_times = OpTimes(self._clock) if isinstance(self._clock, HostClock) else None
+        self._profile = Profile(ledger, model)
         self._hooks = ExitStack()
         if model is None:
             self._mode = CountingMode(convention=convention)
@@ -279,9 +275,8 @@ class Engine:
         elif self._costs.wants_count and self._may_count():
             self._extra_counts += 1
             self._count(step)
-        elif self._op_times is not None and self._op_times.due(self._index - self._first):
-            self._op_times.start()
-            step.profiled = True
+        else:
+            self._profile.begin(step, self._index - self._first)
 
     def _settings(self) -> int:
         """A hash of which parameters want a gradient."""
@@ -295,22 +290,18 @@ class Engine:
         return found
 
     def _count(self, step: Step) -> None:
-        self._stop_profile(step)
+        self._profile.end(step)
         self._parameters = _weakly(self._model)
         self._mode.reset()
         self._mode.start()
         step.counting = True
 
-    def _stop_profile(self, step: Step) -> None:
-        if step.profiled and self._op_times is not None:
-            self._op_times.stop()
-
     def _drop(self) -> None:
         """Forget the step under way: it turned out to be none."""
-        if self._step is not None and self._step.counting:
-            self._mode.stop()
         if self._step is not None:
-            self._stop_profile(self._step)
+            if self._step.counting:
+                self._mode.stop()
+            self._profile.end(self._step)
         self._step = None
 
     def _end(
@@ -321,7 +312,7 @@ class Engine:
         samples: int | None = None,
         error_type: str | None = None,
     ) -> None:
-        self._stop_profile(step)
+        self._profile.end(step)
         seen = step.seen()
         own = None
         if step.counting:
@@ -334,7 +325,7 @@ class Engine:
                 self.ledger.gathered.counted(count, self.ledger.peaks)
         demand = own or self._costs.of_seen(seen)
         if error_type is None:
-            self._gather(step, demand)
+            self._profile.gather(step, demand)
         work = Work(
             index=self._index,
             phase=step.phase,
@@ -355,19 +346,6 @@ class Engine:
         self._index += 1
         self._last_end = (end, time.time_ns())
         self.ledger.add(work)
-
-    def _gather(self, step: Step, demand: Demand | None) -> None:
-        """What a step, or torch in its course, has shown of where time goes."""
-        gathered = self.ledger.gathered
-        if step.profiled and not step.counting and demand is not None and self._op_times is not None:
-            seconds = self._op_times.seconds()
-            if seconds is not None:
-                gathered.ran(seconds, demand.hardware_flops)
-        if self._exchanges is not None:
-            representative = not (step.counting or step.profiled)
-            exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
-            if exposed_s is not None:
-                gathered.exchanged(exposed_s)
 
     def interlude(self, between: Callable[[], None]) -> bool:
         """Do `between` where no step is under way, and let the next one begin behind it; False inside a step.

@@ -27,6 +27,8 @@ CALL_S = 6e-6
 MOST_OF_RUN = 0.005
 """The share of the run's time that timing may take."""
 _CALLS_EXPECTED = 1000
+# Older versions of torch leave eager for good what they first compile under a mode.
+_KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
 
 
 class OpTimes(TorchDispatchMode):
@@ -50,7 +52,7 @@ class OpTimes(TorchDispatchMode):
 
     def due(self, step: int) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
-        if step < FIRST or (step - FIRST) % EVERY:
+        if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION or _compiled_graphs():
             return False
         open_s = self._clock.elapsed_s(self._opened, self._clock.mark())
         return self._spent_s + self._calls * CALL_S <= MOST_OF_RUN * open_s

@@ -105,7 +105,7 @@ def waterfall(evidence: Evidence) -> Waterfall:
     active_s = _fit_waits(total_s, data, communication, skew)
     gap = _Part("host_gap", None, "sampled")
     products_s, streaming_s = evidence.products_s, evidence.streaming_s
-    shrunk = 1.0
+    worked_s, shrunk = 0.0, 1.0
     if products_s is not None and streaming_s is not None:
         worked_s = products_s + streaming_s
         shrunk = active_s / worked_s if worked_s > active_s else 1.0
@@ -131,7 +131,7 @@ def waterfall(evidence: Evidence) -> Waterfall:
             kernels.reason = "the products were faster than the peak allows: the peak or the count is wrong"
         if shrunk < 1 - _WORTH_SAYING:
             kernels.reason = (
-                f"operators were timed to take {1 / shrunk:.2f} times what the waits leave of the steps: scaled to that"
+                f"operators were timed to take {worked_s:.3g} s, and the waits leave {active_s:.3g}: scaled to that"
             )
     parts = (mfu, data, gap, communication, skew, recomputation, memory, kernels, clock)
     bars = [
@@ -191,7 +191,7 @@ def _fit_models(room_s: float, *models: _Part) -> None:
     above = [part for part in models if part.seconds is not None and part.seconds > 0]
     wanted_s = math.fsum(part.seconds or 0.0 for part in above)
     room_s -= math.fsum(part.seconds for part in models if part.seconds is not None and part.seconds < 0)
-    if wanted_s <= room_s:
+    if not above or wanted_s <= room_s:
         return
     share = max(0.0, room_s) / wanted_s
     for part in above:
