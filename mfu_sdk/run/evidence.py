@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mfu_sdk.counting.collective_time import seconds
 from mfu_sdk.counting.expect import memory_bytes_per_s
 from mfu_sdk.records import Count, Peaks
 from mfu_sdk.run.held import Held
@@ -26,10 +27,10 @@ class Gathered:
     """What is known so far. Memory does not grow with the run.
 
     Steps of different dtypes have different peaks: their seconds are weighted with those (`seconds` × FLOP/s), so that
-    a share of the sum is a share of the available FLOPs. `alone` says that there are no other ranks.
+    a share of the sum is a share of the available FLOPs. `ranks` is the number of all ranks, this one among them.
     """
 
-    alone: bool
+    ranks: int
     steps: int = 0
     time_s: float = 0.0
     model_flops: int = 0
@@ -51,6 +52,8 @@ class Gathered:
     _exchanges: int = 0
     _exchanged_s: float = 0.0
     _least_s: float = 0.0
+    # What all of a step's gradients take by the measured rate of their links, where that was measured.
+    _transfer_s: float | None = None
 
     def add(self, held: Held, duration_s: float, waited_s: float | None) -> None:
         """Enter a timed step whose FLOPs and peak are known."""
@@ -75,13 +78,17 @@ class Gathered:
         self._products |= {op.op for op in count.ops if op.flops}
         self._counted_flops += count.hardware_flops
         self._products_memory.add(_products_memory_s(count, peaks))
+        sent_bytes = count.comm_bytes.get("allreduce")
+        for rate in peaks.collectives.values() if sent_bytes else ():
+            if rate.collective == "all_reduce" and (rate.ranks, rate.groups) == (self.ranks, 1):
+                self._transfer_s = seconds(rate, sent_bytes or 0)
 
-    def ran(self, seconds: Mapping[str, float], hardware_flops: int) -> None:
+    def ran(self, op_seconds: Mapping[str, float], hardware_flops: int) -> None:
         """Enter a step whose operators were timed, by the names that counts have for them."""
-        total_s = sum(seconds.values())
+        total_s = sum(op_seconds.values())
         if not hardware_flops or total_s <= 0:
             return
-        products_s = sum(taken_s for op, taken_s in seconds.items() if op in self._products)
+        products_s = sum(taken_s for op, taken_s in op_seconds.items() if op in self._products)
         self._seen_flops += hardware_flops
         self._products_s += products_s
         self._streaming_s += total_s - products_s
@@ -124,16 +131,17 @@ class Gathered:
         """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it.
 
         An exchange ends when the last rank has come and its bytes have passed. The shortest one that was timed is
-        taken for the bytes, and what others took longer for peers that came late. A rank that is late by as much in
-        every step reads as a slow link here; to tell those apart takes all ranks' times, which a reader of their
-        spans has.
+        taken for the bytes, or what they take by the link's measured rate where that is less, and what others took
+        longer for peers that came late. So without a measured rate (`mfu.calibrate(collectives=True)`), a rank that is
+        late by as much in every step reads as a slow link.
         """
-        if self.alone:
+        if self.ranks == 1:
             return 0.0, 0.0
         if not self._exchanges:
             return None, None
         mean_s = self._exchanged_s / self._exchanges
-        return self._least_s * self.steps, (mean_s - self._least_s) * self.steps
+        least_s = self._least_s if self._transfer_s is None else min(self._least_s, self._transfer_s)
+        return least_s * self.steps, (mean_s - least_s) * self.steps
 
 
 def _products_memory_s(count: Count, peaks: Peaks) -> float | None:

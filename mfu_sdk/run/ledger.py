@@ -67,7 +67,7 @@ class Ledger:
         self._pending: deque[Work] = deque()
         self._held: dict[int, Held] = {}
         self._totals = Totals()
-        self.gathered = Gathered(alone=identity.world_size == 1)
+        self.gathered = Gathered(ranks=identity.world_size)
         self._overhead_ns = 0
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
