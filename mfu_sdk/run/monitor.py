@@ -16,6 +16,8 @@ from mfu_sdk.run.amounts import amount
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -223,6 +225,16 @@ class Monitor:
             ):
                 warn_once("run.calibrate", "called inside of a step: nothing was measured; call it between two steps")
         return found[0] if found else None
+
+    def draw(self, path: str | Path) -> None:
+        """Write the waterfall of `summary()` to `path`, as SVG, PNG or PDF by its ending.
+
+        Raises `ConfigurationError` for another ending or where MFU is unknown, `MissingDependencyError` without
+        matplotlib (the extra `plot`). What is printed with the summary needs nothing.
+        """
+        from mfu_sdk.run.picture import draw
+
+        draw(self.summary(), path)
 
     def summary(self) -> RunSummary:
         """The run's totals so far, or, after the `with` block, its final ones.

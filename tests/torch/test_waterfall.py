@@ -3,6 +3,8 @@
 The clock moves only where an operator, the loader or the loop says so, so that every bar can be worked out by hand.
 """
 
+import sys
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import mfu_sdk as mfu
 from mfu_sdk import testing
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.records import Peaks, Rate, RunSummary, StepRecord
 from mfu_sdk.run import opening
 from mfu_sdk.run.clock import HostClock
@@ -265,3 +268,39 @@ def test_compiled_work_is_not_timed() -> None:
     finally:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ending", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_a_picture(ending: str, begins: bytes, tmp_path: Path) -> None:
+    """Written in the format that its name ends in, with a rectangle for each bar; no global figure is left open."""
+    pytest.importorskip("matplotlib")
+    model = Layer()
+    with mfu.monitor(model, name="drawn", peaks=PEAKS) as run:
+        for _ in range(8):
+            with run.step():
+                model(torch.randn(WIDE, WIDE, requires_grad=True)).sum().backward()
+    path = tmp_path / f"waterfall.{ending}"
+    run.draw(path)
+    assert path.read_bytes().startswith(begins)
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_a_picture_of_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An ending that is no format, a run without MFU, and no matplotlib: each is said before anything is written."""
+    model = Layer()
+    with mfu.monitor(model, name="drawn", peaks=PEAKS) as run:
+        with pytest.raises(ConfigurationError, match="drawn: its MFU is unknown"):
+            run.draw(tmp_path / "waterfall.svg")
+        for _ in range(8):
+            with run.step():
+                model(torch.randn(WIDE, WIDE, requires_grad=True)).sum().backward()
+    with pytest.raises(ConfigurationError, match=r"waterfall\.jpg: must end in \.svg, \.png, \.pdf"):
+        run.draw(tmp_path / "waterfall.jpg")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match=r'matplotlib is not installed.*pip install "mfu-sdk\[plot\]"'):
+        run.draw(tmp_path / "waterfall.svg")
+    assert not list(tmp_path.glob("*.svg"))
