@@ -242,10 +242,10 @@ class StepRecord:
     over `duration_s`; `achievable_mfu` divides by the measured peak; `expected_mfu` is what a roofline over the
     counted operators allows (`Expectation`). `requests` that ended in a busy period of inference took `requests_s`
     together, more than `duration_s` where they overlapped.
-    A step whose `count_source` is "measured" ran under the counting mode, and in a `profiled` one each operator was
-    timed: their time is not representative, and no
-    sum of times, utilizations or available FLOPs includes it (`timed`). Its tokens, samples and requests were work
-    all the same: their sums include every step that did not fail.
+    A step whose `count_source` is "measured" ran under the counting mode, and of a `profiled` one each operator was
+    timed: their time is not representative, and no sum of times, utilizations or available FLOPs includes them
+    (`timed`). Their tokens, samples and requests were work all the same: their sums include every step that did not
+    fail.
     """
 
     index: int
@@ -340,7 +340,8 @@ class RunSummary:
     """A run's totals: `mfu` is Σ model FLOPs / Σ (peak × time) over its timed steps, not a mean of ratios.
 
     `waterfall` splits the timed steps' available FLOPs into shares that sum to 1; it is empty when `mfu` is None, and
-    a share that was not measured (waiting for data, where the loop does not show it) is not in it.
+    a share that is not known (waiting for data, where the loop does not show it) is not in it but in `unexplained`.
+    `bars` are the same shares with their seconds, how each is known, and what there is to say of it.
     `steps` counts every step, `timed_steps` those in the sums of time, `unknown_steps` the timed ones that are in no
     sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
     `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the

@@ -62,6 +62,8 @@ class Engine:
         optimizer: torch.optim.Optimizer | None,
         convention: Convention,
         start_step: int,
+        *,
+        times_operators: bool = True,
     ) -> None:
         self.ledger = ledger
         self._clock = ledger.clock
@@ -89,7 +91,7 @@ class Engine:
         self._extra_counts = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
-        self._profile = Profile(ledger, model)
+        self._profile = Profile(ledger, model, times_operators=times_operators)
         self._hooks = ExitStack()
         if model is None:
             self._mode = CountingMode(convention=convention)

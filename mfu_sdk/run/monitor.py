@@ -136,7 +136,14 @@ class Monitor:
             self._settings,
             self._on_step,
         )
-        self._engine = Engine(ledger, self._model, self._optimizer, self._convention, self._start_step)
+        self._engine = Engine(
+            ledger,
+            self._model,
+            self._optimizer,
+            self._convention,
+            self._start_step,
+            times_operators=self._settings.profile == "auto",
+        )
         if self._model is not None:
             _open[id(self._model)] = self
         return self

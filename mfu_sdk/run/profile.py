@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 class Profile:
     """Times the operators of some steps of a run on a processor, and reads what DistributedDataParallel has timed."""
 
-    def __init__(self, ledger: Ledger, model: nn.Module | None) -> None:
+    def __init__(self, ledger: Ledger, model: nn.Module | None, *, times_operators: bool) -> None:
         self._gathered = ledger.gathered
         self._exchanges = ddp_times(model)
-        self._op_times = OpTimes(ledger.clock) if isinstance(ledger.clock, HostClock) else None
+        clock = ledger.clock
+        self._op_times = OpTimes(clock) if times_operators and isinstance(clock, HostClock) else None
 
     def begin(self, step: Step, number: int) -> None:
         """Time the operators of `step`, the run's `number`-th, where it is the turn of one."""

@@ -220,6 +220,15 @@ def test_profiled_steps_are_told_and_in_no_sum() -> None:
     assert {records[index].model_flops for index in profiled} == {6 * FORWARD}
 
 
+def test_profiling_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MFU_PROFILE=off: no step's operators are timed, and what that would have shown is not guessed."""
+    monkeypatch.setenv("MFU_PROFILE", "off")
+    summary, records = train(host_s=2.0)
+    assert not any(record.profiled for record in records)
+    assert not {"host_gap", "kernel_inefficiency"} & set(summary.waterfall)
+    assert summary.waterfall["unexplained"] == pytest.approx(1 - USEFUL_S / (WORK_S + 2.0))
+
+
 def test_profiling_costs_less_than_its_budget() -> None:
     """A step's operators are timed only once what all that costs is at most 0.5 % of the time since the start."""
     clock = testing.FakeClock()
