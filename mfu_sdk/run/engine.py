@@ -250,6 +250,7 @@ class Engine:
                 # The first step begins where its data is asked for.
                 self._last_end = (self._clock.mark(), time.time_ns())
             self._times_data = True
+            self._profile.pause()
             self._wait_began = self._clock.mark()
 
     def data_wait_ends(self) -> None:
@@ -259,6 +260,7 @@ class Engine:
         with shield("timing the loader"):
             wait = (self._wait_began, self._clock.mark())
             self._wait_began = None
+            self._profile.resume()
             (self._waits if self._step is None else self._step.waits).append(wait)
 
     # --- a step's life ---------------------------------------------------------------------------------------------
@@ -301,9 +303,9 @@ class Engine:
     def _drop(self) -> None:
         """Forget the step under way: it turned out to be none."""
         if self._step is not None:
-            if self._step.counting:
-                self._mode.stop()
             self._profile.end(self._step)
+        if self._step is not None and self._step.counting:
+            self._mode.stop()
         self._step = None
 
     def _end(
@@ -322,9 +324,7 @@ class Engine:
             if error_type is None:
                 count = self._mode.result()
                 self._costs.learn(self._costs.shown(seen), count)
-                # Its own count, not the mean of all that look like it.
-                own = self.ledger.price(count, "cached")
-                self.ledger.gathered.counted(count, self.ledger.peaks)
+                own = self.ledger.counted(count)
         demand = own or self._costs.of_seen(seen)
         if error_type is None:
             self._profile.gather(step, demand)

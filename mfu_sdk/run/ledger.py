@@ -90,6 +90,11 @@ class Ledger:
             source,
         )
 
+    def counted(self, count: Count) -> Demand:
+        """What a step that was counted while it ran cost: its own count, not the mean of all that look like it."""
+        self.gathered.counted(count, self.peaks)
+        return self.price(count, "cached")
+
     def spent(self, nanoseconds: int) -> None:
         """Enter time that the SDK took on the step path."""
         self._overhead_ns += nanoseconds

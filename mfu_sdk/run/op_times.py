@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_sdk.counting import mode_stack, registry
@@ -49,10 +50,15 @@ class OpTimes(TorchDispatchMode):
         self._calls = _CALLS_EXPECTED
         self._spent_s = 0.0
         self._alone = True
+        self.paused = False
+        """Whether operators run by and are not timed."""
 
     def due(self, step: int) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
-        if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION or _compiled_graphs():
+        if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION:
+            return False
+        # A profiler of the user's would show a mode in some steps that is not theirs.
+        if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
             return False
         open_s = self._clock.elapsed_s(self._opened, self._clock.mark())
         return self._spent_s + self._calls * CALL_S <= MOST_OF_RUN * open_s
@@ -101,6 +107,8 @@ class OpTimes(TorchDispatchMode):
         """Run the operator, and time it."""
         if kwargs is None:
             kwargs = _NO_KEYWORDS
+        if self.paused:
+            return func(*args, **kwargs)
         clock = self._clock
         began = clock.mark()
         result = func(*args, **kwargs)

@@ -36,6 +36,16 @@ class Profile:
         if step.profiled and self._op_times is not None:
             self._op_times.stop()
 
+    def pause(self) -> None:
+        """What runs from here on is a loader's, whose time is that of waiting for data."""
+        if self._op_times is not None:
+            self._op_times.paused = True
+
+    def resume(self) -> None:
+        """The loader is done."""
+        if self._op_times is not None:
+            self._op_times.paused = False
+
     def gather(self, step: Step, demand: Demand | None) -> None:
         """Enter what `step`, which has ended well and costs `demand`, has shown."""
         if step.profiled and not step.counting and demand is not None and self._op_times is not None:

@@ -70,17 +70,18 @@ class Layer(nn.Module):
 
 
 class Rows(Dataset[torch.Tensor]):
-    """Inputs that want a gradient; each keeps the loader for `wait_s`."""
+    """Inputs; each keeps the loader for `wait_s`, and for an operator's time more if it `streams`."""
 
-    def __init__(self, wait_s: float) -> None:
-        self.wait_s = wait_s
+    def __init__(self, wait_s: float, *, streams: bool = False) -> None:
+        self.wait_s, self.streams = wait_s, streams
 
     def __len__(self) -> int:
         return STEPS
 
     def __getitem__(self, index: int) -> torch.Tensor:
         _clock.advance(self.wait_s)
-        return torch.randn(WIDE, WIDE)
+        x = torch.randn(WIDE, WIDE)
+        return stream(x) if self.streams else x
 
 
 @pytest.fixture(autouse=True)
@@ -90,14 +91,20 @@ def _hand_wound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(
-    *, data_s: float = 0.0, host_s: float = 0.0, recompute: bool = False, streams: int = 0, marks: str = "all"
+    *,
+    data_s: float = 0.0,
+    host_s: float = 0.0,
+    recompute: bool = False,
+    streams: int = 0,
+    marks: str = "all",
+    loader_streams: bool = False,
 ) -> tuple[RunSummary, list[StepRecord]]:
     """Forty steps with these faults; `marks` says which part of the loop `run.step` is around."""
     model = Layer()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     records: list[StepRecord] = []
     with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
-        for x in run.batches(DataLoader(Rows(data_s), batch_size=None)):
+        for x in run.batches(DataLoader(Rows(data_s, streams=loader_streams), batch_size=None)):
             x.requires_grad_()
             step = None if marks == "none" else run.step()
             if step is not None:
@@ -194,6 +201,31 @@ def test_marks_do_not_matter() -> None:
     assert timed == 29
     last = by_hand(WORK_S + 1.5 - 1.5 / timed, data_wait=1 - 1 / timed, host_gap=0.5 - 0.5 / timed)
     assert dict(none.waterfall) == pytest.approx(last, abs=1e-9)
+
+
+@pytest.mark.parametrize("marks", ["all", "none"])
+def test_operators_of_a_loader_are_waiting(marks: str) -> None:
+    """What a loader computes in this process is waiting for data, and not the model's operators a second time."""
+    seconds = {
+        bar.name: bar.seconds / summary.timed_steps
+        for summary in [train(loader_streams=True, marks=marks)[0]]
+        for bar in summary.bars
+    }
+    # Without marks the last step waits for nothing.
+    waits = 1 if marks == "all" else 1 - 1 / 29
+    assert seconds["data_wait"] == pytest.approx(waits * STREAM_S)
+    assert seconds["memory_bound"] == pytest.approx(STREAM_S)
+    assert seconds["host_gap"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_users_profiler_has_its_steps_to_itself() -> None:
+    """While it is on, no step's operators are timed."""
+    clock = testing.FakeClock()
+    times = OpTimes(HostClock(clock))
+    clock.advance(1e6)
+    assert times.due(FIRST)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert not times.due(FIRST)
 
 
 def test_without_batches_the_gap_is_unexplained() -> None:
