@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,79 @@ def test_bars_of_ranks_add_up(ranks: list[dict[str, Any]]) -> None:
             assert {"exposed_communication", "rank_skew", "data_wait"} <= set(told["bars"])
             # No operator was timed in twelve steps, so that nothing idle is called the host's.
             assert "host_gap" not in told["bars"]
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    """A wrapped model in a group of one process."""
+    import torch.distributed as dist
+    from torch import nn
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    dist.destroy_process_group()
+
+
+def read(model: Any, steps: int, before: int = 0) -> tuple[list[int], int]:
+    """Which of `steps` steps tell an exchange, after `before` others, and how often torch's record is read for it."""
+    import torch
+
+    from mfu_sdk.run.ddp_times import DdpTimes
+
+    def step() -> None:
+        model(torch.ones(2, 8)).sum().backward()
+
+    asked = 0
+    told = model._get_ddp_logging_data
+
+    def counted() -> Any:
+        nonlocal asked
+        asked += 1
+        return told()
+
+    model._get_ddp_logging_data = counted
+    for _ in range(before):
+        step()
+    times, found = DdpTimes(model), []
+    for index in range(steps):
+        began = time.time_ns()
+        step()
+        exposed_s = times.after_step(began, 1, timed=True)
+        if exposed_s is not None:
+            found.append(index)
+            latest = told()
+            unhidden = latest["backward_comm_time"] - latest["backward_compute_comm_overlap_time"]
+            assert exposed_s == max(0, unhidden) / 1e9
+    return found, asked
+
+
+def test_torchs_record_is_read_when_it_has_news(model: Any) -> None:
+    """torch times iterations 0 to 9 and every hundredth, and tells with the next: in 12 steps, and 2 for each other."""
+    assert read(model, 210) == ([*range(1, 11), 100, 200], 12 + 2 * 2)
+
+
+def test_a_late_monitor_finds_torchs_turn(model: Any) -> None:
+    """Begun at iteration 57: what torch told before is of no step, and its next turn but one, at 200, is found."""
+    found, _ = read(model, 260, before=57)
+    assert found == [200 - 57, 300 - 57]
+
+
+def test_steps_that_do_not_count_tell_nothing(model: Any) -> None:
+    """Of a step with two forwards one exchange was timed at most, and a counted step is not like others."""
+    import torch
+
+    from mfu_sdk.run.ddp_times import DdpTimes
+
+    times, found = DdpTimes(model), []
+    for index in range(8):
+        calls = 2 if index == 3 else 1
+        began = time.time_ns()
+        for _ in range(calls):
+            model(torch.ones(2, 8)).sum().backward()
+        if times.after_step(began, calls, timed=index != 5) is not None:
+            found.append(index)
+    # What step 3 and step 5 did would be told after steps 4 and 6.
+    assert found == [1, 2, 3, 5, 7]
 
 
 if __name__ == "__main__":
