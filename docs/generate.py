@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 import mfu_sdk
-from mfu_sdk import records, semconv
+from mfu_sdk import bars, records, semconv
 from mfu_sdk.cli import main as mfu
 from mfu_sdk.counting import free, fused_attention, third_party
 from mfu_sdk.counting.formulas import FORMULA_VERSION
@@ -159,6 +159,7 @@ def python() -> str:
         records.CollectiveTime,
         records.StepRecord,
         records.RunSummary,
+        bars.Bar,
     )
     return (
         "# Python\n\n"

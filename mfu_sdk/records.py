@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mfu_sdk.bars import Bar, drawn, percent
+
 Convention = Literal["exact", "full"]
 """`exact` prices the attention score pairs that the mask lets through, `full` prices all of them."""
 
@@ -240,9 +242,10 @@ class StepRecord:
     over `duration_s`; `achievable_mfu` divides by the measured peak; `expected_mfu` is what a roofline over the
     counted operators allows (`Expectation`). `requests` that ended in a busy period of inference took `requests_s`
     together, more than `duration_s` where they overlapped.
-    A step whose `count_source` is "measured" ran under the counting mode: its time is not representative, and no
-    sum of times, utilizations or available FLOPs includes it (`timed`). Its tokens, samples and requests were work
-    all the same: their sums include every step that did not fail.
+    A step whose `count_source` is "measured" ran under the counting mode, and of a `profiled` one each operator was
+    timed: their time is not representative, and no sum of times, utilizations or available FLOPs includes them
+    (`timed`). Their tokens, samples and requests were work all the same: their sums include every step that did not
+    fail.
     """
 
     index: int
@@ -275,11 +278,12 @@ class StepRecord:
     requests_failed: int | None = None
     requests_s: float | None = None
     error_type: str | None = None
+    profiled: bool = False
 
     @property
     def timed(self) -> bool:
-        """Whether this step's time is representative: it was not counted while it ran, and it did not fail."""
-        return self.count_source != "measured" and self.error_type is None
+        """Whether this step's time is representative: it was neither counted nor profiled, and did not fail."""
+        return self.count_source != "measured" and not self.profiled and self.error_type is None
 
     @property
     def available_flops(self) -> float | None:
@@ -336,7 +340,8 @@ class RunSummary:
     """A run's totals: `mfu` is Σ model FLOPs / Σ (peak × time) over its timed steps, not a mean of ratios.
 
     `waterfall` splits the timed steps' available FLOPs into shares that sum to 1; it is empty when `mfu` is None, and
-    a share that was not measured (waiting for data, where the loop does not show it) is not in it.
+    a share that is not known (waiting for data, where the loop does not show it) is not in it but in `unexplained`.
+    `bars` are the same shares with their seconds, how each is known, and what there is to say of it.
     `steps` counts every step, `timed_steps` those in the sums of time, `unknown_steps` the timed ones that are in no
     sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
     `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the
@@ -367,6 +372,7 @@ class RunSummary:
     peak_memory_bytes_per_s: float | None = None
     calibration_id: str | None = None
     notes: tuple[str, ...] = field(default=())
+    bars: tuple[Bar, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
@@ -375,15 +381,14 @@ class RunSummary:
         else:
             peak = (self.peak_flops_per_s or 0.0) / 1e9
             lines.append(
-                f"  MFU          {_percent(self.mfu)} of {peak:,.0f} GFLOP/s {self.peak_dtype}"
+                f"  MFU          {percent(self.mfu)} of {peak:,.0f} GFLOP/s {self.peak_dtype}"
                 f" ({self.peak_source}, {self.convention} attention)"
             )
             if self.expected_mfu is not None:
-                lines.append(f"  expected     {_percent(self.expected_mfu)} by roofline over the counted operators")
+                lines.append(f"  expected     {percent(self.expected_mfu)} by roofline over the counted operators")
             if self.hfu is not None:
-                lines.append(f"  HFU          {_percent(self.hfu)}")
-            shares = "  ".join(f"{name.replace('_', ' ')} {_percent(share)}" for name, share in self.waterfall.items())
-            lines.append(f"  waterfall    {shares}")
+                lines.append(f"  HFU          {percent(self.hfu)}")
+            lines += ["  waterfall", *(f"    {line}" for line in drawn(self.bars, 76))]
         if self.tokens is not None:
             rate = "" if self.tokens_per_s is None else f", {self.tokens_per_s:,.0f} a second"
             lines.append(f"  tokens       {self.tokens:,}{rate}")
@@ -393,8 +398,3 @@ class RunSummary:
         lines.append(f"  overhead     {self.overhead_s:.3f} s")
         lines += [f"  note         {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    """A ratio in per cent: one decimal, or two significant digits where that would show nothing."""
-    return f"{share:.1%}" if share == 0 or abs(share) >= 0.001 else f"{100 * share:.2g}%"

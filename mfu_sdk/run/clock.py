@@ -46,7 +46,7 @@ class HostClock:
         """Nanoseconds now."""
         return self._now_ns()
 
-    def elapsed_s(self, start: Mark, end: Mark) -> float | None:
+    def elapsed_s(self, start: Mark, end: Mark) -> float:
         """Seconds between two readings."""
         return float(end - start) / 1e9
 

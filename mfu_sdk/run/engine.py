@@ -32,6 +32,7 @@ from mfu_sdk.run.costs import Costs
 from mfu_sdk.run.elsewhere import Elsewhere
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
 from mfu_sdk.run.work import Work
@@ -63,6 +64,8 @@ class Engine:
         optimizer: torch.optim.Optimizer | None,
         convention: Convention,
         start_step: int,
+        *,
+        times_operators: bool = True,
     ) -> None:
         self.ledger = ledger
         self._clock = ledger.clock
@@ -90,6 +93,7 @@ class Engine:
         self._extra_counts = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
+        self._profile = Profile(ledger, model, times_operators=times_operators)
         self._hooks = ExitStack()
         if model is None:
             self._mode = CountingMode(convention=convention, reach="model")
@@ -256,6 +260,7 @@ class Engine:
                 # The first step begins where its data is asked for.
                 self._last_end = (self._clock.mark(), time.time_ns())
             self._times_data = True
+            self._profile.pause()
             self._wait_began = self._clock.mark()
 
     def data_wait_ends(self) -> None:
@@ -265,6 +270,7 @@ class Engine:
         with shield("timing the loader"):
             wait = (self._wait_began, self._clock.mark())
             self._wait_began = None
+            self._profile.resume()
             (self._waits if self._step is None else self._step.waits).append(wait)
 
     # --- a step's life ---------------------------------------------------------------------------------------------
@@ -283,6 +289,8 @@ class Engine:
         elif self._costs.wants_count and self._may_count():
             self._extra_counts += 1
             self._count(step)
+        else:
+            self._profile.begin(step, self._index - self._first)
 
     def _settings(self) -> int:
         """A hash of which parameters want a gradient."""
@@ -296,6 +304,7 @@ class Engine:
         return found
 
     def _count(self, step: Step) -> None:
+        self._profile.end(step)
         self._parameters = _weakly(self._model)
         self._mode.reset()
         self._mode.start()
@@ -303,6 +312,8 @@ class Engine:
 
     def _drop(self) -> None:
         """Forget the step under way: it turned out to be none."""
+        if self._step is not None:
+            self._profile.end(self._step)
         if self._step is not None and self._step.counting:
             self._mode.stop()
         self._step = None
@@ -315,6 +326,7 @@ class Engine:
         samples: int | None = None,
         error_type: str | None = None,
     ) -> None:
+        self._profile.end(step)
         for key, leading in step.elsewhere:
             call = self._costs.number(key)
             step.calls[call] = step.calls.get(call, 0) + 1
@@ -327,7 +339,7 @@ class Engine:
                 count = self._mode.result()
                 self._costs.learn(self._costs.shown(seen), count)
                 # Its own count, not the mean of all that look like it.
-                own = self.ledger.price(count, "cached")
+                own = self.ledger.counted(count)
             if outside := self._mode.outside():
                 self.ledger.note(
                     "in threads that the step started, operators ran that belong to no module of the model, and are in "
@@ -337,6 +349,8 @@ class Engine:
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             self._costs.wants_count = True
+        if error_type is None:
+            self._profile.gather(step, demand)
         work = Work(
             index=self._index,
             phase=step.phase,
@@ -350,6 +364,7 @@ class Engine:
             batch_running=step.batch_running(),
             error_type=error_type,
             counted_while_running=step.counting,
+            profiled=step.profiled,
         )
         self._step = None
         self._costs.bound()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mfu_sdk.counting.expect import main_dtype
-from mfu_sdk.records import Peaks
+from mfu_sdk.records import Peaks, Rate
 from mfu_sdk.run.demand import Demand
 
 
@@ -15,6 +15,9 @@ class Held:
 
     `achievable_high_flops_per_s` is the upper end of the measured rate's interval: nothing should be faster.
     `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
+    `extra_s` are the seconds of the FLOPs that ran beyond the model's, at the measured rate of the peak's dtype.
+    `memory_s` is how much longer the roofline takes than all FLOPs do at measured rates. `clock_ratio` is the clock at
+    which the rate was measured over that of the peak, known where a calibration told both.
     """
 
     demand: Demand
@@ -27,6 +30,9 @@ class Held:
     expected_mfu: float | None = None
     coverage: float | None = None
     arithmetic_intensity: float | None = None
+    extra_s: float | None = None
+    memory_s: float | None = None
+    clock_ratio: float | None = None
 
 
 def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
@@ -40,6 +46,8 @@ def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
     dtype, rate = headline
     peak = rate.flops_per_s * devices
     achievable = peaks.achievable.get(dtype)
+    reached = (achievable or rate).flops_per_s * devices or None
+    extra = demand.hardware_flops - demand.model_flops
     return Held(
         demand,
         peak_dtype=dtype,
@@ -51,7 +59,30 @@ def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
         expected_mfu=demand.model_flops / (peak * demand.expected_s) if peak and demand.expected_s else None,
         coverage=coverage,
         arithmetic_intensity=intensity,
+        extra_s=None if reached is None else extra / reached,
+        memory_s=_memory_s(demand, peaks, devices, reached),
+        clock_ratio=_clock_ratio(dtype, rate, peaks),
     )
+
+
+def _memory_s(demand: Demand, peaks: Peaks, devices: int, reached: float | None) -> float | None:
+    if demand.expected_s is None or reached is None:
+        return None
+    flops_s = (demand.hardware_flops - demand.model_flops) / reached
+    for dtype, flops in demand.by_dtype.items():
+        rate = peaks.achievable.get(dtype) or peaks.theoretical.get(dtype)
+        if rate is None:
+            return None
+        flops_s += flops / (rate.flops_per_s * devices)
+    return max(0.0, demand.expected_s - flops_s)
+
+
+def _clock_ratio(dtype: str, peak: Rate, peaks: Peaks) -> float | None:
+    """The rate that was measured, over what this clock allows of it, over the peak: what remains is the clock's."""
+    measured, share = peaks.achievable.get(dtype), peaks.state.get(f"{dtype}_efficiency")
+    if measured is None or not isinstance(share, float) or not share > 0 or measured is peak:
+        return None
+    return measured.flops_per_s / (share * peak.flops_per_s) or None
 
 
 def _by_dtype_s(demand: Demand, peaks: Peaks, devices: int) -> float | None:

@@ -21,8 +21,10 @@ from mfu_sdk.records import (
 )
 from mfu_sdk.run.clock import Clock
 from mfu_sdk.run.demand import Demand
+from mfu_sdk.run.evidence import Gathered
 from mfu_sdk.run.held import Held, hold
 from mfu_sdk.run.totals import Totals
+from mfu_sdk.run.waterfall import waterfall
 from mfu_sdk.run.work import Timed, Work
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class Ledger:
         self._pending: deque[Work] = deque()
         self._held: dict[int, Held] = {}
         self._totals = Totals()
+        self.gathered = Gathered(ranks=identity.world_size)
         self._overhead_ns = 0
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
@@ -86,6 +89,11 @@ class Ledger:
             None if expectation is None else expectation.time_s / self._devices,
             source,
         )
+
+    def counted(self, count: Count) -> Demand:
+        """What a step that was counted while it ran cost: its own count, not the mean of all that look like it."""
+        self.gathered.counted(count, self.peaks)
+        return self.price(count, "cached")
 
     def spent(self, nanoseconds: int) -> None:
         """Enter time that the SDK took on the step path."""
@@ -163,6 +171,7 @@ class Ledger:
             requests_failed=work.requests_failed,
             requests_s=work.requests_s,
             error_type=work.error_type,
+            profiled=work.profiled,
         )
 
     def _held_against_peaks(self, demand: Demand | None) -> Held | None:
@@ -197,6 +206,8 @@ class Ledger:
                 totals.counted += 1
                 totals.counted_s += duration_s
             return
+        if work.profiled:
+            return
         totals.timed += 1
         totals.time_s += duration_s
         if work.tokens is not None:
@@ -218,9 +229,7 @@ class Ledger:
         if expected is not None:
             totals.expected_flops += expected * available
             totals.expected_available_flops += available
-        if timed.waited_s is not None:
-            totals.data_wait_seen = True
-            totals.data_wait_flops += min(timed.waited_s, duration_s) * peak
+        self.gathered.add(held, duration_s, timed.waited_s)
         fastest = held.achievable_high_flops_per_s
         if fastest is not None and demand.model_flops > fastest * duration_s:
             totals.beyond += 1
@@ -246,12 +255,8 @@ class Ledger:
             )
         if mfu is not None and totals.priced_bytes < 0.9995 * totals.bytes_moved:
             notes.append("some operators have no price (not counted, above), so MFU is a lower bound")
-        waterfall: dict[str, float] = {}
-        if mfu is not None:
-            waterfall["mfu"] = mfu
-            if totals.data_wait_seen:
-                waterfall["data_wait"] = totals.data_wait_flops / totals.available_flops
-            waterfall["unexplained"] = 1.0 - sum(waterfall.values())
+        evidence = self.gathered.evidence()
+        parts = None if mfu is None or evidence is None else waterfall(evidence)
         # A counted step costs its own duration less what a timed one takes.
         typical_s = totals.time_s / totals.timed if totals.timed else 0.0
         counting_s = max(0.0, totals.counted_s - totals.counted * typical_s) if totals.timed else 0.0
@@ -269,7 +274,8 @@ class Ledger:
             expected_mfu=(
                 totals.expected_flops / totals.expected_available_flops if totals.expected_available_flops else None
             ),
-            waterfall=waterfall,
+            waterfall={} if parts is None else parts.shares,
+            bars=() if parts is None else parts.bars,
             tokens=totals.tokens,
             tokens_per_s=totals.timed_tokens / totals.token_time_s if totals.token_time_s else None,
             overhead_s=self._overhead_ns / 1e9 + counting_s,

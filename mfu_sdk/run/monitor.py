@@ -16,6 +16,8 @@ from mfu_sdk.run.amounts import amount
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -134,7 +136,14 @@ class Monitor:
             self._settings,
             self._on_step,
         )
-        self._engine = Engine(ledger, self._model, self._optimizer, self._convention, self._start_step)
+        self._engine = Engine(
+            ledger,
+            self._model,
+            self._optimizer,
+            self._convention,
+            self._start_step,
+            times_operators=self._settings.profile == "auto",
+        )
         if self._model is not None:
             _open[id(self._model)] = self
         return self
@@ -223,6 +232,16 @@ class Monitor:
             ):
                 warn_once("run.calibrate", "called inside of a step: nothing was measured; call it between two steps")
         return found[0] if found else None
+
+    def draw(self, path: str | Path) -> None:
+        """Write the waterfall of `summary()` to `path`, as SVG, PNG or PDF by its ending.
+
+        Raises `ConfigurationError` for another ending or where MFU is unknown, `MissingDependencyError` without
+        matplotlib (the extra `plot`). What is printed with the summary needs nothing.
+        """
+        from mfu_sdk.run.picture import draw
+
+        draw(self.summary(), path)
 
     def summary(self) -> RunSummary:
         """The run's totals so far, or, after the `with` block, its final ones.

@@ -23,6 +23,7 @@ class Step:
         "optimized",
         "packed",
         "phase",
+        "profiled",
         "settings",
         "start",
         "start_unix_ns",
@@ -50,6 +51,8 @@ class Step:
         self.elsewhere: list[Call] = []
         self.batch_sum = 0
         self.counting = False
+        # Whether its operators are timed.
+        self.profiled = False
         # Where the optimizer stepped last, and how many of the waits came before.
         self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None

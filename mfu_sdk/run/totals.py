@@ -23,8 +23,6 @@ class Totals:
     token_time_s: float = 0.0
     timed_tokens: int = 0
     tokens: int | None = None
-    data_wait_flops: float = 0.0
-    data_wait_seen: bool = False
     counted_s: float = 0.0
     counted: int = 0
     bytes_moved: float = 0.0

@@ -29,6 +29,7 @@ class Work:
     requests_failed: int | None = None
     requests_s: float | None = None
     counted_while_running: bool = False
+    profiled: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 
-from mfu_sdk.records import Count, OpCost, Peaks, Rate, RunIdentity, StepRecord, Uncounted
+from mfu_sdk.records import (
+    CollectiveRate,
+    CollectiveTime,
+    Count,
+    OpCost,
+    Peaks,
+    Rate,
+    RunIdentity,
+    StepRecord,
+    Uncounted,
+)
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.work import Work
 
@@ -175,6 +185,103 @@ def test_demands_add() -> None:
     assert both.expected_s == pytest.approx(3.8)
     assert both.source == "sampled"
     assert (replace(cached, expected_s=None) + sampled).expected_s is None
+
+
+def test_a_waterfall_by_hand() -> None:
+    """2 s a step at 1,000 FLOP/s: 600 FLOPs of use, 200 more that ran, and what the roofline takes beyond FLOPs.
+
+    By rates the FLOPs take 0.5 s (bf16), 1 s (fp32) and 0.2 s (those that ran beyond the model's); the roofline 1.9 s.
+    """
+    books, _ = ledger()
+    books.add(work(books, 0, 0.0, 2.0, waits=((0.0, 0.25),)))
+    books.add(work(books, 1, 2.0, 4.0, waits=((2.0, 2.25),)))
+    shares = books.close().waterfall
+    assert dict(shares) == pytest.approx(
+        {
+            "mfu": 0.3,
+            "data_wait": 0.125,
+            "exposed_communication": 0.0,
+            "rank_skew": 0.0,
+            "recomputation": 0.1,
+            "memory_bound": 0.1,
+            "unexplained": 0.375,
+        }
+    )
+
+
+def test_a_waterfall_weighs_steps_with_their_peaks() -> None:
+    """A second of waiting at 1,000 FLOP/s loses ten times as much as one at 100."""
+    books, _ = ledger()
+    slow = replace(COUNT, model_flops=50, hardware_flops=50, by_dtype={"float32": 50}, ops=())
+    books.add(work(books, 0, 0.0, 2.0, waits=((0.0, 1.0),)))
+    books.add(work(books, 1, 2.0, 4.0, demand=books.price(slow, "cached"), waits=()))
+    summary = books.close()
+    assert summary.mfu == pytest.approx(650 / 2200)
+    assert summary.waterfall["mfu"] == pytest.approx(650 / 2200)
+    assert summary.waterfall["data_wait"] == pytest.approx(1000 / 2200)
+    # Where one of the steps does not tell, the sum is not known.
+    books.add(work(books, 2, 4.0, 6.0))
+    assert "data_wait" not in books.summary().waterfall
+
+
+def test_the_clock_of_a_calibration() -> None:
+    """720 FLOP/s that are 80 % of what the clock allowed: it ran at 900 of the peak's 1,000."""
+    peaks = replace(
+        PEAKS,
+        theoretical={"bfloat16": rate(1000.0)},
+        achievable={"bfloat16": rate(720.0), "float32": rate(100.0)},
+        state={"bfloat16_efficiency": 0.8},
+    )
+    books = Ledger(IDENTITY, peaks, LateClock())
+    books.add(work(books, 0, 0.0, 4.0))
+    shares = books.close().waterfall
+    # 0.6 s of use would take 0.6 / 0.9 at that clock; the 200 FLOPs more take theirs at the measured rate.
+    assert shares["clock_and_power"] == pytest.approx((0.6 / 0.9 - 0.6) / 4)
+    assert shares["recomputation"] == pytest.approx(200 / 720 / 4)
+
+
+LINK = CollectiveRate(
+    "all_reduce",
+    "host",
+    "host",
+    2,
+    1,
+    "gloo",
+    rate(1e9),
+    (CollectiveTime(4, 0.05, 0.05, 0.05, 3), CollectiveTime(400, 0.05, 0.05, 0.05, 3)),
+)
+
+
+@pytest.mark.parametrize(("links", "transfer_s"), [({}, 0.1), ({"all_reduce/host": LINK}, 0.05)])
+def test_ranks_that_come_late(links: dict[str, CollectiveRate], transfer_s: float) -> None:
+    """Of exchanges of 0.1, 0.3 and 0.5 s the shortest is transfer, or what the link was measured to take."""
+    peaks = replace(PEAKS, collectives=links)
+    books = Ledger(replace(IDENTITY, world_size=2), peaks, LateClock())
+    books.gathered.counted(replace(COUNT, comm_bytes={"allreduce": 40}), peaks)
+    for index, exposed_s in enumerate((0.1, 0.3, 0.5)):
+        books.add(work(books, index, 2.0 * index, 2.0 * index + 2.0))
+        books.gathered.exchanged(exposed_s)
+    shares = books.close().waterfall
+    assert shares["exposed_communication"] == pytest.approx(transfer_s / 2)
+    assert shares["rank_skew"] == pytest.approx((0.3 - transfer_s) / 2)
+
+
+def test_operator_times_are_scaled_to_the_run() -> None:
+    """A step whose products took 0.7 s and whose rest took 0.4, and two others of the same FLOPs, timed as 2 s each.
+
+    The products' bytes take no longer than their FLOPs, so memory has the 0.4 s alone.
+    """
+    books, _ = ledger()
+    books.gathered.counted(COUNT, PEAKS)
+    books.gathered.ran({"mm": 0.7, "gelu": 0.3, "dropout": 0.1}, COUNT.hardware_flops)
+    for index in range(2):
+        books.add(work(books, index, 2.0 * index, 2.0 * index + 2.0, waits=()))
+    shares = books.close().waterfall
+    assert shares["host_gap"] == pytest.approx(0.9 / 2)
+    assert shares["memory_bound"] == pytest.approx(0.4 / 2)
+    # 0.6 s of use would leave 0.1 s, which the 200 FLOPs beyond the model's ask for twice.
+    assert shares["recomputation"] == pytest.approx(0.1 / 2)
+    assert shares["kernel_inefficiency"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_uncounted_operators_are_in_the_summary() -> None:

@@ -19,6 +19,7 @@ def test_every_variable_is_read() -> None:
     changed = {
         "MFU_ENABLED": "0",
         "MFU_CALIBRATE": "off",
+        "MFU_PROFILE": "off",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
         "MFU_RUN_ID": "run-7",
@@ -37,6 +38,7 @@ def test_every_variable_is_read() -> None:
         ("MFU_GUARD", "shout"),
         ("MFU_SPANS", "some"),
         ("MFU_CALIBRATE", "on"),
+        ("MFU_PROFILE", "all"),
         ("MFU_RUN_ATTEMPT", "-1"),
     ],
 )

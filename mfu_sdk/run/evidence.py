@@ -1,0 +1,158 @@
+"""Gathers a run's evidence for its waterfall: running sums over the timed steps, and what some steps tell of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mfu_sdk.counting.collective_time import seconds
+from mfu_sdk.counting.expect import memory_bytes_per_s
+from mfu_sdk.records import Count, Peaks
+from mfu_sdk.run.held import Held
+from mfu_sdk.run.waterfall import Evidence
+
+
+@dataclass(slots=True)
+class _Sum:
+    """A sum over steps, None as soon as one of them does not know its part."""
+
+    value: float | None = 0.0
+
+    def add(self, part: float | None) -> None:
+        self.value = None if self.value is None or part is None else self.value + part
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What is known so far. Memory does not grow with the run.
+
+    Steps of different dtypes have different peaks: their seconds are weighted with those (`seconds` × FLOP/s), so that
+    a share of the sum is a share of the available FLOPs. `ranks` is the number of all ranks, this one among them.
+    """
+
+    ranks: int
+    steps: int = 0
+    time_s: float = 0.0
+    model_flops: int = 0
+    hardware_flops: int = 0
+    available_flops: float = 0.0
+    _waited: _Sum = field(default_factory=_Sum)
+    _extra: _Sum = field(default_factory=_Sum)
+    _memory: _Sum = field(default_factory=_Sum)
+    _clock: _Sum = field(default_factory=_Sum)
+    # Of counted steps: which operators have FLOPs, these FLOPs, and the seconds of `_products_memory_s`.
+    _products: set[str] = field(default_factory=set)
+    _counted_flops: int = 0
+    _products_memory: _Sum = field(default_factory=_Sum)
+    # Of steps whose operators were timed: their FLOPs, and seconds.
+    _seen_flops: int = 0
+    _products_s: float = 0.0
+    _streaming_s: float = 0.0
+    # Of steps whose exchange of gradients was timed.
+    _exchanges: int = 0
+    _exchanged_s: float = 0.0
+    _least_s: float = 0.0
+    # What all of a step's gradients take by the measured rate of their links, where that was measured.
+    _transfer_s: float | None = None
+
+    def add(self, held: Held, duration_s: float, waited_s: float | None) -> None:
+        """Enter a timed step whose FLOPs and peak are known."""
+        peak = held.peak_flops_per_s
+        if peak is None:
+            return
+        demand = held.demand
+        self.steps += 1
+        self.time_s += duration_s
+        self.model_flops += demand.model_flops
+        self.hardware_flops += demand.hardware_flops
+        self.available_flops += peak * duration_s
+        # Waits of one step may be longer than it, where it began late.
+        self._waited.add(None if waited_s is None else min(waited_s, duration_s) * peak)
+        self._extra.add(None if held.extra_s is None else held.extra_s * peak)
+        self._memory.add(None if held.memory_s is None else held.memory_s * peak)
+        ratio = held.clock_ratio
+        self._clock.add(None if ratio is None else demand.model_flops / ratio)
+
+    def counted(self, count: Count, peaks: Peaks) -> None:
+        """Learn from a counted step which operators are products, and how far memory holds those up."""
+        self._products |= {op.op for op in count.ops if op.flops}
+        self._counted_flops += count.hardware_flops
+        self._products_memory.add(_products_memory_s(count, peaks))
+        sent_bytes = count.comm_bytes.get("allreduce")
+        for rate in peaks.collectives.values() if sent_bytes else ():
+            if rate.collective == "all_reduce" and (rate.ranks, rate.groups) == (self.ranks, 1):
+                self._transfer_s = seconds(rate, sent_bytes or 0)
+
+    def ran(self, op_seconds: Mapping[str, float], hardware_flops: int) -> None:
+        """Enter a step whose operators were timed, by the names that counts have for them."""
+        total_s = sum(op_seconds.values())
+        if not hardware_flops or total_s <= 0:
+            return
+        products_s = sum(taken_s for op, taken_s in op_seconds.items() if op in self._products)
+        self._seen_flops += hardware_flops
+        self._products_s += products_s
+        self._streaming_s += total_s - products_s
+
+    def exchanged(self, exposed_s: float) -> None:
+        """Enter how long a step waited for the exchange of gradients."""
+        self._least_s = min(exposed_s, self._least_s) if self._exchanges else exposed_s
+        self._exchanges += 1
+        self._exchanged_s += exposed_s
+
+    def evidence(self) -> Evidence | None:
+        """What is known of the steps entered, None where there was no time in them."""
+        if not self.available_flops > 0 or not self.time_s > 0:
+            return None
+        # Seconds at the mean peak.
+        peak = self.available_flops / self.time_s
+        communication_s, skew_s = self._between_ranks()
+        products_s = streaming_s = products_memory_s = None
+        if self._seen_flops:
+            scale = self.hardware_flops / self._seen_flops
+            products_s, streaming_s = self._products_s * scale, self._streaming_s * scale
+            memory_s = self._products_memory.value or 0.0
+            products_memory_s = memory_s * self.hardware_flops / self._counted_flops if self._counted_flops else 0.0
+        clock = self._clock.value
+        return Evidence(
+            step_s=self.time_s,
+            useful_s=self.model_flops / peak,
+            data_wait_s=None if self._waited.value is None else self._waited.value / peak,
+            communication_s=communication_s,
+            skew_s=skew_s,
+            extra_s=None if self._extra.value is None else self._extra.value / peak,
+            memory_s=None if self._memory.value is None else self._memory.value / peak,
+            products_s=products_s,
+            streaming_s=streaming_s,
+            products_memory_s=products_memory_s,
+            clock_ratio=self.model_flops / clock if clock else None,
+        )
+
+    def _between_ranks(self) -> tuple[float | None, float | None]:
+        """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it.
+
+        An exchange ends when the last rank has come and its bytes have passed. The shortest one that was timed is
+        taken for the bytes, or what they take by the link's measured rate where that is less, and what others took
+        longer for peers that came late. So without a measured rate (`mfu.calibrate(collectives=True)`), a rank that is
+        late by as much in every step reads as a slow link.
+        """
+        if self.ranks == 1:
+            return 0.0, 0.0
+        if not self._exchanges:
+            return None, None
+        mean_s = self._exchanged_s / self._exchanges
+        least_s = self._least_s if self._transfer_s is None else min(self._least_s, self._transfer_s)
+        return least_s * self.steps, (mean_s - least_s) * self.steps
+
+
+def _products_memory_s(count: Count, peaks: Peaks) -> float | None:
+    """Σ over operators with FLOPs of what their bytes take longer than these; None where a rate is not known."""
+    excess_s = 0.0
+    for op in count.ops:
+        if not op.flops:
+            continue
+        rate = peaks.achievable.get(op.dtype) or peaks.theoretical.get(op.dtype)
+        memory = memory_bytes_per_s(peaks, op.bytes_moved)
+        if rate is None or memory is None:
+            return None
+        excess_s += op.calls * max(0.0, op.bytes_moved / memory - op.flops / rate.flops_per_s)
+    return excess_s

@@ -1,0 +1,131 @@
+"""How long the operators of some steps take, each by itself: what the device worked, on a processor."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mfu_sdk.counting import mode_stack, registry
+from mfu_sdk.counting.traffic import COLLECTIVES
+from mfu_sdk.guard import contained, shield
+
+if TYPE_CHECKING:
+    from mfu_sdk.run.clock import HostClock
+
+_NO_KEYWORDS: Final[Mapping[str, Any]] = {}
+_running: Final[list[OpTimes]] = []
+
+
+EVERY, FIRST = 8, 13
+"""Steps from one whose operators are timed to the next, and the index of the first: never that of a counted step."""
+CALL_S = 6e-6
+"""What timing adds to an operator: 6.0 to 6.2 µs on an AMD EPYC, torch 2.13, Python 3.12, November 2026."""
+MOST_OF_RUN = 0.005
+"""The share of the run's time that timing may take."""
+_CALLS_EXPECTED = 1000
+# Older versions of torch leave eager for good what they first compile under a mode.
+_KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
+
+
+class OpTimes(TorchDispatchMode):
+    """Times operators while it is on, and knows when a step may be timed.
+
+    On a processor an operator has done its work when it returns; on a GPU it has not, and such times would say
+    nothing. torch's own profiler would tell the same, but took 2 s at its first use and 25 ms at each later one
+    (torch 2.13, November 2026), and prints to the user's terminal.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, clock: HostClock) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._clock = clock
+        self._opened = clock.mark()
+        self._seconds: defaultdict[Any, float] = defaultdict(float)
+        self._calls = _CALLS_EXPECTED
+        self._spent_s = 0.0
+        self._alone = True
+        self.paused = False
+        """Whether operators run by and are not timed."""
+
+    def due(self, step: int) -> bool:
+        """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
+        if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION:
+            return False
+        # A profiler of the user's would show a mode in some steps that is not theirs.
+        if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
+            return False
+        open_s = self._clock.elapsed_s(self._opened, self._clock.mark())
+        return self._spent_s + self._calls * CALL_S <= MOST_OF_RUN * open_s
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leave `torch.compile` on."""
+        return True
+
+    def start(self) -> None:
+        """Begin anew, beneath every mode of the user's."""
+        self._seconds.clear()
+        self._calls = 0
+        # What another monitor does in the same step would be taken for the operators' time.
+        self._alone = not _running
+        for other in _running:
+            other._alone = False
+        _running.append(self)
+        mode_stack.insert(self)
+
+    def stop(self) -> None:
+        """Leave the stack; nothing where it is not on."""
+        if self in _running:
+            _running.remove(self)
+            mode_stack.remove(self)
+            self._spent_s += self._calls * CALL_S
+
+    def seconds(self) -> dict[str, float] | None:
+        """Seconds by operator, named as in `OpCost`, without collectives; None where they would not be all there is.
+
+        That is where something compiled runs in the process (its kernels pass no dispatcher), or another monitor timed
+        operators too.
+        """
+        if not self._alone or _compiled_graphs():
+            return None
+        found: defaultdict[str, float] = defaultdict(float)
+        for func, seconds in self._seconds.items():
+            name = registry.rule(func).name
+            if name.partition("::")[0] not in COLLECTIVES:
+                found[name] += seconds
+        return dict(found)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, and time it."""
+        if kwargs is None:
+            kwargs = _NO_KEYWORDS
+        if self.paused:
+            return func(*args, **kwargs)
+        clock = self._clock
+        began = clock.mark()
+        result = func(*args, **kwargs)
+        try:
+            self._calls += 1
+            self._seconds[func] += clock.elapsed_s(began, clock.mark())
+        except Exception as error:
+            if not contained("timing an operator", error):
+                raise
+        return result
+
+
+def _compiled_graphs() -> int:
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:
+        return 0
+    with shield("asking what was compiled"):
+        return int(dynamo.counters["stats"].get("unique_graphs", 0))
+    # What cannot be asked may be there.
+    return 1

@@ -1,0 +1,206 @@
+"""Waiting for other ranks: two ranks over gloo, a rank that comes late, and an exchange that takes long.
+
+Run as a script this file is one rank.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DELAY_S = 0.5
+"""Far more than anything else in a step, on a busy machine too."""
+STEPS = 12
+TIMED = (3, 5, 6, 7, 9, 10, 11)
+"""Not counted, and before the first whose operators are timed."""
+LATE = (5, 9, 11)
+"""The steps before which rank 1 comes late. Of those that torch times (3, 5, 6, 7, 9) two, of the timed ones three."""
+
+
+def be_a_rank(folder: Path) -> None:
+    """Train with each fault, and write down the seconds of each bar."""
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+
+    import mfu_sdk as mfu
+    from mfu_sdk.records import Peaks, Rate
+
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    torch.manual_seed(0)
+    peaks = Peaks("cpu", {}, {"float32": Rate(1e9, 1e9, 1e9, "user", 0.0)}, None, None, {})
+
+    def slowly(_state, bucket):  # type: ignore[no-untyped-def]  # torch checks annotations for its own types
+        """A comm hook: the mean of all ranks' gradients, each bucket of which arrives late."""
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        buffer = bucket.buffer().div_(2)
+        future = dist.all_reduce(buffer, async_op=True).get_future()
+
+        def deliver() -> None:
+            time.sleep(DELAY_S)
+            done.set_result(future.wait()[0])
+
+        threading.Thread(target=deliver).start()
+        return done
+
+    def train(fault: str) -> dict[str, Any]:
+        model = DistributedDataParallel(nn.Linear(64, 64, bias=False))
+        if fault == "slow exchange":
+            model.register_comm_hook(None, slowly)
+        loader = [torch.randn(16, 64) for _ in range(STEPS)]
+        records = []
+        with mfu.monitor(model, name="ddp", peaks=peaks, on_step=records.append) as run:
+            for step, x in enumerate(run.batches(loader)):
+                with run.step():
+                    if fault == "late rank" and rank == 1 and step in LATE:
+                        time.sleep(DELAY_S)
+                    model(x).sum().backward()
+        summary = run.summary()
+        return {
+            "timed": [record.index for record in records if record.timed],
+            "duration_s": summary.duration_s,
+            "bars": {bar.name: bar.seconds for bar in summary.bars},
+            "sum": sum(summary.waterfall.values()),
+        }
+
+    told = {fault: train(fault) for fault in ("none", "late rank", "slow exchange")}
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two ranks tell."""
+    folder = tmp_path_factory.mktemp("ranks")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MFU_GUARD": "raise", "MFU_RUN_ID": "exchanges"}
+    command = [sys.executable, "-W", "ignore", __file__, str(folder)]
+    running = [
+        subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_late_rank_is_skew_on_the_other(ranks: list[dict[str, Any]]) -> None:
+    """Rank 0 waits for it, which is neither transfer nor anything else; rank 1 waits for no one.
+
+    Two of five timed exchanges took the delay longer than the shortest, which is taken for all seven timed steps.
+    """
+    waiting, late = (rank["late rank"] for rank in ranks)
+    assert waiting["timed"] == list(TIMED)
+    assert waiting["bars"]["rank_skew"] >= 2 / 5 * len(TIMED) * DELAY_S * 0.8
+    assert waiting["bars"]["rank_skew"] > waiting["duration_s"] / 2
+    assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 2
+    assert waiting["bars"]["exposed_communication"] < waiting["bars"]["rank_skew"] / 2
+
+
+def test_a_slow_exchange_is_communication_on_both(ranks: list[dict[str, Any]]) -> None:
+    """Every exchange takes half a second longer on both ranks alike: nobody was late."""
+    for rank in ranks:
+        bars = rank["slow exchange"]["bars"]
+        assert bars["exposed_communication"] >= len(TIMED) * DELAY_S * 0.9
+        assert bars["exposed_communication"] > 0.8 * rank["slow exchange"]["duration_s"]
+        assert bars["rank_skew"] < bars["exposed_communication"] / 4
+
+
+def test_bars_of_ranks_add_up(ranks: list[dict[str, Any]]) -> None:
+    """On every rank and with every fault, and without a fault the exchange is known too."""
+    for rank in ranks:
+        for told in rank.values():
+            assert told["sum"] == pytest.approx(1, abs=1e-9)
+            assert {"exposed_communication", "rank_skew", "data_wait"} <= set(told["bars"])
+            # No operator was timed in twelve steps, so that nothing idle is called the host's.
+            assert "host_gap" not in told["bars"]
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    """A wrapped model in a group of one process."""
+    import torch.distributed as dist
+    from torch import nn
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    dist.destroy_process_group()
+
+
+def read(model: Any, steps: int, before: int = 0) -> tuple[list[int], int]:
+    """Which of `steps` steps tell an exchange, after `before` others, and how often torch's record is read for it."""
+    import torch
+
+    from mfu_sdk.run.ddp_times import DdpTimes
+
+    def step() -> None:
+        model(torch.ones(2, 8)).sum().backward()
+
+    asked = 0
+    told = model._get_ddp_logging_data
+
+    def counted() -> Any:
+        nonlocal asked
+        asked += 1
+        return told()
+
+    model._get_ddp_logging_data = counted
+    for _ in range(before):
+        step()
+    times, found = DdpTimes(model), []
+    for index in range(steps):
+        began = time.time_ns()
+        step()
+        exposed_s = times.after_step(began, 1, timed=True)
+        if exposed_s is not None:
+            found.append(index)
+            latest = told()
+            unhidden = latest["backward_comm_time"] - latest["backward_compute_comm_overlap_time"]
+            assert exposed_s == max(0, unhidden) / 1e9
+    return found, asked
+
+
+def test_torchs_record_is_read_when_it_has_news(model: Any) -> None:
+    """torch times iterations 0 to 9 and every hundredth, and tells with the next: in 12 steps, and 2 for each other."""
+    assert read(model, 210) == ([*range(1, 11), 100, 200], 12 + 2 * 2)
+
+
+def test_a_late_monitor_finds_torchs_turn(model: Any) -> None:
+    """Begun at iteration 57: what torch told before is of no step, and its next turn but one, at 200, is found."""
+    found, _ = read(model, 260, before=57)
+    assert found == [200 - 57, 300 - 57]
+
+
+def test_steps_that_do_not_count_tell_nothing(model: Any) -> None:
+    """Of a step with two forwards one exchange was timed at most, and a counted step is not like others."""
+    import torch
+
+    from mfu_sdk.run.ddp_times import DdpTimes
+
+    times, found = DdpTimes(model), []
+    for index in range(8):
+        calls = 2 if index == 3 else 1
+        began = time.time_ns()
+        for _ in range(calls):
+            model(torch.ones(2, 8)).sum().backward()
+        if times.after_step(began, calls, timed=index != 5) is not None:
+            found.append(index)
+    # What step 3 and step 5 did would be told after steps 4 and 6.
+    assert found == [1, 2, 3, 5, 7]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    be_a_rank(Path(sys.argv[1]))
