@@ -32,6 +32,7 @@ from mfu_sdk.run.costs import Costs
 from mfu_sdk.run.elsewhere import Elsewhere
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
@@ -50,10 +51,6 @@ FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 _NO_KEYWORDS: Mapping[str, Any] = {}
 
 
-def _weakly(model: nn.Module | None) -> tuple[weakref.ref[nn.Parameter], ...]:
-    return () if model is None else tuple(map(weakref.ref, model.parameters()))
-
-
 class Engine:
     """The wiring of one run. All its methods run in the thread that made it; other threads' calls begin no step."""
 
@@ -70,9 +67,7 @@ class Engine:
         self.ledger = ledger
         self._clock = ledger.clock
         self._model = model
-        # Weak: weights that are replaced are not kept alive.
-        self._parameters = _weakly(model)
-        self._last_settings = 0
+        self._parameters = Parameters(model)
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
@@ -206,7 +201,7 @@ class Engine:
         if self._marked or optimizer is not self._optimizer():
             return
         if self._step is None:
-            if not self._trains_model(optimizer):
+            if not self._parameters.are_trained_by(optimizer):
                 return
             # The model was trained and no forward pass was seen: none will be.
             self._blind = True
@@ -221,11 +216,6 @@ class Engine:
         if self._blind:
             self._end(step, step.optimized[0])
             self._begin("train")
-
-    def _trains_model(self, optimizer: torch.optim.Optimizer) -> bool:
-        self._parameters = _weakly(self._model)
-        own = {id(held()) for held in self._parameters}
-        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     # --- marked steps and data -------------------------------------------------------------------------------------
 
@@ -280,7 +270,7 @@ class Engine:
         start, start_unix_ns = self._last_end or (self._clock.mark(), time.time_ns())
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
-        settings = self._settings()
+        settings = self._parameters.wanted()
         self._step = step = Step(phase, start, start_unix_ns, waits, settings, packed)
         if over:
             return
@@ -292,20 +282,9 @@ class Engine:
         else:
             self._profile.begin(step, self._index - self._first)
 
-    def _settings(self) -> int:
-        """A hash of which parameters want a gradient."""
-        flags = bytes([2 if (p := held()) is None else p.requires_grad for held in self._parameters])
-        found = hash(flags)
-        if found != self._last_settings:
-            # Weights may have been replaced, or added beside frozen ones (adapters).
-            self._parameters = _weakly(self._model)
-            found = hash(bytes([p.requires_grad for held in self._parameters if (p := held()) is not None]))
-            self._last_settings = found
-        return found
-
     def _count(self, step: Step) -> None:
         self._profile.end(step)
-        self._parameters = _weakly(self._model)
+        self._parameters.refresh()
         self._mode.reset()
         self._mode.start()
         step.counting = True
