@@ -62,6 +62,8 @@ class Device:
 
     def work(self, seconds: float, efficiency: float = 1.0) -> Batch:
         """Work for `seconds`, in steps of a quarter of a batch at the most."""
+        # One call at the least, of 1.5 ms.
+        seconds = max(seconds, 1.5e-3)
         done, left, clocks = 0.0, seconds, []
         while left > 1e-12:
             step = min(left, 0.0125)

@@ -1,5 +1,7 @@
 """Matrix products that reach a GPU's matrix units: tiles read by pointers, by descriptors, or by resident programs."""
 
+# Scalars are annotated as tensors, which inside of a kernel they are: Triton takes `int` for an order to pass every one
+# as a 32-bit number, and then drops that a stride is 1, without which tiles are read element by element.
 # Triton ships no types: its decorator has none, and those that pyright infers for launches and pointers are wrong.
 # mypy: allow-untyped-decorators
 # pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -39,7 +41,9 @@ DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @triton.jit
-def _tile_of(program: int, m: int, n: int, block_m: tl.constexpr, block_n: tl.constexpr, group_m: tl.constexpr):  # type: ignore[no-untyped-def]  # two tensors
+def _tile_of(  # type: ignore[no-untyped-def]  # two tensors
+    program: tl.tensor, m: tl.tensor, n: tl.tensor, block_m: tl.constexpr, block_n: tl.constexpr, group_m: tl.constexpr
+):
     # Programs walk down `group_m` rows of tiles before they move one column on, so that the tiles which run at the
     # same time share their rows of A and columns of B in the L2 cache.
     tiles_m = tl.cdiv(m, block_m)
@@ -57,15 +61,15 @@ def gemm_kernel(
     a_ptr: tl.tensor,
     b_ptr: tl.tensor,
     c_ptr: tl.tensor,
-    m: int,
-    n: int,
-    k: int,
-    stride_am: int,
-    stride_ak: int,
-    stride_bk: int,
-    stride_bn: int,
-    stride_cm: int,
-    stride_cn: int,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
+    stride_am: tl.tensor,
+    stride_ak: tl.tensor,
+    stride_bk: tl.tensor,
+    stride_bn: tl.tensor,
+    stride_cm: tl.tensor,
+    stride_cn: tl.tensor,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
@@ -107,9 +111,9 @@ def gemm_descriptor_kernel(
     a_tiles: tl.tensor,
     b_tiles: tl.tensor,
     c_tiles: tl.tensor,
-    m: int,
-    n: int,
-    k: int,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
@@ -137,9 +141,9 @@ def gemm_persistent_kernel(
     a_ptr: tl.tensor,
     b_ptr: tl.tensor,
     c_ptr: tl.tensor,
-    m: int,
-    n: int,
-    k: int,
+    m: tl.tensor,
+    n: tl.tensor,
+    k: tl.tensor,
     programs: tl.constexpr,
     block_m: tl.constexpr,
     block_n: tl.constexpr,

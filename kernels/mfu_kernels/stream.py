@@ -6,7 +6,7 @@ counted as STREAM counts them, each operand once; a GPU's stores do not read the
 
 # Triton ships no types: its decorator has none, and those that pyright infers for launches and pointers are wrong.
 # mypy: allow-untyped-decorators
-# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
 
 from typing import Final
 
@@ -22,7 +22,7 @@ WARPS: Final = 4
 
 
 @triton.jit
-def copy_kernel(source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, block: tl.constexpr) -> None:
+def copy_kernel(source_ptr: tl.tensor, out_ptr: tl.tensor, elements: tl.tensor, block: tl.constexpr) -> None:
     """out = source, one block a program."""
     # 64-bit: a buffer of bytes worth measuring passes 2**31 elements.
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -32,7 +32,7 @@ def copy_kernel(source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, block:
 
 @triton.jit
 def triad_kernel(
-    b_ptr: tl.tensor, c_ptr: tl.tensor, out_ptr: tl.tensor, scale: float, elements: int, block: tl.constexpr
+    b_ptr: tl.tensor, c_ptr: tl.tensor, out_ptr: tl.tensor, scale: float, elements: tl.tensor, block: tl.constexpr
 ) -> None:
     """out = b + scale · c, one block a program."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -45,7 +45,7 @@ def triad_kernel(
 
 @triton.jit
 def read_kernel(
-    source_ptr: tl.tensor, out_ptr: tl.tensor, elements: int, programs: tl.constexpr, block: tl.constexpr
+    source_ptr: tl.tensor, out_ptr: tl.tensor, elements: tl.tensor, programs: tl.constexpr, block: tl.constexpr
 ) -> None:
     """The sum of what this program reads, striding over the whole buffer, written once at the end."""
     program = tl.program_id(0)
@@ -67,7 +67,9 @@ def copy(source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """
     _require_alike(source, out)
     elements = out.numel()
-    copy_kernel[(triton.cdiv(elements, BLOCK),)](source, out, elements, block=BLOCK, num_warps=WARPS)
+    copy_kernel[(triton.cdiv(elements, BLOCK),)](
+        source, out, elements, block=BLOCK, num_warps=WARPS, enable_fp_fusion=True
+    )
     return out
 
 
@@ -103,7 +105,9 @@ def read(source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"out {tuple(out.shape)} {out.dtype}: must be a contiguous float32 vector, one a program")
     require_device(source, out)
     programs = out.numel()
-    read_kernel[(programs,)](source, out, source.numel(), programs=programs, block=BLOCK, num_warps=WARPS)
+    read_kernel[(programs,)](
+        source, out, source.numel(), programs=programs, block=BLOCK, num_warps=WARPS, enable_fp_fusion=True
+    )
     return out
 
 

@@ -1,8 +1,9 @@
 """The measuring protocol: candidates take turns on a device, and batches either choose one or report its rate.
 
 The fastest of several noisy rates is overstated by the luck that made it the fastest: of 75 equal ones with 0.8 %
-noise by 1.9 %. So no batch does both. Odd batches go round the candidates and choose; even ones run whichever leads,
-and only those of the winner are reported. They alternate, so that both see the same clocks and the same heat.
+noise by 1.9 %. So no batch does both. A short look at each leaves a few finalists; odd batches go round these and
+choose, even ones run whichever leads, and only those of the winner are reported. They alternate, so that both see the
+same clocks and the same heat.
 
 Time and the device come from outside: what is simulated here runs the code that measures a GPU.
 """
@@ -56,11 +57,15 @@ class Schedule:
 
     For `drop_s`, but never longer than half of the budget, batches neither choose nor are reported: clocks boost then
     as no training step sees them. Batches last `batch_s`. It is over with `least` reported batches whose mean is known
-    to within the share `precise`, or when the budget is spent.
+    to within the share `precise`, or when the budget is spent. `finalists` are what is left after a first look of
+    `look_s` at each candidate; among them batches of `choose_s` choose.
     """
 
     drop_s: float = 0.3
     batch_s: float = 0.05
+    look_s: float = 0.01
+    choose_s: float = 0.02
+    finalists: int = 3
     least: int = 12
     precise: float = 0.01
 
@@ -127,7 +132,7 @@ class Series:
 
 @dataclass(slots=True)
 class _Contest:
-    """The candidates that are still in it, and the rates of the batches that chose."""
+    """The finalists, and the rates of the batches that chose."""
 
     candidates: list[Candidate]
     odd: dict[str, list[float]] = field(default_factory=dict)
@@ -144,7 +149,7 @@ class _Contest:
             least = _LAGS * median(self.odd[self.leader().name])
             self.candidates = [each for each in self.candidates if median(self.odd[each.name]) >= least]
         self.turn += 1
-        return self.candidates[self.turn % len(self.candidates)]
+        return self.candidates[(self.turn - 1) % len(self.candidates)]
 
 
 def measure(
@@ -156,14 +161,17 @@ def measure(
 ) -> Series:
     """Run `candidates` in turns until the best of them is known well enough, or for `budget_s` seconds.
 
-    `now` gives seconds that only rise; `told` hears the share of the budget that is gone. At least one batch of the
-    winner is reported, however small the budget. Raises ValueError without candidates.
+    First each has a short look, in the order given, for half of the budget at the most; the fastest few of these are
+    the finalists. `now` gives seconds that only rise; `told` hears the share of the budget that is gone. At least one
+    batch of the winner is reported, however small the budget. Raises ValueError without candidates.
     """
     if not candidates:
         raise ValueError("no candidate to measure")
-    contest = _Contest(list(candidates))
-    even: dict[str, list[Batch]] = {}
     began = now()
+    looks = _look(candidates, schedule, began + budget_s / 2, now)
+    near = [candidate for rate, candidate in looks if rate >= _LAGS * looks[0][0]]
+    contest = _Contest(near[: schedule.finalists])
+    even: dict[str, list[Batch]] = {}
     drop_s = min(schedule.drop_s, budget_s / 2)
     dropped = number = 0
     while True:
@@ -171,13 +179,13 @@ def measure(
         told(min(spent / budget_s, 1.0))
         leader = contest.leader()
         reported = even.get(leader.name, [])
-        all_tried = len(candidates) == 1 or len(contest.odd) == len(candidates)
+        all_tried = len(contest.candidates) == 1 or all(each.name in contest.odd for each in contest.candidates)
         if reported and (spent >= budget_s or (all_tried and _known(reported, schedule))):
             break
         # Alone there is nothing to choose; and when the budget is spent, the one that leads is reported.
-        chooses = len(candidates) > 1 and number % 2 == 0 and spent < budget_s
+        chooses = len(contest.candidates) > 1 and number % 2 == 0 and spent < budget_s
         candidate = contest.next() if chooses else leader
-        batch = candidate.run(schedule.batch_s)
+        batch = candidate.run(schedule.choose_s if chooses else schedule.batch_s)
         if spent < drop_s and spent + batch.seconds < budget_s:
             dropped += 1
             continue
@@ -186,8 +194,24 @@ def measure(
             contest.odd.setdefault(candidate.name, []).append(batch.rate)
         else:
             even.setdefault(candidate.name, []).append(batch)
-    chosen_by = {name: median(rates) for name, rates in contest.odd.items()}
-    return Series(leader.name, (tuple(reported),), chosen_by, dropped)
+    compared = looks if len(candidates) > 1 else []
+    chosen_by = {candidate.name: rate for rate, candidate in compared}
+    chosen_by |= {name: median(rates) for name, rates in contest.odd.items()}
+    return Series(leader.name, (tuple(reported),), chosen_by, dropped + len(compared))
+
+
+def _look(candidates: Sequence[Candidate], schedule: Schedule, until: float, now: Now) -> list[tuple[float, Candidate]]:
+    """A first rate of each candidate that there is time for, the fastest first; one alone needs no comparison."""
+    if len(candidates) == 1:
+        return [(0.0, candidates[0])]
+    looks: list[tuple[float, Candidate]] = []
+    for candidate in candidates:
+        if looks and now() >= until:
+            break
+        # The first batch tells how many calls a batch takes, and warms up what is loaded with the first call.
+        candidate.run(0.0)
+        looks.append((candidate.run(schedule.look_s).rate, candidate))
+    return sorted(looks, key=lambda look: look[0], reverse=True)
 
 
 def sustain(

@@ -77,7 +77,8 @@ def estimate(
     value = spread(rates).median
     within = within_run(groups)
     between = between_runs((*history, value)) if len(history) + 1 >= ENOUGH_RUNS else floor * value
-    half = hypot(within if within < inf else 0.0, between)
+    # Too few batches to tell how they differ: as much again as runs may.
+    half = hypot(within if within < inf else floor * value, between)
     return Rate(value, max(value - half, _LEAST * value), value + half, source=source, age_s=0.0)
 
 

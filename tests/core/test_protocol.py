@@ -35,6 +35,7 @@ class Kernel:
     clock_mhz: float | None = None
 
     def run(self, seconds: float) -> Batch:
+        seconds = max(seconds, 0.001)
         self.bench.time_s += seconds
         self.bench.ran.append(self.name)
         rate = self.rate if self.rates is None else next(self.rates)
@@ -53,10 +54,10 @@ def simulation() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-def noisy(seed: int, sd: float = 1.0) -> Iterator[float]:
+def noisy(seed: int, sd: float = 1.0, mean: float = 100.0) -> Iterator[float]:
     chance = random.Random(seed)
     while True:
-        yield 100.0 + chance.gauss(0, sd)
+        yield mean + chance.gauss(0, sd)
 
 
 def test_the_fastest_wins() -> None:
@@ -74,18 +75,34 @@ def test_a_laggard_leaves() -> None:
     bench = Bench()
     kernels = [Kernel("lame", bench, 50), Kernel("fast", bench, rates=noisy(1)), Kernel("close", bench, rates=noisy(2))]
     measure(kernels, Schedule(drop_s=0, least=1000), 3.0, bench.now)
-    assert bench.ran.count("lame") <= 2
+    assert bench.ran.count("lame") == 2
     assert bench.ran.count("close") >= 10
 
 
 def test_no_batch_both_chooses_and_reports() -> None:
     """Batches of all kinds add up to those that ran, and half of the kept ones were there to choose."""
     bench = Bench()
-    kernels = [Kernel("a", bench, 100), Kernel("b", bench, 80)]
-    found = measure(kernels, Schedule(drop_s=0.3, batch_s=0.05, least=1000), 2.0, bench.now)
-    assert found.dropped == 6
-    kept = len(bench.ran) - found.dropped
+    kernels = [Kernel("a", bench, 100), Kernel("b", bench, 95)]
+    plan = Schedule(drop_s=0.3, batch_s=0.05, look_s=0.05, choose_s=0.05, least=1000)
+    found = measure(kernels, plan, 2.0, bench.now)
+    # 0.102 s of looks, and four batches until 0.3 s are over.
+    assert found.dropped == 2 + 4
+    kept = len(bench.ran) - found.dropped - len(kernels)
     assert abs(len(found.batches) - kept / 2) <= 1
+
+
+@pytest.mark.parametrize(("number", "budget_s", "mean"), [(12, 0.9, 0.98), (12, 0.5, 0.97), (3, 0.3, 0.97)])
+def test_a_good_one_is_found_in_little_time(number: int, budget_s: float, mean: float) -> None:
+    """Of kernels between 75 % and 100 % the one that is reported is as good as the best, even where time is short."""
+    shares = []
+    for seed in range(100):
+        chance, bench = random.Random(seed), Bench()
+        best = [chance.uniform(75, 100) for _ in range(number)]
+        kernels = [Kernel(str(i), bench, rates=noisy(seed + i, mean=rate)) for i, rate in enumerate(best)]
+        found = measure(kernels, QUICK, budget_s, bench.now)
+        shares.append(best[int(found.winner)] / max(best))
+    assert sum(shares) / len(shares) > mean
+    assert min(shares) > 0.9
 
 
 def test_the_winners_curse_is_not_paid() -> None:

@@ -211,3 +211,56 @@ def test_import_without(missing: str) -> None:
         timeout=60,
     )
     assert said.stdout.startswith(f"mfu_kernels needs {missing}, which is not installed: pip install 'mfu-sdk[torch]'")
+
+
+LAUNCHED = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from mfu_kernels import gemm, simd, stream
+
+def specialised(kernel, *values):
+    # What a launch compiles for: the type of each argument, and what is known of its value.
+    backend = make_backend(GPUTarget("cuda", 80, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    names = [each.name for each in kernel.params]
+    constants = {name: 1 for name in names[len(values):]}
+    _, found, _ = binder(*values, **constants)
+    return dict(zip(names, found))
+
+a = torch.empty(256, 512, dtype=torch.bfloat16)
+b = torch.empty(384, 512, dtype=torch.bfloat16).T
+out = torch.empty(256, 384, dtype=torch.bfloat16)
+found = specialised(gemm.gemm_kernel, a, b, out, 256, 384, 512, *a.stride(), *b.stride(), *out.stride())
+assert [found[name][0] for name in ("stride_ak", "stride_bk", "stride_cn")] == ["constexpr"] * 3, found
+assert [found[name] for name in ("m", "n", "k", "stride_am", "stride_bn", "stride_cm")] == [("i32", "D")] * 6, found
+assert [found[name] for name in ("a_ptr", "b_ptr", "c_ptr")] == [("*bf16", "D")] * 3, found
+x = torch.empty(4096)
+assert specialised(stream.copy_kernel, x, x, 4096)["elements"] == ("i32", "D")
+# Beyond 8 GiB the number of elements is a 64-bit one.
+assert specialised(stream.copy_kernel, x, x, 1 << 32)["elements"] == ("i64", "D")
+assert specialised(simd.fma_kernel, x, x, 7)["rounds"] == ("i32", "")
+print("right")
+"""
+
+
+def test_launches_are_what_was_compiled_ahead() -> None:
+    """A launch knows that rows lie together and sizes are multiples of 16, as the code that CI looks at does."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHED],
+        env=os.environ | PATHS | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "right"), done.stderr[-3000:]
+
+
+def test_no_launch_warns() -> None:
+    """Triton warns of each kernel that leaves fused multiply-adds to its default: every launch says what it wants."""
+    for module in (gemm, simd, stream):
+        source = Path(module.__file__).read_text()
+        launches = source.count("_kernel[(")
+        assert launches > 0
+        assert source.count("enable_fp_fusion") + source.count("**options") >= launches
