@@ -29,12 +29,17 @@ two steps of a training run, at its heat and its clocks."""
 
 CALL_S: Final = 1.5e-3
 """What one product should take: long beside its launch, short beside a batch."""
-COMPILE_S: Final = 2.0
-"""What a kernel takes that was not compiled before, at most: 1.2 to 1.9 s at the median over architectures."""
+COMPILE_S: Final = 3.0
+"""What a kernel takes that was not compiled before, at most: 0.9 to 2.7 s on two cores."""
+_STREAMS: Final = "streams float32"
 _PREPARING: Final = 0.5
 """The share of a measurement's time in which candidates may be made ready."""
 COPY_BYTES: Final = 1 << 30
 _KEPT_HOT_S: Final = 10.0
+_LEAST_BATCHES: Final = 4
+"""With fewer, a rate between two steps of a run is no rate."""
+_RESERVE_BYTES: Final = 512 << 20
+"""What is left free for workspaces, modules that are loaded late and other processes; a tenth where that is more."""
 
 State = dict[str, str | float | bool]
 
@@ -43,15 +48,15 @@ State = dict[str, str | float | bool]
 class Bench:
     """A device as the protocol sees it.
 
-    `units` are SMs or CUs, `cache_bytes` the last cache's, `free_bytes` what may be allocated at the most. `expected`
-    gives FLOP/s by dtype as far as theory knows, from which shapes are chosen. `compiled` names kernels with dtypes
+    `units` are SMs or CUs, `cache_bytes` the last cache's, `free_bytes` tells what is free now. `expected` gives FLOP/s
+    by dtype as far as theory knows, from which shapes are chosen. `compiled` names kernels with dtypes
     ("gemm bfloat16") that this machine has compiled before.
     """
 
     device: str
     units: int
     cache_bytes: int
-    free_bytes: int
+    free_bytes: Callable[[], int]
     buffers: Callable[[], Buffers]
     stopwatch: Stopwatch
     now: Now
@@ -61,12 +66,18 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure and how: the tier, its times, the interval's floor, and what earlier runs found by quantity."""
+    """What to measure and how: the tier, its times, the interval's floor, and what earlier runs found by quantity.
+
+    `winners` names the fastest candidate of each dtype as far as earlier runs know. With `only_winners` nothing else is
+    tried, and no memory: for a probe, and between two steps of a run, where there is time for nothing else.
+    """
 
     tier: Tier
     floor: float
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     sustained: Sustain = SUSTAINED
+    winners: Mapping[str, str] = field(default_factory=dict)
+    only_winners: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +118,8 @@ def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progre
                 generator,
                 lambda share: progress(label, at + of * share),  # noqa: B023
             )
-        except CalibrationError as error:
-            state[f"{dtype}_missing"] = str(error)
+        except Exception as error:  # noqa: BLE001 - a driver's, a compiler's: it costs this dtype and no other
+            state[f"{dtype}_missing"] = _first_line(error)
             continue
         if plan.tier == "sustained":
             end += plan.sustained.total_s
@@ -121,15 +132,15 @@ def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progre
     if wanted and not found:
         raise CalibrationError("; ".join(str(state[f"{dtype}_missing"]) for dtype in wanted))
     memory = None
-    try:
-        share_s = max(end - bench.now(), 0.1 * budget_s)
-        series, said = _memory(
-            bench, share_s, generator, lambda share: progress("memory", 1 - (1 - share) / (len(wanted) + 1))
-        )
-        memory = _rate(series, "memory", plan)
-        state |= said | _words("memory", "bytes_per_s", series)
-    except CalibrationError as error:
-        state["memory_missing"] = str(error)
+    if not plan.only_winners:
+        try:
+            left_s = max(end - bench.now(), 0.1 * budget_s)
+            of = 1 / (len(wanted) + 1)
+            series, said = _memory(bench, left_s, generator, lambda share: progress("memory", 1 - of + of * share))
+            memory = _rate(series, "memory", plan)
+            state |= said | _words("memory", "bytes_per_s", series)
+        except Exception as error:  # noqa: BLE001 - likewise
+            state["memory_missing"] = _first_line(error)
     return Measured(rates, memory, found, state)
 
 
@@ -155,47 +166,24 @@ def _words(quantity: str, unit: str, series: Series) -> State:
 def _product(
     bench: Bench, dtype: str, budget_s: float, plan: Plan, generator: torch.Generator, told: Callable[[float], None]
 ) -> tuple[Series, State]:
-    numbers = products.NUMBERS[dtype]
     began = bench.now()
     with products.precision_of(dtype), bench.buffers() as buffers:
-        candidates: list[Candidate] = []
-        refused: list[str] = []
-        late: list[str] = []
-        compiled: set[str] = set()
-        theirs = products.vendor(dtype, buffers)
-        ours = list(products.ours(dtype, torch.device(bench.device)))
-        for shape in _shapes(bench, dtype, theirs, buffers, generator):
-            operands = None
-            for name, call in ([theirs] if theirs else []) + ours:
-                kernel = f"{name.removeprefix('triton ')} {dtype}"
-                ready = not name.startswith("triton ") or kernel in bench.compiled or kernel in compiled
-                spent_s = bench.now() - began
-                if candidates and spent_s + (0.0 if ready else COMPILE_S) > _PREPARING * budget_s:
-                    late.append(f"{name} {shape}")
-                    continue
-                try:
-                    if operands is None:
-                        operands = products.allocate(shape, numbers, buffers, bench.cache_bytes, generator)
-                    products.check(operands, call, numbers, name)
-                except OutOfRoomError as error:
-                    # What was allocated before is measured all the same; alone, it is the reason why nothing is.
-                    refused.append(_first_line(error))
-                    break
-                except Exception as error:  # noqa: BLE001 - whatever a kernel raises, it is no candidate
-                    refused.append(f"{name}: {_first_line(error)}")
-                    continue
-                compiled.add(kernel)
-                candidates.append(products.Product(name, operands, call, bench.stopwatch))
+        ready = _Candidates(bench, dtype, plan, buffers, generator, began + _PREPARING * budget_s)
+        candidates = ready.prepare()
         if not candidates:
-            raise CalibrationError(
-                f"{bench.device}: no product of {dtype} can be measured ({'; '.join(refused) or 'none known'})"
-            )
+            why = "; ".join(dict.fromkeys(ready.refused)) or "none is known"
+            raise CalibrationError(f"{bench.device}: no product of {dtype} can be measured ({why})")
         series = _series(bench, candidates, max(budget_s - (bench.now() - began), 0.25 * budget_s), plan, told)
-    state: State = {f"{dtype}_kernels": ", ".join(sorted(compiled))}
-    if refused:
-        state[f"{dtype}_refused"] = "; ".join(dict.fromkeys(refused))
-    if late:
-        state[f"{dtype}_not_tried"] = ", ".join(late)
+    if plan.tier == "in situ" and len(series.batches) < _LEAST_BATCHES:
+        raise CalibrationError(
+            f"{bench.device}: only {len(series.batches)} batches of {dtype} fit into {budget_s:.2g} s, and "
+            f"{_LEAST_BATCHES} are needed; give run.calibrate more seconds"
+        )
+    state: State = {f"{dtype}_kernels": ", ".join(sorted(ready.compiled))}
+    if ready.refused:
+        state[f"{dtype}_refused"] = "; ".join(dict.fromkeys(ready.refused))
+    if ready.late:
+        state[f"{dtype}_not_tried"] = ", ".join(ready.late)
     own, vendors = (
         [rate for name, rate in series.chosen_by.items() if name.startswith("triton ") is mine]
         for mine in (True, False)
@@ -203,6 +191,78 @@ def _product(
     if own and vendors:
         state[f"{dtype}_triton_over_vendor"] = round(max(own) / max(vendors), 4)
     return series, state
+
+
+class _Candidates:
+    """Makes the candidates for a dtype ready: operands, a check of each kernel's result, and what came in between."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        dtype: str,
+        plan: Plan,
+        buffers: Buffers,
+        generator: torch.Generator,
+        deadline: float,
+    ) -> None:
+        self._bench = bench
+        self._dtype = dtype
+        self._buffers = buffers
+        self._generator = generator
+        self._deadline = deadline
+        self._wanted = plan.winners.get(dtype) if plan.only_winners else None
+        self._theirs = products.vendor(dtype, buffers)
+        self._kernels = ([self._theirs] if self._theirs else []) + list(
+            products.ours(dtype, torch.device(bench.device))
+        )
+        self.compiled: set[str] = set()
+        self.refused: list[str] = []
+        self.late: list[str] = []
+
+    def prepare(self) -> list[Candidate]:
+        """Those that there is time for until the deadline, the vendor's on the first shape before all others."""
+        bench, found = self._bench, list[Candidate]()
+        # Without a winner of an earlier day, what stands first stands for all.
+        wanted = self._wanted
+        fit = _shapes(bench, self._dtype, self._theirs, self._buffers, self._generator)
+        free = bench.free_bytes()
+        room = (free - max(_RESERVE_BYTES, free / 10)) / len(fit)
+        least = 0.1 * bench.expected.get(self._dtype, 0.0) * CALL_S
+        for shape in fit:
+            operands = None
+            for name, call in self._kernels:
+                label = f"{name} {shape}"
+                if wanted is not None and label != wanted:
+                    continue
+                if found and self._is_late(name):
+                    self.late.append(label)
+                    continue
+                try:
+                    operands = operands or products.allocate(
+                        shape, products.NUMBERS[self._dtype], self._buffers, bench.cache_bytes, self._generator,
+                        room_bytes=room, least_flops=least,
+                    )  # fmt: skip
+                    products.check(operands, call, products.NUMBERS[self._dtype], name)
+                except OutOfRoomError as error:
+                    # What was allocated before is measured all the same; alone, it is the reason why nothing is.
+                    self.refused.append(_first_line(error))
+                    break
+                except Exception as error:  # noqa: BLE001 - whatever a kernel raises, it is no candidate
+                    self.refused.append(f"{name}: {_first_line(error)}")
+                    continue
+                self.compiled.add(self._key(name))
+                found.append(products.Product(name, operands, call, bench.stopwatch))
+        if not found and wanted is not None:
+            self._wanted = None
+            return self.prepare()
+        return found
+
+    def _key(self, name: str) -> str:
+        return f"{name.removeprefix('triton ')} {self._dtype}"
+
+    def _is_late(self, name: str) -> bool:
+        known = not name.startswith("triton ") or self._key(name) in self._bench.compiled | self.compiled
+        return self._bench.now() + (0.0 if known else COMPILE_S) > self._deadline
 
 
 def _shapes(
@@ -222,7 +282,7 @@ def _shapes(
             first = products.Product("", operands, call, bench.stopwatch)
             first.run(0.0)
             expected = first.run(0.0).rate
-        except (StopIteration, RuntimeError):
+        except Exception:  # noqa: BLE001 - whatever it is, the candidates will say it
             expected = 1e13
     return shapes(bench.units, expected * CALL_S)
 
@@ -242,15 +302,28 @@ def _series(
 def _memory(
     bench: Bench, budget_s: float, generator: torch.Generator, told: Callable[[float], None]
 ) -> tuple[Series, State]:
-    size = min(COPY_BYTES, bench.free_bytes // 10) // 4096 * 4096
     began = bench.now()
+    # Our kernels take part where they are compiled already, or there is time for it.
+    ours = _STREAMS in bench.compiled or budget_s > 2 * COMPILE_S
+    size = min(COPY_BYTES, bench.free_bytes() // 10) // 4096 * 4096
+    state: State = {}
     with bench.buffers() as buffers:
         memory = Memory(size, buffers, generator, bench.stopwatch)
-        series = measure(list(memory.copies(compiled=True)), QUICK, 0.75 * budget_s, bench.now, told)
-        state: State = {"memory_buffer_bytes": float(memory.size)}
-        read = memory.read(bench.units)
+        candidates: list[Candidate] = [memory.copy()]
+        read = None
+        if ours:
+            try:
+                candidates += memory.ours()
+                read = memory.read(bench.units)
+            except Exception as error:  # noqa: BLE001 - no compiler, as in many containers: the driver's copy is left
+                state["memory_refused"] = _first_line(error)
+        if len(candidates) > 1:
+            state["memory_kernels"] = _STREAMS
+        left_s = max(budget_s - (bench.now() - began), 0.25 * budget_s)
+        series = measure(candidates, QUICK, left_s if read is None else 0.7 * left_s, bench.now, told)
+        state["memory_buffer_bytes"] = float(memory.size)
         if read is not None:
-            batches = measure([read], QUICK, max(began + budget_s - bench.now(), 0.1 * budget_s), bench.now, told)
+            batches = measure([read], QUICK, 0.3 * left_s, bench.now, told)
             state["memory_read_bytes_per_s"] = median(batch.rate for batch in batches.batches)
     return series, state
 

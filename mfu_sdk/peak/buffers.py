@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Protocol
 
@@ -29,6 +30,10 @@ class Buffers(Protocol):
         """A contiguous tensor, not initialised. Raises `OutOfRoomError`."""
         ...
 
+    def attempt(self) -> AbstractContextManager[None]:
+        """What is taken inside of the block is given back where `OutOfRoomError` ends it; then use none of it."""
+        ...
+
     def __enter__(self) -> Buffers:
         """Itself."""
         ...
@@ -52,6 +57,10 @@ class TorchBuffers:
             return torch.empty(tuple(shape), dtype=dtype, device=self._device)
         except torch.OutOfMemoryError as error:
             raise OutOfRoomError(f"{self._device} has no room for {tuple(shape)} of {dtype}") from error
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """torch takes back a tensor's memory when nobody holds it any more."""
+        return nullcontext()
 
     def __enter__(self) -> TorchBuffers:
         return self
@@ -111,13 +120,26 @@ class DriverBuffers:
         self._addresses.append(address.value)
         return address.value
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Give back what a failed attempt has taken, so that a smaller one finds room."""
+        before = len(self._addresses)
+        try:
+            yield
+        except OutOfRoomError:
+            self._release(before)
+            raise
+
+    def _release(self, keep: int) -> None:
+        # cuMemFree waits for what still uses the memory.
+        while len(self._addresses) > keep:
+            self._driver.cuMemFree_v2(self._addresses.pop())
+
     def __enter__(self) -> DriverBuffers:
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        # cuMemFree waits for what still uses the memory.
-        while self._addresses:
-            self._driver.cuMemFree_v2(self._addresses.pop())
+        self._release(0)
 
 
 def buffers_for(device: str) -> Buffers:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mfu_sdk.errors import CalibrationError, ConfigurationError
 from mfu_sdk.peak.device import Device, driver_view, resolve, silicon
 from mfu_sdk.peak.key import DEVICE, key_of, same_kind
+from mfu_sdk.peak.merge import compiled, lasting, longer, merged, of_tier, winners
 from mfu_sdk.peak.protocol import SUSTAINED, Progress, Sustain
 from mfu_sdk.peak.results import STALE_S, History, Results
 from mfu_sdk.peak.theory import Theory, theoretical
-from mfu_sdk.records import Collectives, Peaks, Rate
+from mfu_sdk.records import Collectives, Peaks
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 
     from mfu_sdk.peak.bench import Tier
 
-# What heat and use bring a device to is nearer to a training run than a first look is.
-_STANDING = {"burst": 0, "in situ": 1, "sustained": 2}
 _PROBE_S = 0.3
+_COOLED_S = 3600.0
+"""After an hour a rate that heat held down is measured again."""
 
 
 def calibrate(
@@ -122,12 +124,14 @@ def current(
     found = peaks(device, settings=settings)
     known = {dtype: rate for dtype, rate in found.achievable.items() if rate.source.startswith("calibrated")}
     wanted = tuple(dtypes or known) if target.kind != "cpu" else tuple(known)
-    missing = tuple(dtype for dtype in wanted if dtype not in known)
-    if not known or "suspect" in found.state:
+    missing = tuple(dtype for dtype in wanted if dtype not in known and f"{dtype}_missing" not in found.state)
+    wanted = tuple(dtype for dtype in wanted if dtype in known)
+    hot = "degraded" in found.state and min((rate.age_s for rate in known.values()), default=0.0) > _COOLED_S
+    if not known or "suspect" in found.state or hot:
         return _measured(target, dtypes, budget_s, "burst", settings, _unheard), True
     if missing:
         return _measured(target, missing, budget_s, "burst", settings, _unheard), True
-    if max(known[dtype].age_s for dtype in wanted) <= STALE_S:
+    if max((known[dtype].age_s for dtype in wanted), default=0.0) <= STALE_S:
         return found, False
     return _probed(target, found, wanted, budget_s, settings), True
 
@@ -187,22 +191,24 @@ def _measured(
     together: Collectives | None = None,
 ) -> Peaks:
     results, key = _results(settings), key_of(target)
-    history, earlier = results.history(key), results.load(key)
     if target.kind == "cpu":
-        found = _measure_cpu(target, budget_s, tier, history, progress, sustained)
+        found = _measure_cpu(target, budget_s, tier, results.history(key), progress, sustained)
     else:
-        found = _measure_cuda(target, dtypes, budget_s, tier, history, earlier, progress, sustained)
+        known = results.load(key)
+        found = _measure_cuda(target, dtypes, budget_s, tier, results.history(key), known, progress, sustained)
+    # Another process may have written meanwhile.
+    history, earlier = results.history(key), results.load(key)
     named = {f"{dtype}_{tier}_flops_per_s".replace(" ", "_"): r.flops_per_s for dtype, r in found.achievable.items()}
     found = replace(found, state={**found.state, **named})
     if "degraded" not in found.state:
         # A run that heat or a power brake held down says nothing of how runs differ.
-        history = _longer(history, found, tier)
+        history = longer(history, found, tier)
     if together is not None:
         told = {} if together.missing is None else {"collectives_missing": together.missing}
         found = replace(found, collectives=together.rates, state={**found.state, **told})
-    merged = found if earlier is None else _merged(earlier, found)
-    results.save(key, merged, history)
-    return _with_theory(merged, target)
+    whole = found if earlier is None else merged(earlier, found)
+    results.save(key, whole, history)
+    return _with_theory(whole, target)
 
 
 def _measure_cpu(
@@ -212,7 +218,7 @@ def _measure_cpu(
 
     # A processor is measured while others use it, at its heat: a longer look is all that the other tiers are.
     found = cpu.measure(
-        max(budget_s, sustained.total_s) if tier == "sustained" else budget_s, progress, _of_tier(history, tier)
+        max(budget_s, sustained.total_s) if tier == "sustained" else budget_s, progress, of_tier(history, tier)
     )
     return Peaks(
         device=target.torch_name,
@@ -235,6 +241,8 @@ def _measure_cuda(
     earlier: Peaks | None,
     progress: Progress,
     sustained: Sustain,
+    *,
+    probe: bool = False,
 ) -> Peaks:
     from mfu_sdk.peak import cuda
     from mfu_sdk.peak.bench import Plan
@@ -249,12 +257,16 @@ def _measure_cuda(
         budget_s = max(budget_s, cuda.COMPARED_S * (len(wanted) + 1))
     expected = {dtype: rate.flops_per_s for dtype, rate in theory.headline.items()}
     with watching(target, allow_probe=tier != "burst" or budget_s >= cuda.COMPARED_S) as watch:
-        plan = Plan(tier, watch.floor, _of_tier(history, tier), sustained)
+        plan = Plan(
+            tier, watch.floor, of_tier(history, tier), sustained, winners(earlier),
+            only_winners=probe or tier == "in situ",
+        )  # fmt: skip
         found = cuda.measure(
             target.torch_name, wanted, budget_s, plan, progress, clock=watch.clock_mhz, expected=expected,
-            compiled=_compiled(earlier),
+            compiled=compiled(earlier),
         )  # fmt: skip
         state: dict[str, str | float | bool] = {"name": target.name, "tier": tier, **found.state, **watch.state()}
+        state["measured_on"] = platform.node()
     for dtype, series in found.series.items():
         at_max = theory.at_max_clock.get(dtype)
         if at_max is not None and max_clock_mhz:
@@ -277,11 +289,11 @@ def _probed(target: Device, found: Peaks, dtypes: Sequence[str], budget_s: float
     """`found` made fresh by a probe that agrees with it, else measured anew."""
     results, key = _results(settings), key_of(target)
     history = results.history(key)
-    share_s = _PROBE_S * (len(dtypes) + 1)
+    share_s = _PROBE_S * (len(dtypes) + (target.kind == "cpu"))
     if target.kind == "cpu":
         probe = _measure_cpu(target, share_s, "burst", {}, _unheard, SUSTAINED)
     else:
-        probe = _measure_cuda(target, dtypes, share_s, "burst", {}, found, _unheard, SUSTAINED)
+        probe = _measure_cuda(target, dtypes, share_s, "burst", {}, found, _unheard, SUSTAINED, probe=True)
     for dtype in dtypes:
         new, old = probe.achievable.get(dtype), found.achievable[dtype]
         then = found.state.get(f"{dtype}_burst_flops_per_s", old.flops_per_s)
@@ -294,7 +306,8 @@ def _probed(target: Device, found: Peaks, dtypes: Sequence[str], budget_s: float
         found,
         theoretical={},
         achievable={**found.achievable, **fresh},
-        memory=None if found.memory is None else replace(found.memory, age_s=0.0),
+        # A probe of a GPU has no time for its memory: that keeps its own age.
+        state={name: value for name, value in lasting(found.state).items() if not name.endswith("_missing")},
     )
     results.save(key, kept, history)
     return _with_theory(kept, target)
@@ -305,50 +318,6 @@ def _measure_collectives(budget_s: float, progress: Progress) -> Collectives:
     from mfu_sdk.peak.nvml import path_between
 
     return collectives.measure(budget_s=budget_s, link_between=path_between, progress=progress)
-
-
-def _merged(earlier: Peaks, found: Peaks) -> Peaks:
-    """What was measured now over what was known; a rate at working heat outlives a first look for a week."""
-    achievable = dict(earlier.achievable)
-    for dtype, rate in found.achievable.items():
-        old = achievable.get(dtype)
-        keeps = old is not None and old.age_s <= STALE_S and _standing(old) > _standing(rate)
-        if not keeps or "suspect" in earlier.state:
-            achievable[dtype] = rate
-    state = {name: value for name, value in earlier.state.items() if name not in ("suspect", "degraded", "missing")}
-    if found.collectives or "collectives_missing" in found.state:
-        state.pop("collectives_missing", None)
-    return replace(
-        found,
-        achievable=achievable,
-        memory=found.memory or earlier.memory,
-        collectives=found.collectives or earlier.collectives,
-        state={**state, **found.state},
-    )
-
-
-def _standing(rate: Rate) -> int:
-    tier = rate.source.removeprefix("calibrated: ").partition(",")[0]
-    return _STANDING.get(tier, 0)
-
-
-def _longer(history: History, found: Peaks, tier: Tier) -> History:
-    new = {dtype: rate.flops_per_s for dtype, rate in found.achievable.items()}
-    if found.memory is not None:
-        new["memory"] = found.memory.bytes_per_s
-    return {**history, **{f"{name} {tier}": (*history.get(f"{name} {tier}", ()), value) for name, value in new.items()}}
-
-
-def _of_tier(history: History, tier: Tier) -> Mapping[str, Sequence[float]]:
-    ending = f" {tier}"
-    return {name.removesuffix(ending): values for name, values in history.items() if name.endswith(ending)}
-
-
-def _compiled(earlier: Peaks | None) -> frozenset[str]:
-    """Kernels that an earlier run under the same key has compiled: Triton's cache has them still."""
-    state: Mapping[str, Any] = {} if earlier is None else earlier.state
-    names = (str(value).split(", ") for name, value in state.items() if name.endswith("_kernels"))
-    return frozenset(name for each in names for name in each)
 
 
 def _check_dtypes(target: Device, dtypes: Iterable[str] | None) -> None:

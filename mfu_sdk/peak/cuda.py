@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import importlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -19,7 +20,9 @@ from mfu_sdk.peak.stopwatch import Clock, CudaStopwatch
 
 DTYPES = ("bfloat16", "float16", "tf32", "float32")
 """What is measured unless dtypes are named: of the eight-bit ones only whoever uses them needs the rates."""
-EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "int8")
+_OCP = ("float8_e4m3fn", "float8_e5m2")
+_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
+EIGHT_BITS = (*_OCP, *_FNUZ, "int8")
 COMPARED_S = 5.0
 """Seconds for each quantity that suffice to compile every candidate and compare them."""
 _CACHE_BYTES = 256 << 20
@@ -50,6 +53,9 @@ def measure(
     while a CUDA graph is being captured, and where nothing can be measured.
     """
     refuse_capture(device)
+    with suppress(ImportError):
+        # A second or so on a cold machine, which is no candidate's fault.
+        importlib.import_module("mfu_kernels.gemm")
     with _guest(device):
         # Whatever was queued before would be measured along.
         torch.cuda.synchronize()
@@ -68,15 +74,25 @@ def refuse_capture(device: str) -> None:
 
 
 def measurable(device: str, dtypes: Iterable[str]) -> tuple[str, ...]:
-    """Those of `dtypes` that `device` does at all: before Ampere there is no TF32 and bf16 is emulated."""
+    """Those of `dtypes` that `device` has instructions for.
+
+    NVIDIA's: bf16 and TF32 since Ampere (before, bf16 is emulated), eight-bit floats of the OCP's kind since Ada.
+    AMD's: TF32 and the other kind of eight-bit floats on CDNA 3, the OCP's on CDNA 4 (instruction set references).
+    """
     if torch.version.hip is not None:
-        return tuple(dtypes)
-    ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-    return tuple(dtype for dtype in dtypes if ampere or dtype not in ("tf32", "bfloat16"))
+        architecture = str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
+        absent = {"gfx942": _OCP, "gfx950": (*_FNUZ, "tf32")}.get(architecture, (*_OCP, *_FNUZ, "tf32"))
+    else:
+        capability = torch.cuda.get_device_capability(device)
+        absent = (*_FNUZ, *(() if capability >= (8, 9) else _OCP))
+        absent += () if capability >= (8, 0) else ("tf32", "bfloat16")
+    return tuple(dtype for dtype in dtypes if dtype not in absent)
 
 
 @contextmanager
 def _guest(device: str) -> Iterator[None]:
+    # Results are compared on the processor, which the user's alarm for synchronisations would take for theirs.
+    alarm = torch.cuda.get_sync_debug_mode()
     with (
         torch.cuda.device(device),
         torch.no_grad(),
@@ -84,17 +100,20 @@ def _guest(device: str) -> Iterator[None]:
         _disable_current_modes(),
         torch._C.DisableTorchFunctionSubclass(),
     ):
-        yield
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(alarm)
 
 
 def _bench(device: str, clock: Clock, expected: Mapping[str, float], compiled: frozenset[str]) -> Bench:
     properties = torch.cuda.get_device_properties(device)
-    free_bytes, _total = torch.cuda.mem_get_info(device)
     return Bench(
         device=device,
         units=properties.multi_processor_count,
         cache_bytes=int(getattr(properties, "L2_cache_size", 0)) or _CACHE_BYTES,
-        free_bytes=free_bytes,
+        free_bytes=lambda: torch.cuda.mem_get_info(device)[0],
         buffers=lambda: buffers_for(device),
         stopwatch=CudaStopwatch(clock),
         now=time.perf_counter,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 import torch
@@ -37,7 +38,8 @@ class Numbers:
     """A dtype of products: what its operands and its output are stored in, and how far rounding may put a result off.
 
     `tolerance` is a share of the largest true value. Sums are in fp32 (int8: exact in int32), and the result keeps
-    eight bits in bf16, eleven in fp16; TF32 keeps eleven of each operand.
+    eight bits in bf16, eleven in fp16; TF32 keeps eleven of each operand. The sums of Hopper's eight-bit products are
+    cut off at some fourteen bits as they go (fast accumulation).
     """
 
     operand: torch.dtype
@@ -51,10 +53,10 @@ NUMBERS: Final = {
     "float16": Numbers(torch.float16, torch.float16, 0.005),
     "tf32": Numbers(torch.float32, torch.float32, 0.005, tf32=True),
     "float32": Numbers(torch.float32, torch.float32, 1e-4, tf32=False),
-    "float8_e4m3fn": Numbers(torch.float8_e4m3fn, torch.bfloat16, 0.02),
-    "float8_e5m2": Numbers(torch.float8_e5m2, torch.bfloat16, 0.02),
-    "float8_e4m3fnuz": Numbers(torch.float8_e4m3fnuz, torch.bfloat16, 0.02),
-    "float8_e5m2fnuz": Numbers(torch.float8_e5m2fnuz, torch.bfloat16, 0.02),
+    "float8_e4m3fn": Numbers(torch.float8_e4m3fn, torch.bfloat16, 0.05),
+    "float8_e5m2": Numbers(torch.float8_e5m2, torch.bfloat16, 0.05),
+    "float8_e4m3fnuz": Numbers(torch.float8_e4m3fnuz, torch.bfloat16, 0.05),
+    "float8_e5m2fnuz": Numbers(torch.float8_e5m2fnuz, torch.bfloat16, 0.05),
     "int8": Numbers(torch.int8, torch.int32, 0.0),
 }
 """By the dtype's name in a `Peaks`."""
@@ -98,19 +100,30 @@ class Product:
 
 
 def allocate(
-    shape: Shape, numbers: Numbers, buffers: Buffers, cache_bytes: int, generator: torch.Generator
+    shape: Shape,
+    numbers: Numbers,
+    buffers: Buffers,
+    cache_bytes: int,
+    generator: torch.Generator,
+    *,
+    room_bytes: float = inf,
+    least_flops: float = 0.0,
 ) -> Operands:
     """Operands of `shape`, or of half its sides where they do not fit, in sets of four times `cache_bytes` in all.
 
-    Raises `OutOfRoomError` where not even the smallest that is worth measuring fits.
+    They take no more than `room_bytes`: first there are fewer sets, two at the least, then smaller ones. Raises
+    `OutOfRoomError` where nothing of at least `least_flops` a product fits: what is smaller would time its launch.
     """
     wanted = shape
     while True:
         try:
-            return _filled(shape, numbers, buffers, cache_bytes, generator)
+            if _bytes(shape, numbers, 2) > room_bytes:
+                raise OutOfRoomError(f"{_bytes(shape, numbers, 2):,} bytes of {room_bytes:,.0f} that may be taken")
+            with buffers.attempt():
+                return _filled(shape, numbers, buffers, cache_bytes, generator, room_bytes)
         except OutOfRoomError as error:
             smaller = shape.smaller()
-            if smaller is None:
+            if smaller is None or smaller.flops < least_flops:
                 raise OutOfRoomError(
                     f"no room for a product of {wanted} in {numbers.operand}, nor for a smaller one ({error}); "
                     "calibrate before the model is loaded"
@@ -118,9 +131,23 @@ def allocate(
             shape = smaller
 
 
-def _filled(shape: Shape, numbers: Numbers, buffers: Buffers, cache_bytes: int, generator: torch.Generator) -> Operands:
+def _bytes(shape: Shape, numbers: Numbers, sets: int) -> int:
+    """What so many sets of operands and one output take."""
     one = shape.operand_bytes(numbers.operand.itemsize)
-    number = min(_MOST_SETS, max(2, -(-4 * cache_bytes // one)))
+    return sets * one + shape.m * shape.n * numbers.output.itemsize
+
+
+def _filled(
+    shape: Shape,
+    numbers: Numbers,
+    buffers: Buffers,
+    cache_bytes: int,
+    generator: torch.Generator,
+    room_bytes: float,
+) -> Operands:
+    one = shape.operand_bytes(numbers.operand.itemsize)
+    fit = (room_bytes - _bytes(shape, numbers, 0)) // one
+    number = int(max(2, min(_MOST_SETS, fit, -(-4 * cache_bytes // one))))
     out = buffers.empty((shape.m, shape.n), numbers.output)
     rows = [
         (buffers.empty((shape.m, shape.k), numbers.operand), buffers.empty((shape.n, shape.k), numbers.operand))

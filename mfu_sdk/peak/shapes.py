@@ -58,7 +58,7 @@ def shapes(units: int, call_flops: float) -> tuple[Shape, ...]:
     of tiles even where that is more.
     """
     full = _whole_waves(units, call_flops)
-    side = max(LEAST_SIDE, min(8192, 1 << round(sqrt(call_flops / 2) ** (2 / 3)).bit_length() - 1))
+    side = max(LEAST_SIDE, min(8192, round((call_flops / 2) ** (1 / 3)) // TILE_N * TILE_N))
     square = Shape(side, side, side)
     layer = Shape(2 * side, side, max(LEAST_SIDE, side // 2))
     return tuple(dict.fromkeys((full, square, layer)))

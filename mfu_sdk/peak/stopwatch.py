@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Final, Protocol
 
 import torch
 
 _SPIN_CYCLES: Final = 2_000_000
 """About a millisecond: by then some ten launches are queued, and the host stays ahead of calls that last longer."""
+
+_LOOKS: Final = 3
+_LOOK_S: Final = 0.003
+"""From the start of a batch to the first look at the clock, and from one to the next."""
 
 Clock = Callable[[], float | None]
 """The device's clock in MHz at this moment, or None."""
@@ -51,7 +56,14 @@ class CudaStopwatch:
         for index in range(calls):
             call(index)
         end.record()
-        clock_mhz = self._clock()
-        # A calibration is on nobody's step path: waiting for the batch is what bounds its time.
+        # While the device is at work, and not where it begins: a calibration is on nobody's step path and may wait.
+        clocks = []
+        for _ in range(_LOOKS):
+            time.sleep(_LOOK_S)
+            if end.query():
+                break
+            if (clock_mhz := self._clock()) is not None:
+                clocks.append(clock_mhz)
+        # No sleep here: an idle device cools, and clocks higher in the next batch.
         end.synchronize()
-        return start.elapsed_time(end) / 1e3, clock_mhz
+        return start.elapsed_time(end) / 1e3, median(clocks) if clocks else None

@@ -47,7 +47,9 @@ class Memory:
         self._stopwatch = stopwatch
         while True:
             try:
-                self._source, self._other, self._out = (buffers.empty((size // 4,), torch.float32) for _ in range(3))
+                with buffers.attempt():
+                    found = [buffers.empty((size // 4,), torch.float32) for _ in range(3)]
+                self._source, self._other, self._out = found
                 break
             except OutOfRoomError:
                 size //= 2
@@ -58,11 +60,14 @@ class Memory:
         self._other.normal_(generator=generator)
         self._partial = buffers.empty((4096,), torch.float32)
 
-    def copies(self, *, compiled: bool) -> Iterator[Stream]:
-        """What reads and writes: the driver's copy, and where `compiled` allows our kernels, a copy and a triad."""
+    def copy(self) -> Stream:
+        """The driver's copy."""
+        return self._checked("torch copy", 2, lambda: self._out.copy_(self._source), lambda: self._source)
+
+    def ours(self) -> Iterator[Stream]:
+        """Our copy and triad; none without Triton. Raises whatever Triton does where it cannot compile."""
         source, other, out = self._source, self._other, self._out
-        yield self._checked("torch copy", 2, lambda: out.copy_(source), lambda: source)
-        stream = _kernels(source.device) if compiled else None
+        stream = _kernels(source.device)
         if stream is not None:
             yield self._checked("triton copy", 2, lambda: stream.copy(source, out), lambda: source)
             # A number that multiplies without rounding, so that the result is known to the last bit.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from statistics import median
 from typing import Final
 
 from mfu_sdk.errors import NvmlError
 from mfu_sdk.peak.device import Device
-from mfu_sdk.peak.nvml import Gpu, State, open_gpu
+from mfu_sdk.peak.nvml import Gpu, open_gpu
 
 FLOOR: Final = 0.02
 """± 2 %: of runs that differ by 0.7 % and batches that differ by 0.8 %, nine in ten next runs lie within
@@ -17,6 +17,12 @@ FLOOR: Final = 0.02
 SLICE_FLOOR: Final = 0.03
 NEIGHBOUR_FLOOR: Final = 0.08
 """A slice's neighbours share its power and its memory controllers, and no clock shows them at work."""
+SEEN: Final = (
+    "clock_events", "degraded", "power_w", "power_limit_w", "temperature_c", "temperature_before_c", "processes",
+    "busy_siblings",
+)  # fmt: skip
+"""What a watch says, by the names in a calibration's state."""
+_LASTING: Final = 0.1
 DEGRADING: Final = frozenset(
     {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "power brake"}
 )
@@ -30,23 +36,28 @@ class Watch:
         self._target = target
         self._gpu = gpu
         self._probes = probes
-        self._states: list[State] = []
+        # Where the device was idle before it was measured, and where it was still warm after.
+        self._before = None if gpu is None else gpu.state()
+        self._looks = 0
+        self._events: Counter[str] = Counter()
 
     @property
     def floor(self) -> float:
         """The least half width of an interval from one run, as a share."""
         if self._gpu is None or not self._gpu.sliced:
             return FLOOR
-        alone = self._gpu.identity().siblings == 0 or self._gpu.state().busy_siblings == 0
+        busy = None if self._before is None else self._before.busy_siblings
+        alone = busy == 0 or self._gpu.identity().siblings == 0
         return SLICE_FLOOR if alone else NEIGHBOUR_FLOOR
 
     def clock_mhz(self) -> float | None:
         """The clock now: the driver's, else what a kernel counts; None where neither tells."""
         if self._gpu is not None:
-            state = self._gpu.state()
-            self._states.append(state)
-            if state.sm_clock_mhz is not None:
-                return float(state.sm_clock_mhz)
+            clock_mhz, events = self._gpu.pulse()
+            self._looks += 1
+            self._events.update(event for event in events or () if event != "idle")
+            if clock_mhz is not None:
+                return float(clock_mhz)
         return self._probed() if self._probes else None
 
     def _probed(self) -> float | None:
@@ -61,27 +72,26 @@ class Watch:
             return None
 
     def state(self) -> dict[str, str | float | bool]:
-        """What was seen: reasons for a low clock, watts, degrees, and the processes on the device."""
+        """What was seen: reasons for a low clock, watts, degrees, and the processes on the device. Looks once more."""
         found: dict[str, str | float | bool] = {}
-        seen = {event for state in self._states for event in state.events or () if event != "idle"}
-        if seen:
-            found["clock_events"] = ", ".join(sorted(seen))
-        if degrading := seen & DEGRADING:
-            found["degraded"] = ", ".join(sorted(degrading))
-        for name, values in (
-            ("power_w", [state.power_w for state in self._states]),
-            ("power_limit_w", [state.power_limit_w for state in self._states]),
-            ("temperature_c", [state.temperature_c for state in self._states]),
-        ):
-            known = [value for value in values if value is not None]
-            if known:
-                found[name] = float(median(known))
-        siblings = max((state.busy_siblings for state in self._states if state.busy_siblings is not None), default=None)
-        if siblings is not None:
-            found["busy_siblings"] = float(siblings)
-        processes = max((len(state.processes) for state in self._states if state.processes is not None), default=None)
-        if processes is not None:
-            found["processes"] = float(processes)
+        # A blip, as when the clock moves up from idle, held nothing down.
+        lasting = sorted(event for event, times in self._events.items() if times >= _LASTING * self._looks)
+        if lasting:
+            found["clock_events"] = ", ".join(lasting)
+        if degrading := [event for event in lasting if event in DEGRADING]:
+            found["degraded"] = ", ".join(degrading)
+        after = None if self._gpu is None else self._gpu.state()
+        if after is not None:
+            processes = None if after.processes is None else len(after.processes)
+            known = {
+                "power_w": after.power_w,
+                "power_limit_w": after.power_limit_w,
+                "temperature_c": after.temperature_c,
+                "temperature_before_c": None if self._before is None else self._before.temperature_c,
+                "processes": processes,
+                "busy_siblings": after.busy_siblings,
+            }
+            found |= {name: float(value) for name, value in known.items() if value is not None}
         return found
 
 

@@ -365,11 +365,13 @@ class Engine:
                 self._drop()
         if self._step is not None:
             return False
-        between()
-        self._waits.clear()
-        self._last_end = (self._clock.mark(), time.time_ns())
-        if self._blind and not self._marked:
-            self._begin("train")
+        try:
+            between()
+        finally:
+            self._waits.clear()
+            self._last_end = (self._clock.mark(), time.time_ns())
+            if self._blind and not self._marked:
+                self._begin("train")
         return True
 
     def close(self, error_type: str | None) -> RunSummary:

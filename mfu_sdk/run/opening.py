@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mfu_sdk.errors import ConfigurationError, MfuError
+from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import warn_once
 from mfu_sdk.peak.calibrate import current, in_situ, suspect
 from mfu_sdk.peak.calibrate import peaks as known_peaks
@@ -152,13 +152,13 @@ def calibrate_between(
     Of several devices of one process the first stands for all, as at the start.
     """
     device = _devices(model, devices)[0]
-    known = [dtype for dtype, rate in ledger.peaks.achievable.items() if rate.source.startswith("calibrated")]
-    dtypes = None if resolve(device).kind == "cpu" else known or _dtypes_in_use(model, device)
+    # Not every dtype that was ever measured here: half a second is short, and fp32 runs as the user has it now.
+    dtypes = _dtypes_in_use(model, device)
     started = time.time_ns()
     try:
         found = in_situ(device, dtypes, budget_s, settings=settings)
-    except MfuError as error:
-        warn_once("run.calibrate", f"{error}; the run goes on with {_next_best(ledger.peaks)}")
+    except Exception as error:  # noqa: BLE001 - no room on the device, a driver's error: whatever it is
+        warn_once("run.calibrate", f"{type(error).__name__}: {error}; the run goes on with {_next_best(ledger.peaks)}")
         return []
     ledger.recalibrated(found)
     if ledger.telemetry is not None:

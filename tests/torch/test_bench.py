@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ import torch
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak import products
 from mfu_sdk.peak.bench import Bench, Plan, run
-from mfu_sdk.peak.buffers import OutOfRoomError, TorchBuffers
+from mfu_sdk.peak.buffers import DriverBuffers, OutOfRoomError, TorchBuffers
 from mfu_sdk.peak.protocol import Sustain
 from mfu_sdk.peak.shapes import Shape
 from mfu_sdk.peak.stopwatch import HostStopwatch
+from mfu_sdk.peak.streams import Memory
 
 SMALL = Shape(256, 256, 256)
 
@@ -44,7 +47,7 @@ def bench(room: int = 1 << 31, expected: dict[str, float] | None = None) -> Benc
         device="cpu",
         units=2,
         cache_bytes=1 << 18,
-        free_bytes=1 << 29,
+        free_bytes=lambda: 1 << 32,
         buffers=lambda: Scarce(room),
         stopwatch=HostStopwatch(),
         now=time.perf_counter,
@@ -76,10 +79,10 @@ def test_the_vendors_product_is_right(dtype: str) -> None:
         (lambda a, b, out: None, "unwritten"),
         (lambda a, b, out: out[:-1].zero_(), "off by|unwritten"),
         (lambda a, b, out: out.zero_(), "off by"),
-        (lambda a, b, out: out.copy_((a.float() @ b.float()) * 1.03 + 1), "off by"),
+        (lambda a, b, out: out.copy_((a.float() @ b.float()) * 1.08 + 1), "off by"),
         (lambda a, b, out: out.copy_((a.float()[:, :-16] @ b.float()[:-16]).to(out.dtype)), "off by"),
     ],
-    ids=["nothing written", "last row missing", "zeros", "3 % off", "inner size cut"],
+    ids=["nothing written", "last row missing", "zeros", "8 % off", "inner size cut"],
 )
 def test_a_wrong_kernel_is_refused(dtype: str, spoils: Callable[..., object], words: str) -> None:
     """A kernel that writes nothing, too little or something else is no candidate."""
@@ -175,6 +178,94 @@ def test_late_candidates_are_named() -> None:
     assert "torch.mm" in str(found.state["float32_not_tried"])
 
 
+def test_fewer_sets_before_smaller_ones() -> None:
+    """Where room is short there are fewer sets, two at the least, then smaller operands; below a size none."""
+    numbers, generator = products.NUMBERS["float32"], torch.Generator()
+    shape = Shape(1024, 1024, 1024)
+    one, out = 2 * 4 << 20, 4 << 20
+
+    def found(room_bytes: int, least_flops: float = 0.0) -> tuple[Shape, int]:
+        made = products.allocate(
+            shape, numbers, TorchBuffers("cpu"), 8 << 20, generator, room_bytes=room_bytes, least_flops=least_flops
+        )
+        return made.shape, len(made.sets)
+
+    assert found(1 << 30) == (shape, 4)
+    assert found(3 * one + out) == (shape, 3)
+    assert found(2 * one + out) == (shape, 2)
+    assert found(2 * one + out - 1)[0] == Shape(512, 512, 512)
+    with pytest.raises(OutOfRoomError, match="nor for a smaller one"):
+        found(2 * one + out - 1, least_flops=shape.flops / 2)
+
+
+def test_a_failed_attempt_gives_back_what_it_took() -> None:
+    """Of three allocations the third finds no room: both others go, and what was there before stays."""
+
+    class Driver:
+        """The two calls of libcuda that are used, over addresses that nobody touches."""
+
+        def __init__(self) -> None:
+            self.live: list[int] = []
+
+        def cuMemAlloc_v2(self, address: Any, size: int) -> int:  # noqa: N802 - the driver's name
+            if len(self.live) == 3:
+                return 2
+            address._obj.value = 4096 * (1 + sum(self.live) + size)
+            self.live.append(address._obj.value)
+            return 0
+
+        def cuMemFree_v2(self, address: int) -> int:  # noqa: N802 - likewise
+            self.live.remove(address)
+            return 0
+
+    driver = Driver()
+    with DriverBuffers("cuda:0", driver) as memory:  # type: ignore[arg-type]  # it has what is called
+        first = memory.allocate(1)
+
+        def attempts() -> None:
+            with memory.attempt():
+                for size in (2, 3, 4):
+                    memory.allocate(size)
+
+        with pytest.raises(OutOfRoomError, match="no room for 4 bytes"):
+            attempts()
+        assert driver.live == [first]
+    assert driver.live == []
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton cannot compile, as in many containers, the driver's copy is measured and the reason is said."""
+
+    def fails(*_: object) -> Any:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC")
+
+    monkeypatch.setattr(Memory, "ours", fails)
+    found = run(bench(), ("float32",), 20.0, Plan("burst", 0.25), lambda *_: None)
+    assert found.memory is not None
+    assert "torch copy" in found.memory.source
+    assert "C compiler" in str(found.state["memory_refused"])
+    assert "memory_missing" not in found.state
+
+
+def test_only_the_winner() -> None:
+    """A probe runs what won before, and nothing else; where that is gone, whatever stands first."""
+    known = Plan("burst", 0.25, winners={"float32": "torch.mm 512×512×1024"}, only_winners=True)
+    small = {"float32": 1e9}
+    found = run(bench(expected=small), ("float32",), 0.3, known, lambda *_: None)
+    assert found.series["float32"].winner == "torch.mm 512×512×1024"
+    assert found.memory is None
+    assert found.series["float32"].chosen_by == {}
+    other = replace(known, winners={"float32": "triton gemm 1×1×1"})
+    assert run(bench(expected=small), ("float32",), 0.3, other, lambda *_: None).rates
+
+
+def test_too_little_time_between_two_steps() -> None:
+    """Fewer than four batches are no rate: nothing is reported, and how much more time it takes is said."""
+    plan = Plan("in situ", 0.25, only_winners=True)
+    with pytest.raises(CalibrationError, match=r"give run\.calibrate more seconds"):
+        run(bench(expected={"float32": 1e9}), ("float32",), 0.02, plan, lambda *_: None)
+
+
 INTERPRETED = """
 import sys, time
 import torch
@@ -199,17 +290,17 @@ candidates = [products.Product(name, found, call, HostStopwatch()) for name, cal
 theirs = products.vendor(dtype, TorchBuffers("cpu"))
 candidates.append(products.Product(theirs[0], found, theirs[1], HostStopwatch()))
 series = measure(candidates, Schedule(drop_s=0, least=2), 1.0, time.perf_counter)
-# An interpreter is slower than a library, by orders of magnitude.
-assert series.winner.startswith("torch._scaled_mm"), series
+assert set(series.chosen_by) == {each.name for each in candidates}, series
+assert series.winner in series.chosen_by
 memory = Memory(1 << 16, TorchBuffers("cpu"), generator, HostStopwatch())
-assert [each.name for each in memory.copies(compiled=True)] == ["torch copy", "triton copy", "triton triad"]
+assert [each.name for each in (memory.copy(), *memory.ours())] == ["torch copy", "triton copy", "triton triad"]
 assert memory.read(1).run(0.0).rate > 0
 print("right")
 """
 
 
 def test_our_kernels_as_candidates() -> None:
-    """In Triton's interpreter our kernels pass the same checks, take part in the contest, and lose it."""
+    """In Triton's interpreter our kernels pass the same checks, and take part in the contest."""
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

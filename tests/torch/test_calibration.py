@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import mfu_sdk as mfu
 from mfu_sdk import guard
 from mfu_sdk.errors import CalibrationError, ConfigurationError
 from mfu_sdk.peak import calibrate as calibration
-from mfu_sdk.peak import cpu
+from mfu_sdk.peak import cpu, merge
 from mfu_sdk.peak.calibrate import current, suspect
 from mfu_sdk.peak.device import Device
 from mfu_sdk.peak.key import key_of, same_kind
@@ -139,7 +140,7 @@ def test_working_heat_outlives_a_first_look() -> None:
         return Peaks("cuda:0", {}, {"bfloat16": rate}, None, None, {"tier": tier})
 
     def merged(old: Peaks, new: Peaks) -> float:
-        return calibration._merged(old, new).achievable["bfloat16"].flops_per_s
+        return merge.merged(old, new).achievable["bfloat16"].flops_per_s
 
     sustained, situ, burst = peaks_of("sustained", 1.0), peaks_of("in situ", 2.0), peaks_of("burst", 3.0)
     assert merged(sustained, burst) == merged(sustained, situ) == 1.0
@@ -148,6 +149,40 @@ def test_working_heat_outlives_a_first_look() -> None:
     assert merged(peaks_of("sustained", 1.0, STALE_S + 1), burst) == 3.0
     doubted = replace(sustained, state={**sustained.state, "suspect": "too low"})
     assert merged(doubted, burst) == 3.0
+
+
+def test_smaller_operands_outrank_nothing() -> None:
+    """A rate of a run that left room for small operands only gives way to a first look at large ones."""
+
+    def peaks_of(tier: str, how: str, value: float) -> Peaks:
+        rate = Rate(value, value, value, f"calibrated: {tier}, {how}", 0.0)
+        return Peaks("cuda:0", {}, {"bfloat16": rate}, None, None, {"tier": tier})
+
+    small, large = peaks_of("in situ", "torch.mm 512×512×512", 1.0), peaks_of("burst", "torch.mm 8192×8192×8192", 3.0)
+    same = peaks_of("in situ", "torch.mm 8192×8192×8192", 2.0)
+    assert merge.merged(small, large).achievable["bfloat16"].flops_per_s == 3.0
+    assert merge.merged(same, large).achievable["bfloat16"].flops_per_s == 2.0
+
+
+def test_what_was_said_of_an_earlier_measurement_goes() -> None:
+    """What was seen then is not true now; what was measured of other dtypes stays, and compiled kernels add up."""
+    rate = Rate(1.0, 1.0, 1.0, "calibrated: burst, torch.mm", 0.0)
+    here = {"measured_on": platform.node()}
+    then = {
+        "degraded": "power brake", "theory_missing": "NVML", "bfloat16_at_max_clock_flops_per_s": 1.0,
+        "bfloat16_refused": "gemm: wrong", "bfloat16_kernels": "gemm bfloat16, torch.mm bfloat16",
+        "bfloat16_sustained_flops_per_s": 5.0, "float16_winner": "torch.mm", "float8_e5m2_missing": "none is known",
+    }  # fmt: skip
+    now = {"bfloat16_kernels": "torch.mm bfloat16", "bfloat16_winner": "torch.mm"}
+    old = Peaks("cuda:0", {}, {"bfloat16": rate, "float16": rate}, None, None, {**then, **here})
+    found = merge.merged(old, Peaks("cuda:0", {}, {"bfloat16": rate}, None, None, {**now, **here}))
+    assert dict(found.state) == {
+        "bfloat16_sustained_flops_per_s": 5.0, "float16_winner": "torch.mm", "float8_e5m2_missing": "none is known",
+        "bfloat16_winner": "torch.mm", "bfloat16_kernels": "gemm bfloat16, torch.mm bfloat16", **here,
+    }  # fmt: skip
+    assert merge.compiled(found) == {"gemm bfloat16", "torch.mm bfloat16"}
+    elsewhere = replace(found, state={**found.state, "measured_on": "another host"})
+    assert merge.compiled(elsewhere) == frozenset()
 
 
 def test_another_devices_rate_is_a_prior(tmp_path: Path) -> None:
@@ -231,6 +266,32 @@ def test_not_inside_of_a_step(settings: Settings, measured: list[float], caplog:
             run.calibrate(budget_s=0)
     assert measured == []
     assert run.calibrate() is None
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["model", "no model"])
+def test_a_failed_one_ends_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, watched: bool
+) -> None:
+    """Whatever goes wrong between two steps, all later ones are there, and the time that it took is in none."""
+
+    def fails(*_: object) -> Any:
+        time.sleep(0.2)  # What is to be in no step's time.
+        raise RuntimeError("CUDA error: out of memory")
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    records: list[StepRecord] = []
+    with mfu.monitor(model if watched else None, peaks=PEAKS, on_step=records.append, settings=settings) as run:
+        for index in range(12):
+            if index == 4:
+                monkeypatch.setattr(cpu, "measure", fails)
+                with caplog.at_level(logging.WARNING):
+                    assert run.calibrate() is None
+            model(torch.randn(8, 64)).sum().backward()
+            optimizer.step()
+    assert "out of memory; the run goes on with" in caplog.text
+    assert len(records) == 12
+    assert max(record.duration_s for record in records[4:]) < 0.2
 
 
 def test_a_denominator_does_not_move(settings: Settings, measured: list[float]) -> None:

@@ -198,15 +198,11 @@ class Gpu:
         Ten calls into the driver; of a slice two more, one for each slice that its GPU could have, and three for each
         sibling.
         """
-        mask = self.ask_gpu("nvmlDeviceGetCurrentClocksEventReasons")
-        if mask is None:
-            # Drivers before 535 know it under its former name.
-            mask = self.ask_gpu("nvmlDeviceGetCurrentClocksThrottleReasons")
         memory = self.ask("nvmlDeviceGetMemoryInfo")
         return State(
             sm_clock_mhz=self.ask_gpu("nvmlDeviceGetClockInfo", _SM_CLOCK),
             memory_clock_mhz=self.ask_gpu("nvmlDeviceGetClockInfo", _MEMORY_CLOCK),
-            events=None if mask is None else events(mask),
+            events=self._events(),
             power_w=_watts(self.ask_gpu("nvmlDeviceGetPowerUsage")),
             power_limit_w=_watts(self.ask_gpu("nvmlDeviceGetEnforcedPowerLimit")),
             temperature_c=self.ask_gpu("nvmlDeviceGetTemperature", _GPU_SENSOR),
@@ -215,6 +211,17 @@ class Gpu:
             memory_used_bytes=None if memory is None else memory.used,
             busy_siblings=self._busy_siblings(),
         )
+
+    def pulse(self) -> tuple[int | None, tuple[str, ...] | None]:
+        """The SM clock in MHz and what holds it down, as in `state`: two calls, for a look while the device works."""
+        return self.ask_gpu("nvmlDeviceGetClockInfo", _SM_CLOCK), self._events()
+
+    def _events(self) -> tuple[str, ...] | None:
+        mask = self.ask_gpu("nvmlDeviceGetCurrentClocksEventReasons")
+        if mask is None:
+            # Drivers before 535 know it under its former name.
+            mask = self.ask_gpu("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if mask is None else events(mask)
 
     def health(self) -> Health:
         """Whether the memory of this GPU, or the one that this is a slice of, is sound: four calls."""

@@ -59,7 +59,14 @@ def gpu(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             (tuple(dtypes), round(budget_s, 3), options["compiled"], plan.floor, dict(plan.history))
         )
         on = bench.Bench(
-            "cpu", 4, 1 << 18, 1 << 28, lambda: TorchBuffers("cpu"), Watched(options["clock"]), now, {"float32": 2e10}
+            "cpu",
+            4,
+            1 << 18,
+            lambda: 1 << 32,
+            lambda: TorchBuffers("cpu"),
+            Watched(options["clock"]),
+            now,
+            {"float32": 2e10},
         )
         return bench.run(on, dtypes, 0.3, plan, progress)
 
@@ -206,3 +213,44 @@ def test_a_dtype_that_no_gpu_of_this_kind_has(gpu: SimpleNamespace, settings: Se
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     with pytest.raises(CalibrationError, match="has no instructions for tf32"):
         mfu.calibrate("cuda", ["tf32"], settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("capability", "absent"),
+    [
+        ((7, 5), {"bfloat16", "tf32", "float8_e4m3fn", "float8_e5m2"}),
+        ((8, 0), {"float8_e4m3fn", "float8_e5m2"}),
+        ((8, 9), set()),
+        ((10, 0), set()),
+    ],
+)
+def test_dtypes_by_capability(monkeypatch: Any, capability: tuple[int, int], absent: set[str]) -> None:
+    """Turing has fp16 and int8, Ampere bf16 and TF32, Ada eight-bit floats; the other kind of these is AMD's."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    known = cuda.known_dtypes()
+    other = {"float8_e4m3fnuz", "float8_e5m2fnuz"}
+    assert set(known) - set(cuda.measurable("cuda:0", known)) == absent | other
+
+
+def test_what_cannot_be_measured_is_not_tried_each_time(gpu: SimpleNamespace, settings: Settings) -> None:
+    """A dtype that failed beside others is remembered with its reason; the next run does not try it again."""
+    found, _ = current("cuda", ["float32", "float8_e5m2"], 3.0, settings=settings)
+    assert "no product of float8_e5m2" in str(found.state["float8_e5m2_missing"])
+    assert current("cuda", ["float32", "float8_e5m2"], 3.0, settings=settings)[1] is False
+    assert len(gpu.asked) == 1
+
+
+def test_a_blip_is_no_throttling(gpu: SimpleNamespace, fake: Fake) -> None:
+    """One look in twenty that saw a slowdown held nothing down; one in two did."""
+    from mfu_sdk.peak.device import resolve
+
+    target = resolve("cuda")
+    with watching(target, allow_probe=False) as watch:
+        for look in range(20):
+            fake.set(0, WHOLE, events=0x8 if look == 0 else 0x1)
+            watch.clock_mhz()
+        assert "degraded" not in watch.state()
+        for _ in range(20):
+            fake.set(0, WHOLE, events=0x8)
+            watch.clock_mhz()
+        assert watch.state()["degraded"] == "hardware slowdown"
