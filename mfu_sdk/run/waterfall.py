@@ -111,7 +111,7 @@ def waterfall(evidence: Evidence) -> Waterfall:
         shrunk = active_s / worked_s if worked_s > active_s else 1.0
         products_s, streaming_s = products_s * shrunk, streaming_s * shrunk
         if None not in (data.seconds, communication.seconds, skew.seconds):
-            gap.seconds = max(0.0, active_s - products_s - streaming_s)
+            gap.seconds = max(0.0, active_s - worked_s)
     clock = _clock(evidence)
     recomputation = _Part("recomputation", evidence.extra_s, "modelled")
     if recomputation.seconds is not None and recomputation.seconds < 0:
