@@ -47,13 +47,14 @@ _MOST_OUTPUTS: Final = 4096
 class CompiledCall:
     """One call of a compiled graph: its operators, or None where they are not known; `inputs` are what it reads.
 
-    `backward` says that it is a backward graph. `name` is what to call it where it cannot be counted.
+    `moved` is what its fused chains move (`graph_run.Ran`). `backward` says that it is a backward graph. `name` is what to call it where it cannot be counted.
     """
 
     name: str
     operations: Sequence[Operation] | None
     inputs: tuple[Tensor, ...]
     backward: bool = False
+    moved: Sequence[tuple[str, int, bool]] = ()
 
 
 Sink = Callable[[CompiledCall], bool]
@@ -115,7 +116,8 @@ class CompiledRegions:
         name = "inductor::graph" if program is not None else f"inductor::{type(owner).__name__}"
         operations = None if found is None else found.operations
         backward = program is not None and program.backward
-        stays = self._sink(CompiledCall(name, operations, tuple(tensors(list(inputs))), backward))
+        moved = () if found is None else found.moved
+        stays = self._sink(CompiledCall(name, operations, tuple(tensors(list(inputs))), backward, moved))
         return found is not None and not stays, found
 
     def leave(self, found: graph_run.Ran | None, outputs: Any) -> None:

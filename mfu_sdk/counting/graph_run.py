@@ -14,9 +14,10 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mfu_sdk.counting import registry
-from mfu_sdk.counting.call import tensors
+from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.dataless import without_data
 from mfu_sdk.counting.decomposed import Made, Undivided, whole
+from mfu_sdk.counting.fused import OUT, Chains
 from mfu_sdk.counting.graph_text import GraphText
 from mfu_sdk.counting.provenance import UNKNOWN, Provenance
 
@@ -54,11 +55,15 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a run of a graph found: its operators, its outputs by name, and whether data or facts of this run count."""
+    """What a run of a graph found: its operators, its outputs by name, and whether data or facts of this run count.
+
+    `moved` are the bytes that its fused chains move (`fused`), by operator, each with whether it is recomputed.
+    """
 
     operations: tuple[Operation, ...]
     outputs: tuple[Any, ...]
     reusable: bool
+    moved: tuple[tuple[str, int, bool], ...] = ()
 
 
 def run(
@@ -82,7 +87,8 @@ def run(
             fakes = [runner.stand_in(value, alike[i] if i < len(alike) else None) for i, value in enumerate(given)]
             runner.interpret(graph, fakes, forward)
         runner.settle()
-    return Ran(tuple(runner.operations), runner.returned, not runner.particular)
+    left = ((OUT, moved, False) for moved in runner.chains.left())
+    return Ran(tuple(runner.operations), runner.returned, not runner.particular, (*runner.moved, *left))
 
 
 class _Held:
@@ -107,6 +113,8 @@ class _Runner:
     def __init__(self, constants: Mapping[str, Tensor], provenance: Provenance) -> None:
         self.operations: list[Operation] = []
         self.returned: tuple[Any, ...] = ()
+        self.chains = Chains()
+        self.moved: list[tuple[str, int, bool]] = []
         # Whether what was found depends on more than the inputs' shapes.
         self.particular = False
         self._constants = constants
@@ -198,15 +206,14 @@ class _Runner:
     ) -> None:
         if func is _CAST:
             func, args, kwargs = _aten._to_copy.default, args[:1], {"dtype": args[1]}
-        if _is_piece(func):
-            self._follow(func, args, result)
-            return
-        rule = registry.rule(func)
+        rule, piece = registry.rule(func), _is_piece(func)
         asks = result is not None and not any(True for _ in tensors(result))
-        if asks or (rule.kind in ("subclass", "free", "view") and not rule.watched):
-            self._follow(func, args, result)
-            return
+        if not asks and rule.kind != "view":
+            fused = piece or rule.kind in ("subclass", "free")
+            self._move(rule.name, Call(func, args, kwargs, result), fused=fused, again=again)
         read = self._follow(func, args, result)
+        if piece or asks or (rule.kind in ("subclass", "free", "view") and not rule.watched):
+            return
         if rule.kind in ("priced", "users"):
             parameters = [argument.name for argument in func._schema.arguments]
             read |= {i for i, parameter in enumerate(parameters[: len(args)]) if parameter in _READ}
@@ -216,6 +223,11 @@ class _Runner:
         if func in (_aten._softmax.default, _aten._safe_softmax.default, _aten._softmax_backward_data.default):
             self.particular = True
         self.operations.append(Operation(func, args, kwargs, result, again))
+
+    def _move(self, name: str, call: Call, *, fused: bool, again: bool) -> None:
+        moved = self.chains.pointwise(call) if fused else self.chains.other(call)
+        if moved:
+            self.moved.append((name if fused else OUT, moved, again))
 
     def _follow(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> set[int]:
         """Follow attention scores from their product; the positions of arguments that mask them."""

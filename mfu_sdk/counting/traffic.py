@@ -9,17 +9,17 @@ import torch
 from mfu_sdk.counting.call import Call, tensors
 
 # These read as much of their source as they put out, not all of it.
-_LOOKUPS: Final = frozenset({"aten::embedding", "aten::index", "aten::index_select", "aten::gather", "aten::take"})
+LOOKUPS: Final = frozenset({"aten::embedding", "aten::index", "aten::index_select", "aten::gather", "aten::take"})
 # The in-place forms of these overwrite `self` without reading it.
 _OVERWRITES: Final = frozenset(
     f"aten::{name}_" for name in ("copy", "fill", "zero", "uniform", "normal", "bernoulli", "random", "exponential")
 )
 
-# Memory that is only set aside.
-_ALLOCATES: Final = frozenset(
+# Memory that is only set aside, and a view that its schema does not call one.
+NOTHING_MOVES: Final = frozenset(
     f"aten::{name}"
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
+) | {"aten::_unsafe_view"}
 
 _COMPRESSED: Final = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
 
@@ -50,13 +50,13 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
 def moved_bytes(call: Call) -> int:
     """Bytes read plus bytes written by an operator that is no view: its tensor inputs, and its outputs."""
     name = call.func._schema.name
-    if name in _ALLOCATES:
+    if name in NOTHING_MOVES:
         return 0
     written = _sum(tensors(call.result))
     inputs = list(call.inputs())
     if name in _OVERWRITES:
         inputs = inputs[1:]
-    if name in _LOOKUPS and inputs:
+    if name in LOOKUPS and inputs:
         source, *indices = inputs
         return min(tensor_bytes(source), written) + _sum(indices) + written
     return _sum(inputs) + written
