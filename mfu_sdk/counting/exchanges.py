@@ -87,7 +87,9 @@ def counted_exchanges(count: Count, peaks: Peaks) -> tuple[tuple[Exchange, ...],
 
 def _rates(peaks: Peaks, kind: str) -> list[CollectiveRate]:
     """What was measured of a collective, that between all ranks first: one host's ranks are all where it is alone."""
-    return [peaks.collectives[key] for over in ("all", "host", "network") if (key := f"{kind}/{over}") in peaks.collectives]
+    return [
+        peaks.collectives[key] for over in ("all", "host", "network") if (key := f"{kind}/{over}") in peaks.collectives
+    ]
 
 
 def _time(kind: str, handed: int, rates: list[CollectiveRate]) -> Seconds:

@@ -110,7 +110,7 @@ class _Part:
         if tensor.layout is not _STRIDED or tensor.is_nested:
             return traffic.tensor_bytes(tensor)
         # The same numbers in another shape are the same bytes.
-        view = (tensor.storage_offset(), traffic.tensor_bytes(tensor))
+        view = (int(tensor.storage_offset()), traffic.tensor_bytes(tensor))
         if view in self._views:
             return 0
         self._views.add(view)
@@ -122,5 +122,4 @@ class _Part:
 def _storage(tensor: Tensor) -> int:
     if tensor.layout is not _STRIDED:
         return id(tensor)
-    return tensor.untyped_storage()._cdata
-
+    return int(tensor.untyped_storage()._cdata)

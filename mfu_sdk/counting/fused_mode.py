@@ -105,10 +105,9 @@ def _attention(
 ) -> Tensor:
     del dropout_p, enable_gqa
     aten: Any = torch.ops.aten
+    kernel, given = aten._scaled_dot_product_fused_attention_overrideable, {"attn_bias": attn_mask}
     if attn_mask is None and query.shape[-1] == value.shape[-1]:
-        out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, False, scale=scale)[0]
-        return out
-    out = aten._scaled_dot_product_fused_attention_overrideable(
-        query, key, value, attn_mask, 0.0, is_causal, False, scale=scale
-    )[0]
+        # Which takes no mask, and values as wide as keys.
+        kernel, given = aten._scaled_dot_product_flash_attention, {}
+    out: Tensor = kernel(query, key, value, **given, is_causal=is_causal, scale=scale)[0]
     return out

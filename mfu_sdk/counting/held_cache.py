@@ -15,7 +15,7 @@ class _HeldLayer(DynamicLayer):
     """One layer's keys and values for `length` tokens, of which those of the newest are being added."""
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self._length = length
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,9 @@ def held_cache(config: Any, length: int) -> Cache:
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
-    unknown = sorted({kind for kind in kinds if kind not in ("full_attention", "sliding_attention", "chunked_attention")})
+    unknown = sorted(
+        {kind for kind in kinds if kind not in ("full_attention", "sliding_attention", "chunked_attention")}
+    )
     if unknown:
         raise ValueError(f"layers of kind {', '.join(unknown)} have another cache than keys and values")
     return Cache(

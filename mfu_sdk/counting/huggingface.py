@@ -38,6 +38,7 @@ class ConfigCount:
     notes: tuple[str, ...] = ()
     hidden: int | None = None
     layers: int | None = None
+    kv_hidden: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data; `ops`, which is long, is left out."""
@@ -47,7 +48,7 @@ class ConfigCount:
 
 
 def count_config(
-    path: Path,
+    path: Path | Mapping[str, Any],
     batch: int,
     seq: int | None = None,
     *,
@@ -56,7 +57,7 @@ def count_config(
     fused: bool = False,
     dtype: str | None = None,
 ) -> ConfigCount:
-    """Count one step of `batch` samples of the model that the config.json at `path` describes.
+    """Count one step of `batch` samples of the model that the config.json at `path`, or its content, describes.
 
     A sample is a sequence of `seq` tokens, of which an encoder and a decoder each get `seq`; an image or a
     spectrogram of the configuration's size; or `seq` samples of a waveform. A model of text and images that generates
@@ -82,7 +83,8 @@ def count_config(
     from mfu_sdk.counting.routing import EvenRouting
     from mfu_sdk.counting.stand_ins import stand_ins
 
-    fields = _read(path)
+    fields = _read(path) if isinstance(path, Path) else dict(path)
+    path = path if isinstance(path, Path) else Path(str(fields.get("model_type", "configuration")))
     wanted = None if dtype is None else getattr(torch, dtype)
     try:
         model_class, config = _model_class(fields)
@@ -133,6 +135,7 @@ def count_config(
     return ConfigCount(
         hidden=getattr(text, "hidden_size", None),
         layers=getattr(text, "num_hidden_layers", None),
+        kv_hidden=_kv_hidden(text),
         notes=_notes(model, inputs),
         model=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -296,6 +299,14 @@ def _notes(model: Any, inputs: dict[str, Any]) -> tuple[str, ...]:
     if any("mamba" in kind.lower() or "deltanet" in kind.lower() for kind in kinds):
         notes.append("scans count as transformers' own code computes them; a fused kernel's recurrence costs less")
     return tuple(notes)
+
+
+def _kv_hidden(text: Any) -> int | None:
+    """The width of all keys of a token, where the configuration tells it."""
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
+    hidden, all_heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (hidden // all_heads if hidden and all_heads else None)
+    return heads * size if heads and size else None
 
 
 def _pair(size: Any) -> tuple[int, int]:
