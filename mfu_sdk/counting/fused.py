@@ -52,6 +52,8 @@ class Chains:
             # A view, whatever its schema says.
             return 0
         moved = 0
+        if name in traffic.OVERWRITES:
+            inputs = inputs[1:]
         if name in traffic.LOOKUPS and inputs:
             source, *inputs = inputs
             if _storage(source) in self._made:
@@ -60,10 +62,10 @@ class Chains:
                 # Of a table the rows that are asked for.
                 moved += min(traffic.tensor_bytes(source), sum(map(traffic.tensor_bytes, results)))
         moved += sum(self._read_from_outside(tensor) for tensor in inputs)
-        own = {_storage(tensor) for tensor in call.inputs()}
+        given = {_storage(tensor) for tensor in call.inputs()}
         for tensor in results:
             storage = _storage(tensor)
-            if storage in own and storage not in self._made:
+            if storage in given and storage not in self._made:
                 # In place, on what is not the chains' own.
                 moved += _Part.of(self._written, storage).more(tensor)
             else:

@@ -11,7 +11,7 @@ from mfu_sdk.counting.call import Call, tensors
 # These read as much of their source as they put out, not all of it.
 LOOKUPS: Final = frozenset({"aten::embedding", "aten::index", "aten::index_select", "aten::gather", "aten::take"})
 # The in-place forms of these overwrite `self` without reading it.
-_OVERWRITES: Final = frozenset(
+OVERWRITES: Final = frozenset(
     f"aten::{name}_" for name in ("copy", "fill", "zero", "uniform", "normal", "bernoulli", "random", "exponential")
 )
 
@@ -54,7 +54,7 @@ def moved_bytes(call: Call) -> int:
         return 0
     written = _sum(tensors(call.result))
     inputs = list(call.inputs())
-    if name in _OVERWRITES:
+    if name in OVERWRITES:
         inputs = inputs[1:]
     if name in LOOKUPS and inputs:
         source, *indices = inputs

@@ -96,7 +96,7 @@ def expect(
         return found
     if batch is None or seq is None or batch < 1 or seq < 1:
         raise ConfigurationError(f"batch={batch}, seq={seq}: both must be given, 1 or more")
-    stage = next((each for each in STAGES if each == phase), None)
+    stage: Stage | None = next((each for each in STAGES if each == phase), None)
     if stage is None:
         raise ConfigurationError(f"phase={phase!r}: must be one of {', '.join(STAGES)}")
     if dtype not in DTYPES:

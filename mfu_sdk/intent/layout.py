@@ -195,7 +195,7 @@ def _collective(
     bus, nodes = wires.of(ranks, stride)
     name = f"{kind} between {ranks} GPUs"
     if bus is None:
-        return None, f"{name}, {size_bytes / 1e9:,.1f} GB a step"
+        return None, f"{name} of {size_bytes:,.0f} bytes"
     through = size_bytes * bus_factor(kind, ranks)
     wait = _latency(kind, ranks, nodes) * calls
     time = Seconds(through / bus.flops_per_s, through / bus.high, through / bus.low) + wait
@@ -208,7 +208,7 @@ def _sends(
     # A send has the adapter of its own GPU alone.
     bus = wires.within if ranks * stride <= wires.gpus_per_node else wires.adapter or wires.across
     if bus is None:
-        return None, f"{name}, {calls * size_bytes / 1e9:,.1f} GB a step"
+        return None, f"{name} of {calls * size_bytes:,.0f} bytes"
     through = calls * size_bytes
     time = Seconds(through / bus.flops_per_s, through / bus.high, through / bus.low)
     return Exchange(name, calls, time, "all", why), ""
