@@ -10,15 +10,18 @@ were laid out; they are held against one GPU's operators alone, with no exchange
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mfu_sdk as mfu
 from mfu_sdk.intent.forecast import expect
+from mfu_sdk.peak.device import processor_name
 from mfu_sdk.records import Expectation
 
 Row = Mapping[str, Any]
@@ -68,7 +71,12 @@ def shape_of(row: Row) -> dict[str, float]:
     ffn = (3 if shape["gated_mlp"] else 2) * hidden * shape["intermediate_size"]
     layer = 2 * hidden * heads * head + 2 * hidden * kv + ffn
     layers = shape["num_hidden_layers"]
-    return {"params": layers * layer + shape["vocab_size"] * hidden, "layers": layers, "hidden": hidden, "kv_hidden": kv}
+    return {
+        "params": layers * layer + shape["vocab_size"] * hidden,
+        "layers": layers,
+        "hidden": hidden,
+        "kv_hidden": kv,
+    }
 
 
 def compared(row: Row) -> Compared:
@@ -118,22 +126,27 @@ def published(path: Path) -> list[Compared]:
     return [compared(row) for row in comparable(rows)]
 
 
-def tell(found: list[Compared]) -> None:
-    above = [each for each in found if each.observed > each.expected]
-    beyond = [each for each in found if each.observed > each.high]
-    middle = statistics.median(each.observed / each.expected for each in found)
-    print(f"{len(found)} runs: median observed / expected {middle:.3f}; {len(above)} above the expected MFU, "
-          f"{len(beyond)} above its interval")  # fmt: skip
-    for group in sorted({each.group for each in found}):
-        its = [each for each in found if each.group == group]
+def summary(found: list[Compared]) -> dict[str, Any]:
+    """How far observed MFU is from the expected one, by group and in all, and what is above it."""
+
+    def of(its: list[Compared]) -> dict[str, Any]:
         ratios = sorted(each.observed / each.expected for each in its)
-        print(f"  {group:<36} {len(its):>4} runs, {'laid out' if its[0].laid_out else 'bound only'}, observed / expected"
-              f" {ratios[0]:.2f} .. {statistics.median(ratios):.2f} .. {ratios[-1]:.2f}, "
-              f"{sum(each.observed > each.high for each in its)} beyond")  # fmt: skip
-    for each in beyond:
-        print(f"  beyond: {each.id} observed {each.observed:.3f}, expected {each.expected:.3f}, at most {each.high:.3f}")
-    for each in sorted(above, key=lambda each: -each.observed / each.expected)[:12]:
-        print(f"  above: {each.id} observed {each.observed:.3f}, expected {each.expected:.3f}, at most {each.high:.3f}")
+        return {"runs": len(its), "least": ratios[0], "median": statistics.median(ratios), "most": ratios[-1],
+                "above_expected": sum(each.observed > each.expected for each in its),
+                "above_interval": sum(each.observed > each.high for each in its)}  # fmt: skip
+
+    groups = {group: of([each for each in found if each.group == group]) for group in sorted({e.group for e in found})}
+    return {"all": of(found), "laid_out": of([each for each in found if each.laid_out]), "groups": groups}
+
+
+def tell(found: list[Compared]) -> None:
+    every = summary(found)
+    for name, its in (("all", every["all"]), ("laid out", every["laid_out"]), *every["groups"].items()):
+        print(f"  {name:<34} {its['runs']:>4} runs, observed / expected {its['least']:.2f} .. {its['median']:.2f} .. "
+              f"{its['most']:.2f}; {its['above_expected']} above, {its['above_interval']} of them beyond")  # fmt: skip
+    for each in found:
+        if each.observed > each.expected:
+            print(f"  above: {each.id} observed {each.observed:.3f}, expected {each.expected:.3f}, to {each.high:.3f}")
 
 
 def live(steps: int = 12) -> dict[str, Any]:
@@ -142,8 +155,6 @@ def live(steps: int = 12) -> dict[str, Any]:
 
     import torch
     import torch.nn.functional as F
-
-    import mfu_sdk as mfu
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "bytegpt"))
     from model import ByteGPT, Config  # type: ignore[import-not-found]
@@ -174,9 +185,16 @@ def live(steps: int = 12) -> dict[str, Any]:
     print(f"bytegpt, batch 16: {took * 1e3:.1f} ms a step, expected {expected.time_s * 1e3:.1f} ms "
           f"[{expected.low_s or 0:.3f} .. {expected.high_s or 0:.3f} s], bound by {expected.bound}: "
           f"observed / expected MFU {expected.time_s / took:.3f}")  # fmt: skip
-    return {"seconds": took, "expected_s": expected.time_s, "low_s": expected.low_s, "high_s": expected.high_s,
-            "observed_over_expected_mfu": expected.time_s / took, "bound": expected.bound,
-            "contended": bool(peaks.state.get("contended"))}  # fmt: skip
+    return {
+        "torch": torch.__version__,
+        "seconds": took,
+        "expected_s": expected.time_s,
+        "low_s": expected.low_s,
+        "high_s": expected.high_s,
+        "observed_over_expected_mfu": expected.time_s / took,
+        "bound": expected.bound,
+        "contended": bool(peaks.state.get("contended")),
+    }
 
 
 def main() -> None:
@@ -185,11 +203,17 @@ def main() -> None:
     parser.add_argument("--live", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d")}
+    result: dict[str, Any] = {
+        "benchmark": "expectation",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "mfu_sdk": mfu.__version__,
+    }
     if options.published:
         found = published(options.published)
         tell(found)
-        result["published"] = [asdict(each) for each in found]
+        result["published"] = summary(found)
     if options.live:
         result["live"] = live()
     if options.output:

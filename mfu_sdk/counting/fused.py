@@ -10,8 +10,8 @@ not told from the rest, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -31,19 +31,21 @@ class Chains:
     """
 
     def __init__(self) -> None:
-        self._made: dict[int, list[Tensor]] = {}
+        # The bytes of the largest view that was made of each storage.
+        self._made: dict[int, int] = {}
         self._used: set[int] = set()
         # Bytes of each storage that were read from outside, or written to be read there; each no more than once.
         self._read: dict[int, _Part] = {}
         self._written: dict[int, _Part] = {}
-        # A storage's address is its own for as long as a tensor keeps it.
-        self._kept: list[Tensor] = []
+        # An address is a storage's own for as long as the storage lives. Tensors are not kept: autograd takes over a
+        # gradient as it is only where nobody else holds it.
+        self._kept: list[Any] = []
 
     def pointwise(self, call: Call) -> int:
         """The bytes that an operator of a chain reads or writes outside of the chains."""
         name = call.func._schema.name
         results = list(tensors(call.result))
-        self._kept += results
+        self._keep(results)
         if name in traffic.NOTHING_MOVES:
             return 0
         inputs = list(call.inputs())
@@ -62,33 +64,35 @@ class Chains:
                 # Of a table the rows that are asked for.
                 moved += min(traffic.tensor_bytes(source), sum(map(traffic.tensor_bytes, results)))
         moved += sum(self._read_from_outside(tensor) for tensor in inputs)
-        given = {_storage(tensor) for tensor in call.inputs()}
         for tensor in results:
             storage = _storage(tensor)
             if storage in given and storage not in self._made:
                 # In place, on what is not the chains' own.
                 moved += _Part.of(self._written, storage).more(tensor)
             else:
-                self._made.setdefault(storage, []).append(tensor)
+                self._made[storage] = max(self._made.get(storage, 0), traffic.tensor_bytes(tensor))
         return moved
 
     def other(self, call: Call) -> int:
         """The bytes that chains have written for an operator outside of them, such as a product."""
-        self._kept += tensors(call.result)
+        self._keep(tensors(call.result))
         return sum(self._write_to_outside(tensor) for tensor in call.inputs() if _storage(tensor) in self._made)
 
     def left(self) -> Iterator[int]:
         """The bytes that are written for each tensor that the chains made and nobody inside has read."""
         for storage, made in self._made.items():
             if storage not in self._used:
-                yield max(map(traffic.tensor_bytes, made))
+                yield made
+
+    def _keep(self, many: Iterable[Tensor]) -> None:
+        self._kept += [tensor.untyped_storage() if tensor.layout is _STRIDED else tensor for tensor in many]
 
     def _read_from_outside(self, tensor: Tensor) -> int:
         storage = _storage(tensor)
         if storage in self._made:
             self._used.add(storage)
             return 0
-        self._kept.append(tensor)
+        self._keep((tensor,))
         return _Part.of(self._read, storage).more(tensor)
 
     def _write_to_outside(self, tensor: Tensor) -> int:

@@ -34,7 +34,7 @@ def test_names(name: str, type_name: str) -> None:
 
 
 def test_one_chip_in_several_types() -> None:
-    """ "A100" says the chip and not the memory: the interval spans 1,555 to 2,039 GB/s, and the state names all four."""
+    """A100 says the chip and not the memory: the interval spans 1,555 to 2,039 GB/s, and the state names all four."""
     peaks = prior_peaks(find("A100"))
     assert peaks.state["among"] == "A100 SXM 40GB, A100 SXM 80GB, A100 PCIe 40GB, A100 PCIe 80GB"
     assert peaks.memory is not None

@@ -183,7 +183,9 @@ def test_communication_may_bind() -> None:
 
 _RATES = st.floats(1.0, 1e6)
 _OPS = st.lists(
-    st.builds(OpCost, st.just("op"), st.just("bfloat16"), st.integers(0, 10**9), st.integers(1, 10**9), st.integers(1, 9)),
+    st.builds(
+        OpCost, st.just("op"), st.just("bfloat16"), st.integers(0, 10**9), st.integers(1, 10**9), st.integers(1, 9)
+    ),
     min_size=1,
     max_size=8,
 )

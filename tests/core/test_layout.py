@@ -17,7 +17,9 @@ def rate(bytes_per_s: float) -> Rate:
 WIRES = Wires(rate(1e4), rate(1e3))
 
 
-def seconds(layout: Layout, *, training: bool = True, recompute: bool = False, wires: Wires = WIRES) -> dict[str, float]:
+def seconds(
+    layout: Layout, *, training: bool = True, recompute: bool = False, wires: Wires = WIRES
+) -> dict[str, float]:
     found, missing = exchanges(layout, MODEL, wires, training=training, recompute=recompute)
     assert missing == ()
     return {each.name: each.time.value for each in found}
@@ -58,13 +60,15 @@ def test_pipeline() -> None:
 
 
 def test_context_parallel() -> None:
-    """Keys and values of 500 tokens go round once forward and twice backward, in each of four layers; FSDP beside it."""
+    """Keys and values of 500 tokens go round once forward, twice backward, in each of four layers; FSDP beside it."""
     found = seconds(Layout(cp=2))
     assert found["context sends"] == pytest.approx(3 * 4 * (2 * 6 * 500 * 50 * 2) / 1e4)
     assert found["all_gather between 2 GPUs"] == pytest.approx(2 * 16e6 / 2 / 1e4, rel=1e-4)
 
 
-@pytest.mark.parametrize(("pp", "microbatches", "interleave", "share"), [(4, 8, 1, 3 / 11), (4, 8, 2, 3 / 19), (1, 1, 1, 0)])
+@pytest.mark.parametrize(
+    ("pp", "microbatches", "interleave", "share"), [(4, 8, 1, 3 / 11), (4, 8, 2, 3 / 19), (1, 1, 1, 0)]
+)
 def test_bubble(pp: int, microbatches: int, interleave: int, share: float) -> None:
     """Of the whole time (p−1)/(v·m+p−1): three of eleven slots stand empty."""
     bubble = Layout(pp=pp, microbatches=microbatches, interleave=interleave).bubble
