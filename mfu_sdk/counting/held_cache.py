@@ -14,9 +14,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 class _HeldLayer(DynamicLayer):
     """One layer's keys and values for `length` tokens, of which those of the newest are being added."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, *, is_sliding: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self._length = length
+        # By this a mask finds a layer of its kind.
+        self.is_sliding = is_sliding
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         return self._whole(key_states), self._whole(value_states)
@@ -43,8 +45,8 @@ def held_cache(config: Any, length: int) -> Cache:
     )
     if unknown:
         raise ValueError(f"layers of kind {', '.join(unknown)} have another cache than keys and values")
-    return Cache(
-        layers=[
-            _HeldLayer(length if kind == "full_attention" or window is None else min(length, window)) for kind in kinds
-        ]
-    )
+    layers = []
+    for kind in kinds:
+        slides = kind != "full_attention" and window is not None
+        layers.append(_HeldLayer(min(length, window) if slides else length, is_sliding=slides))
+    return Cache(layers=layers)

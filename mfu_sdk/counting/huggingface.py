@@ -136,7 +136,7 @@ def count_config(
         hidden=getattr(text, "hidden_size", None),
         layers=getattr(text, "num_hidden_layers", None),
         kv_hidden=_kv_hidden(text),
-        notes=_notes(model, inputs),
+        notes=_notes(model, inputs, decode=decode),
         model=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         batch=batch,
@@ -284,7 +284,7 @@ def _inputs(path: Path, model: Any, batch: int, seq: int | None) -> dict[str, An
 _POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx")
 
 
-def _notes(model: Any, inputs: dict[str, Any]) -> tuple[str, ...]:
+def _notes(model: Any, inputs: dict[str, Any], *, decode: bool) -> tuple[str, ...]:
     """What a reader should know of what was counted."""
     notes = []
     config = model.config
@@ -295,6 +295,8 @@ def _notes(model: Any, inputs: dict[str, Any]) -> tuple[str, ...]:
     for part, name in (("vision_config", "pixel_values"), ("audio_config", "input_features")):
         if getattr(config, part, None) is not None and name not in inputs:
             notes.append(f"only text was counted: no {name} were given, though the parameters are of all parts")
+    if decode and getattr(config.get_text_config(), "kv_lora_rank", None) is not None:
+        notes.append("keys and values of every head are cached, as transformers does; what serves it keeps the latent")
     kinds = {type(module).__name__ for module in model.modules()}
     if any("mamba" in kind.lower() or "deltanet" in kind.lower() for kind in kinds):
         notes.append("scans count as transformers' own code computes them; a fused kernel's recurrence costs less")

@@ -21,6 +21,7 @@ NOTHING_MOVES: Final = frozenset(
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 ) | {"aten::_unsafe_view"}
 
+_GROUPED: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped_mm"})
 _COMPRESSED: Final = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
 
 COLLECTIVES: Final = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd"})
@@ -59,6 +60,11 @@ def moved_bytes(call: Call) -> int:
     if name in LOOKUPS and inputs:
         source, *indices = inputs
         return min(tensor_bytes(source), written) + _sum(indices) + written
+    if name in _GROUPED and len(inputs) > 1 and inputs[0].dim() == 2 and inputs[1].dim() == 3:
+        # Of the experts' weights those that some row has chosen: no more than there are rows.
+        experts, rows = inputs[1].shape[0], inputs[0].shape[0]
+        idle = tensor_bytes(inputs[1]) * max(0, experts - rows) // max(1, experts)
+        return _sum(inputs) - idle + written
     return _sum(inputs) + written
 
 

@@ -322,7 +322,11 @@ def _assumptions(
     phase: Stage,
     dtype: str,
 ) -> tuple[str, ...]:
-    said = ["pointwise chains are fused and attention is one kernel; operators do not overlap", *work.notes]
+    products = work.count.attention_flops_full and not any("attention" in op.op for op in work.count.ops)
+    attention = (
+        "attention is products, as this model has it, whose scores move" if products else "attention is one kernel"
+    )
+    said = [f"pointwise chains are fused and {attention}; operators do not overlap", *work.notes]
     if dtype in _8_BIT:
         said.append(f"products with weights run in {dtype}, attention in bfloat16; MFU is over the bf16 peak")
     if "among" in peaks.state:

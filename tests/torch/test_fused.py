@@ -146,6 +146,36 @@ def test_a_configuration_decodes(config: Path) -> None:
     assert found.bytes_moved > 2 * (WEIGHTS + cache)
 
 
+@pytest.mark.parametrize(("tokens", "experts"), [(1, 2), (3, 6), (100, 8)])
+def test_experts_that_no_token_chose_are_not_read(tokens: int, experts: int) -> None:
+    """Of 8 experts each token reads two, until all are read; the rest of a step by hand to a few percent."""
+    pytest.importorskip("transformers")
+    from mfu_sdk.counting.huggingface import count_config
+
+    shape = {"model_type": "mixtral", "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2,
+             "num_attention_heads": 8, "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
+             "vocab_size": 64, "sliding_window": None}  # fmt: skip
+    found = count_config(shape, tokens, 1, backward=False, decode=True, fused=True).count
+    weights = 2 * (512 * 512 * 2 + 2 * 512 * 128 + experts * 3 * 512 * 2048 + 8 * 512) + 512 * 64
+    assert found.bytes_moved == pytest.approx(2 * weights, rel=0.002 * tokens + 0.01)
+    assert found.bytes_moved > 2 * weights
+
+
+def test_sliding_layers_keep_their_window() -> None:
+    """Of six layers five hold 16 of 300 keys and values: 4 · 2 · 300 + 5 · 4 · 2 · 16 times 128 numbers."""
+    pytest.importorskip("transformers")
+    from mfu_sdk.counting.huggingface import count_config
+
+    shape = {"model_type": "gemma3_text", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6,
+             "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "sliding_window": 16,
+             "vocab_size": 1000}  # fmt: skip
+    found = count_config(shape, 4, 300, backward=False, decode=True, fused=True).count
+    assert found.attention_flops_exact == 4 * 4 * 512 * (300 + 5 * 16)
+    cache = 4 * 2 * (300 + 5 * 16) * 128
+    weights = 6 * (512 * 512 * 2 + 2 * 512 * 128 + 3 * 512 * 1024) + 512 * 1000
+    assert found.bytes_moved == pytest.approx(2 * (weights + cache), rel=0.05)
+
+
 def test_fusing_changes_no_flops(config: Path) -> None:
     """The same FLOPs, by every split, from less than a third of the bytes."""
     from mfu_sdk.counting.huggingface import count_config
