@@ -45,8 +45,8 @@ def held_cache(config: Any, length: int) -> Cache:
     )
     if unknown:
         raise ValueError(f"layers of kind {', '.join(unknown)} have another cache than keys and values")
-    layers = []
+    layers: list[Any] = []
     for kind in kinds:
-        slides = kind != "full_attention" and window is not None
-        layers.append(_HeldLayer(min(length, window) if slides else length, is_sliding=slides))
+        kept = length if kind == "full_attention" or window is None else min(length, window)
+        layers.append(_HeldLayer(kept, is_sliding=kind != "full_attention" and window is not None))
     return Cache(layers=layers)

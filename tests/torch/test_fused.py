@@ -84,6 +84,18 @@ def test_in_place_work_reads_and_writes() -> None:
     assert fused(lambda: weight.add_(grad * 0.1)).bytes_moved == 3 * 4 * N
 
 
+def test_a_copy_does_not_read_what_it_overwrites() -> None:
+    """What is copied is read, where it goes is written."""
+    old, new = torch.randn(N), torch.randn(N)
+    assert fused(lambda: old.copy_(new)).bytes_moved == 2 * 4 * N
+
+
+def test_no_more_is_read_than_there_is() -> None:
+    """Views that overlap are read once: all of it, and one number written."""
+    x = torch.randn(N)
+    assert fused(lambda: x[: N // 2].sum() + x[10:].sum() + x.sum()).bytes_moved == 4 * N + 4
+
+
 def test_a_backward_reads_what_was_kept() -> None:
     """Of x·w under relu: a chain reads the gradient, and what the forward kept, and writes what two products read."""
     x, w = torch.randn(32, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
@@ -171,6 +183,10 @@ def test_sliding_layers_keep_their_window() -> None:
              "vocab_size": 1000}  # fmt: skip
     found = count_config(shape, 4, 300, backward=False, decode=True, fused=True).count
     assert found.attention_flops_exact == 4 * 4 * 512 * (300 + 5 * 16)
+    # Every second layer of this model slides, beginning with the first, and each kind has a mask of its own.
+    mixed = {**shape, "model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 1}
+    other = count_config(mixed, 4, 300, backward=False, decode=True, fused=True).count
+    assert other.attention_flops_exact == 4 * 4 * 512 * 3 * (300 + 16)
     cache = 4 * 2 * (300 + 5 * 16) * 128
     weights = 6 * (512 * 512 * 2 + 2 * 512 * 128 + 3 * 512 * 1024) + 512 * 1000
     assert found.bytes_moved == pytest.approx(2 * (weights + cache), rel=0.05)
