@@ -40,6 +40,17 @@ class Chains:
         # An address is a storage's own for as long as the storage lives. Tensors are not kept: autograd takes over a
         # gradient as it is only where nobody else holds it.
         self._kept: list[Any] = []
+        self._moved: list[tuple[str, int, bool]] = []
+
+    def enter(self, name: str, call: Call, *, fused: bool, again: bool = False) -> None:
+        """Enter an operator; `fused` says whether it is a chain's, `again` whether it is recomputed."""
+        moved = self.pointwise(call) if fused else self.other(call)
+        if moved:
+            self._moved.append((name if fused else OUT, moved, again))
+
+    def all_moved(self) -> tuple[tuple[str, int, bool], ...]:
+        """The bytes that were moved, by operator, each with whether it was recomputed; `left` among them."""
+        return (*self._moved, *((OUT, moved, False) for moved in self.left()))
 
     def pointwise(self, call: Call) -> int:
         """The bytes that an operator of a chain reads or writes outside of the chains."""

@@ -17,7 +17,7 @@ from mfu_sdk.counting import registry
 from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.dataless import without_data
 from mfu_sdk.counting.decomposed import Made, Undivided, whole
-from mfu_sdk.counting.fused import OUT, Chains
+from mfu_sdk.counting.fused import Chains
 from mfu_sdk.counting.graph_text import GraphText
 from mfu_sdk.counting.provenance import UNKNOWN, Provenance
 
@@ -55,10 +55,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a run of a graph found: its operators, its outputs by name, and whether data or facts of this run count.
-
-    `moved` are the bytes that its fused chains move (`fused`), by operator, each with whether it is recomputed.
-    """
+    """What a run found: operators, outputs by name, whether its data or facts count, and what chains move (`fused`)."""
 
     operations: tuple[Operation, ...]
     outputs: tuple[Any, ...]
@@ -87,8 +84,7 @@ def run(
             fakes = [runner.stand_in(value, alike[i] if i < len(alike) else None) for i, value in enumerate(given)]
             runner.interpret(graph, fakes, forward)
         runner.settle()
-    left = ((OUT, moved, False) for moved in runner.chains.left())
-    return Ran(tuple(runner.operations), runner.returned, not runner.particular, (*runner.moved, *left))
+    return Ran(tuple(runner.operations), runner.returned, not runner.particular, runner.chains.all_moved())
 
 
 class _Held:
@@ -114,7 +110,6 @@ class _Runner:
         self.operations: list[Operation] = []
         self.returned: tuple[Any, ...] = ()
         self.chains = Chains()
-        self.moved: list[tuple[str, int, bool]] = []
         # Whether what was found depends on more than the inputs' shapes.
         self.particular = False
         self._constants = constants
@@ -209,8 +204,9 @@ class _Runner:
         rule, piece = registry.rule(func), _is_piece(func)
         asks = result is not None and not any(True for _ in tensors(result))
         if not asks and rule.kind != "view":
-            fused = piece or rule.kind in ("subclass", "free")
-            self._move(rule.name, Call(func, args, kwargs, result), fused=fused, again=again)
+            self.chains.enter(
+                rule.name, Call(func, args, kwargs, result), fused=piece or rule.kind == "free", again=again
+            )
         read = self._follow(func, args, result)
         if piece or asks or (rule.kind in ("subclass", "free", "view") and not rule.watched):
             return
@@ -223,11 +219,6 @@ class _Runner:
         if func in (_aten._softmax.default, _aten._safe_softmax.default, _aten._softmax_backward_data.default):
             self.particular = True
         self.operations.append(Operation(func, args, kwargs, result, again))
-
-    def _move(self, name: str, call: Call, *, fused: bool, again: bool) -> None:
-        moved = self.chains.pointwise(call) if fused else self.chains.other(call)
-        if moved:
-            self.moved.append((name if fused else OUT, moved, again))
 
     def _follow(self, func: OpOverload, args: tuple[Any, ...], result: Any) -> set[int]:
         """Follow attention scores from their product; the positions of arguments that mask them."""
