@@ -133,8 +133,8 @@ def count_config(
         ) from error
     text = model.config.get_text_config()
     return ConfigCount(
-        hidden=getattr(text, "hidden_size", None),
-        layers=getattr(text, "num_hidden_layers", None),
+        hidden=_number(text, "hidden_size"),
+        layers=_number(text, "num_hidden_layers"),
         kv_hidden=_kv_hidden(text),
         notes=_notes(model, inputs, decode=decode),
         model=type(model).__name__,
@@ -303,11 +303,17 @@ def _notes(model: Any, inputs: dict[str, Any], *, decode: bool) -> tuple[str, ..
     return tuple(notes)
 
 
+def _number(text: Any, name: str) -> int | None:
+    """A whole number of the configuration; None where it has none, or one for each stage of the model."""
+    value = getattr(text, name, None)
+    return value if isinstance(value, int) else None
+
+
 def _kv_hidden(text: Any) -> int | None:
     """The width of all keys of a token, where the configuration tells it."""
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
-    hidden, all_heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
-    size = getattr(text, "head_dim", None) or (hidden // all_heads if hidden and all_heads else None)
+    hidden, all_heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
+    heads = _number(text, "num_key_value_heads") or all_heads
+    size = _number(text, "head_dim") or (hidden // all_heads if hidden and all_heads else None)
     return heads * size if heads and size else None
 
 
