@@ -157,6 +157,8 @@ def python() -> str:
         records.Rate,
         records.CollectiveRate,
         records.CollectiveTime,
+        records.Expectation,
+        records.OpTime,
         records.StepRecord,
         records.RunSummary,
         bars.Bar,

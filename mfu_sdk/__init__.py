@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mfu_sdk.counting.dispatch import count as count
     from mfu_sdk.counting.register import register_flops as register_flops
+    from mfu_sdk.intent.forecast import expect as expect
     from mfu_sdk.peak.calibrate import calibrate as calibrate
     from mfu_sdk.peak.calibrate import peaks as peaks
     from mfu_sdk.run.inference import inference as inference
     from mfu_sdk.run.monitor import monitor as monitor
 
 __version__ = "0.1.0"
-__all__ = ["calibrate", "count", "inference", "monitor", "peaks", "register_flops"]
+__all__ = ["calibrate", "count", "expect", "inference", "monitor", "peaks", "register_flops"]
 
 _HOME = {
     "calibrate": "peak.calibrate",
     "count": "counting.dispatch",
+    "expect": "intent.forecast",
     "inference": "run.inference",
     "monitor": "run.monitor",
     "peaks": "peak.calibrate",

@@ -179,6 +179,56 @@ def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_j
     click.echo(json.dumps(found.as_json(), indent=2) if as_json else describe(found))
 
 
+@main.command()
+@click.option(
+    "--hf-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A config.json of a Hugging Face model.",
+)
+@click.option("--params", type=float, help="In place of it: parameters of a dense decoder (8.0e9),")
+@click.option("--layers", type=click.IntRange(min=1), help="its layers,")
+@click.option("--hidden", type=click.IntRange(min=1), help="and its width.")
+@click.option("--device", help="H100 SXM, A100, MI300X, …: priors; cpu or cuda:N: the calibrated device that is here.")
+@click.option("--batch", type=click.IntRange(min=1), required=True, help="Sequences of one replica in a step.")
+@click.option("--seq", type=click.IntRange(min=1), required=True, help="Tokens in each; to decode, in its cache.")
+@click.option("--dtype", default="bfloat16", show_default=True, help="Also float16, float32, float8_e4m3fn, …")
+@click.option("--phase", type=click.Choice(["train", "prefill", "decode"]), default="train", show_default=True)
+@click.option("--gpus", type=int, help="What --tp, --pp and --cp leave over of these is data parallel.")
+@click.option("--dp", type=int, help="Replicas, in place of --gpus.")
+@click.option("--tp", type=int, default=1, show_default=True, help="GPUs that share each layer.")
+@click.option("--pp", type=int, default=1, show_default=True, help="Stages of a pipeline.")
+@click.option("--cp", type=int, default=1, show_default=True, help="GPUs that share each sequence.")
+@click.option("--microbatches", type=int, help="Parts of a replica's step; in a pipeline one sequence each.")
+@click.option("--interleave", type=int, default=1, show_default=True, help="Pipeline stages on each GPU.")
+@click.option("--recompute", is_flag=True, help="The forward runs again in the backward.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def expect(
+    hf_config: Path | None, params: float | None, layers: int | None, hidden: int | None, device: str | None,
+    batch: int, seq: int, dtype: str, phase: str, gpus: int | None, dp: int | None, tp: int, pp: int, cp: int,
+    microbatches: int | None, interleave: int, recompute: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Say what MFU a model may be expected to reach, without running it: time, what binds it, and what that assumes.
+
+    A roofline of the operators, what the layout exchanges and how long a pipeline stands idle. It is an upper bound:
+    nothing but the device holds the work up.
+    """
+    from mfu_sdk.intent.forecast import expect as forecast
+    from mfu_sdk.intent.words import as_json as plain
+    from mfu_sdk.intent.words import describe
+
+    shape = {"params": params, "layers": layers, "hidden": hidden}
+    given = {key: value for key, value in shape.items() if value is not None}
+    if (hf_config is None) == (not given):
+        raise ConfigurationError("mfu expect: needs either --hf-config FILE or --params, --layers and --hidden")
+    found = forecast(
+        hf_config or given, device=device, batch=batch, seq=seq, dtype=dtype, gpus=gpus, phase=phase, dp=dp, tp=tp,
+        pp=pp, cp=cp, microbatches=microbatches, interleave=interleave, recompute=recompute,
+    )  # fmt: skip
+    what = hf_config or f"{params or 0:.3g} parameters"
+    title = f"{what}, {phase}, batch {batch:,} × {seq:,} tokens, {dtype}, {found.devices} × {found.device}"
+    click.echo(json.dumps(plain(found), indent=2) if as_json else describe(found, title))
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--forward", "forward_only", is_flag=True, help="The first forward alone: for inference.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -211,23 +211,68 @@ class Peaks:
         return None
 
 
+Bound = Literal["compute", "memory", "communication"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """What `calls` calls of one kind of operator take on a roofline: `seconds` in all, and what binds them."""
+
+    op: str
+    dtype: str
+    calls: int
+    seconds: float
+    bound: Bound
+
+
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The least time that counted work can take on given peaks, and what binds it.
+    """The least time that work can take on given peaks, with its interval, and what binds it.
 
-    `time_s` = Σ over operators of max(FLOPs / achievable rate, bytes / memory rate). `mfu` is model FLOPs over the
-    headline peak times that time. `compute_s` and `memory_s` are the parts of `time_s` bound by either.
+    `time_s` = `compute_s` + `memory_s` + `communication_s` + `bubble_s`: Σ over operators of max(FLOPs / achievable
+    rate, bytes / memory rate), in the part that either binds; collectives as far as computing does not hide them
+    (`hidden_s` is what it hides); and what a pipeline stands idle. `mfu` is model FLOPs over the headline peak times
+    `time_s`. `low_s` and `high_s` follow from the peaks' intervals and from all or nothing of the communication being
+    hidden, `low_mfu` and `high_mfu` from these two. `high_s` and `low_mfu` are None where something in `missing` has
+    no known rate: its time is then in none of the figures.
+
+    `mbu` is memory bandwidth utilization, (`bytes_moved` / time) / memory rate, with the rate of `Peaks.memory`; None
+    where that is not known, and above 1 where caches serve more than memory could. `ops` has each kind of operator,
+    the longest first. `assumptions` say what was taken for granted. `tokens_per_s` and `devices` are those of all
+    devices; an expectation of a counted step alone has no tokens.
     """
 
     time_s: float
     mfu: float
     compute_s: float
     memory_s: float
+    communication_s: float = 0.0
+    hidden_s: float = 0.0
+    bubble_s: float = 0.0
+    low_s: float | None = None
+    high_s: float | None = None
+    low_mfu: float | None = None
+    high_mfu: float | None = None
+    mbu: float | None = None
+    bytes_moved: int = 0
+    ops: tuple[OpTime, ...] = ()
+    missing: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    device: str = ""
+    devices: int = 1
+    peak_flops_per_s: float | None = None
+    peak_dtype: str | None = None
+    tokens_per_s: float | None = None
 
     @property
-    def bound(self) -> Literal["compute", "memory"]:
-        """The resource that binds more of the time."""
-        return "compute" if self.compute_s >= self.memory_s else "memory"
+    def bound(self) -> Bound:
+        """The resource that binds most of the time."""
+        parts: dict[Bound, float] = {
+            "compute": self.compute_s,
+            "memory": self.memory_s,
+            "communication": self.communication_s,
+        }
+        return max(parts, key=parts.__getitem__)
 
 
 # --- what happened -------------------------------------------------------------------------------------------------

@@ -261,14 +261,24 @@ class Books:
             elif rule.name in _ROUTED:
                 late[rule.name] += 1
             elif rule.kind in ("free", "view"):
-                # Fused away: what moves is the products' operands.
+                # Fused: what it moves is entered below.
                 with self._lock:
                     self._masks.observe(rule.name, Call(each.func, each.args, each.kwargs, each.result), None)
             else:
                 self.enter(rule, each.func, each.args, each.kwargs, each.result, (module, at, regions), fused=True)
+        for name, moved, again in call.moved:
+            self.moves(name, moved, module, "recompute" if again and stage == "backward" else stage)
         if late:
             self.late[threading.get_ident()] = late, (module, stage, ())
         return bool(late)
+
+    def moves(self, name: str, moved: int, module: str, stage: Stage) -> None:
+        """Enter bytes that an operator of a fused chain moves; it has no FLOPs."""
+        if moved:
+            with self._lock:
+                # One object for all calls that are alike, as the tally tells them apart by identity.
+                priced = self._prices.known.setdefault(("moved", name, moved), Priced(name, "none", FREE, moved))
+                self._tally.calls[priced, module, stage] += 1
 
     def seen_late(self, rule: Rule, call: Call) -> None:
         """An operator that a compiled graph has called: one of those waited for, or already counted."""

@@ -4,8 +4,9 @@ Compiled code calls few operators: what it fuses, or makes a kernel of its own f
 counting is on, every call of a compiled graph goes through here. Its operators, for the sizes that it was called with,
 are read from the text that Inductor keeps (`graph_text`, `graph_run`); the mode is off while the graph itself runs.
 Nothing is compiled again, no guard changes, and with counting off the class is as torch made it. Operators count as
-written before fusion, so pointwise work between them is in nobody's bytes. A backward graph's operators that the
-forward graph has too were recomputed, by checkpointing or because Inductor found that cheaper than keeping.
+written before fusion; of pointwise work between them the bytes count that its chains move (`fused`). A backward graph's
+operators that the forward graph has too were recomputed, by checkpointing or because Inductor found that cheaper than
+keeping.
 
 Whether a sum of products was one product of the program's is a matter of where it came from (`provenance`).
 
@@ -47,13 +48,15 @@ _MOST_OUTPUTS: Final = 4096
 class CompiledCall:
     """One call of a compiled graph: its operators, or None where they are not known; `inputs` are what it reads.
 
-    `backward` says that it is a backward graph. `name` is what to call it where it cannot be counted.
+    `moved` is what its fused chains move (`graph_run.Ran`). `backward` says that it is a backward graph. `name` is what
+    to call it where it cannot be counted.
     """
 
     name: str
     operations: Sequence[Operation] | None
     inputs: tuple[Tensor, ...]
     backward: bool = False
+    moved: Sequence[tuple[str, int, bool]] = ()
 
 
 Sink = Callable[[CompiledCall], bool]
@@ -115,7 +118,8 @@ class CompiledRegions:
         name = "inductor::graph" if program is not None else f"inductor::{type(owner).__name__}"
         operations = None if found is None else found.operations
         backward = program is not None and program.backward
-        stays = self._sink(CompiledCall(name, operations, tuple(tensors(list(inputs))), backward))
+        moved = () if found is None else found.moved
+        stays = self._sink(CompiledCall(name, operations, tuple(tensors(list(inputs))), backward, moved))
         return found is not None and not stays, found
 
     def leave(self, found: graph_run.Ran | None, outputs: Any) -> None:

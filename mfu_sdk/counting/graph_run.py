@@ -14,9 +14,10 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mfu_sdk.counting import registry
-from mfu_sdk.counting.call import tensors
+from mfu_sdk.counting.call import Call, tensors
 from mfu_sdk.counting.dataless import without_data
 from mfu_sdk.counting.decomposed import Made, Undivided, whole
+from mfu_sdk.counting.fused import Chains
 from mfu_sdk.counting.graph_text import GraphText
 from mfu_sdk.counting.provenance import UNKNOWN, Provenance
 
@@ -54,11 +55,12 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a run of a graph found: its operators, its outputs by name, and whether data or facts of this run count."""
+    """What a run found: operators, outputs by name, whether its data or facts count, and what chains move (`fused`)."""
 
     operations: tuple[Operation, ...]
     outputs: tuple[Any, ...]
     reusable: bool
+    moved: tuple[tuple[str, int, bool], ...] = ()
 
 
 def run(
@@ -82,7 +84,7 @@ def run(
             fakes = [runner.stand_in(value, alike[i] if i < len(alike) else None) for i, value in enumerate(given)]
             runner.interpret(graph, fakes, forward)
         runner.settle()
-    return Ran(tuple(runner.operations), runner.returned, not runner.particular)
+    return Ran(tuple(runner.operations), runner.returned, not runner.particular, runner.chains.all_moved())
 
 
 class _Held:
@@ -107,6 +109,7 @@ class _Runner:
     def __init__(self, constants: Mapping[str, Tensor], provenance: Provenance) -> None:
         self.operations: list[Operation] = []
         self.returned: tuple[Any, ...] = ()
+        self.chains = Chains()
         # Whether what was found depends on more than the inputs' shapes.
         self.particular = False
         self._constants = constants
@@ -198,15 +201,15 @@ class _Runner:
     ) -> None:
         if func is _CAST:
             func, args, kwargs = _aten._to_copy.default, args[:1], {"dtype": args[1]}
-        if _is_piece(func):
-            self._follow(func, args, result)
-            return
-        rule = registry.rule(func)
+        rule, piece = registry.rule(func), _is_piece(func)
         asks = result is not None and not any(True for _ in tensors(result))
-        if asks or (rule.kind in ("subclass", "free", "view") and not rule.watched):
-            self._follow(func, args, result)
-            return
+        if not asks and rule.kind != "view":
+            self.chains.enter(
+                rule.name, Call(func, args, kwargs, result), fused=piece or rule.kind == "free", again=again
+            )
         read = self._follow(func, args, result)
+        if piece or asks or (rule.kind in ("subclass", "free", "view") and not rule.watched):
+            return
         if rule.kind in ("priced", "users"):
             parameters = [argument.name for argument in func._schema.arguments]
             read |= {i for i, parameter in enumerate(parameters[: len(args)]) if parameter in _READ}

@@ -9,12 +9,16 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.records import Count
+
+if TYPE_CHECKING:
+    from mfu_sdk.counting.dispatch import CountingMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class ConfigCount:
     inputs: Mapping[str, tuple[int, ...]]
     count: Count
     notes: tuple[str, ...] = ()
+    hidden: int | None = None
+    layers: int | None = None
+    kv_hidden: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data; `ops`, which is long, is left out."""
@@ -40,12 +47,27 @@ class ConfigCount:
         return plain
 
 
-def count_config(path: Path, batch: int, seq: int | None = None, *, backward: bool = True) -> ConfigCount:
-    """Count one step of `batch` samples of the model that the config.json at `path` describes.
+def count_config(
+    path: Path | Mapping[str, Any],
+    batch: int,
+    seq: int | None = None,
+    *,
+    backward: bool = True,
+    decode: bool = False,
+    fused: bool = False,
+    dtype: str | None = None,
+) -> ConfigCount:
+    """Count one step of `batch` samples of the model that the config.json at `path`, or its content, describes.
 
     A sample is a sequence of `seq` tokens, of which an encoder and a decoder each get `seq`; an image or a
     spectrogram of the configuration's size; or `seq` samples of a waveform. A model of text and images that generates
-    text is counted on text alone. Raises `ConfigurationError` for a file that is not such a configuration, a model
+    text is counted on text alone.
+
+    With `decode` a step is one token for each sequence, the last of `seq`, whose keys and values are held in a cache;
+    `fused` counts the bytes of a compiled program with attention in one kernel (`fused_mode`), and then a forward alone
+    has the logits of the last token only, as serving has; `dtype` is in place of the configuration's own.
+
+    Raises `ConfigurationError` for a file that is not such a configuration, a model
     that cannot run on meta tensors or a missing `seq`, and `MissingDependencyError` without torch or transformers.
     """
     try:
@@ -55,23 +77,39 @@ def count_config(path: Path, batch: int, seq: int | None = None, *, backward: bo
         raise MissingDependencyError(
             f"counting from a configuration needs {missing.name}; install mfu-sdk[torch,hf]"
         ) from missing
+    from mfu_sdk.counting.dispatch import CountingMode
+    from mfu_sdk.counting.fused_mode import FusedMode, one_kernel_attention
     from mfu_sdk.counting.layers import count_layers_once
     from mfu_sdk.counting.routing import EvenRouting
     from mfu_sdk.counting.stand_ins import stand_ins
 
-    fields = _read(path)
+    fields = _read(path) if isinstance(path, Path) else dict(path)
+    path = path if isinstance(path, Path) else Path(str(fields.get("model_type", "configuration")))
+    wanted = None if dtype is None else getattr(torch, dtype)
     try:
         model_class, config = _model_class(fields)
         # Where it names no dtype: bf16, which models are trained and served in.
         with torch.device("meta"):
-            model = model_class._from_config(config, dtype=config.dtype or torch.bfloat16)
+            model = model_class._from_config(config, dtype=wanted or config.dtype or torch.bfloat16)
     except Exception as error:
         # Configurations are checked in many ways, by classes of each library's own.
         raise ConfigurationError(f"{path}: no model can be built from it ({_line(error)})") from error
-    inputs = _inputs(path, model, batch, seq)
-    flags = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    inputs = _inputs(path, model, batch, 1 if decode else seq)
+    accepted = inspect.signature(model.forward).parameters
+    flags: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    if fused and not backward and "logits_to_keep" in accepted:
+        flags["logits_to_keep"] = 1
+    if decode and (seq is None or "past_key_values" not in accepted or model.config.is_encoder_decoder):
+        raise ConfigurationError(
+            f"{path}: {type(model).__name__} with seq={seq} has no cache of a known length to decode with; "
+            "give a decoder's configuration and the cache's length as seq"
+        )
 
     def step() -> None:
+        if decode:
+            from mfu_sdk.counting.held_cache import held_cache
+
+            flags.update(past_key_values=held_cache(model.config, seq or 1), use_cache=True)
         with torch.set_grad_enabled(backward):
             result = model(**inputs, **flags)
             if backward:
@@ -80,19 +118,29 @@ def count_config(path: Path, batch: int, seq: int | None = None, *, backward: bo
     # Not in training mode: some models then drop layers at random. Dropout is free in either.
     model.eval()
     try:
-        with stand_ins(model), EvenRouting():  # type: ignore[no-untyped-call]
-            found = count_layers_once(model, step)
+        with ExitStack() as stack:
+            mode: type[CountingMode] = CountingMode
+            if fused:
+                mode = FusedMode
+                stack.enter_context(one_kernel_attention())
+            stack.enter_context(stand_ins(model))
+            stack.enter_context(EvenRouting())  # type: ignore[no-untyped-call]
+            found = count_layers_once(model, step, mode=mode)
     except Exception as error:
         raise ConfigurationError(
             f"{path}: {type(model).__name__} does not run without data ({_line(error)}); "
             "build it and count a step of it with mfu.count"
         ) from error
+    text = model.config.get_text_config()
     return ConfigCount(
-        notes=_notes(model, inputs),
+        hidden=_number(text, "hidden_size"),
+        layers=_number(text, "num_hidden_layers"),
+        kv_hidden=_kv_hidden(text),
+        notes=_notes(model, inputs, decode=decode),
         model=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         batch=batch,
-        seq=seq if any(name in inputs for name in _SEQUENCES) else None,
+        seq=seq if decode or any(name in inputs for name in _SEQUENCES) else None,
         backward=backward,
         inputs={name: tuple(tensor.shape) for name, tensor in inputs.items()},
         count=found,
@@ -236,7 +284,7 @@ def _inputs(path: Path, model: Any, batch: int, seq: int | None) -> dict[str, An
 _POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx")
 
 
-def _notes(model: Any, inputs: dict[str, Any]) -> tuple[str, ...]:
+def _notes(model: Any, inputs: dict[str, Any], *, decode: bool) -> tuple[str, ...]:
     """What a reader should know of what was counted."""
     notes = []
     config = model.config
@@ -247,10 +295,26 @@ def _notes(model: Any, inputs: dict[str, Any]) -> tuple[str, ...]:
     for part, name in (("vision_config", "pixel_values"), ("audio_config", "input_features")):
         if getattr(config, part, None) is not None and name not in inputs:
             notes.append(f"only text was counted: no {name} were given, though the parameters are of all parts")
+    if decode and getattr(config.get_text_config(), "kv_lora_rank", None) is not None:
+        notes.append("keys and values of every head are cached, as transformers does; what serves it keeps the latent")
     kinds = {type(module).__name__ for module in model.modules()}
     if any("mamba" in kind.lower() or "deltanet" in kind.lower() for kind in kinds):
         notes.append("scans count as transformers' own code computes them; a fused kernel's recurrence costs less")
     return tuple(notes)
+
+
+def _number(text: Any, name: str) -> int | None:
+    """A whole number of the configuration; None where it has none, or one for each stage of the model."""
+    value = getattr(text, name, None)
+    return value if isinstance(value, int) else None
+
+
+def _kv_hidden(text: Any) -> int | None:
+    """The width of all keys of a token, where the configuration tells it."""
+    hidden, all_heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
+    heads = _number(text, "num_key_value_heads") or all_heads
+    size = _number(text, "head_dim") or (hidden // all_heads if hidden and all_heads else None)
+    return heads * size if heads and size else None
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -30,31 +30,41 @@ _OWN_NUMBER: Final = frozenset({"block_idx", "layer_id", "layer_idx", "layer_ind
 _T = TypeVar("_T", bound=Hashable)
 
 
-def count_layers_once(model: nn.Module, step: Callable[[], object], *, convention: Convention = "exact") -> Count:
-    """Count `step()`, which runs `model` on meta tensors; equal layers of it run once.
+def count_layers_once(
+    model: nn.Module,
+    step: Callable[[], object],
+    *,
+    convention: Convention = "exact",
+    mode: type[CountingMode] = CountingMode,
+) -> Count:
+    """Count `step()`, which runs `model` on meta tensors, under a `mode`; equal layers of it run once.
 
     `step` runs once, and once more for every kind of layer of which there are several, each time from no gradients;
     it must do the same every time. What it raises passes.
     """
-    base, calls = _run(model, step, convention, twice=None)
+    base, calls = _run(model, step, convention, mode, twice=None)
     kinds: defaultdict[int, list[str]] = defaultdict(list)
     for kind, layer in calls:
         kinds[kind].append(layer)
     added = []
     for kind, layers in kinds.items():
         if len(layers) > 1:
-            both, _ = _run(model, step, convention, twice=kind)
+            both, _ = _run(model, step, convention, mode, twice=kind)
             added.append((both, tuple(layers[1:])))
     return _sum(base, added)
 
 
 def _run(
-    model: nn.Module, step: Callable[[], object], convention: Convention, twice: int | None
+    model: nn.Module,
+    step: Callable[[], object],
+    convention: Convention,
+    kind_of_mode: type[CountingMode],
+    twice: int | None,
 ) -> tuple[Count, list[tuple[int, str]]]:
     # What a gradient of an earlier run would be added to.
     model.zero_grad(set_to_none=True)
     calls = _Calls(model, twice)
-    mode = CountingMode(model, convention=convention)
+    mode = kind_of_mode(model, convention=convention)
     with calls.intercepted(), mode:
         step()
     return mode.result(), calls.made

@@ -9,18 +9,19 @@ import torch
 from mfu_sdk.counting.call import Call, tensors
 
 # These read as much of their source as they put out, not all of it.
-_LOOKUPS: Final = frozenset({"aten::embedding", "aten::index", "aten::index_select", "aten::gather", "aten::take"})
+LOOKUPS: Final = frozenset({"aten::embedding", "aten::index", "aten::index_select", "aten::gather", "aten::take"})
 # The in-place forms of these overwrite `self` without reading it.
-_OVERWRITES: Final = frozenset(
+OVERWRITES: Final = frozenset(
     f"aten::{name}_" for name in ("copy", "fill", "zero", "uniform", "normal", "bernoulli", "random", "exponential")
 )
 
-# Memory that is only set aside.
-_ALLOCATES: Final = frozenset(
+# Memory that is only set aside, and a view that its schema does not call one.
+NOTHING_MOVES: Final = frozenset(
     f"aten::{name}"
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
+) | {"aten::_unsafe_view"}
 
+_GROUPED: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped_mm"})
 _COMPRESSED: Final = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
 
 COLLECTIVES: Final = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd"})
@@ -50,15 +51,20 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
 def moved_bytes(call: Call) -> int:
     """Bytes read plus bytes written by an operator that is no view: its tensor inputs, and its outputs."""
     name = call.func._schema.name
-    if name in _ALLOCATES:
+    if name in NOTHING_MOVES:
         return 0
     written = _sum(tensors(call.result))
     inputs = list(call.inputs())
-    if name in _OVERWRITES:
+    if name in OVERWRITES:
         inputs = inputs[1:]
-    if name in _LOOKUPS and inputs:
+    if name in LOOKUPS and inputs:
         source, *indices = inputs
         return min(tensor_bytes(source), written) + _sum(indices) + written
+    if name in _GROUPED and len(inputs) > 1 and inputs[0].dim() == 2 and inputs[1].dim() == 3:
+        # Of the experts' weights those that some row has chosen: no more than there are rows.
+        experts, rows = inputs[1].shape[0], inputs[0].shape[0]
+        idle = tensor_bytes(inputs[1]) * max(0, experts - rows) // max(1, experts)
+        return _sum(inputs) - idle + written
     return _sum(inputs) + written
 
 

@@ -78,6 +78,8 @@ class Ledger:
             key = (entry.op, entry.module)
             self._totals.uncounted[key] = max(entry.calls, self._totals.uncounted.get(key, 0))
         expectation = expect(count, self.peaks)
+        for what in () if expectation is None else expectation.missing:
+            self.note(f"the expectation leaves out {what.partition(' of ')[0]}: no rate of it was measured here")
         return Demand(
             count.model_flops,
             count.hardware_flops,

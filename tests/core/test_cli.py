@@ -202,3 +202,26 @@ def test_count_asks_for_a_length(tmp_path: Path) -> None:
     line = one_line(mfu("count", "--hf-config", str(config), "--batch", "1"))
     assert str(config) in line
     assert "LlamaForCausalLM takes a sequence; give its length with --seq" in line
+
+
+INTENT = ("--params", "8.0e9", "--layers", "32", "--hidden", "4096", "--batch", "8", "--seq", "1024")
+
+
+def test_expect_tells_an_intent() -> None:
+    """From three numbers and a GPU's name: decode is bound by memory, in words and as JSON."""
+    done = mfu("expect", *INTENT, "--device", "H100 SXM", "--phase", "decode")
+    assert done.returncode == 0, done.stderr
+    assert "bound        memory" in done.stdout
+    assert "MBU          100.0%" in done.stdout
+    plain = json.loads(mfu("expect", *INTENT, "--device", "H100 SXM", "--phase", "decode", "--json").stdout)
+    assert (plain["bound"], plain["devices"]) == ("memory", 1)
+    assert plain["low_mfu"] < plain["mfu"] < plain["high_mfu"]
+
+
+def test_expect_says_what_is_wrong() -> None:
+    """No model, two models, a name that may be several GPUs, numbers that do not go together: one line each."""
+    assert "needs either --hf-config FILE or --params" in one_line(mfu("expect", "--batch", "1", "--seq", "1"))
+    assert "may be any of H100 SXM" in one_line(mfu("expect", *INTENT, "--device", "H100"))
+    assert "must be a multiple of tp × pp × cp = 4" in one_line(
+        mfu("expect", *INTENT, "--device", "A100", "--gpus", "6", "--tp", "4")
+    )

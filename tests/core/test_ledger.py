@@ -94,6 +94,14 @@ def test_every_ratio_by_hand() -> None:
     assert record.coverage == 1.0
 
 
+def test_an_expectation_without_its_collectives_says_so() -> None:
+    """What was sent at no known rate is in no expectation, and the summary says which."""
+    books, records = ledger()
+    books.add(work(books, 0, 0.0, 2.0, demand=books.price(replace(COUNT, comm_bytes={"allreduce": 8}), "cached")))
+    assert records[0].expected_mfu == pytest.approx(600 / (1000 * 1.9))
+    assert "the expectation leaves out allreduce: no rate of it was measured here" in books.close().notes
+
+
 def test_two_devices_have_twice_the_peak() -> None:
     """The denominator sums over the devices that the process drives, and so does what can be expected of them."""
     books, records = ledger(devices=2)
