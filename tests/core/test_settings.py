@@ -21,6 +21,7 @@ def test_every_variable_is_read() -> None:
         "MFU_CALIBRATE": "off",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
+        "MFU_GEN_AI": "chat",
         "MFU_RUN_ID": "run-7",
         "MFU_RUN_ATTEMPT": "3",
     }
@@ -36,6 +37,7 @@ def test_every_variable_is_read() -> None:
         ("MFU_ENABLED", "maybe"),
         ("MFU_GUARD", "shout"),
         ("MFU_SPANS", "some"),
+        ("MFU_GEN_AI", "1"),
         ("MFU_CALIBRATE", "on"),
         ("MFU_RUN_ATTEMPT", "-1"),
     ],

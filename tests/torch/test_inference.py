@@ -10,7 +10,8 @@ from torch import nn
 import mfu_sdk as mfu
 from mfu_sdk import testing
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.records import InferenceRecord, Peaks, Rate, StepRecord
+from mfu_sdk.records import Peaks, Rate, StepRecord
+from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.run import opening
 from mfu_sdk.run.clock import HostClock
 
@@ -173,19 +174,6 @@ def test_the_callers_span_is_the_parent(model: nn.Module, clock: testing.FakeClo
     assert trace.get_current_span().get_span_context().is_valid is False
 
 
-def test_handlers_that_cannot_be_timed_are_refused(model: nn.Module) -> None:
-    """Coroutine and generator functions return before their work is done: an error at decoration, not a wrong time."""
-
-    async def coroutine() -> None: ...
-
-    def generator() -> Iterator[int]:
-        yield 1
-
-    for handler in (coroutine, generator):
-        with pytest.raises(ConfigurationError, match="coroutine or a generator"):
-            mfu.inference(model)(handler)
-
-
 def test_bad_models_are_refused() -> None:
     """A model is needed, with parameters."""
     with pytest.raises(ConfigurationError, match=r"needs the torch\.nn\.Module"):
@@ -308,17 +296,3 @@ def test_a_failed_opening_is_tried_once(
 
     assert [handle() for _ in range(3)] == [7, 7, 7]
     assert len(tries) == 1
-
-
-def test_async_generators_and_callable_objects_are_refused(model: nn.Module) -> None:
-    """So are asynchronous generators, and objects whose call is a coroutine."""
-
-    async def generator() -> object:
-        yield 1
-
-    class Handler:
-        async def __call__(self) -> None: ...
-
-    for handler in (generator, Handler()):
-        with pytest.raises(ConfigurationError, match="coroutine or a generator"):
-            mfu.inference(model)(handler)
