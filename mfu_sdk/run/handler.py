@@ -5,8 +5,8 @@ comes from *busy periods* (`busy`), whose parts are steps of phase `prefill`, `d
 of the model calls that ended in them. Two handlers that keep one device busy at the same time share its time
 (`device_time`).
 
-A call of the model belongs to the request in whose context it runs, whichever thread that is. One that runs in no
-request's context (an executor that does not take the context along, an engine's own thread) belongs to the only
+A call of the model belongs to the innermost request in whose context it runs, whichever thread that is. One that runs
+in no request's context (an executor that does not take the context along, an engine's own thread) belongs to the only
 request under way; where several are, its FLOPs are the period's, and those of each of these requests are unknown.
 
 Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
@@ -59,6 +59,10 @@ LONGEST_PERIOD_NS = 1_000_000_000
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Mapping[str, Any] = {}
 _STREAMED = object()
+current: ContextVar[Request | None] = ContextVar("mfu_request", default=None)
+"""The innermost request in whose handler this context's code runs, whichever run it is of."""
+_open: list[HandlerRun] = []
+"""The runs that are open. Changed in turn."""
 _UNTOLD = Tokens(None)
 
 
@@ -93,17 +97,17 @@ class _Inside:
 
     def __enter__(self) -> None:
         if self._request is not None:
-            self._token = self._run.current.set(self._request)
+            self._token = current.set(self._request)
 
     def __exit__(self, *_: object) -> None:
         if self._token is None:
             return
         # A coroutine that is dropped is finalized in another context than the one that it ran in.
         try:
-            self._run.current.reset(self._token)
+            current.reset(self._token)
         except ValueError:
             return
-        if self._run.current.get() is None:
+        if current.get() is None:
             self._run.forget_calls()
 
 
@@ -129,7 +133,6 @@ class HandlerRun:
         self._convention: Convention = convention
         self._opening = threading.Lock()
         self._failed = False
-        self.current: ContextVar[Request | None] = ContextVar("mfu_request", default=None)
         self._local = threading.local()
         self._ledger: Ledger | None = None
         self._costs = CallCosts()
@@ -151,7 +154,7 @@ class HandlerRun:
             if ledger is None or device is None or self._summary is not None:
                 return None
             began_ns = now_ns()
-            request = Request(_caller(), ledger.clock.mark(), began_ns, time.time_ns())
+            request = Request(self, _caller(), ledger.clock.mark(), began_ns, time.time_ns())
             with turns:
                 if self._period is None:
                     device.begin(request.start)
@@ -272,7 +275,10 @@ class HandlerRun:
             if ledger is None:
                 return
             began_ns = now_ns()
-            owner, suspects = self._whose()
+            found = self._whose()
+            if found is None:
+                return
+            owner, suspects = found
             call = _Call(owner, suspects, None, _NO_SHAPE)
             self._running.append(call)
             if len(self._running) > 1:
@@ -290,14 +296,23 @@ class HandlerRun:
                 )
                 call.mode.start()
 
-    def _whose(self) -> tuple[Request | None, tuple[Request, ...]]:
-        """The request that a call of the model is for, or those that it may be for."""
-        request = self.current.get()
+    def _whose(self) -> tuple[Request | None, tuple[Request, ...]] | None:
+        """The request that a call of the model is for, or those that it may be for; None where it is not this run's."""
+        request = current.get()
         if request is not None:
+            if request.run is not self:
+                return None
             # Of a task that outlives its request nobody is charged.
             return (None if request.ended else request), ()
-        under_way = tuple(self._active)
-        return (under_way[0], ()) if len(under_way) == 1 else (None, under_way)
+        with turns:
+            able = [run for run in _open if run._model is self._model and run._active]
+            under_way = [request for run in able for request in run._active]
+            own = tuple(self._active)
+            if len(under_way) == 1:
+                return (own[0], ()) if own else None
+            if able and able[0] is self:
+                return None, tuple(under_way)
+            return None
 
     def _after_call(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self._running or _capturing():
@@ -346,21 +361,27 @@ class HandlerRun:
         with self._opening:
             if self._is_open_or_failed():
                 return
-            # Set first: where opening fails, no later request tries again.
-            self._failed = True
-            with shield("opening a handler's run"):
-                ledger = self._open_ledger()
-                self._device = DeviceTime(ledger.clock, [str(each) for each in devices_of(self._model, None)])
-                self._hooks = [
-                    watch(self._model),
-                    self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
-                    self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
-                ]
-                if self._load is not None:
-                    self._load.start()
-                atexit.register(self.close)
-                self._ledger = ledger
-                self._failed = False
+            try:
+                with shield("opening a handler's run"):
+                    self._ledger = self._opened()
+                    with turns:
+                        _open.append(self)
+            finally:
+                # Where opening has failed, no later request tries again.
+                self._failed = self._ledger is None
+
+    def _opened(self) -> Ledger:
+        ledger = self._open_ledger()
+        self._device = DeviceTime(ledger.clock, [str(each) for each in devices_of(self._model, None)])
+        self._hooks = [
+            watch(self._model),
+            self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
+            self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
+        ]
+        if self._load is not None:
+            self._load.start()
+        atexit.register(self.close)
+        return ledger
 
     def _is_open_or_failed(self) -> bool:
         return self._ledger is not None or self._failed
@@ -389,6 +410,7 @@ class HandlerRun:
             if ledger is None or self._summary is not None:
                 return self._summary
             atexit.unregister(self.close)
+            _open.remove(self)
             for undo in self._hooks:
                 undo()
             with shield("closing a handler's run"):

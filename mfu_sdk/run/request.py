@@ -67,14 +67,19 @@ class Request(Calls):
         "chunks",
         "ended",
         "phases",
+        "run",
         "start",
         "start_ns",
         "start_unix_ns",
         "streamed",
     )
 
-    def __init__(self, caller: tuple[int | None, int | None], start: Mark, start_ns: int, start_unix_ns: int) -> None:
+    def __init__(
+        self, run: object, caller: tuple[int | None, int | None], start: Mark, start_ns: int, start_unix_ns: int
+    ) -> None:
         super().__init__()
+        # The handler's run, as who is asked whether a call is its own.
+        self.run = run
         # Trace and span id of the OpenTelemetry context in which it began.
         self.caller = caller
         self.start = start

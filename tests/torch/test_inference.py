@@ -1,7 +1,7 @@
 """`mfu.inference` around request handlers."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,43 +10,13 @@ from torch import nn
 import mfu_sdk as mfu
 from mfu_sdk import testing
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.records import Peaks, Rate, StepRecord
-from mfu_sdk.requests import InferenceRecord
+from mfu_sdk.records import Peaks, Rate
 from mfu_sdk.run import opening
-from mfu_sdk.run.clock import HostClock
+
+from .conftest import Sink
 
 WIDE, OUT = 64, 32
 PEAKS = Peaks("cpu", {}, {"float32": Rate(1e9, 1e9, 1e9, "user", 0.0)}, None, None, {})
-
-
-class Sink:
-    """Stands where the exporter stands and keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.steps: list[StepRecord] = []
-        self.requests: list[InferenceRecord] = []
-        self.inference = self.requests.append
-
-    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
-        self.steps.append(record() if callable(record) else record)
-
-    def overhead(self, seconds: float) -> None: ...
-
-    def close(self, summary: object, *, error_type: str | None = None) -> None: ...
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> testing.FakeClock:
-    fake = testing.FakeClock()
-    monkeypatch.setattr(opening, "clock_for", lambda _device: HostClock(fake))
-    return fake
-
-
-@pytest.fixture
-def sink(monkeypatch: pytest.MonkeyPatch) -> Sink:
-    found = Sink()
-    monkeypatch.setattr(opening, "_telemetry", lambda _identity, _settings: found)
-    return found
 
 
 @pytest.fixture
@@ -265,6 +235,7 @@ def test_busy_periods_count_requests(model: nn.Module, clock: testing.FakeClock,
     @mfu.inference(model, tokens=lambda _out: 3, peaks=PEAKS)
     def handle(*, fail: bool) -> None:
         model(torch.randn(2, WIDE))
+        clock.advance(0.25)
         if fail:
             raise LookupError
 
@@ -273,7 +244,7 @@ def test_busy_periods_count_requests(model: nn.Module, clock: testing.FakeClock,
         handle(fail=True)
     handle.run.close()
     assert [(s.requests, s.requests_failed, s.tokens) for s in sink.steps] == [(1, 0, 3), (1, 1, 0)]
-    assert all(s.requests_s is not None and s.requests_s > 0 for s in sink.steps)
+    assert [(s.requests_s, s.requests_running) for s in sink.steps] == [(0.25, 1.0)] * 2
 
 
 def test_a_failed_opening_is_tried_once(
