@@ -30,7 +30,7 @@ class Part(Calls):
 
     def __init__(self, phase: Phase, start_unix_ns: int) -> None:
         super().__init__()
-        self.phase = phase
+        self.phase: Phase = phase
         self.start_unix_ns = start_unix_ns
         self.slices: list[Slice] = []
         self.tokens: int | None = None

@@ -4,15 +4,6 @@ Requests may overlap on a device, so a request carries FLOPs and time but no sha
 comes from *busy periods* (`busy`), whose parts are steps of phase `prefill`, `decode` and `inference`, with the FLOPs
 of the model calls that ended in them. Two handlers that keep one device busy at the same time share its time
 (`device_time`).
-
-A call of the model belongs to the innermost request in whose context it runs, whichever thread that is. One that runs
-in no request's context (an executor that does not take the context along, an engine's own thread) belongs to the only
-request under way; where several are, its FLOPs are the period's, and those of each of these requests are unknown.
-
-Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
-counting mode, which makes its part of the period untimed; later ones cost a look-up, and lengths between counted ones
-follow from a closed form (`forms`). Where shapes never end, few calls are counted, and parts with calls of unknown cost
-are in no sum of FLOPs.
 """
 
 from __future__ import annotations
@@ -23,30 +14,24 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from opentelemetry import trace
 
-from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.plan import signature
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import shield
-from mfu_sdk.records import Convention, Peaks, RunSummary
+from mfu_sdk.records import Convention, Peaks, Phase, RunSummary
 from mfu_sdk.run.busy import Period
-from mfu_sdk.run.call_costs import CallCosts
 from mfu_sdk.run.device_time import DeviceTime
-from mfu_sdk.run.hooks import Hook
+from mfu_sdk.run.innermost import Inside
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.load import LoadSampler
+from mfu_sdk.run.model_calls import Call, ModelCalls
 from mfu_sdk.run.opening import devices_of, open_ledger
-from mfu_sdk.run.phases import CallShape, phase_of, shape_of
 from mfu_sdk.run.request import Ended, Request, Tokens, outcome_of
 from mfu_sdk.run.turns import turns
-from mfu_sdk.run.watched import others_than, watch
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,61 +39,16 @@ if TYPE_CHECKING:
 
     from mfu_sdk.requests import Load
     from mfu_sdk.run.clock import Mark
+    from mfu_sdk.run.demand import Demand
 
 LONGEST_PERIOD_NS = 1_000_000_000
-# torch leaves the keywords out where a hook is removed while it is on its way to it.
-_NO_KEYWORDS: Mapping[str, Any] = {}
 _STREAMED = object()
-current: ContextVar[Request | None] = ContextVar("mfu_request", default=None)
-"""The innermost request in whose handler this context's code runs, whichever run it is of."""
-_open: list[HandlerRun] = []
-"""The runs that are open. Changed in turn."""
 _UNTOLD = Tokens(None)
 
 
 def now_ns() -> int:
     """Nanoseconds on the monotonic clock, on which requests are timed."""
     return time.perf_counter_ns()
-
-
-class _Call:
-    """A call of the model that is running in this thread: whose it is, or whose it may be."""
-
-    __slots__ = ("key", "mode", "owner", "shape", "start", "suspects")
-
-    def __init__(self, owner: Request | None, suspects: tuple[Request, ...], key: Hashable, shape: CallShape) -> None:
-        self.owner = owner
-        self.suspects = suspects
-        self.key = key
-        self.shape = shape
-        self.mode: CountingMode | None = None
-        self.start: Mark = None
-
-
-class _Inside:
-    """While it is entered, calls of the model in this context are the request's."""
-
-    __slots__ = ("_request", "_run", "_token")
-
-    def __init__(self, run: HandlerRun, request: Request | None) -> None:
-        self._run = run
-        self._request = request
-        self._token: Token[Request | None] | None = None
-
-    def __enter__(self) -> None:
-        if self._request is not None:
-            self._token = current.set(self._request)
-
-    def __exit__(self, *_: object) -> None:
-        if self._token is None:
-            return
-        # A coroutine that is dropped is finalized in another context than the one that it ran in.
-        try:
-            current.reset(self._token)
-        except ValueError:
-            return
-        if current.get() is None:
-            self._run.forget_calls()
 
 
 class HandlerRun:
@@ -130,12 +70,10 @@ class HandlerRun:
         self._tokens = tokens
         self._load = None if load is None else LoadSampler(load)
         self._open_ledger = functools.partial(open_ledger, model, name, None, peaks, expected, convention, settings)
-        self._convention: Convention = convention
         self._opening = threading.Lock()
         self._failed = False
-        self._local = threading.local()
         self._ledger: Ledger | None = None
-        self._costs = CallCosts()
+        self._calls = ModelCalls(model, convention, self)
         self._hooks: list[Callable[[], None]] = []
         self._active: dict[Request, None] = {}
         self._device: DeviceTime | None = None
@@ -164,9 +102,9 @@ class HandlerRun:
             return request
         return None
 
-    def inside(self, request: Request | None) -> _Inside:
+    def inside(self, request: Request | None) -> Inside:
         """A context in which calls of the model are `request`'s."""
-        return _Inside(self, request)
+        return Inside(request, self._calls.forget)
 
     def yields(self, request: Request | None, item: Any) -> None:
         """A generator hands out `item`."""
@@ -240,7 +178,7 @@ class HandlerRun:
         end, ended_ns = ledger.clock.mark(), now_ns()
         slices = self._device.take(end)
         load = None if self._load is None else self._load.latest()
-        works = period.works(end, slices, ended_ns, self._numbers, load, self._costs.dtype)
+        works = period.works(end, slices, ended_ns, self._numbers, load, self._calls.dtype)
         if self._active:
             self._period = Period(end, ended_ns, time.time_ns())
         else:
@@ -249,107 +187,22 @@ class HandlerRun:
         for work in works:
             ledger.add(work)
 
-    # --- the model's calls -----------------------------------------------------------------------------------------
+    # --- what the model's calls tell -------------------------------------------------------------------------------
 
     @property
-    def _running(self) -> list[_Call]:
-        """The model's calls that are running in this thread, the outermost first."""
-        found: list[_Call] | None = getattr(self._local, "running", None)
-        if found is None:
-            found = self._local.running = []
-        return found
+    def active(self) -> Collection[Request]:
+        """The requests under way."""
+        return self._active
 
-    def forget_calls(self) -> None:
-        """Calls in this thread that never came back: their hook was removed, or another hook raised before it."""
-        with shield("ending a request"):
-            while self._running:
-                if (mode := self._running.pop().mode) is not None:
-                    mode.stop()
-
-    def _before_call(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
-        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
-        if torch.compiler.is_compiling() or not self._active or _capturing():
-            return
-        with shield("seeing a model call"):
-            ledger = self._ledger
-            if ledger is None:
-                return
-            began_ns = now_ns()
-            found = self._whose()
-            if found is None:
-                return
-            owner, suspects = found
-            call = _Call(owner, suspects, None, _NO_SHAPE)
-            self._running.append(call)
-            if len(self._running) > 1:
-                # A model that calls itself: the outer call has it all.
-                return
-            call.key = signature(module, args, kwargs)
-            call.shape = shape_of(args, kwargs)
-            with turns:
-                counts = self._costs.should_count(call.key)
-                ledger.spent(now_ns() - began_ns)
-            call.start = ledger.clock.mark()
-            if counts:
-                call.mode = CountingMode(
-                    self._model, convention=self._convention, others=partial(others_than, self._model)
-                )
-                call.mode.start()
-
-    def _whose(self) -> tuple[Request | None, tuple[Request, ...]] | None:
-        """The request that a call of the model is for, or those that it may be for; None where it is not this run's."""
-        request = current.get()
-        if request is not None:
-            if request.run is not self:
-                return None
-            # Of a task that outlives its request nobody is charged.
-            return (None if request.ended else request), ()
-        with turns:
-            able = [run for run in _open if run._model is self._model and run._active]
-            under_way = [request for run in able for request in run._active]
-            own = tuple(self._active)
-            if len(under_way) == 1:
-                return (own[0], ()) if own else None
-            if able and able[0] is self:
-                return None, tuple(under_way)
-            return None
-
-    def _after_call(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self._running or _capturing():
-            return
-        with shield("seeing a model call end"):
-            call = self._running.pop()
-            ledger = self._ledger
-            if self._running or ledger is None:
-                return
-            if call.mode is not None:
-                call.mode.stop()
-            began_ns = now_ns()
-            with turns:
-                self._enter(ledger, call, output, began_ns)
-                ledger.spent(now_ns() - began_ns)
-
-    def _enter(self, ledger: Ledger, call: _Call, output: Any, ended_ns: int) -> None:
-        """Enter a call into the books of its request and of the busy period."""
+    def called(self, call: Call, phase: Phase, demand: Demand | None, end: Mark) -> None:
+        """Enter a call of the model that has ended into the books of its request and of the busy period; in turn."""
         counted, owner = call.mode is not None, call.owner
-        # One that raised has no output, and is not what its shapes cost.
-        if call.mode is not None and output is not None:
-            self._costs.learn(call.key, ledger.price(call.mode.result(), "cached"))
-        demand = self._costs.of(call.key)
-        phase = phase_of(call.shape, output, prompted=owner is None or owner.prompted)
-        end = ledger.clock.mark()
         for suspect in call.suspects:
             suspect.unknown = True
-        if call.suspects:
-            ledger.note(
-                "the model was called outside of any request's context while several were handled: such calls are in "
-                "the device's FLOPs and in no request's (take the context along with asyncio.to_thread or "
-                "contextvars.copy_context)"
-            )
         if owner is not None and not owner.ended:
             owner.called(phase, call.shape, demand, call.start, end, counted=counted)
         if self._period is not None and self._device is not None:
-            part = self._period.spend(phase, self._device.take(end), ended_ns)
+            part = self._period.spend(phase, self._device.take(end), now_ns())
             part.enter(demand, call.shape.batch, counted=counted)
 
     # --- the run ---------------------------------------------------------------------------------------------------
@@ -364,8 +217,6 @@ class HandlerRun:
             try:
                 with shield("opening a handler's run"):
                     self._ledger = self._opened()
-                    with turns:
-                        _open.append(self)
             finally:
                 # Where opening has failed, no later request tries again.
                 self._failed = self._ledger is None
@@ -373,11 +224,7 @@ class HandlerRun:
     def _opened(self) -> Ledger:
         ledger = self._open_ledger()
         self._device = DeviceTime(ledger.clock, [str(each) for each in devices_of(self._model, None)])
-        self._hooks = [
-            watch(self._model),
-            self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
-            self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
-        ]
+        self._hooks = self._calls.watch(ledger)
         if self._load is not None:
             self._load.start()
         atexit.register(self.close)
@@ -410,7 +257,6 @@ class HandlerRun:
             if ledger is None or self._summary is not None:
                 return self._summary
             atexit.unregister(self.close)
-            _open.remove(self)
             for undo in self._hooks:
                 undo()
             with shield("closing a handler's run"):
@@ -436,14 +282,6 @@ class HandlerRun:
         elif self._device is not None:
             self._device.end()
         self._period = None
-
-
-_NO_SHAPE = CallShape(0, None, None)
-
-
-def _capturing() -> bool:
-    """Whether a CUDA graph is being captured: what is recorded then does not run, and marks would break it."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _caller() -> tuple[int | None, int | None]:

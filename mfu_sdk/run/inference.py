@@ -68,7 +68,8 @@ def inference(
                 handler.run = DisabledRun(handled, convention)  # type: ignore[attr-defined]
             return handler
         if isinstance(handler, staticmethod | classmethod):
-            return type(handler)(decorate(handler.__func__))
+            descriptor: Any = type(handler)
+            return descriptor(decorate(handler.__func__))  # type: ignore[no-any-return]  # of the kind that it was
         if not callable(handler):
             raise ConfigurationError(f"inference: {handled} is no function; decorate the one that calls the model")
         from mfu_sdk.run.following import follow

@@ -43,7 +43,9 @@ class CallShape:
 def shape_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallShape:
     """The shape of a call."""
     tokens = _tokens(args, kwargs)
-    cache = next((found for value in (*args, *kwargs.values()) if (found := _cache(value)) is not None), None)
+    cache: State | None = next(
+        (found for value in (*args, *kwargs.values()) if (found := _cache(value)) is not None), None
+    )
     if tokens is None:
         return CallShape(leading_dimension(args, kwargs), None, cache)
     return CallShape(int(tokens.shape[0]), int(tokens.shape[1]), cache)

@@ -145,7 +145,9 @@ class Request(Calls):
 
     def record(self, name: str, end: Ended, clock: Clock) -> InferenceRecord | None:
         """Its record; None while the device has not passed its calls."""
-        spans = [(phase, calls, self._span_s(calls, clock)) for phase, calls in self.phases.items()]
+        spans: list[tuple[Phase, PhaseCalls, tuple[float | None, float | None]]] = [
+            (phase, calls, self._span_s(calls, clock)) for phase, calls in self.phases.items()
+        ]
         if any(None in span_s for *_, span_s in spans):
             return None
         demand = self.demand

@@ -17,7 +17,7 @@ from torch import nn
 import mfu_sdk as mfu
 from mfu_sdk import testing
 from mfu_sdk.records import Peaks, Rate
-from mfu_sdk.run.handler import current
+from mfu_sdk.run.innermost import current
 
 from .conftest import Sink
 
