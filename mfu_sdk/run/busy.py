@@ -1,9 +1,10 @@
 """A busy period of a device: the time in which requests are handled, split by what the model was doing.
 
 A period lasts from the moment a first request is being handled until none is, or until a request ends after a second
-of uninterrupted work. Its time is told once however many requests overlap in it. What lies between the ends of two
-calls of the model belongs to the phase of the later one, as a step begins where the one before it ended; what follows
-the last call belongs to that one's phase. So prefill, decode and calls of neither have a part each, and a step each.
+of uninterrupted work, or a call of the model after ten. Its time is told once however many requests overlap in it. What
+lies between the ends of two calls of the model belongs to the phase of the later one, as a step begins where the one
+before it ended; what follows the last call belongs to that one's phase. So prefill, decode and calls of neither have a
+part each, and a step each.
 """
 
 from __future__ import annotations

@@ -61,6 +61,9 @@ class DeviceTime:
         self._since = at
 
     def _shares_changed(self) -> None:
+        if _busy == [self]:
+            self._share = 1.0
+            return
         crowd = Counter(device for each in _busy for device in each._devices)
         for each in _busy:
             share = sum(1 / crowd[device] for device in each._devices) / len(each._devices)

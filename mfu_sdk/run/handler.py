@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from mfu_sdk.run.demand import Demand
 
 LONGEST_PERIOD_NS = 1_000_000_000
+"""A busy period that is older ends with the next request that does."""
+LONGEST_STREAM_NS = 10_000_000_000
+"""One that is as old as this, because nothing but long streams is handled, ends with the next call of the model."""
 _STREAMED = object()
 _UNTOLD = Tokens(None)
 
@@ -89,11 +92,13 @@ class HandlerRun:
         with shield("beginning a request"):
             self.open()
             ledger, device = self._ledger, self._device
-            if ledger is None or device is None or self._summary is not None:
+            if ledger is None or device is None:
                 return None
             began_ns = now_ns()
             request = Request(self, _caller(), ledger.clock.mark(), began_ns, time.time_ns())
             with turns:
+                if self._summary is not None:
+                    return None
                 if self._period is None:
                     device.begin(request.start)
                     self._period = Period(request.start, began_ns, request.start_unix_ns)
@@ -201,9 +206,14 @@ class HandlerRun:
             suspect.unknown = True
         if owner is not None and not owner.ended:
             owner.called(phase, call.shape, demand, call.start, end, counted=counted)
-        if self._period is not None and self._device is not None:
-            part = self._period.spend(phase, self._device.take(end), now_ns())
-            part.enter(demand, call.shape.batch, counted=counted)
+        ledger, period, ended_ns = self._ledger, self._period, now_ns()
+        if ledger is None or period is None or self._device is None:
+            return
+        part = period.spend(phase, self._device.take(end), ended_ns)
+        part.enter(demand, call.shape.batch, counted=counted)
+        if ended_ns - period.start_ns >= LONGEST_STREAM_NS:
+            period.running(len(self._active), ended_ns)
+            self._end_period(ledger, period)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 

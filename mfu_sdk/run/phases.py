@@ -14,8 +14,7 @@ A call is told by how many new tokens it brings and by whether its cache holds a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
@@ -31,8 +30,7 @@ State = Literal["empty", "filled", "unread"]
 """What a cache holds; `unread` where to read its length would wait for the device."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallShape:
+class CallShape(NamedTuple):
     """What a call of the model shows before it runs: sequences, new tokens of each, and its cache, None for none."""
 
     batch: int

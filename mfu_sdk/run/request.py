@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mfu_sdk.records import Phase
+from mfu_sdk.records import CountSource, Phase
 from mfu_sdk.requests import InferenceRecord, Outcome, PhaseRecord
 from mfu_sdk.run.amounts import amount
 from mfu_sdk.run.calls import Calls
@@ -53,7 +53,7 @@ class PhaseCalls(Calls):
         self.end = start
 
 
-class Request(Calls):
+class Request:
     """A request that is being handled. Its calls are entered in turn, its chunks by whoever drives it."""
 
     __slots__ = (
@@ -72,12 +72,12 @@ class Request(Calls):
         "start_ns",
         "start_unix_ns",
         "streamed",
+        "unknown",
     )
 
     def __init__(
         self, run: object, caller: tuple[int | None, int | None], start: Mark, start_ns: int, start_unix_ns: int
     ) -> None:
-        super().__init__()
         # The handler's run, as who is asked whether a call is its own.
         self.run = run
         # Trace and span id of the OpenTelemetry context in which it began.
@@ -86,6 +86,8 @@ class Request(Calls):
         self.start_ns = start_ns
         self.start_unix_ns = start_unix_ns
         self.ended = False
+        # Whether calls of the model may have been for it that are not in `phases`.
+        self.unknown = False
         self.phases: dict[Phase, PhaseCalls] = {}
         # Whether each decode call brought one token of each sequence.
         self._single = True
@@ -108,7 +110,6 @@ class Request(Calls):
         self, phase: Phase, shape: CallShape, demand: Demand | None, start: Mark, end: Mark, *, counted: bool
     ) -> None:
         """A call of the model has ended that was its own."""
-        self.enter(demand, shape.batch, counted=counted)
         calls = self.phases.get(phase)
         if calls is None:
             calls = self.phases[phase] = PhaseCalls(start)
@@ -125,7 +126,7 @@ class Request(Calls):
         self._left_ns = now_ns
         if tokens is not None:
             self.streamed = tokens if self.streamed is None else self.streamed + tokens
-        if (tokens.output or 0) > 0 if tokens is not None else self.calls > 0:
+        if (tokens.output or 0) > 0 if tokens is not None else self.phases:
             self._away_at[1] = self._away_ns
             if self._first_chunk is None:
                 self._first_chunk = (now_ns, (tokens.output or 0) if tokens is not None else 0)
@@ -150,7 +151,9 @@ class Request(Calls):
         ]
         if any(None in span_s for *_, span_s in spans):
             return None
-        demand = self.demand
+        demand = self._demand()
+        batch_sum = sum(calls.batch_sum for calls in self.phases.values())
+        model_calls = sum(calls.calls for calls in self.phases.values())
         trace_id, span_id = self.caller
         return InferenceRecord(
             name=name,
@@ -158,10 +161,10 @@ class Request(Calls):
             duration_s=(end.end_ns - self.start_ns) / 1e9,
             model_flops=None if demand is None else demand.model_flops,
             hardware_flops=None if demand is None else demand.hardware_flops,
-            count_source=None if demand is None else "measured" if self.counted else demand.source,
+            count_source=None if demand is None else self._source(demand),
             tokens=end.tokens.total,
-            batch=None if self.batch is None else round(self.batch),
-            model_calls=self.calls,
+            batch=round(batch_sum / model_calls) if batch_sum else None,
+            model_calls=model_calls,
             error_type=end.error_type,
             parent_trace_id=trace_id,
             parent_span_id=span_id,
@@ -177,6 +180,18 @@ class Request(Calls):
                 if phase != "inference"
             ),
         )
+
+    def _demand(self) -> Demand | None:
+        """What its calls asked for, where all of it is known."""
+        total: Demand | None = None
+        for calls in self.phases.values():
+            if calls.demand is None:
+                return None
+            total = calls.demand if total is None else total + calls.demand
+        return None if self.unknown else total
+
+    def _source(self, demand: Demand) -> CountSource:
+        return "measured" if any(calls.counted for calls in self.phases.values()) else demand.source
 
     def _span_s(self, calls: PhaseCalls, clock: Clock) -> tuple[float | None, float | None]:
         return clock.elapsed_s(self.start, calls.start), clock.elapsed_s(self.start, calls.end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,9 +18,14 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self.renew()
+
+    def renew(self) -> None:
+        """Be nobody's turn: in a forked child the thread whose turn it was is gone and will not leave."""
         self._lock = threading.RLock()
         self._depth = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting.clear()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -44,3 +50,5 @@ class Turns:
 
 turns = Turns()
 """Of the whole process: handlers that share a device work on one another's time (`run.device_time`)."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=turns.renew)

@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -198,6 +201,75 @@ def test_threads_at_once(clock: testing.FakeClock, sink: Sink) -> None:
         itertools.chain.from_iterable([rows**2 * ROW] * 5 for rows in range(1, 9))
     )
     assert sum(s.model_flops or 0 for s in sink.steps) == 5 * sum(rows**2 for rows in range(1, 9)) * ROW
+
+
+def test_long_streams_do_not_wait_for_their_end(clock: testing.FakeClock, sink: Sink) -> None:
+    """Where nothing but a long stream is handled, its work is told in between: its FLOPs and its time, once."""
+    model = nn.Linear(WIDE, OUT, bias=False)
+
+    @mfu.inference(model, tokens=lambda chunk: 1, peaks=PEAKS)
+    def handle() -> Iterator[int]:
+        for _ in range(7):
+            clock.advance(4.0)
+            call(model, 2)
+            yield 1
+
+    list(handle())
+    handle.run.close()
+    assert [(s.duration_s, s.model_flops, s.requests, s.tokens) for s in sink.steps] == [
+        (12.0, 3 * 2 * ROW, 0, None),
+        (12.0, 3 * 2 * ROW, 0, None),
+        (4.0, 2 * ROW, 1, 7),
+    ]
+    assert [s.requests_running for s in sink.steps] == [1.0] * 3
+
+
+FORKED = """
+import os, threading
+import torch
+import mfu_sdk as mfu
+from mfu_sdk.records import Peaks, Rate
+from mfu_sdk.run.turns import turns
+
+model = torch.nn.Linear(4, 2)
+peaks = Peaks("cpu", {}, {"float32": Rate(1e9, 1e9, 1e9, "user", 0.0)}, None, None, {})
+
+
+@mfu.inference(model, peaks=peaks)
+def handle():
+    return model.weight.sum().item()
+
+
+handle()
+held, let = threading.Event(), threading.Event()
+
+
+def hold():
+    with turns:
+        held.set()
+        let.wait()
+
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    handle()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+let.set()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_has_its_turn() -> None:
+    """A child that is forked while another thread is at the books handles requests: that thread is not in it."""
+    said = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert said.stdout == "7\n"
 
 
 def test_the_load_is_on_the_steps(clock: testing.FakeClock, sink: Sink) -> None:

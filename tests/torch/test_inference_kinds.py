@@ -384,6 +384,7 @@ def test_threads_without_a_context(model: nn.Module, clock: testing.FakeClock, s
             if started is not None:
                 started.set()
                 await asyncio.sleep(0)
+            call(model, 1)
             await asyncio.get_running_loop().run_in_executor(pool, call, model, 2)
 
         async def together() -> None:
@@ -393,8 +394,8 @@ def test_threads_without_a_context(model: nn.Module, clock: testing.FakeClock, s
         asyncio.run(handle(None))
         asyncio.run(together())
     handle.run.close()
-    assert [r.model_flops for r in sink.requests] == [2 * ROW, None, None]
-    assert [s.model_flops for s in sink.steps] == [2 * ROW, 4 * ROW]
+    assert [r.model_flops for r in sink.requests] == [3 * ROW, None, None]
+    assert [s.model_flops for s in sink.steps] == [3 * ROW, 6 * ROW]
     assert "outside of any request's context" in str(handle.run.summary())
 
 
