@@ -150,6 +150,49 @@ def test_two_handlers_share_a_device(clock: testing.FakeClock, sink: Sink) -> No
         handled.run.close()
 
 
+def test_a_handler_inside_another(clock: testing.FakeClock, sink: Sink) -> None:
+    """Where one handler asks another one of the same model, each call is the innermost one's, and counted once."""
+    model = nn.Linear(WIDE, OUT, bias=False)
+
+    @mfu.inference(model, name="inner", peaks=PEAKS)
+    def inner() -> None:
+        call(model, 2)
+
+    @mfu.inference(model, name="outer", peaks=PEAKS)
+    def outer() -> None:
+        call(model, 1)
+        inner()
+        call(model, 1)
+
+    outer()
+    for handled in (inner, outer):
+        handled.run.close()
+    assert {r.name: r.model_flops for r in sink.requests} == {"inner": 2 * ROW, "outer": 2 * ROW}
+    assert sorted(s.model_flops or 0 for s in sink.steps) == [2 * ROW, 2 * ROW]
+
+
+def test_an_engine_of_two_handlers(clock: testing.FakeClock, sink: Sink) -> None:
+    """A thread that works for two handlers' requests at once: its calls are counted once, and are no request's."""
+    model = nn.Linear(WIDE, OUT, bias=False)
+
+    def stream() -> Iterator[int]:
+        call(model, 1)
+        yield 1
+
+    first, second = (mfu.inference(model, name=name, peaks=PEAKS)(stream) for name in ("first", "second"))
+    one, two = first(), second()
+    next(one)
+    next(two)
+    engine = threading.Thread(target=call, args=(model, 5))
+    engine.start()
+    engine.join()
+    assert [list(one), list(two)] == [[], []]
+    for handled in (first, second):
+        handled.run.close()  # type: ignore[attr-defined]  # set by the decorator
+    assert [r.model_flops for r in sink.requests] == [None, None]
+    assert sorted(s.model_flops or 0 for s in sink.steps) == [ROW, 6 * ROW]
+
+
 def test_many_tasks_at_once(clock: testing.FakeClock, sink: Sink) -> None:
     """Twenty asynchronous requests interleaved call by call are one busy period, with ten under way in the mean."""
     model = nn.Linear(WIDE, OUT, bias=False)
