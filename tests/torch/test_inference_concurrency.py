@@ -193,6 +193,42 @@ def test_an_engine_of_two_handlers(clock: testing.FakeClock, sink: Sink) -> None
     assert sorted(s.model_flops or 0 for s in sink.steps) == [ROW, 6 * ROW]
 
 
+class Behind(HostClock):
+    """A device that runs behind the host: it has passed what lies before `reached`."""
+
+    def __init__(self, now_ns: testing.FakeClock) -> None:
+        super().__init__(now_ns)
+        self.reached = 0
+
+    def elapsed_s(self, start: int, end: int) -> float | None:
+        return super().elapsed_s(start, end) if end <= self.reached else None
+
+    def drain(self, mark: int) -> None:
+        self.reached = max(self.reached, mark)
+
+
+def test_a_device_that_runs_behind(clock: testing.FakeClock, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device has not passed yet is not told yet; with the next request after it is, or at the end."""
+    behind = Behind(clock)
+    monkeypatch.setattr(opening, "clock_for", lambda _device: behind)
+    model = nn.Linear(WIDE, OUT, bias=False)
+
+    @mfu.inference(model, peaks=PEAKS)
+    def handle() -> None:
+        clock.advance(1.0)
+        call(model, 1)
+
+    handle()
+    handle()
+    assert (len(sink.requests), len(sink.steps)) == (0, 0)
+    behind.reached = 1_000_000_000
+    handle()
+    assert (len(sink.requests), len(sink.steps)) == (1, 1)
+    handle.run.close()
+    assert (len(sink.requests), len(sink.steps)) == (3, 3)
+    assert [s.duration_s for s in sink.steps] == [1.0] * 3
+
+
 def test_many_tasks_at_once(clock: testing.FakeClock, sink: Sink) -> None:
     """Twenty asynchronous requests interleaved call by call are one busy period, with ten under way in the mean."""
     model = nn.Linear(WIDE, OUT, bias=False)
