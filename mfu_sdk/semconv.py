@@ -351,8 +351,8 @@ MODEL_CALLS: Final = _attribute(
 ERROR_TYPE: Final = _attribute(
     "error.type", "string", "", "class of the user's exception that ended it", "step", "run", "inference", "metric"
 )
-# OpenTelemetry's own names, in development; sent where MFU_GEN_AI says so. Source: its semantic conventions for
-# generative AI, version 1.37: docs/gen-ai/gen-ai-spans.md and gen-ai-metrics.md.
+# OpenTelemetry's own names, in development; sent where MFU_GEN_AI says so. Source of names and bucket bounds:
+# open-telemetry/semantic-conventions, docs/gen-ai/gen-ai-metrics.md at 01d94504, and its Python package 0.66b2.
 GEN_AI_OPERATION_NAME: Final = _attribute(
     "gen_ai.operation.name", "string", "", "what MFU_GEN_AI says", "inference", "metric"
 )

@@ -56,7 +56,7 @@ OPTIONS: tuple[Option, ...] = (
         "MFU_GEN_AI",
         "off",
         "off, chat, text_completion, generate_content or embeddings",
-        "anything but off: requests also carry OpenTelemetry's `gen_ai.*` names (development status, 1.37), with this "
+        "anything but off: requests also carry OpenTelemetry's `gen_ai.*` names (in development there), with this "
         "as `gen_ai.operation.name`",
     ),
     Option("MFU_RUN_ID", "a new UUID", "a string", "the run's id, to join restarts and ranks"),

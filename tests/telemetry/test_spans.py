@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from mfu_sdk import semconv
 from mfu_sdk.export.identity import Ids, window_slot
@@ -243,6 +245,19 @@ def test_gen_ai_names_are_opt_in(identity):
         made = Spans(identity, Resource({}), operation).inference(STREAMED, Kept("all", 1.0))
         found = attributes_of(wire(*made)[0].attributes)
         assert {item for item in found.items() if item[0].startswith("gen_ai")} == expected
+
+
+def test_gen_ai_names_are_opentelemetrys():
+    """Every name that we take from OpenTelemetry's conventions for generative AI is one of theirs."""
+    theirs = {
+        value
+        for module in (gen_ai_attributes, gen_ai_metrics)
+        for name, value in vars(module).items()
+        if name.startswith("GEN_AI_")
+    }
+    ours = {name for name in (*semconv.ATTRIBUTES, *semconv.METRICS) if name.startswith("gen_ai")}
+    assert len(ours) == 7
+    assert ours <= theirs
 
 
 def test_what_a_calibration_hung_on(spans):
