@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from mfu_sdk.intent.forecast import expect as expect
     from mfu_sdk.peak.calibrate import calibrate as calibrate
     from mfu_sdk.peak.calibrate import peaks as peaks
+    from mfu_sdk.requests import Load as Load
     from mfu_sdk.run.inference import inference as inference
     from mfu_sdk.run.monitor import monitor as monitor
 
 __version__ = "0.1.0"
-__all__ = ["calibrate", "count", "expect", "inference", "monitor", "peaks", "register_flops"]
+__all__ = ["Load", "calibrate", "count", "expect", "inference", "monitor", "peaks", "register_flops"]
 
 _HOME = {
+    "Load": "requests",
     "calibrate": "peak.calibrate",
     "count": "counting.dispatch",
     "expect": "intent.forecast",

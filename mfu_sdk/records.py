@@ -285,8 +285,11 @@ class StepRecord:
     The step runs from the end of its predecessor to its own end, data wait included. `mfu` = `model_flops` /
     (`peak_flops_per_s` × `duration_s`); `hfu` the same with `hardware_flops`; `mfu_by_dtype` = Σ FLOPs_d / peak_d
     over `duration_s`; `achievable_mfu` divides by the measured peak; `expected_mfu` is what a roofline over the
-    counted operators allows (`Expectation`). `requests` that ended in a busy period of inference took `requests_s`
-    together, more than `duration_s` where they overlapped.
+    counted operators allows (`Expectation`).
+    A busy period of inference is a step for each phase that the model's calls were in, and `duration_s` is that
+    phase's own part of the device's time (`run.busy`). `requests` that ended in it took `requests_s` together, more
+    than `duration_s` where they overlapped; `requests_running` were under way, the mean over the whole period.
+    `batch_feasible`, `queue_waiting`, `kv_cache_free_ratio`, `latency_target_s`: the server's (`requests.Load`).
     A step whose `count_source` is "measured" ran under the counting mode, and of a `profiled` one each operator was
     timed: their time is not representative, and no sum of times, utilizations or available FLOPs includes them
     (`timed`). Their tokens, samples and requests were work all the same: their sums include every step that did not
@@ -324,6 +327,11 @@ class StepRecord:
     requests_s: float | None = None
     error_type: str | None = None
     profiled: bool = False
+    requests_running: float | None = None
+    batch_feasible: float | None = None
+    queue_waiting: float | None = None
+    kv_cache_free_ratio: float | None = None
+    latency_target_s: float | None = None
 
     @property
     def timed(self) -> bool:
@@ -339,24 +347,6 @@ class StepRecord:
     def counts(self) -> bool:
         """Whether sums of FLOPs may include this step: timed, and both numerator and denominator known."""
         return self.timed and self.model_flops is not None and self.peak_flops_per_s is not None
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceRecord:
-    """One handled request. Requests overlap on a device, so they carry FLOPs and time but never enter fleet sums."""
-
-    name: str
-    start_unix_ns: int
-    duration_s: float
-    model_flops: int | None
-    hardware_flops: int | None
-    count_source: CountSource | None
-    tokens: int | None
-    batch: int | None
-    model_calls: int
-    error_type: str | None = None
-    parent_trace_id: int | None = None
-    parent_span_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ SCOPE: Final = "mfu_sdk"
 SCHEMA_VERSION: Final = "1.0.0"
 
 Type = Literal["string", "int", "double", "boolean", "string[]", "int[]"]
-Place = Literal["resource", "run", "window", "step", "inference", "calibration", "metric"]
+Place = Literal["resource", "run", "window", "step", "inference", "prefill", "decode", "calibration", "metric"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,10 @@ def _metric(
 
 SPAN_RUN: Final = _span("mfu.run", "once a monitored run, when it closes")
 SPAN_WINDOW: Final = _span("mfu.window", "every 30 s of wall clock or 1,024 steps: sums and lossless arrays")
-SPAN_STEP: Final = _span("mfu.step", "a training step or a busy period of inference (see MFU_SPANS)")
+SPAN_STEP: Final = _span("mfu.step", "a training step or a part of a busy period of inference (see MFU_SPANS)")
 SPAN_INFERENCE: Final = _span("mfu.inference", "a handled request, child of the caller's context")
+SPAN_PREFILL: Final = _span("mfu.prefill", "a request's calls of the model on its prompt, child of mfu.inference")
+SPAN_DECODE: Final = _span("mfu.decode", "a request's calls of the model for its answer, child of mfu.inference")
 SPAN_CALIBRATION: Final = _span("mfu.calibration", "a measurement of the device's peak")
 
 # --- resource ------------------------------------------------------------------------------------------------------
@@ -106,7 +108,15 @@ TENANT_ID: Final = _attribute(
 
 STEP_INDEX: Final = _attribute("mfu.step.index", "int", "{step}", "the step's index in the run", "step")
 PHASE: Final = _attribute(
-    "mfu.phase", "string", "", "train, eval, prefill, decode or inference", "step", "window", "metric"
+    "mfu.phase",
+    "string",
+    "",
+    "train, eval, prefill, decode or inference",
+    "step",
+    "window",
+    "prefill",
+    "decode",
+    "metric",
 )
 UTILIZATION: Final = _attribute(
     "mfu.utilization", "double", "1", "model FLOPs / (peak × time)", "step", "window", "run"
@@ -132,6 +142,8 @@ MODEL_FLOP: Final = _attribute(
     "window",
     "run",
     "inference",
+    "prefill",
+    "decode",
 )
 HARDWARE_FLOP: Final = _attribute(
     "mfu.hardware.flop",
@@ -142,6 +154,8 @@ HARDWARE_FLOP: Final = _attribute(
     "window",
     "run",
     "inference",
+    "prefill",
+    "decode",
 )
 AVAILABLE_FLOP: Final = _attribute("mfu.available.flop", "double", "{flop}", "peak × time", "step", "window", "run")
 EXPECTED_FLOP: Final = _attribute(
@@ -276,11 +290,80 @@ BATCH_RUNNING: Final = _attribute(
 ARITHMETIC_INTENSITY: Final = _attribute(
     "mfu.arithmetic_intensity", "double", "{flop}/By", "hardware FLOPs per byte moved", "step", "window"
 )
+BATCH_FEASIBLE: Final = _attribute(
+    "mfu.batch.feasible",
+    "double",
+    "{sample}",
+    "sequences that would fit into one call, as the server tells it (load=)",
+    "step",
+    "window",
+)
+QUEUE_WAITING: Final = _attribute(
+    "mfu.queue.waiting", "double", "{request}", "requests that wait to be begun (load=)", "step", "window"
+)
+KV_CACHE_FREE_RATIO: Final = _attribute(
+    "mfu.kv_cache.free_ratio", "double", "1", "the free share of the key-value cache (load=)", "step", "window"
+)
+LATENCY_TARGET: Final = _attribute(
+    "mfu.latency.target", "double", "s", "time per output token that the service promises (load=)", "step", "window"
+)
+REQUEST_RUNNING: Final = _attribute(
+    "mfu.request.running",
+    "double",
+    "{request}",
+    "requests under way at once, the mean over the busy period",
+    "step",
+    "window",
+)
+REQUEST_OUTCOME: Final = _attribute(
+    "mfu.request.outcome",
+    "string",
+    "",
+    "finished, cancelled (its caller left) or failed (with error.type)",
+    "inference",
+)
+TOKEN_INPUT: Final = _attribute("mfu.token.input", "int", "{token}", "tokens of the request's prompt", "inference")
+TOKEN_OUTPUT: Final = _attribute("mfu.token.output", "int", "{token}", "tokens of its answer", "inference")
+TIME_TO_FIRST_TOKEN: Final = _attribute(
+    "mfu.inference.time_to_first_token",
+    "double",
+    "s",
+    "to the first chunk with a token, or to the end of the model's last call of the prompt",
+    "inference",
+)
+TIME_PER_OUTPUT_TOKEN: Final = _attribute(
+    "mfu.inference.time_per_output_token",
+    "double",
+    "s",
+    "the mean over the tokens after the first, less the time that a stream's consumer took",
+    "inference",
+)
+CHUNKS: Final = _attribute("mfu.inference.chunks", "int", "{chunk}", "what a generator yielded", "inference")
 MODEL_CALLS: Final = _attribute(
-    "mfu.inference.model_calls", "int", "{call}", "calls of the model in a request", "inference"
+    "mfu.inference.model_calls",
+    "int",
+    "{call}",
+    "calls of the model in a request, or in one phase of it",
+    "inference",
+    "prefill",
+    "decode",
 )
 ERROR_TYPE: Final = _attribute(
-    "error.type", "string", "", "class of the user's exception that ended it", "step", "run", "inference"
+    "error.type", "string", "", "class of the user's exception that ended it", "step", "run", "inference", "metric"
+)
+# OpenTelemetry's own names, in development; sent where MFU_GEN_AI says so. Source of names and bucket bounds:
+# open-telemetry/semantic-conventions, docs/gen-ai/gen-ai-metrics.md at 01d94504, and its Python package 0.66b2.
+GEN_AI_OPERATION_NAME: Final = _attribute(
+    "gen_ai.operation.name", "string", "", "what MFU_GEN_AI says", "inference", "metric"
+)
+GEN_AI_PROVIDER_NAME: Final = _attribute(
+    "gen_ai.provider.name", "string", "", "whose flavour of these names it is: mfu_sdk", "inference", "metric"
+)
+GEN_AI_INPUT_TOKENS: Final = _attribute(
+    "gen_ai.usage.input_tokens", "int", "{token}", "the same as mfu.token.input", "inference"
+)
+GEN_AI_OUTPUT_TOKENS: Final = _attribute(
+    "gen_ai.usage.output_tokens", "int", "{token}", "the same as mfu.token.output", "inference"
 )
 WINDOW_STEP_FIRST: Final = _attribute(
     "mfu.window.step.first", "int", "{step}", "index of the first step in the window", "window"
@@ -346,6 +429,44 @@ METRIC_INFERENCE_DURATION: Final = _metric(
     "s",
     "duration of requests",
     (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60),
+)
+METRIC_TIME_TO_FIRST_TOKEN: Final = _metric(
+    "mfu.inference.time_to_first_token",
+    "histogram",
+    "s",
+    "time to the first token of requests that finished",
+    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+)
+METRIC_TIME_PER_OUTPUT_TOKEN: Final = _metric(
+    "mfu.inference.time_per_output_token",
+    "histogram",
+    "s",
+    "time per output token after the first of requests that finished",
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
+)
+METRIC_BATCH_FILL_RATIO: Final = _metric(
+    "mfu.batch.fill_ratio", "gauge", "1", "mfu.batch.running / mfu.batch.feasible of the latest step that knows both"
+)
+METRIC_GEN_AI_DURATION: Final = _metric(
+    "gen_ai.server.request.duration",
+    "histogram",
+    "s",
+    "duration of requests, where MFU_GEN_AI says so",
+    (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+)
+METRIC_GEN_AI_FIRST_TOKEN: Final = _metric(
+    "gen_ai.server.time_to_first_token",
+    "histogram",
+    "s",
+    "the same as mfu.inference.time_to_first_token, where MFU_GEN_AI says so",
+    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+)
+METRIC_GEN_AI_OUTPUT_TOKEN: Final = _metric(
+    "gen_ai.server.time_per_output_token",
+    "histogram",
+    "s",
+    "the same as mfu.inference.time_per_output_token, where MFU_GEN_AI says so",
+    (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
 )
 METRIC_SDK_OVERHEAD: Final = _metric("mfu.sdk.overhead", "counter", "s", "time that the SDK took on the step path")
 METRIC_SDK_DROPPED: Final = _metric("mfu.sdk.dropped", "counter", "{item}", "items never delivered, by reason")

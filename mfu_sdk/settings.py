@@ -14,6 +14,14 @@ from mfu_sdk.errors import ConfigurationError
 
 Spans = Literal["auto", "all", "windows", "off"]
 _SPANS: dict[str, Spans] = {"auto": "auto", "all": "all", "windows": "windows", "off": "off"}
+GenAi = Literal["off", "chat", "text_completion", "generate_content", "embeddings"]
+_GEN_AI: dict[str, GenAi] = {
+    "off": "off",
+    "chat": "chat",
+    "text_completion": "text_completion",
+    "generate_content": "generate_content",
+    "embeddings": "embeddings",
+}
 _T = TypeVar("_T")
 
 
@@ -51,6 +59,13 @@ OPTIONS: tuple[Option, ...] = (
         "auto: windows always, a span for every step while that is at most 2 a second, else 1 in N with the ratio "
         "on the span; all: every step; windows: no step spans; off: metrics and the run's span only",
     ),
+    Option(
+        "MFU_GEN_AI",
+        "off",
+        "off, chat, text_completion, generate_content or embeddings",
+        "anything but off: requests also carry OpenTelemetry's `gen_ai.*` names (in development there), with this "
+        "as `gen_ai.operation.name`",
+    ),
     Option("MFU_RUN_ID", "a new UUID", "a string", "the run's id, to join restarts and ranks"),
     Option("MFU_RUN_ATTEMPT", "0", "a whole number", "how often the run was restarted"),
 )
@@ -65,6 +80,7 @@ class Settings:
     profile: Literal["auto", "off"] = "auto"
     cache_dir: Path | None = None
     spans: Spans = "auto"
+    gen_ai: GenAi = "off"
     run_id: str | None = None
     run_attempt: int = 0
 
@@ -75,6 +91,7 @@ class Settings:
             ("calibrate", self.calibrate, ("auto", "off")),
             ("profile", self.profile, ("auto", "off")),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
+            ("gen_ai", self.gen_ai, tuple(_GEN_AI)),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
@@ -95,6 +112,7 @@ class Settings:
             profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
+            gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=int(attempt),
         )

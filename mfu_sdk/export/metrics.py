@@ -3,7 +3,8 @@
 Not the OpenTelemetry MeterProvider: it takes 6 µs a measurement, nine of which make a step, and it leaves a handler
 behind that runs resource detectors in every child that the user's program ever forks. These sums are touched by
 one thread only, cost a dictionary look-up each, and end with the run. Attributes are `hw.id`, `mfu.phase` and
-`mfu.peak.dtype`, besides the component of a time and the reason of a drop. All values are doubles.
+`mfu.peak.dtype`, besides the component of a time and the reason of a drop; those of `gen_ai.*` have that convention's.
+All values are doubles.
 """
 
 from bisect import bisect_left
@@ -27,7 +28,9 @@ from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import semconv
 from mfu_sdk.export.spans import SCOPE
-from mfu_sdk.records import InferenceRecord, StepRecord
+from mfu_sdk.records import StepRecord
+from mfu_sdk.requests import InferenceRecord
+from mfu_sdk.settings import GenAi
 
 _Labels = tuple[tuple[str, str], ...]
 
@@ -55,10 +58,17 @@ class Metrics:
     `delta`: each delivered export starts the counters and histograms over; otherwise they run from `start_unix_ns`.
     """
 
-    def __init__(self, device_id: str | None, start_unix_ns: int, *, delta: bool) -> None:
+    def __init__(self, device_id: str | None, start_unix_ns: int, *, delta: bool, gen_ai: GenAi = "off") -> None:
         self._device: _Labels = ((semconv.HW_ID, device_id),) if device_id else ()
         self._start_unix_ns = start_unix_ns
         self._delta = delta
+        self._gen_ai: _Labels | None = None
+        if gen_ai != "off":
+            self._gen_ai = (
+                *self._device,
+                (semconv.GEN_AI_OPERATION_NAME, gen_ai),
+                (semconv.GEN_AI_PROVIDER_NAME, semconv.SCOPE),
+            )
         self._counters: dict[tuple[str, _Labels], float] = {}
         self._gauges: dict[tuple[str, _Labels], float] = {}
         self._histograms: dict[tuple[str, _Labels], _Buckets] = {}
@@ -83,16 +93,31 @@ class Metrics:
             self._count(semconv.METRIC_MODEL_FLOP, held, step.model_flops)
             self._count(semconv.METRIC_HARDWARE_FLOP, held, step.hardware_flops)
             self._count(semconv.METRIC_AVAILABLE_FLOP, held, step.available_flops)
+        if step.batch_running is not None and step.batch_feasible:
+            self._set(semconv.METRIC_BATCH_FILL_RATIO, phase, step.batch_running / step.batch_feasible)
         self._set(semconv.METRIC_PEAK_FLOP_RATE, held, step.peak_flops_per_s)
         self._set(semconv.METRIC_UTILIZATION, held, step.mfu)
         self._set(semconv.METRIC_EXPECTED, held, step.expected_mfu)
         self._observe(semconv.METRIC_STEP_UTILIZATION, held, step.mfu)
 
     def inference(self, request: InferenceRecord) -> None:
-        """Count one request: its duration only, because requests overlap and their FLOPs are in the steps."""
-        self._observe(
-            semconv.METRIC_INFERENCE_DURATION, (*self._device, (semconv.PHASE, "inference")), request.duration_s
-        )
+        """Count one request: its times only, because requests overlap and their FLOPs are in the steps.
+
+        The times of tokens are those of requests that finished: one that was left early says little of them.
+        """
+        phase: _Labels = (*self._device, (semconv.PHASE, "inference"))
+        finished = request.outcome == "finished"
+        first_token_s = request.time_to_first_token_s if finished else None
+        output_token_s = request.time_per_output_token_s if finished else None
+        self._observe(semconv.METRIC_INFERENCE_DURATION, phase, request.duration_s)
+        self._observe(semconv.METRIC_TIME_TO_FIRST_TOKEN, phase, first_token_s)
+        self._observe(semconv.METRIC_TIME_PER_OUTPUT_TOKEN, phase, output_token_s)
+        if self._gen_ai is None:
+            return
+        failed: _Labels = () if request.error_type is None else ((semconv.ERROR_TYPE, request.error_type),)
+        self._observe(semconv.METRIC_GEN_AI_DURATION, (*self._gen_ai, *failed), request.duration_s)
+        self._observe(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai, first_token_s)
+        self._observe(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai, output_token_s)
 
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""

@@ -16,7 +16,8 @@ from mfu_sdk.export.sampling import Kept, Sampler
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Window, Windows, sums
-from mfu_sdk.records import InferenceRecord, Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
 
@@ -75,7 +76,7 @@ class Pipeline:
         self.overflowed: Callable[[], int] = lambda: 0
         self._unix_ns = unix_ns
         self._resource = resource(identity)
-        self._spans = Spans(identity, self._resource)
+        self._spans = Spans(identity, self._resource, settings.gen_ai)
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
         if exports.traces is not None:
@@ -85,7 +86,9 @@ class Pipeline:
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics)
+        self._measured = Metrics(
+            identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=settings.gen_ai
+        )
         self._windows = Windows()
         self._totals = Totals()
         self._mode = settings.spans
@@ -169,7 +172,7 @@ class Pipeline:
         failed = request.error_type is not None
         kept = self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed)
         if kept:
-            self._add([self._spans.inference(request, kept)], essential=False)
+            self._add(self._spans.inference(request, kept), essential=False)
 
     def _close(self, last: Close) -> None:
         if self._unkept and self._mode == "auto":

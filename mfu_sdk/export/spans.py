@@ -21,7 +21,9 @@ from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Sums, Window
-from mfu_sdk.records import InferenceRecord, Peaks, Rate, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import Peaks, Rate, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.requests import InferenceRecord
+from mfu_sdk.settings import GenAi
 
 SCOPE: Final = InstrumentationScope(semconv.SCOPE, mfu_sdk.__version__)
 
@@ -56,8 +58,9 @@ def attributes(place: semconv.Place, values: Mapping[str, object]) -> dict[str, 
 class Spans:
     """Makes the spans of one process. Pure but for inference ids, which come from the operating system."""
 
-    def __init__(self, who: RunIdentity, resource: Resource) -> None:
+    def __init__(self, who: RunIdentity, resource: Resource, gen_ai: GenAi = "off") -> None:
         self._who = who
+        self._gen_ai: GenAi = gen_ai
         self._ids = Ids.of(who)
         self._resource = resource
         self._run = _context(self._ids.run_trace(), self._ids.run_span())
@@ -107,7 +110,12 @@ class Spans:
                     semconv.REQUEST_TIME: step.requests_s,
                     semconv.SAMPLE_REASON: kept.reason,
                     semconv.SAMPLE_RATIO: kept.ratio,
+                    semconv.REQUEST_RUNNING: step.requests_running,
                     semconv.BATCH_RUNNING: step.batch_running,
+                    semconv.BATCH_FEASIBLE: step.batch_feasible,
+                    semconv.QUEUE_WAITING: step.queue_waiting,
+                    semconv.KV_CACHE_FREE_RATIO: step.kv_cache_free_ratio,
+                    semconv.LATENCY_TARGET: step.latency_target_s,
                     semconv.ARITHMETIC_INTENSITY: step.arithmetic_intensity,
                     semconv.ERROR_TYPE: step.error_type,
                 },
@@ -152,7 +160,12 @@ class Spans:
                     semconv.REQUEST_COUNT: total.requests,
                     semconv.REQUEST_FAILED: total.requests_failed,
                     semconv.REQUEST_TIME: total.requests_s,
+                    semconv.REQUEST_RUNNING: total.requests_running,
                     semconv.BATCH_RUNNING: total.batch_running,
+                    semconv.BATCH_FEASIBLE: total.batch_feasible,
+                    semconv.QUEUE_WAITING: total.queue_waiting,
+                    semconv.KV_CACHE_FREE_RATIO: total.kv_cache_free_ratio,
+                    semconv.LATENCY_TARGET: total.latency_target_s,
                     semconv.ARITHMETIC_INTENSITY: total.arithmetic_intensity,
                     semconv.WINDOW_STEP_FIRST: min(step.index for step in window.steps),
                     semconv.WINDOW_STEP_COUNT: total.steps,
@@ -198,8 +211,8 @@ class Spans:
             ),
         )
 
-    def inference(self, request: InferenceRecord, kept: Kept) -> ReadableSpan:
-        """The span of one request: the caller's child where there is a caller, else the root of a trace of its own.
+    def inference(self, request: InferenceRecord, kept: Kept) -> Iterator[ReadableSpan]:
+        """The span of one request and its phases': the caller's child, or without a caller the root of its own trace.
 
         The request's name stays here: a function's name says more than a provider needs.
         """
@@ -208,28 +221,60 @@ class Spans:
         if request.parent_trace_id and request.parent_span_id:
             trace = request.parent_trace_id
             parent = _context(trace, request.parent_span_id)
-        return self._span(
+        own = _context(trace, identity.random_span_id())
+        values: dict[str, object] = {
+            semconv.MODEL_FLOP: request.model_flops,
+            semconv.HARDWARE_FLOP: request.hardware_flops,
+            semconv.COUNT_SOURCE: request.count_source,
+            semconv.TOKEN_COUNT: request.tokens,
+            semconv.TOKEN_INPUT: request.input_tokens,
+            semconv.TOKEN_OUTPUT: request.output_tokens,
+            semconv.BATCH_RUNNING: request.batch,
+            semconv.MODEL_CALLS: request.model_calls,
+            semconv.CHUNKS: request.chunks,
+            semconv.TIME_TO_FIRST_TOKEN: request.time_to_first_token_s,
+            semconv.TIME_PER_OUTPUT_TOKEN: request.time_per_output_token_s,
+            semconv.REQUEST_OUTCOME: request.outcome,
+            semconv.SAMPLE_REASON: kept.reason,
+            semconv.SAMPLE_RATIO: kept.ratio,
+            semconv.ERROR_TYPE: request.error_type,
+        }
+        if self._gen_ai != "off":
+            values |= {
+                semconv.GEN_AI_OPERATION_NAME: self._gen_ai,
+                semconv.GEN_AI_PROVIDER_NAME: semconv.SCOPE,
+                semconv.GEN_AI_INPUT_TOKENS: request.input_tokens,
+                semconv.GEN_AI_OUTPUT_TOKENS: request.output_tokens,
+            }
+        yield self._span(
             semconv.SPAN_INFERENCE,
-            _context(trace, identity.random_span_id()),
+            own,
             request.start_unix_ns,
             request.start_unix_ns + round(request.duration_s * 1e9),
             parent=parent,
             error_type=request.error_type,
-            attributes=attributes(
-                "inference",
-                {
-                    semconv.MODEL_FLOP: request.model_flops,
-                    semconv.HARDWARE_FLOP: request.hardware_flops,
-                    semconv.COUNT_SOURCE: request.count_source,
-                    semconv.TOKEN_COUNT: request.tokens,
-                    semconv.BATCH_RUNNING: request.batch,
-                    semconv.MODEL_CALLS: request.model_calls,
-                    semconv.SAMPLE_REASON: kept.reason,
-                    semconv.SAMPLE_RATIO: kept.ratio,
-                    semconv.ERROR_TYPE: request.error_type,
-                },
-            ),
+            attributes=attributes("inference", values),
         )
+        for phase in request.phases:
+            if phase.phase not in ("prefill", "decode"):
+                continue
+            start_unix_ns = request.start_unix_ns + round(phase.start_s * 1e9)
+            yield self._span(
+                semconv.SPAN_PREFILL if phase.phase == "prefill" else semconv.SPAN_DECODE,
+                _context(trace, identity.random_span_id()),
+                start_unix_ns,
+                start_unix_ns + round(phase.duration_s * 1e9),
+                parent=own,
+                attributes=attributes(
+                    phase.phase,
+                    {
+                        semconv.PHASE: phase.phase,
+                        semconv.MODEL_FLOP: phase.model_flops,
+                        semconv.HARDWARE_FLOP: phase.hardware_flops,
+                        semconv.MODEL_CALLS: phase.model_calls,
+                    },
+                ),
+            )
 
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> Iterator[ReadableSpan]:
         """One span for each dtype whose peak was just measured, children of the run's."""

@@ -11,7 +11,8 @@ from mfu_sdk import guard
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s
 from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
 from mfu_sdk.export.worker import Worker
-from mfu_sdk.records import InferenceRecord, Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
 

@@ -69,7 +69,8 @@ class Sums:
     is no rate: some of the tokens took other time. `requests_s` is in seconds, of requests that may overlap; the
     sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
-    long as the peaks stand still, and `batch_running` is a mean over time. `coverage` is the least of any step.
+    long as the peaks stand still, and `batch_running` is a mean over time. So are what a server tells of its load and
+    `requests_running`, over the steps that have them. `coverage` is the least of any step.
     """
 
     steps: int
@@ -99,6 +100,11 @@ class Sums:
     batch_running: float | None
     arithmetic_intensity: float | None
     coverage: float | None
+    requests_running: float | None = None
+    batch_feasible: float | None = None
+    queue_waiting: float | None = None
+    kv_cache_free_ratio: float | None = None
+    latency_target_s: float | None = None
 
     @property
     def unknown(self) -> int:
@@ -148,6 +154,11 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
         batch_running=_mean(timed, lambda step: step.batch_running),
         arithmetic_intensity=ratio(hardware, _real(counted, _bytes_moved)),
         coverage=min(known_coverage, default=None),
+        requests_running=_mean_of_known(timed, lambda step: step.requests_running),
+        batch_feasible=_mean_of_known(timed, lambda step: step.batch_feasible),
+        queue_waiting=_mean_of_known(timed, lambda step: step.queue_waiting),
+        kv_cache_free_ratio=_mean_of_known(timed, lambda step: step.kv_cache_free_ratio),
+        latency_target_s=_mean_of_known(timed, lambda step: step.latency_target_s),
     )
 
 
@@ -212,6 +223,11 @@ def _mean(steps: Sequence[StepRecord], of: Callable[[StepRecord], float | None])
     return ratio(
         _real(steps, lambda step: _product(of(step), step.duration_s)), _real(steps, lambda step: step.duration_s)
     )
+
+
+def _mean_of_known(steps: Sequence[StepRecord], of: Callable[[StepRecord], float | None]) -> float | None:
+    # A load is a sample, taken once a second: a step without one says nothing against those that have it.
+    return _mean([step for step in steps if of(step) is not None], of)
 
 
 def _product(left: float | None, right: float | None) -> float | None:

@@ -1,138 +1,68 @@
 """The run of one request handler: what each request cost, and how busy the handler kept its device.
 
 Requests may overlap on a device, so a request carries FLOPs and time but no share of the device's time. Utilization
-comes from *busy periods*: from the moment a first request is being handled until none is, or until a request ends
-after a second of uninterrupted work. A busy period is a step of phase `inference`, with the FLOPs of the model calls
-that ended in it. Two handlers that keep one device busy at the same time each report that time.
-
-Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
-counting mode, which makes its busy period untimed; later ones cost a look-up, and lengths between counted ones follow
-from a closed form (`forms`). Where shapes never end, few calls are counted, and periods with calls of unknown cost are
-in no sum of FLOPs.
+comes from *busy periods* (`busy`), whose parts are steps of phase `prefill`, `decode` and `inference`, with the FLOPs
+of the model calls that ended in them. Two handlers that keep one device busy at the same time share its time
+(`device_time`).
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
-from contextvars import ContextVar, Token
+from collections import deque
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from opentelemetry import trace
 
-from mfu_sdk.counting import cuda_graphs, provenance
-from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.expect import main_dtype
-from mfu_sdk.counting.plan import leading_dimension, signature
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import shield
-from mfu_sdk.records import Convention, CountSource, InferenceRecord, Peaks, RunSummary
-from mfu_sdk.run.amounts import amount
-from mfu_sdk.run.demand import Demand
-from mfu_sdk.run.forms import Forms
-from mfu_sdk.run.hooks import Hook
+from mfu_sdk.records import Convention, Peaks, Phase, RunSummary
+from mfu_sdk.run.busy import Period
+from mfu_sdk.run.device_time import DeviceTime
+from mfu_sdk.run.innermost import Inside
 from mfu_sdk.run.ledger import Ledger
-from mfu_sdk.run.opening import open_ledger
-from mfu_sdk.run.watched import others_than, watch
-from mfu_sdk.run.work import Work
+from mfu_sdk.run.load import LoadSampler
+from mfu_sdk.run.model_calls import Call, ModelCalls
+from mfu_sdk.run.opening import devices_of, open_ledger
+from mfu_sdk.run.request import Ended, Request, Tokens, outcome_of
+from mfu_sdk.run.turns import turns
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mfu_sdk.requests import Load
     from mfu_sdk.run.clock import Mark
+    from mfu_sdk.run.demand import Demand
 
 LONGEST_PERIOD_NS = 1_000_000_000
-MOST_SHAPES = 4096
-"""Call shapes whose cost is kept; of more, the one unused for longest is forgotten."""
-# torch leaves the keywords out where a hook is removed while it is on its way to it.
-_NO_KEYWORDS: Mapping[str, Any] = {}
-FREE_COUNTS, CALLS_A_COUNT = 256, 50
-"""Calls with new shapes are counted as they come, so many at once, then one in so many calls."""
+"""A busy period that is older ends with the next request that does."""
+LONGEST_STREAM_NS = 10_000_000_000
+"""One that is as old as this, because nothing but long streams is handled, ends with the next call of the model."""
+_STREAMED = object()
+_UNTOLD = Tokens(None)
 
 
-class _Calls:
-    """Sums over model calls; FLOPs are unknown as soon as those of one call are."""
-
-    __slots__ = ("batch_sum", "calls", "counted", "start_ns", "start_unix_ns", "sum", "unknown")
-
-    def __init__(self) -> None:
-        self.start_ns = time.perf_counter_ns()
-        self.start_unix_ns = time.time_ns()
-        self.sum: Demand | None = None
-        self.calls = 0
-        self.batch_sum = 0
-        self.counted = False
-        self.unknown = False
-
-    def enter(self, demand: Demand | None, batch: int, *, counted: bool) -> None:
-        """Add one call."""
-        self.calls += 1
-        self.batch_sum += batch
-        self.counted |= counted
-        if demand is None:
-            self.unknown = True
-        else:
-            self.sum = demand if self.sum is None else self.sum + demand
-
-    @property
-    def demand(self) -> Demand | None:
-        """What the calls asked for, where all of it is known."""
-        return None if self.unknown else self.sum
-
-    @property
-    def batch(self) -> float | None:
-        """Mean leading dimension of the calls."""
-        return self.batch_sum / self.calls if self.calls and self.batch_sum else None
-
-
-class _Request(_Calls):
-    """A request that is being handled."""
-
-    __slots__ = ("token",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token: Token[_Request | None] | None = None
-
-
-class _Period(_Calls):
-    """A busy period: the model calls that ended in it, and the requests that did, with their tokens."""
-
-    __slots__ = ("failed", "requests", "requests_ns", "start", "tokens")
-
-    def __init__(self, start: Mark) -> None:
-        super().__init__()
-        self.start = start
-        self.tokens: int | None = None
-        self.requests = self.failed = self.requests_ns = 0
-
-
-class _Call:
-    """A call of the model that is running in this thread."""
-
-    __slots__ = ("batch", "key", "mode")
-
-    def __init__(self, key: Hashable, mode: CountingMode | None, batch: int) -> None:
-        self.key = key
-        self.mode = mode
-        self.batch = batch
+def now_ns() -> int:
+    """Nanoseconds on the monotonic clock, on which requests are timed."""
+    return time.perf_counter_ns()
 
 
 class HandlerRun:
-    """The run of one decorated handler: safe under concurrent requests from any thread."""
+    """The run of one decorated handler: safe under concurrent requests from any thread or task."""
 
     def __init__(
         self,
         model: nn.Module,
         name: str,
-        tokens: Callable[[Any], int] | None,
+        tokens: Callable[[Any], object] | None,
+        load: Callable[[], Load] | None,
         peaks: Peaks | None,
         expected: float | None,
         convention: Convention,
@@ -141,220 +71,184 @@ class HandlerRun:
         self._model = model
         self._name = name
         self._tokens = tokens
+        self._load = None if load is None else LoadSampler(load)
         self._open_ledger = functools.partial(open_ledger, model, name, None, peaks, expected, convention, settings)
-        self._convention: Convention = convention
-        self._lock = threading.RLock()
-        self._current: ContextVar[_Request | None] = ContextVar("mfu_request", default=None)
-        self._local = threading.local()
-        self._ledger: Ledger | None = None
-        self._demands: OrderedDict[Hashable, Demand] = OrderedDict()
-        self._forms = Forms()
-        self._counts = self._calls = 0
-        self._dtype: str | None = None
+        self._opening = threading.Lock()
         self._failed = False
+        self._ledger: Ledger | None = None
+        self._calls = ModelCalls(model, convention, self)
         self._hooks: list[Callable[[], None]] = []
-        self._active = 0
-        self._period: _Period | None = None
-        self._index = 0
+        self._active: dict[Request, None] = {}
+        self._device: DeviceTime | None = None
+        self._period: Period | None = None
+        self._numbers = itertools.count()
+        self._unsent: deque[tuple[Request, Ended]] = deque()
         self._summary: RunSummary | None = None
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def begins(self) -> _Request | None:
+    def begins(self) -> Request | None:
         """A request comes in; the first one opens the run."""
         with shield("beginning a request"):
-            with self._lock:
-                if self._summary is not None or self._failed:
+            self.open()
+            ledger, device = self._ledger, self._device
+            if ledger is None or device is None:
+                return None
+            began_ns = now_ns()
+            request = Request(self, _caller(), ledger.clock.mark(), began_ns, time.time_ns())
+            with turns:
+                if self._summary is not None:
                     return None
-                # Set first: where opening fails, no later request tries again.
-                self._failed = self._ledger is None
-                ledger = self._ledger or self._open()
-                self._failed = False
-                self._active += 1
                 if self._period is None:
-                    self._period = _Period(ledger.clock.mark())
-            request = _Request()
-            request.token = self._current.set(request)
+                    device.begin(request.start)
+                    self._period = Period(request.start, began_ns, request.start_unix_ns)
+                self._period.running(len(self._active), began_ns)
+                self._active[request] = None
             return request
         return None
 
-    def ends(self, request: _Request | None, output: Any, error_type: str | None) -> None:
-        """It is answered, or has failed with the user's error."""
+    def inside(self, request: Request | None) -> Inside:
+        """A context in which calls of the model are `request`'s."""
+        return Inside(request, self._calls.forget)
+
+    def yields(self, request: Request | None, item: Any) -> None:
+        """A generator hands out `item`."""
         if request is None:
             return
-        began = time.perf_counter_ns()
-        with shield("ending a request"):
-            if request.token is not None:
-                self._current.reset(request.token)
-            if self._current.get() is None:
-                # Calls that never came back: their hook was removed, or another hook raised before it.
-                while self._running:
-                    if (mode := self._running.pop().mode) is not None:
-                        mode.stop()
-            tokens = None
-            if self._tokens is not None and error_type is None:
-                with shield("the tokens callback"):
-                    tokens = amount("inference(tokens=…)", self._tokens(output))
-            with self._lock:
-                self._active -= 1
-                self._end(request, tokens, error_type, began)
-        if self._ledger is not None:
-            self._ledger.spent(time.perf_counter_ns() - began)
+        with shield("seeing a chunk"):
+            tokens = None if self._tokens is None else self._told(item, chunk=True)
+            request.yielded(tokens, now_ns())
 
-    def _end(self, request: _Request, tokens: int | None, error_type: str | None, now_ns: int) -> None:
-        ledger, period = self._ledger, self._period
-        if ledger is None or period is None:
+    def resumes(self, request: Request | None) -> None:
+        """It is asked for the next one."""
+        if request is not None:
+            request.resumed(now_ns())
+
+    def ends(self, request: Request | None, output: Any = _STREAMED, error: BaseException | None = None) -> None:
+        """It is answered, was left by its caller, or has failed with the user's error."""
+        if request is None or request.ended:
             return
-        if tokens is not None or (self._tokens is not None and error_type is not None):
-            # A request that failed gave none, which is known.
-            period.tokens = (period.tokens or 0) + (tokens or 0)
-        period.requests += 1
-        period.failed += error_type is not None
-        period.requests_ns += now_ns - request.start_ns
-        demand = request.demand
-        source: CountSource | None = None if demand is None else "measured" if request.counted else demand.source
-        if ledger.telemetry is not None:
-            trace_id, span_id = _caller()
-            ledger.telemetry.inference(
-                InferenceRecord(
-                    name=self._name,
-                    start_unix_ns=request.start_unix_ns,
-                    duration_s=(now_ns - request.start_ns) / 1e9,
-                    model_flops=None if demand is None else demand.model_flops,
-                    hardware_flops=None if demand is None else demand.hardware_flops,
-                    count_source=source,
-                    tokens=tokens,
-                    batch=None if request.batch is None else round(request.batch),
-                    model_calls=request.calls,
-                    error_type=error_type,
-                    parent_trace_id=trace_id,
-                    parent_span_id=span_id,
-                )
-            )
-        if self._active == 0 or now_ns - period.start_ns >= LONGEST_PERIOD_NS:
-            self._end_period(ledger, period)
+        ended_ns = now_ns()
+        with shield("ending a request"):
+            request.ended = True
+            outcome, error_type = outcome_of(error)
+            tokens = request.streamed or _UNTOLD
+            try:
+                if self._tokens is not None and outcome == "finished":
+                    if output is not _STREAMED:
+                        tokens = self._told(output, chunk=False)
+                    elif request.streamed is None:
+                        tokens = Tokens(0, None, 0)
+            finally:
+                turns.do(partial(self._end, request, Ended(ended_ns, tokens, outcome, error_type)))
 
-    def _end_period(self, ledger: Ledger, period: _Period) -> None:
-        end = ledger.clock.mark()
-        demand = period.demand
-        if demand is None and not period.calls and self._dtype is not None:
-            # Requests that did not come to call the model kept its device waiting.
-            demand = Demand.nothing(self._dtype)
-        work = Work(
-            index=self._index,
-            phase="inference",
-            start=period.start,
-            end=end,
-            start_unix_ns=period.start_unix_ns,
-            demand=demand,
-            tokens=period.tokens,
-            batch_running=period.batch,
-            requests=period.requests,
-            requests_failed=period.failed,
-            requests_s=period.requests_ns / 1e9,
-            counted_while_running=period.counted,
-        )
-        self._index += 1
-        self._period = _Period(end) if self._active else None
-        ledger.add(work)
+    def _told(self, value: Any, *, chunk: bool) -> Tokens:
+        assert self._tokens is not None
+        with shield("the tokens callback"):
+            return Tokens.told(self._tokens(value), chunk=chunk)
+        return _UNTOLD
 
-    # --- the model's calls -----------------------------------------------------------------------------------------
+    def _end(self, request: Request, end: Ended) -> None:
+        began_ns = now_ns()
+        ledger, period = self._ledger, self._period
+        if ledger is None or period is None or self._summary is not None:
+            return
+        with shield("ending a request"):
+            period.running(len(self._active), began_ns)
+            self._active.pop(request, None)
+            total = end.tokens.total
+            if total is None and self._tokens is not None and end.outcome != "finished" and request.chunks is None:
+                # One that gave no answer gave no tokens, which is known.
+                total = 0
+            period.current.answered(end.end_ns - request.start_ns, total, failed=end.outcome == "failed")
+            if ledger.telemetry is not None:
+                self._unsent.append((request, end))
+                self._send(ledger)
+            if not self._active or began_ns - period.start_ns >= LONGEST_PERIOD_NS:
+                self._end_period(ledger, period)
+        ledger.spent(now_ns() - began_ns)
+
+    def _send(self, ledger: Ledger) -> None:
+        """Hand over the requests whose calls the device has passed."""
+        while ledger.telemetry is not None and self._unsent:
+            request, end = self._unsent[0]
+            record = request.record(self._name, end, ledger.clock)
+            if record is None:
+                return
+            self._unsent.popleft()
+            ledger.telemetry.inference(record)
+
+    def _end_period(self, ledger: Ledger, period: Period) -> None:
+        assert self._device is not None
+        end, ended_ns = ledger.clock.mark(), now_ns()
+        slices = self._device.take(end)
+        load = None if self._load is None else self._load.latest()
+        works = period.works(end, slices, ended_ns, self._numbers, load, self._calls.dtype)
+        if self._active:
+            self._period = Period(end, ended_ns, time.time_ns())
+        else:
+            self._period = None
+            self._device.end()
+        for work in works:
+            ledger.add(work)
+
+    # --- what the model's calls tell -------------------------------------------------------------------------------
 
     @property
-    def _running(self) -> list[_Call]:
-        """The model's calls that are running in this thread, the outermost first."""
-        found: list[_Call] | None = getattr(self._local, "running", None)
-        if found is None:
-            found = self._local.running = []
-        return found
+    def active(self) -> Collection[Request]:
+        """The requests under way."""
+        return self._active
 
-    def _before_call(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
-        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
-        if torch.compiler.is_compiling() or self._current.get() is None:
+    def called(self, call: Call, phase: Phase, demand: Demand | None, end: Mark) -> None:
+        """Enter a call of the model that has ended into the books of its request and of the busy period; in turn."""
+        counted, owner = call.mode is not None, call.owner
+        for suspect in call.suspects:
+            suspect.unknown = True
+        if owner is not None and not owner.ended:
+            owner.called(phase, call.shape, demand, call.start, end, counted=counted)
+        ledger, period, ended_ns = self._ledger, self._period, now_ns()
+        if ledger is None or period is None or self._device is None:
             return
-        with shield("seeing a model call"):
-            if self._running:
-                # A model that calls itself: the outer call has it all.
-                self._running.append(_Call(None, None, 0))
-                return
-            key = signature(module, args, kwargs)
-            mode = self._mode() if self._should_count(key) else None
-            self._running.append(_Call(key, mode, leading_dimension(args, kwargs)))
-            if mode is not None:
-                mode.start()
-
-    def _after_call(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or (request := self._current.get()) is None or not self._running:
-            return
-        with shield("seeing a model call end"):
-            call = self._running.pop()
-            if self._running:
-                return
-            if call.mode is not None:
-                call.mode.stop()
-            with self._lock:
-                if call.mode is not None:
-                    self._learn(call.key, call.mode, output)
-                demand = self._demands.get(call.key)
-                self._calls += 1
-                for books in (request, self._period):
-                    if books is not None:
-                        books.enter(demand, call.batch, counted=call.mode is not None)
-
-    def _should_count(self, key: Hashable) -> bool:
-        with self._lock:
-            if key in self._demands:
-                self._demands.move_to_end(key)
-                return False
-            if (predicted := self._forms.predict(key)) is not None:
-                self._keep(key, predicted)
-                return False
-            if self._counts >= FREE_COUNTS + self._calls // CALLS_A_COUNT:
-                return False
-            self._counts += 1
-            return True
-
-    def _learn(self, key: Hashable, mode: CountingMode, output: Any) -> None:
-        """Keep what a counted call cost. One that raised has no output, and is not what its shapes cost."""
-        if output is None or self._ledger is None:
-            return
-        demand = self._ledger.price(mode.result(), "cached")
-        self._dtype = main_dtype(demand.by_dtype)
-        if self._forms.learn(key, demand):
-            for other in [other for other, cost in self._demands.items() if cost.source == "predicted"]:
-                del self._demands[other]
-        self._keep(key, demand)
-
-    def _keep(self, key: Hashable, demand: Demand) -> None:
-        self._demands[key] = demand
-        if len(self._demands) > MOST_SHAPES:
-            self._demands.popitem(last=False)
-
-    def _mode(self) -> CountingMode:
-        return CountingMode(self._model, convention=self._convention, others=partial(others_than, self._model))
+        part = period.spend(phase, self._device.take(end), ended_ns)
+        part.enter(demand, call.shape.batch, counted=counted)
+        if ended_ns - period.start_ns >= LONGEST_STREAM_NS:
+            period.running(len(self._active), ended_ns)
+            self._end_period(ledger, period)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Ledger:
+    def open(self) -> None:
+        """Begin the run now and not with the first request, which would wait while the device's peak is measured."""
+        if self._is_open_or_failed():
+            return
+        with self._opening:
+            if self._is_open_or_failed():
+                return
+            try:
+                with shield("opening a handler's run"):
+                    self._ledger = self._opened()
+            finally:
+                # Where opening has failed, no later request tries again.
+                self._failed = self._ledger is None
+
+    def _opened(self) -> Ledger:
         ledger = self._open_ledger()
-        self._hooks = [
-            watch(self._model),
-            # What is compiled or captured between counted requests is known in those.
-            provenance.observe(),
-            cuda_graphs.keep(),
-            self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
-            self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
-        ]
+        self._device = DeviceTime(ledger.clock, [str(each) for each in devices_of(self._model, None)])
+        self._hooks = self._calls.watch(ledger)
+        if self._load is not None:
+            self._load.start()
         atexit.register(self.close)
-        self._ledger = ledger
         return ledger
+
+    def _is_open_or_failed(self) -> bool:
+        return self._ledger is not None or self._failed
 
     def summary(self) -> RunSummary:
         """The totals so far, or the final ones once closed.
 
         Raises `ConfigurationError` before the first request.
         """
-        with self._lock:
+        with turns:
             if self._summary is not None:
                 return self._summary
             if self._ledger is None:
@@ -363,22 +257,41 @@ class HandlerRun:
                 )
             with shield("settling a handler's run"):
                 self._ledger.settle()
+                self._send(self._ledger)
             return self._ledger.summary()
 
     def close(self) -> RunSummary | None:
         """End the run: hooks undone, records handed to the exporter. Requests after this are not measured."""
-        with self._lock:
-            if self._ledger is None or self._summary is not None:
+        with turns:
+            ledger = self._ledger
+            if ledger is None or self._summary is not None:
                 return self._summary
             atexit.unregister(self.close)
             for undo in self._hooks:
                 undo()
             with shield("closing a handler's run"):
-                if self._period is not None and self._period.calls:
-                    self._end_period(self._ledger, self._period)
-                self._summary = self._ledger.close()
-            self._summary = self._summary or self._ledger.summary()
-            return self._summary
+                self._close_period(ledger)
+                for request, _ in self._unsent:
+                    request.drain(ledger.clock)
+                self._send(ledger)
+                self._summary = ledger.close()
+            self._summary = self._summary or ledger.summary()
+        if self._load is not None:
+            self._load.stop()
+        return self._summary
+
+    def _close_period(self, ledger: Ledger) -> None:
+        """End the period under way; requests that are not answered yet are in no record."""
+        period = self._period
+        if period is None:
+            return
+        period.running(len(self._active), now_ns())
+        self._active.clear()
+        if period.has_calls:
+            self._end_period(ledger, period)
+        elif self._device is not None:
+            self._device.end()
+        self._period = None
 
 
 def _caller() -> tuple[int | None, int | None]:

@@ -115,8 +115,8 @@ class Ledger:
         while self._pending:
             work = self._pending[0]
             if wait:
-                self.clock.drain(work.end)
-            duration_s = self.clock.elapsed_s(work.start, work.end)
+                work.drain(self.clock)
+            duration_s = work.duration_s(self.clock)
             if duration_s is None:
                 return
             self._pending.popleft()
@@ -174,6 +174,11 @@ class Ledger:
             requests_s=work.requests_s,
             error_type=work.error_type,
             profiled=work.profiled,
+            requests_running=work.requests_running,
+            batch_feasible=None if work.load is None else work.load.batch_feasible,
+            queue_waiting=None if work.load is None else work.load.queue_waiting,
+            kv_cache_free_ratio=None if work.load is None else work.load.kv_cache_free_ratio,
+            latency_target_s=None if work.load is None else work.load.latency_target_s,
         )
 
     def _held_against_peaks(self, demand: Demand | None) -> Held | None:

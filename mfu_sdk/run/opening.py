@@ -73,7 +73,7 @@ def open_ledger(
 
     Raises `ConfigurationError` for a device, a peak or an expectation that cannot be.
     """
-    names = _devices(model, devices)
+    names = devices_of(model, devices)
     device = resolve(names[0])
     identity = identify(name, model, device, settings)
     telemetry = _telemetry(identity, settings)
@@ -105,7 +105,7 @@ def _telemetry(identity: RunIdentity, settings: Settings) -> Telemetry | None:
     return Telemetry.open(identity, settings)
 
 
-def _devices(
+def devices_of(
     model: nn.Module | None, devices: str | torch.device | Sequence[str | torch.device] | None
 ) -> tuple[str | torch.device | None, ...]:
     """The devices whose peaks add up to the denominator: those given, else those that hold the parameters."""
@@ -151,7 +151,7 @@ def calibrate_between(
 
     Of several devices of one process the first stands for all, as at the start.
     """
-    device = _devices(model, devices)[0]
+    device = devices_of(model, devices)[0]
     # Not every dtype that was ever measured here: half a second is short, and fp32 runs as the user has it now.
     dtypes = _dtypes_in_use(model, device)
     started = time.time_ns()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 
 from mfu_sdk.records import CountSource, Phase
-from mfu_sdk.run.clock import Mark
+from mfu_sdk.requests import Load
+from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
+from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.held import Held
 
 
@@ -28,8 +31,28 @@ class Work:
     requests: int | None = None
     requests_failed: int | None = None
     requests_s: float | None = None
+    requests_running: float | None = None
+    load: Load | None = None
     counted_while_running: bool = False
     profiled: bool = False
+    # Of a step that had the device to itself in parts only: which, and what share of each; else from start to end.
+    slices: tuple[Slice, ...] | None = None
+
+    def drain(self, clock: Clock) -> None:
+        """Wait until the device has passed all of it."""
+        clock.drain(self.end)
+        for each in self.slices or ():
+            clock.drain(each.end)
+
+    def duration_s(self, clock: Clock) -> float | None:
+        """Its seconds of the device's time; None while the device has not come that far."""
+        whole_s = clock.elapsed_s(self.start, self.end)
+        if whole_s is None or self.slices is None:
+            return whole_s
+        parts_s = [clock.elapsed_s(each.start, each.end) for each in self.slices]
+        if None in parts_s:
+            return None
+        return fsum(each.share * (part_s or 0.0) for each, part_s in zip(self.slices, parts_s, strict=True))
 
 
 @dataclass(slots=True, eq=False)

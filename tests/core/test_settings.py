@@ -22,6 +22,7 @@ def test_every_variable_is_read() -> None:
         "MFU_PROFILE": "off",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
+        "MFU_GEN_AI": "chat",
         "MFU_RUN_ID": "run-7",
         "MFU_RUN_ATTEMPT": "3",
     }
@@ -37,6 +38,7 @@ def test_every_variable_is_read() -> None:
         ("MFU_ENABLED", "maybe"),
         ("MFU_GUARD", "shout"),
         ("MFU_SPANS", "some"),
+        ("MFU_GEN_AI", "1"),
         ("MFU_CALIBRATE", "on"),
         ("MFU_PROFILE", "all"),
         ("MFU_RUN_ATTEMPT", "-1"),

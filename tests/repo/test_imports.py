@@ -19,7 +19,16 @@ def test_import_loads_nothing_heavy() -> None:
 
 def test_public_names() -> None:
     """The public names are exactly these: adding or removing one is a decision."""
-    assert mfu_sdk.__all__ == ["calibrate", "count", "expect", "inference", "monitor", "peaks", "register_flops"]
+    assert mfu_sdk.__all__ == [
+        "Load",
+        "calibrate",
+        "count",
+        "expect",
+        "inference",
+        "monitor",
+        "peaks",
+        "register_flops",
+    ]
 
 
 @pytest.mark.parametrize("name", mfu_sdk.__all__)

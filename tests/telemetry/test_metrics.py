@@ -8,11 +8,12 @@ from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import semconv
 from mfu_sdk.export.metrics import Metrics
-from mfu_sdk.records import InferenceRecord
+from mfu_sdk.requests import InferenceRecord
 
 from .conftest import EPOCH_NS
 
 REQUEST = InferenceRecord("handle", EPOCH_NS, 0.004, 10, 10, "cached", 3, 1, 1)
+STREAMED = dataclasses.replace(REQUEST, time_to_first_token_s=0.1, time_per_output_token_s=0.02)
 
 
 def taken(metrics, *, dropped=None, alive=True, now_ns=EPOCH_NS + 60):
@@ -26,7 +27,7 @@ def value(found, name, **labels):
 
 
 def make(**changes):
-    return Metrics(changes.pop("device_id", None), EPOCH_NS, delta=changes.pop("delta", False))
+    return Metrics(changes.pop("device_id", None), EPOCH_NS, delta=changes.pop("delta", False), **changes)
 
 
 def test_counters(step):
@@ -67,9 +68,10 @@ def test_buckets(step):
 
 def test_registered(step):
     """Every instrument is emitted with its registered unit, and only registered metric attributes are on it."""
-    metrics = make(device_id="GPU-1")
-    metrics.step(step(0, device_s=0.5))
-    metrics.inference(REQUEST)
+    metrics = make(device_id="GPU-1", gen_ai="chat")
+    metrics.step(step(0, device_s=0.5, batch_feasible=16.0))
+    metrics.inference(STREAMED)
+    metrics.inference(dataclasses.replace(STREAMED, outcome="failed", error_type="KeyError"))
     metrics.overhead(0.001)
     found = taken(metrics, dropped={"exit": 1})
     assert set(found) == set(semconv.METRICS)
@@ -135,3 +137,40 @@ def test_requests():
     (point,) = found["mfu.inference.duration"].data.data_points
     assert (point.count, point.bucket_counts[2], point.bucket_counts[-1]) == (2, 1, 1)
     assert "mfu.model.flop" not in found
+
+
+def test_the_times_of_tokens_are_those_of_requests_that_finished():
+    """A request that was left has a duration and no times of tokens; nothing of `gen_ai.*` is there unasked."""
+    metrics = make()
+    metrics.inference(STREAMED)
+    metrics.inference(dataclasses.replace(STREAMED, outcome="cancelled", time_to_first_token_s=9.0))
+    found = taken(metrics)
+    (first,) = found["mfu.inference.time_to_first_token"].data.data_points
+    (each,) = found["mfu.inference.time_per_output_token"].data.data_points
+    (whole,) = found["mfu.inference.duration"].data.data_points
+    assert (first.count, first.sum, each.count, each.sum, whole.count) == (1, 0.1, 1, 0.02, 2)
+    assert not any(name.startswith("gen_ai") for name in found)
+
+
+def test_gen_ai_names():
+    """With an operation set, durations and times of tokens are there under OpenTelemetry's names too, errors apart."""
+    metrics = make(gen_ai="chat")
+    metrics.inference(STREAMED)
+    metrics.inference(dataclasses.replace(STREAMED, outcome="failed", error_type="KeyError", duration_s=2.0))
+    found = taken(metrics)
+    own = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "mfu_sdk"}
+    points = found["gen_ai.server.request.duration"].data.data_points
+    assert [(dict(point.attributes), point.sum) for point in points] == [
+        (own, REQUEST.duration_s),
+        ({**own, "error.type": "KeyError"}, 2.0),
+    ]
+    (first,) = found["gen_ai.server.time_to_first_token"].data.data_points
+    assert (dict(first.attributes), first.sum) == (own, 0.1)
+
+
+def test_batch_fill(step):
+    """How full batches are is the ratio of the two numbers of the latest step that has both."""
+    metrics = make()
+    metrics.step(step(0, batch_running=4.0, batch_feasible=16.0))
+    metrics.step(step(1, batch_running=8.0))
+    assert value(taken(metrics), "mfu.batch.fill_ratio") == 0.25

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from mfu_sdk import semconv
 from mfu_sdk.export.identity import Ids, window_slot
@@ -12,7 +14,8 @@ from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans, attributes
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Windows, sums
-from mfu_sdk.records import InferenceRecord, Peaks, Rate, Uncounted
+from mfu_sdk.records import Peaks, Rate, Uncounted
+from mfu_sdk.requests import InferenceRecord, PhaseRecord
 
 from .conftest import EPOCH_NS, attributes_of
 
@@ -34,13 +37,32 @@ PEAKS = Peaks(
     },
     calibration_id="cal-1",
 )
-SERVED = {"requests": 3, "requests_failed": 1, "requests_s": 1.5}
+SERVED = {
+    "requests": 3,
+    "requests_failed": 1,
+    "requests_s": 1.5,
+    "requests_running": 1.5,
+    "batch_feasible": 32.0,
+    "queue_waiting": 2.0,
+    "kv_cache_free_ratio": 0.75,
+    "latency_target_s": 0.05,
+}
+PHASES = (PhaseRecord("prefill", 0.125, 0.25, 10**19, 12, 1), PhaseRecord("decode", 0.375, 0.125, 7, 8, 3))
+STREAMED = dataclasses.replace(
+    REQUEST,
+    input_tokens=2,
+    output_tokens=1,
+    chunks=1,
+    time_to_first_token_s=0.375,
+    time_per_output_token_s=0.02,
+    phases=PHASES,
+)
 TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
 
 
 @pytest.fixture
 def spans(identity):
-    return Spans(identity, Resource({}))
+    return Spans(identity, Resource({}), "chat")
 
 
 @pytest.fixture
@@ -67,7 +89,7 @@ def everything(spans, window, summary, step):
         spans.step(step(1, error_type="ValueError"), window, Kept("error", None)),
         spans.window(window, total),
         spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
-        spans.inference(dataclasses.replace(REQUEST, error_type="KeyError"), Kept("periodic", 0.25)),
+        *spans.inference(dataclasses.replace(STREAMED, error_type="KeyError"), Kept("periodic", 0.25)),
         *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
     )
 
@@ -178,9 +200,9 @@ def test_run(spans, summary, identity):
 def test_request(spans):
     """A request is its caller's child, or alone in a trace of its own; its name is not told."""
     child, alone, other = wire(
-        spans.inference(dataclasses.replace(REQUEST, parent_trace_id=77, parent_span_id=88), Kept("all", 1.0)),
-        spans.inference(REQUEST, Kept("all", 1.0)),
-        spans.inference(REQUEST, Kept("all", 1.0)),
+        *spans.inference(dataclasses.replace(REQUEST, parent_trace_id=77, parent_span_id=88), Kept("all", 1.0)),
+        *spans.inference(REQUEST, Kept("all", 1.0)),
+        *spans.inference(REQUEST, Kept("all", 1.0)),
     )
     assert int.from_bytes(child.trace_id, "big") == 77
     assert int.from_bytes(child.parent_span_id, "big") == 88
@@ -188,6 +210,54 @@ def test_request(spans):
     assert len({child.span_id, alone.span_id, other.span_id}) == 3
     assert alone.trace_id != other.trace_id
     assert "handle" not in str(alone)
+
+
+def test_phases_of_a_request(spans):
+    """Prefill and decode are children of the request's span, where they began and as long as they lasted."""
+    request, prefill, decode = wire(*spans.inference(STREAMED, Kept("all", 1.0)))
+    assert (prefill.name, decode.name) == ("mfu.prefill", "mfu.decode")
+    for child in (prefill, decode):
+        assert (child.trace_id, child.parent_span_id) == (request.trace_id, request.span_id)
+    assert prefill.start_time_unix_nano == EPOCH_NS + 125_000_000
+    assert prefill.end_time_unix_nano == decode.start_time_unix_nano == EPOCH_NS + 375_000_000
+    assert attributes_of(decode.attributes) == {
+        "mfu.phase": "decode",
+        "mfu.model.flop": 7.0,
+        "mfu.hardware.flop": 8.0,
+        "mfu.inference.model_calls": 3,
+    }
+
+
+def test_gen_ai_names_are_opt_in(identity):
+    """OpenTelemetry's names for generative AI are on a request's span where an operation is set, and else not."""
+    for operation, expected in (
+        ("off", set()),
+        (
+            "chat",
+            {
+                ("gen_ai.operation.name", "chat"),
+                ("gen_ai.provider.name", "mfu_sdk"),
+                ("gen_ai.usage.input_tokens", 2),
+                ("gen_ai.usage.output_tokens", 1),
+            },
+        ),
+    ):
+        made = Spans(identity, Resource({}), operation).inference(STREAMED, Kept("all", 1.0))
+        found = attributes_of(wire(*made)[0].attributes)
+        assert {item for item in found.items() if item[0].startswith("gen_ai")} == expected
+
+
+def test_gen_ai_names_are_opentelemetrys():
+    """Every name that we take from OpenTelemetry's conventions for generative AI is one of theirs."""
+    theirs = {
+        value
+        for module in (gen_ai_attributes, gen_ai_metrics)
+        for name, value in vars(module).items()
+        if name.startswith("GEN_AI_")
+    }
+    ours = {name for name in (*semconv.ATTRIBUTES, *semconv.METRICS) if name.startswith("gen_ai")}
+    assert len(ours) == 7
+    assert ours <= theirs
 
 
 def test_what_a_calibration_hung_on(spans):

@@ -10,7 +10,7 @@ from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.pipeline import Close, Exports, Pipeline
 from mfu_sdk.export.telemetry import Telemetry
 from mfu_sdk.export.worker import QUEUE_ITEMS
-from mfu_sdk.records import InferenceRecord
+from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
 from .conftest import EPOCH_NS, attributes_of

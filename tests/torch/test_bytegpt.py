@@ -1,5 +1,6 @@
 """The demo's model against a count by hand."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_mfu_of_a_real_run_by_hand(example: Any) -> None:
     assert summary.mfu == pytest.approx(len(timed) * flops / (peak * sum(r.duration_s for r in timed)), rel=0.02)
     assert summary.expected_mfu is not None
     assert 0 < summary.expected_mfu <= 1
+
+
+def test_the_streaming_example(example: Any, tmp_path: Path) -> None:
+    """Six answers to three clients at once: their bytes are counted, and their FLOPs are known but for none."""
+    example.save(example.ByteGPT(example.Config()), str(tmp_path / "weights.f32"))
+    script = [sys.executable, EXAMPLE / "stream.py", "--weights", tmp_path / "weights.f32", "--clients", "3"]
+    said = subprocess.run(script, check=False, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert f"tokens       {6 * 32}" in said.stdout
+    assert "not counted  nothing (coverage 100.0%)" in said.stdout
 
 
 def test_weights_survive_the_file(example: Any, tmp_path: Path) -> None:
