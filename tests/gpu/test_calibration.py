@@ -30,7 +30,26 @@ pytestmark = [
 ]
 
 Record = Callable[[str, Any], None]
-SIDE = Shape(8192, 8192, 8192)
+
+
+def _reference() -> str:
+    """The dtype whose peak is the denominator: bf16, and fp16 before Ampere."""
+    return "bfloat16" if torch.cuda.is_available() and cuda.measurable("cuda:0", ("bfloat16",)) else "float16"
+
+
+REFERENCE = _reference()
+TORCHS = products.NUMBERS[REFERENCE].operand
+
+
+def _side() -> int:
+    """A product of this side takes some milliseconds: 8192 on a whole data-centre GPU, less on a slice."""
+    if not torch.cuda.is_available():
+        return 0
+    units = torch.cuda.get_device_properties("cuda:0").multi_processor_count
+    return 8192 if units >= 100 else 4096 if units >= 30 else 2048
+
+
+SIDE = _side()
 
 
 @pytest.fixture
@@ -38,7 +57,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(cache_dir=tmp_path)
 
 
-def batches(seconds: float, dtype: str = "bfloat16", batch_s: float = 0.05) -> list[Batch]:
+def batches(seconds: float, dtype: str = REFERENCE, batch_s: float = 0.05) -> list[Batch]:
     """Batches of one product for some seconds, with the clock that the driver saw meanwhile."""
     target = resolve("cuda")
     with watching(target, allow_probe=True) as watch, products.precision_of(dtype):
@@ -46,7 +65,7 @@ def batches(seconds: float, dtype: str = "bfloat16", batch_s: float = 0.05) -> l
         generator = torch.Generator(target.torch_name).manual_seed(0)
         found = products.vendor(dtype, memory)
         assert found is not None
-        operands = products.allocate(SIDE, products.NUMBERS[dtype], memory, 64 << 20, generator)
+        operands = products.allocate(Shape(SIDE, SIDE, SIDE), products.NUMBERS[dtype], memory, 64 << 20, generator)
         product = products.Product(found[0], operands, found[1], CudaStopwatch(watch.clock_mhz))
         end = time.perf_counter() + seconds
         ran = []
@@ -66,7 +85,7 @@ def test_the_probe_against_nvml(record_property: Record) -> None:
     if isinstance(view, str) or view[1].sm_clock_mhz is None:
         pytest.skip("NVML tells no clock here")
     seen = batches(2.0)[5:]
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    a = torch.randn(SIDE, SIDE, device="cuda", dtype=TORCHS)
     probed = []
     for _ in range(10):
         for _ in range(10):
@@ -105,21 +124,22 @@ def test_the_quick_tier(settings: Settings, record_property: Record) -> None:
     took = []
     for _ in range(3):
         began = time.perf_counter()
-        found = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+        found = mfu.calibrate("cuda", [REFERENCE], settings=settings)
         took.append(round(time.perf_counter() - began, 3))
-    mfu.calibrate("cuda", ["bfloat16"], budget_s=20.0, settings=settings)
+    mfu.calibrate("cuda", [REFERENCE], budget_s=20.0, settings=settings)
     began = time.perf_counter()
-    found = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+    found = mfu.calibrate("cuda", [REFERENCE], settings=settings)
     took.append(round(time.perf_counter() - began, 3))
     record_property("seconds", took)
     for name, value in found.state.items():
-        if name.startswith(("bfloat16", "memory")) or name in ("clock_events", "degraded", "power_w", "temperature_c"):
+        if name.startswith((REFERENCE, "memory")) or name in ("clock_events", "degraded", "power_w", "temperature_c"):
             record_property(name, value)
     record_property("achievable", {dtype: rate.flops_per_s for dtype, rate in found.achievable.items()})
-    # Memory that the driver hands out at once may take the last allocation over it.
-    assert max(took) < 4.0
-    assert "triton" in str(found.state["bfloat16_kernels"]) or "gemm" in str(found.state["bfloat16_kernels"])
-    assert 0.4 < float(found.state["bfloat16_triton_over_vendor"]) < 1.6
+    # The first one has also loaded Triton; of the others the last batch may go beyond the budget.
+    assert max(took[1:]) < 3.5
+    assert "gemm" in str(found.state[f"{REFERENCE}_kernels"])
+    # Where it is far below the vendor's, something is wrong with our kernels' launch.
+    assert 0.4 < float(found.state[f"{REFERENCE}_triton_over_vendor"]) < 1.6
 
 
 def test_intervals_cover_repeats(settings: Settings, record_property: Record) -> None:
@@ -127,11 +147,11 @@ def test_intervals_cover_repeats(settings: Settings, record_property: Record) ->
     values, held = [], []
     last: Peaks | None = None
     for _ in range(8):
-        found = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
-        rate = found.achievable["bfloat16"]
+        found = mfu.calibrate("cuda", [REFERENCE], settings=settings)
+        rate = found.achievable[REFERENCE]
         values.append(rate.flops_per_s)
         if last is not None:
-            old = last.achievable["bfloat16"]
+            old = last.achievable[REFERENCE]
             held.append(old.low <= rate.flops_per_s <= old.high)
         last = found
     record_property("values", values)
@@ -142,16 +162,16 @@ def test_intervals_cover_repeats(settings: Settings, record_property: Record) ->
 def test_sustained(settings: Settings, record_property: Record) -> None:
     """A short sustained run heats the device first, and ends at or below the burst's rate."""
     target = resolve("cuda")
-    burst = mfu.calibrate("cuda", ["bfloat16"], settings=settings).achievable["bfloat16"]
+    burst = mfu.calibrate("cuda", [REFERENCE], settings=settings).achievable[REFERENCE]
     plan = Sustain(preheat_s=15.0, windows=3, window_s=2.0, gap_s=1.0)
-    found = calibration._measured(target, ["bfloat16"], 5.0, "sustained", settings, lambda *_: None, plan)
-    hot = found.achievable["bfloat16"]
+    found = calibration._measured(target, [REFERENCE], 5.0, "sustained", settings, lambda *_: None, plan)
+    hot = found.achievable[REFERENCE]
     record_property("burst", burst.flops_per_s)
     record_property("sustained", hot.flops_per_s)
     assert hot.source.startswith("calibrated: sustained")
     assert hot.flops_per_s < 1.05 * burst.flops_per_s
-    situ = calibration.in_situ("cuda", ["bfloat16"], settings=settings)
-    record_property("in_situ", situ.state["bfloat16_in_situ_flops_per_s"])
+    situ = calibration.in_situ("cuda", [REFERENCE], settings=settings)
+    record_property("in_situ", situ.state[f"{REFERENCE}_in_situ_flops_per_s"])
 
 
 def _everything() -> list[tuple[str, str]]:
@@ -186,7 +206,7 @@ def test_every_dtype(settings: Settings, record_property: Record) -> None:
         if at_max is not None:
             assert rate.flops_per_s < 1.02 * float(at_max)
     record_property("missing", {name: value for name, value in found.state.items() if name.endswith("_missing")})
-    assert {"bfloat16", "float16", "float32"} <= set(found.achievable)
+    assert {REFERENCE, "float16", "float32"} <= set(found.achievable)
 
 
 def test_the_users_state(settings: Settings) -> None:
@@ -198,7 +218,7 @@ def test_the_users_state(settings: Settings) -> None:
     torch.cuda.reset_peak_memory_stats()
     before = (torch.cuda.get_rng_state(), torch.get_rng_state())
     peak, flag = torch.cuda.max_memory_allocated(), torch.backends.cuda.matmul.allow_tf32
-    mfu.calibrate("cuda", ["bfloat16"], settings=settings)
+    mfu.calibrate("cuda", [REFERENCE], settings=settings)
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
     assert torch.backends.cuda.matmul.allow_tf32 == flag
@@ -218,7 +238,8 @@ def test_memory_of_the_driver() -> None:
         assert float(held[-1].float().sum()) == 128
         assert torch.cuda.mem_get_info()[0] <= free - (100 << 20)
         del held
-    assert torch.cuda.mem_get_info()[0] >= free - (4 << 20)
+    # What the first kernel of a kind loads stays.
+    assert torch.cuda.mem_get_info()[0] >= free - (64 << 20)
 
 
 def test_not_while_capturing(settings: Settings) -> None:
@@ -227,31 +248,36 @@ def test_not_while_capturing(settings: Settings) -> None:
     with torch.cuda.graph(graph):
         y = x * 2
         with pytest.raises(CalibrationError, match="being captured"):
-            mfu.calibrate("cuda", ["bfloat16"], budget_s=0.5, settings=settings)
+            mfu.calibrate("cuda", [REFERENCE], budget_s=0.5, settings=settings)
     graph.replay()
     assert float(y.sum()) == 16
 
 
 def test_short_of_memory(settings: Settings) -> None:
-    """With little memory left the operands are smaller; with none, one line says what to do."""
+    """With little memory left the operands are smaller; with none, one line says what to do, and nothing is taken."""
     free = torch.cuda.mem_get_info()[0]
-    taken = [torch.empty(max(free - (300 << 20), 1), dtype=torch.uint8, device="cuda")]
-    found = mfu.calibrate("cuda", ["bfloat16"], budget_s=2.0, settings=settings)
-    assert found.achievable["bfloat16"].flops_per_s > 0
+    taken = [torch.empty(max(free - (1500 << 20), 1), dtype=torch.uint8, device="cuda")]
+    found = mfu.calibrate("cuda", [REFERENCE], budget_s=2.0, settings=settings)
+    assert found.achievable[REFERENCE].flops_per_s > 0
+    taken.append(torch.empty(900 << 20, dtype=torch.uint8, device="cuda"))
+    left = torch.cuda.mem_get_info()[0]
+    with pytest.raises(CalibrationError, match="calibrate before the model is loaded"):
+        mfu.calibrate("cuda", [REFERENCE], budget_s=1.0, settings=settings)
+    assert torch.cuda.mem_get_info()[0] > left - (64 << 20)
     del taken
     torch.cuda.empty_cache()
 
 
 def test_a_loop_of_products(settings: Settings, record_property: Record) -> None:
     """The MFU of a loop of bf16 products is its own rate over the peak, within 2 %."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    a = torch.randn(SIDE, SIDE, device="cuda", dtype=TORCHS)
     out, number, steps = torch.empty_like(a), 20, 40
     for _ in range(200):
         torch.mm(a, a, out=out)
     peaks = mfu.peaks("cuda", settings=replace(settings, calibrate="off"))
     if not peaks.theoretical:
-        peaks = mfu.calibrate("cuda", ["bfloat16"], settings=settings)
-    headline = peaks.headline("bfloat16")
+        peaks = mfu.calibrate("cuda", [REFERENCE], settings=settings)
+    headline = peaks.headline(REFERENCE)
     assert headline is not None
     marks = []
     with mfu.monitor(peaks=peaks, settings=settings) as run:
@@ -265,7 +291,7 @@ def test_a_loop_of_products(settings: Settings, record_property: Record) -> None
             marks.append((start, end))
     torch.cuda.synchronize()
     seconds = sum(start.elapsed_time(end) for start, end in marks[20:]) / 1e3
-    rate = (steps - 20) * number * 2 * 8192**3 / seconds
+    rate = (steps - 20) * number * 2 * SIDE**3 / seconds
     summary = run.summary()
     assert summary.mfu is not None
     record_property("mfu", summary.mfu)
