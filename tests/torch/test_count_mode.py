@@ -146,7 +146,8 @@ def test_compiled_code_stays_compiled_and_counts_alike() -> None:
     assert dict(torch._dynamo.utils.counters["frames"]) == {"total": 1, "ok": 1}
     for count in (first, second):
         assert (count.forward_flops, count.backward_flops) == (eager.forward_flops, eager.backward_flops)
-        assert not any(op.op == "aten::relu" for op in count.ops)
+        # It did not run by itself: what it moves is that of a chain in one kernel, which has no dtype of its own.
+        assert [op.dtype for op in count.ops if op.op == "aten::relu"] == ["none"]
     assert not torch.utils._python_dispatch.is_in_torch_dispatch_mode()
 
 

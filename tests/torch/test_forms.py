@@ -173,7 +173,7 @@ def test_predictions_end_with_the_trust() -> None:
 
 
 def kept(handle: Any) -> list[Demand]:
-    return list(handle.run._demands.values())
+    return list(handle.run._calls._costs._demands.values())
 
 
 def test_other_structures_are_other_families() -> None:
@@ -373,12 +373,12 @@ def test_decoding_along_a_cache(example: Any) -> None:
 
     for prompt in (4, 100, 41, 55, 70):
         generate(prompt, 2)
-    counted = generate.run._counts
+    counted = generate.run._calls._costs._counts
     generate(20, 60)
     # Of the 60 calls the prompt is the first and its 59 steps have caches of 20 to 78: nothing had to be counted.
-    assert generate.run._counts == counted
+    assert generate.run._calls._costs._counts == counted
     by_hand = mfu.count(model.generate, torch.zeros(1, 20, dtype=torch.long), 60).model_flops
-    latest = list(generate.run._demands.values())[-60:]
+    latest = list(generate.run._calls._costs._demands.values())[-60:]
     assert sum(each.model_flops for each in latest) == by_hand
     # Those with a cache of 41, 55 and 70 had been counted.
     assert sum(each.source == "predicted" for each in latest) == 57
