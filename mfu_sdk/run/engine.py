@@ -305,7 +305,8 @@ class Engine:
         samples: int | None = None,
         error_type: str | None = None,
     ) -> None:
-        self._profile.end(step)
+        if step.profiled:
+            self._profile.end(step)
         for key, leading in step.elsewhere:
             call = self._costs.number(key)
             step.calls[call] = step.calls.get(call, 0) + 1
@@ -328,7 +329,7 @@ class Engine:
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             self._costs.wants_count = True
-        if error_type is None:
+        if error_type is None and (step.profiled or self._profile.sees_exchanges):
             self._profile.gather(step, demand)
         work = Work(
             index=self._index,

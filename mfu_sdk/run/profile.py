@@ -22,6 +22,8 @@ class Profile:
     def __init__(self, ledger: Ledger, model: nn.Module | None, *, times_operators: bool) -> None:
         self._gathered = ledger.gathered
         self._exchanges = ddp_times(model)
+        self.sees_exchanges = self._exchanges is not None
+        """Whether each step is asked for what the exchange of its gradients took."""
         clock = ledger.clock
         self._op_times = OpTimes(clock) if times_operators and isinstance(clock, HostClock) else None
 
