@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -22,9 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from math import exp, sqrt
 from pathlib import Path
 
+from mfu_sdk.peak.device import processor_name
 from mfu_sdk.peak.protocol import IN_SITU, QUICK, SUSTAINED, Batch, Series, measure, sustain
 from mfu_sdk.peak.statistics import ENOUGH_RUNS, estimate
 from mfu_sdk.peak.watch import FLOOR, NEIGHBOUR_FLOOR
@@ -247,8 +250,10 @@ def main() -> int:
     if given.output is not None:
         document = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": platform.processor() or platform.machine(),
+            "machine": f"{processor_name()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
+            "torch": version("torch"),
+            "mfu_sdk": version("mfu-sdk"),
             "enough_runs": ENOUGH_RUNS,
             "results": [{name: getattr(r, name) for name in Result.__dataclass_fields__} for r in results],
             "quick_tier_seconds": seconds,

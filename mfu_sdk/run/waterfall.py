@@ -100,8 +100,10 @@ def waterfall(evidence: Evidence) -> Waterfall:
     total_s = evidence.step_s
     mfu = _Part("mfu", evidence.useful_s, "measured")
     data = _Part("data_wait", evidence.data_wait_s, "measured")
-    communication = _Part("exposed_communication", evidence.communication_s, "sampled")
-    skew = _Part("rank_skew", evidence.skew_s, "sampled")
+    # Of one rank alone none was sampled: it has nobody to wait for.
+    between: Known = "sampled" if evidence.communication_s or evidence.skew_s else "modelled"
+    communication = _Part("exposed_communication", evidence.communication_s, between)
+    skew = _Part("rank_skew", evidence.skew_s, between)
     active_s = _fit_waits(total_s, data, communication, skew)
     gap = _Part("host_gap", None, "sampled")
     products_s, streaming_s = evidence.products_s, evidence.streaming_s

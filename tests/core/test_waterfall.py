@@ -200,3 +200,14 @@ def test_an_mfu_above_one_is_cut_at_the_edge() -> None:
         assert "-200.0%" in lines[1]
         assert max(map(len, lines[:2])) <= max(width, 40)
     assert drawn((), 80) == []
+
+
+def test_one_rank_waits_for_nobody() -> None:
+    """Where nothing passes between ranks nothing was sampled there, and the bars do not claim it."""
+
+    def known(communication_s: float, skew_s: float) -> set[str]:
+        found = waterfall(replace(ALL, communication_s=communication_s, skew_s=skew_s))
+        return {bar.known for bar in found.bars if bar.name in ("exposed_communication", "rank_skew")}
+
+    assert known(0.0, 0.0) == {"modelled"}
+    assert known(0.5, 0.0) == known(0.5, 0.25) == {"sampled"}
