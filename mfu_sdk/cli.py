@@ -19,10 +19,20 @@ import click
 import mfu_sdk
 from mfu_sdk import atomic
 from mfu_sdk.errors import CalibrationError, ConfigurationError, MfuError, MissingDependencyError
+from mfu_sdk.integrations.script import Ended
 
 
 class _Commands(click.Group):
     """Turns errors of ours into one line and exit code 2, and Ctrl-C into 130 without a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except Ended as program:
+            ended = program
+        # Out of click's reach, which has ways of its own to end a process; and after the handler, whose exception
+        # would become the context of this one.
+        return ended.finish()
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -253,6 +263,35 @@ def verify(target: str, arguments: tuple[str, ...], forward_only: bool, as_json:
         click.echo(describe(found, width, color=terminal))
     if not found.good:
         raise SystemExit(1)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-m", "--module", "as_module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
+@click.option("--name", help="The workload's name; the model's class unless given.")
+@click.option("--spans", type=click.Choice(["auto", "all", "windows", "off"]), help="In place of MFU_SPANS.")
+@click.option(
+    "--convention", type=click.Choice(["exact", "full"]), default="exact", show_default=True,
+    help="Attention pairs that the mask lets through, or all.",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print no summary.")
+@click.argument("script", metavar="SCRIPT")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
+def run(
+    script: str, arguments: tuple[str, ...], as_module: bool, name: str | None, spans: Any, convention: Any, quiet: bool
+) -> None:
+    """Run a training script, unchanged, under a monitor.
+
+    The first optimizer that steps tells the model and the steps, which are measured from the second one on. SCRIPT
+    runs as `python SCRIPT ARGS` would, and ends with its exit code; the summary goes to standard error. Of several
+    ranks (`torchrun --no-python mfu run SCRIPT`) each measures itself and rank 0 prints. A script with a monitor of
+    its own is left alone.
+    """
+    from mfu_sdk.integrations.launch import launch
+
+    launch(
+        script, arguments, as_module=as_module, name=name, spans=spans, convention=convention,
+        say=None if quiet else lambda text: click.echo(text, err=True),
+    )  # fmt: skip
 
 
 def _provider(module: str) -> Any:

@@ -88,6 +88,8 @@ class Engine:
         self._extra_counts = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
+        # Whether the run began inside of a step, whose end is then the first step's beginning.
+        self._joined_late = False
         self._profile = Profile(ledger, model, times_operators=times_operators)
         self._hooks = ExitStack()
         if model is None:
@@ -200,6 +202,11 @@ class Engine:
             self._optimizer = weakref.ref(optimizer)
         if self._marked or optimizer is not self._optimizer():
             return
+        if self._joined_late:
+            self._joined_late = False
+            self._last_end = (self._clock.mark(), time.time_ns())
+            self._begin("train")
+            return
         if self._step is None:
             if not self._parameters.are_trained_by(optimizer):
                 return
@@ -216,6 +223,17 @@ class Engine:
         if self._blind:
             self._end(step, step.optimized[0])
             self._begin("train")
+
+    # --- a run that begins in the middle of things -------------------------------------------------------------------
+
+    def join_call(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """The model is being called: the hooks came too late for this call, which begins the first step."""
+        self._before_forward(module, args, kwargs)
+
+    def join_step(self) -> None:
+        """Its work has run, as far as it can be seen: the first step begins where the optimizer's ends."""
+        self._drop()
+        self._joined_late = self._blind = True
 
     # --- marked steps and data -------------------------------------------------------------------------------------
 

@@ -31,6 +31,9 @@ _B = TypeVar("_B")
 _open: dict[int, Monitor] = {}
 """Monitors that are running, by the id of their model: a notebook cell run again closes the one it left open."""
 
+before_entry: list[Callable[[], None]] = []
+"""Told when a monitor is about to start: who watches a program unasked makes way for one that speaks for itself."""
+
 
 def monitor(
     model: nn.Module | None = None,
@@ -120,6 +123,8 @@ class Monitor:
             raise ConfigurationError("this monitor is running already; make another one with mfu.monitor(...)")
         if not self._settings.enabled:
             return self
+        for tell in tuple(before_entry):
+            tell()
         if (earlier := _open.pop(id(self._model), None)) is not None:
             warn_once("monitor", "a monitor of this model was left open; it is closed now")
             earlier._close(None)
@@ -162,6 +167,11 @@ class Monitor:
         with shield("closing a monitor"):
             self._summary = engine.close(None if kind is None else kind.__qualname__)
         self._summary = self._summary or engine.ledger.summary()
+
+    @property
+    def engine(self) -> Engine | None:
+        """The wiring behind a running monitor, for integrations that mark what `step` and `batches` cannot."""
+        return self._engine
 
     def __call__(self, train: Callable[_P, _R]) -> Callable[_P, _R]:
         """Run the decorated function under this monitor, each call as a run of its own."""

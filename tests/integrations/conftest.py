@@ -1,0 +1,90 @@
+"""What tests of integrations share: a peak that nobody measured, a way to run a command, a receiver of spans."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from mfu_sdk.records import Peaks, Rate
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def peaks() -> Peaks:
+    """A processor of 1 GFLOP/s."""
+    return Peaks("cpu", {}, {"float32": Rate(1e9, 1e9, 1e9, "user", 0.0)}, None, None, {})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a command in a folder of its own, where this repository's package is found and nothing is calibrated."""
+
+    def command(*words: object, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        return subprocess.run(
+            list(map(str, words)),
+            cwd=cwd,
+            env={**os.environ, "MFU_CALIBRATE": "off", "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    return command
+
+
+class Receiver:
+    """An OTLP/HTTP receiver on loopback: the attributes of each span that came, by the span's name."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, dict[str, object]]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/v1/traces":
+                    receiver.take(body)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def take(self, body: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    found = {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
+                    self.spans.append((span.name, found))
+
+    def named(self, name: str) -> list[dict[str, object]]:
+        return [found for span, found in self.spans if span == name]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver()
+    yield found
+    found.close()
