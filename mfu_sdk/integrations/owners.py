@@ -33,6 +33,14 @@ def trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
     return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
 
+def as_called(model: nn.Module) -> nn.Module:
+    """What a loop calls that was given `model`: what `torch.compile` made of it or of a wrapper of it, else itself."""
+    for each in _living_modules():
+        if hasattr(each, "_orig_mod") and any(module is model for module in each.modules()):
+            return each
+    return model
+
+
 def optimizers() -> list[torch.optim.Optimizer]:
     """All optimizers that live."""
     import torch

@@ -261,6 +261,12 @@ class Engine:
                 self._end(self._step, self._clock.mark(), tokens, samples, error_type)
         self.ledger.spent(time.perf_counter_ns() - began)
 
+    def marked_abandoned(self) -> None:
+        """What was marked last turned out to be no step; its time is no one's."""
+        with shield("abandoning a step"):
+            self._drop()
+            self._last_end = (self._clock.mark(), time.time_ns())
+
     def data_wait_begins(self) -> None:
         """The loop asks for its next batch."""
         with shield("timing the loader"):
