@@ -27,8 +27,9 @@ def first_call(modules: Iterable[nn.Module], then: Call) -> Callable[[], None]:
     hooks = ExitStack()
     thread, process = threading.get_ident(), os.getpid()
 
-    def called(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling():
+    # torch leaves the keywords out where a hook is removed while it is on its way to it: it has come too late.
+    def called(module: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+        if torch.compiler.is_compiling() or kwargs is None:
             return
         if not torch.is_grad_enabled() or threading.get_ident() != thread or os.getpid() != process:
             return
@@ -36,6 +37,6 @@ def first_call(modules: Iterable[nn.Module], then: Call) -> Callable[[], None]:
             hooks.close()
             then(module, args, kwargs)
 
-    for module in modules:
+    for module in dict.fromkeys(modules):
         hooks.callback(module.register_forward_pre_hook(Hook(called), with_kwargs=True).remove)
     return hooks.close

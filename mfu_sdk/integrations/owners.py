@@ -22,9 +22,14 @@ def trained_by(optimizer: torch.optim.Optimizer) -> list[nn.Module]:
     wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     found = _holders(modules, {id(m) for m in modules if not wanted.isdisjoint(map(id, _own(m)))})
     if not found:
-        found = _holders(modules, {id(m) for m in modules if any(p.requires_grad for p in _own(m))})
+        found = holders_of_trained(modules)
     inner = {id(child) for module in found for child in module.children()}
     return sorted(found, key=lambda module: id(module) in inner)
+
+
+def holders_of_trained(modules: list[nn.Module]) -> list[nn.Module]:
+    """Those of `modules` that hold a parameter that wants a gradient, themselves or in a module below them."""
+    return _holders(modules, {id(m) for m in modules if any(p.requires_grad for p in _own(m))})
 
 
 def trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
