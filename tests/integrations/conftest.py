@@ -26,16 +26,16 @@ def peaks() -> Peaks:
 def run(tmp_path: Path) -> Run:
     """Runs a command in a folder of its own, where this repository's package is found and nothing is calibrated."""
 
-    def command(*words: object, cwd: Path = tmp_path, **env: str) -> subprocess.CompletedProcess[str]:
+    def command(*words: object, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             list(map(str, words)),
-            cwd=cwd,
+            cwd=tmp_path,
             env={**os.environ, "MFU_CALIBRATE": "off", "OMP_NUM_THREADS": "1", "PYTHONPATH": path} | env,
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=timeout,
         )
 
     return command

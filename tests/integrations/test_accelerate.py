@@ -1,7 +1,6 @@
 """A loop that Accelerate prepared, under its real `Accelerator`."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
