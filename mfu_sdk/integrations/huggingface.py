@@ -18,6 +18,7 @@ import atexit
 from typing import TYPE_CHECKING, Any, Unpack
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import DefaultFlowCallback
 
 import mfu_sdk as mfu
 from mfu_sdk.guard import shield
@@ -48,8 +49,13 @@ class MFUCallback(TrainerCallback):
         self._awaits_log = False
 
     def attach(self, trainer: Any) -> MFUCallback:
-        """Put this callback in front of all others of `trainer`, so that every one of them is told what it logs."""
-        trainer.callback_handler.callbacks.insert(0, self)
+        """Put this callback in front of all others of `trainer`, so that every one of them is told what it logs.
+
+        But behind the one that decides what comes after a step, whose word it needs.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        flow = [index for index, each in enumerate(callbacks) if isinstance(each, DefaultFlowCallback)]
+        callbacks.insert(max(flow, default=-1) + 1, self)
         return self
 
     def summary(self) -> RunSummary | None:

@@ -46,6 +46,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, dict[str, object]]] = []
+        self._arrived = threading.Condition()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -72,7 +73,14 @@ class Receiver:
             for scope in resource.scope_spans:
                 for span in scope.spans:
                     found = {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
-                    self.spans.append((span.name, found))
+                    with self._arrived:
+                        self.spans.append((span.name, found))
+                        self._arrived.notify_all()
+
+    def wait_for(self, name: str) -> None:
+        """Wait until a span of this name has come: within this process nothing waits for the exporter."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: bool(self.named(name)), timeout=30), f"no {name} came"
 
     def named(self, name: str) -> list[dict[str, object]]:
         return [found for span, found in self.spans if span == name]

@@ -136,10 +136,21 @@ def test_what_trainer_logs(make: Make) -> None:
 def test_attached_it_is_told_first(make: Make) -> None:
     """Callbacks that stand before the user's, as those of `report_to` do, see what an attached one logs."""
     records: list[StepRecord] = []
-    trainer, callback = make(records)
+    trainer, callback = make(records, eval_strategy="steps", eval_steps=3)
     trainer.remove_callback(callback)
-    callback.attach(trainer)
-    assert trainer.callback_handler.callbacks[0] is callback
+    told: list[dict[str, float]] = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            told.append(dict(logs))
+
+    trainer.callback_handler.callbacks.insert(1, Reporter())
+    assert callback.attach(trainer) is callback
+    trainer.train()
+    assert ["mfu" in entry for entry in told if "loss" in entry] == [False, False, False, True, True, True]
+    # What comes after a step is known to it there too.
+    assert [r.phase for r in records] == 2 * ["train", "train", "train", "eval", "eval"]
+    assert callback.summary().notes == ()
 
 
 def test_evaluations_and_checkpoints(make: Make) -> None:

@@ -1,6 +1,10 @@
-"""DeepSpeed and Ray Train, where they are installed (the extra `frameworks`): their examples run, with FLOPs by hand."""
+"""The examples of `examples/integrations`, each as it is run, with the FLOPs of its steps by hand.
+
+DeepSpeed's and Ray's need the extra `frameworks`; where it is not installed they are left out.
+"""
 
 import re
+import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +18,46 @@ from .conftest import ROOT, Receiver, Run
 EXAMPLES = ROOT / "examples" / "integrations"
 # Two layers, 64 → 32 → 16, 16 rows; the first one's input needs no gradient.
 STEP = 2 * 2 * 16 * 64 * 32 + 3 * 2 * 16 * 32 * 16
+
+
+def gpt2(rows: int, layers: int = 2, width: int = 64, vocab: int = 256, length: int = 32) -> int:
+    """Forward FLOPs: a block has 12 d² weights and multiplies each visible pair by d twice; the head has d·V."""
+    tokens, pairs = rows * length, rows * length * (length + 1) // 2
+    return layers * (2 * 12 * width**2 * tokens + 2 * 2 * width * pairs) + 2 * width * vocab * tokens
+
+
+TRAINED = {
+    "accelerate": ("accelerate-mlp: 8 steps", [2 * STEP] * 8),
+    "lightning": ("lightning-mlp: 8 steps", [2 * STEP] * 8),
+    # Two micro-batches of four rows a step; after every fourth step one of eight rows is evaluated.
+    "huggingface": ("hf-gpt2: 10 steps", 2 * [*[2 * 3 * gpt2(4)] * 4, gpt2(8)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TRAINED)
+def test_example(
+    name: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints its summary, and every step that it took was sent, with the FLOPs that a hand works out."""
+    for variable, value in {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "MFU_SPANS": "all", "MFU_CALIBRATE": "off", "ACCELERATE_USE_CPU": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", [f"{name}_train.py"])
+    runpy.run_path(str(EXAMPLES / f"{name}_train.py"), run_name="__main__")
+    receiver.wait_for("mfu.run")
+    words, flops = TRAINED[name]
+    assert words in capsys.readouterr().out
+    sent = sorted(receiver.named("mfu.step"), key=lambda span: int(str(span["mfu.step.index"])))
+    assert [span["mfu.model.flop"] for span in sent] == flops
+
+
+def test_unedited_example(run: Run) -> None:
+    """`mfu run` measures a script that knows nothing of us."""
+    said = run(sys.executable, "-m", "mfu_sdk.cli", "run", EXAMPLES / "unedited_train.py", "--steps", 5)
+    assert re.fullmatch(r"loss 0\.\d+\n", said.stdout), said.stderr
+    assert said.stderr.startswith("Sequential: 4 steps")
 
 deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
