@@ -230,6 +230,10 @@ class Engine:
         """The model is being called: the hooks came too late for this call, which begins the first step."""
         self._before_forward(module, args, kwargs)
 
+    def leave_call(self, module: nn.Module) -> None:
+        """A call that was joined, and has no hook to say so, has returned."""
+        self._after_forward(module, (), None)
+
     def join_step(self) -> None:
         """Its work has run, as far as it can be seen: the first step begins where the optimizer's ends."""
         self._drop()

@@ -77,10 +77,11 @@ class Receiver:
                         self.spans.append((span.name, found))
                         self._arrived.notify_all()
 
-    def wait_for(self, name: str) -> None:
-        """Wait until a span of this name has come: within this process nothing waits for the exporter."""
+    def wait_for(self, name: str, number: int) -> None:
+        """Wait until so many spans of this name have come: within this process nothing waits for the exporter."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: bool(self.named(name)), timeout=30), f"no {name} came"
+            came = self._arrived.wait_for(lambda: len(self.named(name)) >= number, timeout=30)
+        assert came, f"{len(self.named(name))} {name} came of {number}"
 
     def named(self, name: str) -> list[dict[str, object]]:
         return [found for span, found in self.spans if span == name]

@@ -46,8 +46,8 @@ def test_example(
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(sys, "argv", [f"{name}_train.py"])
     runpy.run_path(str(EXAMPLES / f"{name}_train.py"), run_name="__main__")
-    receiver.wait_for("mfu.run")
     words, flops = TRAINED[name]
+    receiver.wait_for("mfu.step", len(flops))
     assert words in capsys.readouterr().out
     sent = sorted(receiver.named("mfu.step"), key=lambda span: int(str(span["mfu.step.index"])))
     assert [span["mfu.model.flop"] for span in sent] == flops
