@@ -8,11 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 
-# A process on its own is rank 0 of 1.
-for variable, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": "29599"}.items():  # fmt: skip
-    os.environ.setdefault(variable, value)
-
 import deepspeed
 import torch
 from torch import nn
@@ -27,6 +22,10 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=1, choices=[0, 1, 2, 3], help="of ZeRO")
     parser.add_argument("--checkpoint", help="write one here after the fourth step")
     options = parser.parse_args()
+    # A process on its own is rank 0 of 1.
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29599"}
+    for variable, value in alone.items():
+        os.environ.setdefault(variable, value)
     if not torch.cuda.is_available():
         # Its shared memory for processors takes minutes to compile, and gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,6 +1,6 @@
 """Hugging Face `Trainer`: a small GPT-2 on random tokens; `mfu` stands among what it logs.
 
-    python examples/integrations/huggingface_train.py
+python examples/integrations/huggingface_train.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lightning: a small perceptron under a `Trainer` with our callback.
 
-    python examples/integrations/lightning_train.py
+python examples/integrations/lightning_train.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from mfu_sdk.integrations.lightning import MFUCallback
 
@@ -22,9 +22,9 @@ class Perceptron(LightningModule):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 16, bias=False))
 
-    def training_step(self, batch: Tensor, _index: int) -> Tensor:
+    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
         """The loss of a batch."""
-        loss: Tensor = self.net(batch).square().mean()
+        loss: Tensor = self.net(batch[0]).square().mean()
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -45,7 +45,8 @@ def main() -> None:
         max_epochs=1, accumulate_grad_batches=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[measured],
     )  # fmt: skip
-    trainer.fit(Perceptron(), DataLoader(torch.randn(2 * options.steps * 16, 64), batch_size=16))
+    rows = torch.randn(2 * options.steps * 16, 64)
+    trainer.fit(Perceptron(), DataLoader(TensorDataset(rows), batch_size=16))
     print(measured.summary(), flush=True)
 
 

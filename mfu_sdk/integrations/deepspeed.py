@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def monitor(engine: Any, *, name: str | None = None, **options: Unpack[Options]) -> Iterator[Monitor]:
-    """Measure a loop around `engine`, a `DeepSpeedEngine`; gives the `mfu.monitor` that runs. `options` are those of it.
+    """Measure a loop around `engine`, a `DeepSpeedEngine`; gives the `mfu.monitor` that runs, with its `options`.
 
     `name`: the workload's; the class of the engine's module unless given. Raises `ConfigurationError` for what is no
     such engine.

@@ -84,7 +84,7 @@ class Measured(Generic[_P, _R]):
 
     def __get__(self, instance: object, _owner: type | None = None) -> object:
         """As a method: bound to its object."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else functools.partial(self, instance)  # type: ignore[arg-type]  # its own self
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call it."""
@@ -126,7 +126,8 @@ class Measured(Generic[_P, _R]):
     def summary(self) -> RunSummary:
         """The totals so far, or the final ones once closed. Raises `ConfigurationError` before the first call."""
         if self._run is None:
-            raise ConfigurationError(f"{getattr(self._function, '__name__', 'it')} was not called yet: ask for its summary after the first call")
+            called = getattr(self._function, "__name__", "the function")
+            raise ConfigurationError(f"{called} was not called yet: ask for its summary after the first call")
         return self._run.summary()
 
     def close(self) -> None:

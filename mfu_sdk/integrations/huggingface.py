@@ -137,7 +137,7 @@ class MFUCallback(TrainerCallback):
             self._abandon_evaluation(engine)
             engine.data_wait_begins()
 
-    def on_predict(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         """As after an evaluation."""
         self.on_evaluate(args, state, control)
 

@@ -20,20 +20,21 @@ from mfu_sdk.integrations.logged import Logged
 from mfu_sdk.integrations.options import Options
 from mfu_sdk.integrations.owners import holders_of_trained, uncompiled
 
-try:
-    from lightning.pytorch import Callback
-except ModuleNotFoundError as missing:
-    # The same package under its older name; an error from within is passed on.
-    if missing.name is None or missing.name.partition(".")[0] != "lightning":
-        raise
-    from pytorch_lightning import Callback  # type: ignore[no-redef]
-
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
     from torch import nn
 
     from mfu_sdk.records import Phase, RunSummary
     from mfu_sdk.run.engine import Engine
     from mfu_sdk.run.monitor import Monitor
+else:
+    try:
+        from lightning.pytorch import Callback
+    except ModuleNotFoundError as missing:
+        # The same package under its older name; an error from within is passed on.
+        if missing.name is None or missing.name.partition(".")[0] != "lightning":
+            raise
+        from pytorch_lightning import Callback
 
 
 class MFUCallback(Callback):

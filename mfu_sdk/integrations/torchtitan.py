@@ -10,8 +10,8 @@ a validation is a step of phase `eval`, and writing a checkpoint is in no step's
 apart how long a step waits for its batches.
 
 Written against torchtitan's sources as of 2026-08 (`Trainer.train`, `train_step`, `batch_generator`, `model_parts`,
-`ntokens_seen`, `checkpointer.save`, `validator.validate`), and tested with a loop of that shape: torchtitan itself needs
-a nightly torch.
+`ntokens_seen`, `checkpointer.save`, `validator.validate`), and tested with a loop of that shape: torchtitan itself
+needs a nightly torch.
 """
 
 from __future__ import annotations

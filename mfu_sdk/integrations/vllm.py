@@ -34,18 +34,24 @@ if TYPE_CHECKING:
     from mfu_sdk.run.demand import Demand
     from mfu_sdk.run.ledger import Ledger
 
-try:
-    from vllm.v1.metrics.loggers import StatLoggerBase
-except ModuleNotFoundError:
-    # Without vLLM there is nobody to ask whether this is one; with it, plugins are asked.
-    StatLoggerBase = object
+if TYPE_CHECKING:
+
+    class StatLoggerBase:
+        """vLLM's own."""
+
+else:
+    try:
+        from vllm.v1.metrics.loggers import StatLoggerBase
+    except ModuleNotFoundError:
+        # Without vLLM there is nobody to ask whether this is one; with it, plugins are asked.
+        StatLoggerBase = object
 
 PERIOD_S = 1.0
 """A step of ours is as long as this at least, while the engine works."""
 
 
 class MFUStatLogger(StatLoggerBase):
-    """One engine's logger; vLLM makes it with (vllm_config, engine_index) and calls `record` after each of its steps."""
+    """One engine's logger: vLLM makes it with (vllm_config, engine_index), and calls `record` after each step."""
 
     def __init__(
         self,
@@ -81,6 +87,12 @@ class MFUStatLogger(StatLoggerBase):
         self._start: Mark | None = None
         self._last_seen = 0
         self._running: float | None = None
+        # Of the period under way.
+        self._start_unix_ns = self._steps = self._tokens = self._finished = self._flops = self._bytes = 0
+        self._running_ns = self._finished_s = 0.0
+        self._load: Load | None = None
+        self._told = True
+        self._expected_s: float | None = 0.0
 
     # --- what vLLM calls ---------------------------------------------------------------------------------------------
 
@@ -167,12 +179,11 @@ class MFUStatLogger(StatLoggerBase):
 
     def _begin_period(self, now: int) -> None:
         self._start, self._start_unix_ns = now, time.time_ns()
-        self._steps = self._tokens = self._finished = self._running_ns = 0
-        self._finished_s = 0.0
-        self._load: Load | None = None
-        self._flops = self._bytes = 0
+        self._steps = self._tokens = self._finished = self._flops = self._bytes = 0
+        self._running_ns = self._finished_s = 0.0
+        self._load = None
         self._told = True
-        self._expected_s: float | None = 0.0
+        self._expected_s = 0.0
 
     def _end_period(self, ledger: Ledger, now: int) -> None:
         from mfu_sdk.run.work import Work

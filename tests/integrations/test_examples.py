@@ -41,7 +41,8 @@ def test_example(
 ) -> None:
     """It prints its summary, and every step that it took was sent, with the FLOPs that a hand works out."""
     for variable, value in {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "MFU_SPANS": "all", "MFU_CALIBRATE": "off", "ACCELERATE_USE_CPU": "1",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "MFU_SPANS": "all", "MFU_CALIBRATE": "off",
+        "ACCELERATE_USE_CPU": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr(sys, "argv", [f"{name}_train.py"])
@@ -58,6 +59,7 @@ def test_unedited_example(run: Run) -> None:
     said = run(sys.executable, "-m", "mfu_sdk.cli", "run", EXAMPLES / "unedited_train.py", "--steps", 5)
     assert re.fullmatch(r"loss 0\.\d+\n", said.stdout), said.stderr
     assert said.stderr.startswith("Sequential: 4 steps")
+
 
 deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
@@ -82,7 +84,10 @@ def test_what_is_no_engine_is_refused() -> None:
     """A plain model is told from an engine."""
     from mfu_sdk.integrations.deepspeed import monitor
 
-    with pytest.raises(ConfigurationError, match="monitor.engine=object.: is no DeepSpeed engine"), monitor(object()):
+    with (
+        pytest.raises(ConfigurationError, match=r"monitor\(engine=object\): is no DeepSpeed engine"),
+        monitor(object()),
+    ):
         pass
 
 

@@ -1,4 +1,4 @@
-"""The torchtitan monitor around a loop of the shape of its `Trainer` (sources of 2026-08), which is not installed here."""
+"""The torchtitan monitor around a loop of the shape of its `Trainer` (sources of 2026-08); it is not installed here."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -138,7 +138,7 @@ def test_a_second_by_hand(logger: MFUStatLogger, sink: Sink, clock: testing.Fake
     assert step.duration_s == pytest.approx(1.0)
     assert step.model_flops == 10 * 2 * 10**10
     assert step.mfu == pytest.approx(10 * 10**10 / (RATE * 1.0))
-    # 2 GB at 100 GB/s take 20 ms, 10 GFLOP at 1 TFLOP/s half of that: memory binds, and half of MFU 1 is what it allows.
+    # 2 GB at 100 GB/s take 20 ms, 10 GFLOP at 1 TFLOP/s take 10: memory binds, and allows half of the peak.
     assert step.expected_mfu == pytest.approx(0.5)
     assert step.tokens == 10 * (8 + 2)
     assert (step.batch_running, step.requests_running, step.queue_waiting) == (pytest.approx(8), pytest.approx(8), 3)
