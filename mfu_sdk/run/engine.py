@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mfu_sdk.counting import cuda_graphs, provenance
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
+from mfu_sdk.counting.plan import Packed, Plan, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
 from mfu_sdk.run.costs import Costs
@@ -36,10 +36,10 @@ from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
-from mfu_sdk.run.work import Work
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
     from mfu_sdk.run.clock import Mark
 
@@ -48,6 +48,7 @@ MOST_EXTRA_COUNTS = 64
 FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 """So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
+_watching = threading.Lock()
 _NO_KEYWORDS: Mapping[str, Any] = {}
 
 
@@ -67,7 +68,7 @@ class Engine:
         self.ledger = ledger
         self._clock = ledger.clock
         self._model = model
-        self._parameters = Parameters(model)
+        self._parameters = Parameters(model, ledger.note)
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
@@ -83,6 +84,8 @@ class Engine:
         self._blind = model is None
         self._depth = 0
         self._depth_of_marks = 0
+        # Whether other threads have called the model.
+        self._elsewhere_too = False
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
         self._alone = ledger.identity.world_size == 1
         self._extra_counts = 0
@@ -90,15 +93,17 @@ class Engine:
         self._works_early = False
         self._profile = Profile(ledger, model, times_operators=times_operators)
         self._hooks = ExitStack()
+        self._ends: RemovableHandle | None = None
         if model is None:
             self._mode = CountingMode(convention=convention, reach="model")
         else:
             self._mode = CountingMode(model, convention=convention, others=partial(others_than, model), reach="model")
             self._elsewhere = Elsewhere(model, self._mode)
             self._hooks.callback(watch(model))
-            before, after = Hook(self._before_forward), Hook(self._after_forward)
-            self._hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
-            self._hooks.callback(model.register_forward_hook(after, always_call=True).remove)
+            before = model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True)
+            self._hooks.callback(before.remove)
+            self._hooks.callback(self._ignore_ends)
+            self._watch_ends(model)
         # What is compiled or captured between counted steps is known in those.
         self._hooks.callback(provenance.observe())
         self._hooks.callback(cuda_graphs.keep())
@@ -116,19 +121,24 @@ class Engine:
             return
         if threading.get_ident() != self._thread:
             with shield("seeing a forward pass in another thread"):
+                self._elsewhere_too = True
+                self._watch_ends(module)
                 self.ledger.note("the model was also called in other threads, as part of the step that was open then")
                 self._elsewhere.begins(args, kwargs, None if self._step is None else self._step.elsewhere)
             return
+        if not self._marked:
+            # A boundary lies before a call of the loop's, not before one that the model makes of itself.
+            self._depth += 1
+            if self._depth > 1:
+                return
         began = time.perf_counter_ns()
         # On the path of every step a `shield` would cost more than what it guards.
         try:
-            self._depth += 1
-            if self._depth == 1:
-                self._forward_begins(module, args, kwargs)
+            self._forward_begins(module, args, kwargs)
         except Exception as error:
             if not contained("seeing a forward pass", error):
                 raise
-        self.ledger.spent(time.perf_counter_ns() - began)
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def _after_forward(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -137,12 +147,27 @@ class Engine:
             with shield("seeing a forward pass end in another thread"):
                 self._elsewhere.ends()
             return
+        if self._marked:
+            return
         if self._depth:
             self._depth -= 1
         # An unmarked eval step has no optimizer to end it, so its last call's end must be known.
-        if self._depth == 0 and not self._marked and self._step is not None and self._step.phase == "eval":
+        if self._depth == 0 and self._step is not None and self._step.phase == "eval":
             with shield("seeing a forward pass end"):
                 self._step.last_call_end = self._clock.mark()
+
+    def _watch_ends(self, model: nn.Module) -> None:
+        """Be told of the ends of the model's calls too: of other threads' calls, and where no step is marked."""
+        with _watching:
+            if self._ends is None:
+                self._ends = model.register_forward_hook(Hook(self._after_forward), always_call=True)
+
+    def _ignore_ends(self) -> None:
+        """Be told of them no more: to be so costs a microsecond a call."""
+        with _watching:
+            if self._ends is not None:
+                self._ends.remove()
+                self._ends = None
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if threading.get_ident() != self._thread:
@@ -150,7 +175,7 @@ class Engine:
         began = time.perf_counter_ns()
         with shield("seeing an optimizer step"):
             self._optimizer_stepped(optimizer)
-        self.ledger.spent(time.perf_counter_ns() - began)
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def _forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._marked and not self._blind:
@@ -161,11 +186,11 @@ class Engine:
                 "the model was called between marked steps: the time is the next step's, the FLOPs no one's"
             )
             return
-        call = self._costs.number(signature(module, args, kwargs))
-        if not step.calls:
+        call = self._costs.number(signature(module, args, kwargs), args, kwargs)
+        calls = step.calls
+        if not calls:
             self._see_first_call(step, call)
-        step.calls[call] = step.calls.get(call, 0) + 1
-        step.batch_sum += leading_dimension(args, kwargs)
+        calls[call] = calls.get(call, 0) + 1
 
     def _see_first_call(self, step: Step, call: int) -> None:
         """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
@@ -209,7 +234,7 @@ class Engine:
             self._begin("train", over=True)
         step = self._step
         assert step is not None
-        step.optimized = (self._clock.mark(), len(step.waits))
+        step.optimized = (self._clock.mark(), len(step.waiting))
         if step.counting:
             # What comes until the next forward pass (averaging, evaluation of something else) is not training.
             self._mode.stop()
@@ -222,26 +247,34 @@ class Engine:
     def marked_begins(self, phase: Phase, packed: Packed | None = None) -> None:
         """A step that the loop marks begins; an unmarked one that was under way was none."""
         began = time.perf_counter_ns()
-        with shield("beginning a step"):
+        try:
             if not self._marked:
                 self._marked = True
                 self._drop()
+                if not self._elsewhere_too:
+                    self._ignore_ends()
             if self._step is not None:
                 warn_once("run.step", "a step inside a step is part of the outer one")
                 self._depth_of_marks += 1
             else:
                 self._begin(phase, packed=packed)
-        self.ledger.spent(time.perf_counter_ns() - began)
+        except Exception as error:
+            if not contained("beginning a step", error):
+                raise
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def marked_ends(self, tokens: int | None, samples: int | None, error_type: str | None) -> None:
         """The marked step that began last ends."""
         began = time.perf_counter_ns()
-        with shield("ending a step"):
+        try:
             if self._depth_of_marks:
                 self._depth_of_marks -= 1
             elif self._step is not None:
                 self._end(self._step, self._clock.mark(), tokens, samples, error_type)
-        self.ledger.spent(time.perf_counter_ns() - began)
+        except Exception as error:
+            if not contained("ending a step", error):
+                raise
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def data_wait_begins(self) -> None:
         """The loop asks for its next batch."""
@@ -261,7 +294,7 @@ class Engine:
             wait = (self._wait_began, self._clock.mark())
             self._wait_began = None
             self._profile.resume()
-            (self._waits if self._step is None else self._step.waits).append(wait)
+            (self._waits if self._step is None else self._step.waiting).append(wait)
 
     # --- a step's life ---------------------------------------------------------------------------------------------
 
@@ -271,16 +304,17 @@ class Engine:
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
         settings = self._parameters.wanted()
-        self._step = step = Step(phase, start, start_unix_ns, waits, settings, packed)
+        self._step = step = Step(self._index, phase, start, start_unix_ns, waits, settings, packed)
         if over:
             return
-        if Plan.should_count(self._index - self._first):
+        number = self._index - self._first
+        if Plan.should_count(number):
             self._count(step)
         elif self._costs.wants_count and self._may_count():
             self._extra_counts += 1
             self._count(step)
         else:
-            self._profile.begin(step, self._index - self._first)
+            self._profile.begin(step, number)
 
     def _count(self, step: Step) -> None:
         self._profile.end(step)
@@ -307,17 +341,17 @@ class Engine:
     ) -> None:
         if step.profiled:
             self._profile.end(step)
-        for key, leading in step.elsewhere:
-            call = self._costs.number(key)
+        costs = self._costs
+        for key, batch in step.elsewhere:
+            call = costs.enter(key, batch)
             step.calls[call] = step.calls.get(call, 0) + 1
-            step.batch_sum += leading
         seen = step.seen()
         own = None
         if step.counting:
             self._mode.stop()
             if error_type is None:
                 count = self._mode.result()
-                self._costs.learn(self._costs.shown(seen), count)
+                costs.learn(costs.shown(seen), count)
                 # Its own count, not the mean of all that look like it.
                 own = self.ledger.counted(count)
             if outside := self._mode.outside():
@@ -325,32 +359,25 @@ class Engine:
                     "in threads that the step started, operators ran that belong to no module of the model, and are in "
                     f"no count: {', '.join(outside[:3])}"
                 )
-        demand = own or self._costs.of_seen(seen)
+        step.demand = demand = own or costs.of_seen(seen)
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
-            self._costs.wants_count = True
+            costs.wants_count = True
         if error_type is None and (step.profiled or self._profile.sees_exchanges):
             self._profile.gather(step, demand)
-        work = Work(
-            index=self._index,
-            phase=step.phase,
-            start=step.start,
-            end=end,
-            start_unix_ns=step.start_unix_ns,
-            demand=demand,
-            tokens=tokens,
-            samples=samples,
-            waits=tuple(step.waits) if self._times_data else None,
-            batch_running=step.batch_running(),
-            error_type=error_type,
-            counted_while_running=step.counting,
-            profiled=step.profiled,
-        )
+        step.end = end
+        step.tokens = tokens
+        step.samples = samples
+        step.error_type = error_type
+        step.batch_running = costs.batch(step.calls)
+        if self._times_data:
+            step.waits = step.waiting
         self._step = None
-        self._costs.bound()
+        if costs.overfull:
+            costs.forget_calls()
         self._index += 1
         self._last_end = (end, time.time_ns())
-        self.ledger.add(work)
+        self.ledger.add(step)
 
     def interlude(self, between: Callable[[], None]) -> bool:
         """Do `between` where no step is under way, and let the next one begin behind it; False inside a step.
@@ -400,7 +427,7 @@ class Engine:
             self._end(step, self._clock.mark(), error_type=error_type)
         elif step.optimized is not None and not self._blind:
             end, waits = step.optimized
-            del step.waits[waits:]
+            del step.waiting[waits:]
             self._end(step, end)
         elif step.last_call_end is not None:
             self._end(step, step.last_call_end)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from mfu_sdk.counting.collective_time import seconds
 from mfu_sdk.counting.expect import memory_bytes_per_s
 from mfu_sdk.records import Count, Peaks
-from mfu_sdk.run.held import Held
+from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.waterfall import Evidence
-
-_MOST_ALIKE = 256
 
 
 @dataclass(slots=True)
@@ -22,17 +20,6 @@ class _Sum:
 
     def add(self, part: float | None) -> None:
         self.value = None if self.value is None or part is None else self.value + part
-
-
-@dataclass(slots=True)
-class _Alike:
-    """Steps of one demand against one peak: how many, their seconds, and those of them that were waits."""
-
-    held: Held
-    steps: int = 0
-    time_s: float = 0.0
-    waited_s: float = 0.0
-    waits_known: bool = True
 
 
 @dataclass(slots=True)
@@ -49,7 +36,6 @@ class Gathered:
     model_flops: int = 0
     hardware_flops: int = 0
     available_flops: float = 0.0
-    _alike: dict[int, _Alike] = field(default_factory=dict)
     _waited: _Sum = field(default_factory=_Sum)
     _extra: _Sum = field(default_factory=_Sum)
     _memory: _Sum = field(default_factory=_Sum)
@@ -69,39 +55,21 @@ class Gathered:
     # What all of a step's gradients take by the measured rate of their links, where that was measured.
     _transfer_s: float | None = None
 
-    def add(self, held: Held, duration_s: float, waited_s: float | None) -> None:
-        """Enter a timed step whose FLOPs and peak are known."""
-        # On the path of every step: steps of one kind are summed up by it, and worked out when somebody asks.
-        alike = self._alike.get(id(held))
-        if alike is None:
-            if len(self._alike) >= _MOST_ALIKE:
-                self._work_out()
-            alike = self._alike[id(held)] = _Alike(held)
-        alike.steps += 1
-        alike.time_s += duration_s
-        if waited_s is None:
-            alike.waits_known = False
-        else:
-            # Waits of one step may be longer than it, where it began late.
-            alike.waited_s += waited_s if waited_s < duration_s else duration_s
-
-    def _work_out(self) -> None:
-        for alike in self._alike.values():
-            held = alike.held
-            peak, demand, ratio = held.peak_flops_per_s, held.demand, held.clock_ratio
-            if peak is None:
-                continue
-            steps = alike.steps
-            self.steps += steps
-            self.time_s += alike.time_s
-            self.model_flops += steps * demand.model_flops
-            self.hardware_flops += steps * demand.hardware_flops
-            self.available_flops += peak * alike.time_s
-            self._waited.add(alike.waited_s * peak if alike.waits_known else None)
-            self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
-            self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
-            self._clock.add(None if ratio is None else steps * demand.model_flops / ratio)
-        self._alike.clear()
+    def add(self, kind: Kind) -> None:
+        """Enter timed steps of one kind; nothing where their FLOPs or their peak is not known."""
+        held = kind.held
+        if held is None or held.peak_flops_per_s is None:
+            return
+        peak, demand, ratio, steps = held.peak_flops_per_s, held.demand, held.clock_ratio, kind.steps
+        self.steps += steps
+        self.time_s += kind.time_s
+        self.model_flops += steps * demand.model_flops
+        self.hardware_flops += steps * demand.hardware_flops
+        self.available_flops += peak * kind.time_s
+        self._waited.add(kind.waited_s * peak if kind.waits_known else None)
+        self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
+        self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
+        self._clock.add(None if ratio is None else steps * demand.model_flops / ratio)
 
     def counted(self, count: Count, peaks: Peaks) -> None:
         """Learn from a counted step which operators are products, and how far memory holds those up."""
@@ -131,7 +99,6 @@ class Gathered:
 
     def evidence(self) -> Evidence | None:
         """What is known of the steps entered, None where there was no time in them."""
-        self._work_out()
         if not self.available_flops > 0 or not self.time_s > 0:
             return None
         # Seconds at the mean peak.

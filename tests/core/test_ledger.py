@@ -126,9 +126,9 @@ def test_sums_not_means_of_ratios() -> None:
 def test_counted_and_failed_steps_enter_no_sum() -> None:
     """Their time is not representative; they are counted as steps all the same."""
     books, records = ledger()
-    books.add(work(books, 0, 0.0, 9.0, counted_while_running=True))
+    books.add(work(books, 0, 0.0, 9.0, counting=True))
     books.add(work(books, 1, 9.0, 10.0))
-    books.add(work(books, 2, 10.0, 14.0, counted_while_running=True))
+    books.add(work(books, 2, 10.0, 14.0, counting=True))
     books.add(work(books, 3, 14.0, 99.0, error_type="KeyError"))
     summary = books.close()
     assert [r.timed for r in records] == [False, True, False, False]

@@ -778,3 +778,40 @@ def test_steps_of_two_kinds_of_calls_are_counted_when_it_is_their_turn(
                 model(torch.randn(2 * BATCH, WIDE))
     assert [r.model_flops for r in records] == [3 * FORWARD] * 8
     assert [index for index, r in enumerate(records) if r.count_source == "measured"] == [0, 1, 2, 4]
+
+
+class Folded(nn.Linear):
+    """Runs its input through itself `folds` times more, by calling itself as a tree of modules does."""
+
+    def forward(self, x: torch.Tensor, folds: int = 0) -> torch.Tensor:
+        y = super().forward(x)
+        return self(y, folds - 1) if folds else y
+
+
+def test_a_model_that_calls_itself(clock: testing.FakeClock) -> None:
+    """Its calls of itself are part of what a step shows: 1, 2 or 3 products cost as much, counted or looked up."""
+    records: list[StepRecord] = []
+    model = Folded(WIDE, WIDE, bias=False)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(40):
+            with run.step(), torch.no_grad():
+                model(torch.randn(BATCH, WIDE), index % 3)
+                clock.advance(0.1)
+    once = 2 * BATCH * WIDE * WIDE
+    assert [r.model_flops for r in records] == [once * (1 + index % 3) for index in range(40)]
+    assert {r.count_source for r in records[16:32]} == {"measured", "cached"}
+
+
+def test_an_unmarked_model_that_calls_itself(clock: testing.FakeClock) -> None:
+    """No step ends or begins at a call that the model makes of itself."""
+    records: list[StepRecord] = []
+    model = Folded(WIDE, WIDE, bias=False)
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(BATCH, WIDE), 2).square().mean().backward()
+            optimizer.step()
+            clock.advance(0.1)
+    # Three products forward; backward three for the weight and two for what lies between.
+    assert [r.model_flops for r in records] == [8 * 2 * BATCH * WIDE * WIDE] * 6
