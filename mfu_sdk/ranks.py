@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _MOST_NAMED = 4
 """Ranks, and different counts, that a note spells out."""
+_WORTH_SAYING = 0.01
+"""The share of a step that ranks must wait for another to be told of in a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +170,10 @@ class AllRanks:
                 )
 
     def _without_count(self) -> Iterable[str]:
-        counted = [each.rank for each in self.ranks if each.counted is not None and each.counted.model_flops]
-        idle = [each.rank for each in self.ranks if each.counted is not None and not each.counted.model_flops]
-        if counted and idle:
+        # A rank to which no router ever sent a token is idle too, and no less worth saying.
+        steady = [(each.rank, each.counted) for each in self.ranks if each.counted is not None and each.counted.steady]
+        idle = [rank for rank, counted in steady if not counted.model_flops]
+        if 0 < len(idle) < len(steady):
             yield f"{_named(idle)} counted no FLOPs in the last counted step, and others did: do they watch the model?"
 
     def __str__(self) -> str:
@@ -181,7 +184,8 @@ class AllRanks:
             parts.append(f"up to step {self.step}")
         if self.lowest is not None and self.lowest.mfu is not None:
             parts.append(f"lowest {100 * self.lowest.mfu:.3g} % on rank {self.lowest.rank}")
-        if self.late is not None and self.late[1] > 0:
+        step_s = max((each.duration_s / each.timed_steps for each in self.ranks if each.timed_steps), default=0.0)
+        if self.late is not None and self.late[1] > _WORTH_SAYING * step_s:
             parts.append(f"the others wait {1e3 * self.late[1]:.3g} ms a step for rank {self.late[0]}")
         return ", ".join(parts)
 

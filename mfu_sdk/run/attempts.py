@@ -35,7 +35,9 @@ def attempt(run_id: str | None, number: int | None, name: str, world_size: int) 
     # The second run of a process is another run: their spans must not share ids.
     given = None if run_id is None else run_id if nth == 1 else f"{run_id}.{nth}"
     mine = Attempt(given or _id_of_launch(name, nth) or uuid.uuid4().hex, restarts() if number is None else number)
-    if (given and number is not None) or (world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
+    # Only torchrun begins attempts that nobody has told us of.
+    told = given is not None and (number is not None or "TORCHELASTIC_RUN_ID" not in os.environ)
+    if told or (world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
         return mine
     try:
         shared = key_store()
