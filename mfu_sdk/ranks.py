@@ -42,9 +42,10 @@ class Counted:
 class RankTotals:
     """One rank's sums over its timed steps up to `step`, as it posted them last; the names are those of `RunSummary`.
 
-    `available_flops` is Σ peak × time. `exchange_s` is what one step waited for the exchange of its gradients, the mean
-    over the steps in which that was timed, and `exchange_least_s` the least; None where none was. `closed`: no more is
-    to come of this rank.
+    `available_flops` is Σ peak × time. `data_wait_s` is what one step waited for its data, in the mean, None where the
+    loop does not show it. `exchange_s` is what one waited for the exchange of its gradients, the mean over the steps in
+    which that was timed, and `exchange_least_s` the least; None where none was. `closed`: no more is to come of this
+    rank.
     """
 
     rank: int
@@ -56,6 +57,7 @@ class RankTotals:
     hardware_flops: int
     available_flops: float
     tokens: int | None = None
+    data_wait_s: float | None = None
     exchange_s: float | None = None
     exchange_least_s: float | None = None
     counted: Counted | None = None
@@ -71,8 +73,11 @@ class RankTotals:
 class AllRanks:
     """All ranks of a run, as far as they have been heard of, in the order of their numbers.
 
-    Sums over sums, never a mean of ratios. A rank posts its totals where a step is counted and where it closes, so
-    those of a run under way are as old as its last counted step.
+    A rank posts its totals where a step is counted and where it closes, so those of a run under way are as old as its
+    last counted step; `step` is how far all have told, `complete` whether all have closed. `mfu` and `hfu` are sums
+    over sums, never a mean of ratios, of `model_flops`, `available_flops` and the like; `tokens` the sum of the shares.
+    `step_flops` is what all ranks together counted in one step. `lowest` is the rank with the lowest MFU, `late` the
+    one that others wait for, `starved` the one that waits longest for data, and `notes` say whose counts do not fit.
     """
 
     world_size: int
@@ -145,11 +150,23 @@ class AllRanks:
         That is the rank that the others wait for. None where not all of them timed an exchange.
         """
         waits = {each.rank: each.exchange_s for each in self.ranks if each.exchange_s is not None}
-        if len(waits) < self.world_size or len(waits) < 2:
+        return self._apart({rank: -wait_s for rank, wait_s in waits.items()})
+
+    @property
+    def starved(self) -> tuple[int, float] | None:
+        """The rank that waits longest for data, and how many seconds a step longer than the others.
+
+        Where ranks go in step, these wait for it as long. None where not all of them show their waiting.
+        """
+        return self._apart({each.rank: each.data_wait_s for each in self.ranks if each.data_wait_s is not None})
+
+    def _apart(self, seconds: Mapping[int, float]) -> tuple[int, float] | None:
+        """The rank with the most, and how much more that is than the others' mean."""
+        if len(seconds) < self.world_size or len(seconds) < 2:
             return None
-        last = min(waits, key=waits.__getitem__)
-        others = [wait_s for rank, wait_s in waits.items() if rank != last]
-        return last, sum(others) / len(others) - waits[last]
+        most = max(seconds, key=seconds.__getitem__)
+        others = [value for rank, value in seconds.items() if rank != most]
+        return most, seconds[most] - sum(others) / len(others)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -187,6 +204,8 @@ class AllRanks:
         step_s = max((each.duration_s / each.timed_steps for each in self.ranks if each.timed_steps), default=0.0)
         if self.late is not None and self.late[1] > _WORTH_SAYING * step_s:
             parts.append(f"the others wait {1e3 * self.late[1]:.3g} ms a step for rank {self.late[0]}")
+        if self.starved is not None and self.starved[1] > _WORTH_SAYING * step_s:
+            parts.append(f"rank {self.starved[0]} waits {1e3 * self.starved[1]:.3g} ms a step longer for data")
         return ", ".join(parts)
 
 

@@ -42,6 +42,12 @@ def attempt(run_id: str | None, number: int | None, name: str, world_size: int) 
     try:
         shared = key_store()
         if shared is None:
+            if world_size > 1 and given is None:
+                warn_once(
+                    "run id",
+                    "ranks without a process group cannot agree on one: open the monitor after init_process_group, "
+                    "or set MFU_RUN_ID",
+                )
             return mine
         agreed = agree(shared, f"mfu_sdk/run/{key}/{nth}", mine, time.time_ns(), _started_unix_ns())
     except (RuntimeError, ValueError, ImportError, KeyError) as error:

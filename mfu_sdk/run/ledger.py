@@ -265,7 +265,8 @@ class Ledger:
     def standing(self, step: int, counted: Counted | None, *, closed: bool = False) -> RankTotals:
         """What this rank tells the others: its totals up to `step`, and what it counted last."""
         self._enter_kinds()
-        totals, exchange = self._totals, self.gathered.exchange
+        totals, exchange, evidence = self._totals, self.gathered.exchange, self.gathered.evidence()
+        waited_s = None if evidence is None else evidence.data_wait_s
         return RankTotals(
             rank=self.identity.rank,
             step=step,
@@ -276,6 +277,7 @@ class Ledger:
             hardware_flops=totals.hardware_flops,
             available_flops=totals.available_flops,
             tokens=totals.tokens,
+            data_wait_s=None if waited_s is None else waited_s / self.gathered.steps,
             exchange_s=None if exchange is None else exchange[0],
             exchange_least_s=None if exchange is None else exchange[1],
             counted=counted,

@@ -103,3 +103,11 @@ def test_whom_the_others_wait_for() -> None:
     assert "wait" not in str(little)
     assert AllRanks(3, tuple(waits[:2])).late is None
     assert AllRanks(1, (waits[0],)).late is None
+
+
+def test_who_waits_longest_for_data() -> None:
+    """Rank 0 has 60 ms a step, the others 10 and 20: 45 ms longer than their mean."""
+    waits = [rank(0, data_wait_s=0.06), rank(1, data_wait_s=0.01), rank(2, data_wait_s=0.02)]
+    assert AllRanks(3, tuple(waits)).starved == (0, pytest.approx(0.045))
+    assert str(AllRanks(3, tuple(waits))).endswith("rank 0 waits 45 ms a step longer for data")
+    assert AllRanks(3, (*waits[:2], rank(2))).starved is None

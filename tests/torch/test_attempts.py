@@ -208,6 +208,12 @@ def test_a_store_that_does_not_answer_costs_the_shared_id(
     assert "set MFU_RUN_ID to join ranks and restarts" in caplog.text
 
 
+def test_ranks_without_a_store_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Launched by something that sets RANK and WORLD_SIZE, before there is a process group."""
+    assert attempt(None, None, "w", 8).run_id != attempt(None, None, "w", 8).run_id
+    assert "open the monitor after init_process_group, or set MFU_RUN_ID" in caplog.text
+
+
 def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a process group, the agent's; without either, nowhere."""
     assert key_store({}) is None

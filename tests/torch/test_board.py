@@ -18,7 +18,7 @@ def identity(rank: int, world_size: int = 3) -> RunIdentity:
 
 def totals(rank: int, steps: int = 5, *, closed: bool = False) -> RankTotals:
     counted = Counted(4, 2**70, "alike", steady=True)
-    return RankTotals(rank, 4, steps, 2, 1.5, 2**70, 2**71, 1e30, 7, 0.25, 0.125, counted, closed)
+    return RankTotals(rank, 4, steps, 2, 1.5, 2**70, 2**71, 1e30, 7, 0.5, 0.25, 0.125, counted, closed)
 
 
 def settled(of: Board) -> None:
