@@ -43,8 +43,8 @@ class RankTotals:
     """One rank's sums over its timed steps up to `step`, as it posted them last; the names are those of `RunSummary`.
 
     `available_flops` is Σ peak × time. `data_wait_s` is what one step waited for its data, in the mean, None where the
-    loop does not show it. `exchange_s` is what one waited for the exchange of its gradients, the mean over the steps in
-    which that was timed, and `exchange_least_s` the least; None where none was. `closed`: no more is to come of this
+    loop does not show it. `exchange_s` is what one waited for data from other ranks, the mean over the steps in which
+    that was timed, and `exchange_least_s` the least; None where none was. `closed`: no more is to come of this
     rank.
     """
 
@@ -145,7 +145,7 @@ class AllRanks:
 
     @property
     def late(self) -> tuple[int, float] | None:
-        """The rank that waits least for the exchange of gradients, and how many seconds a step the others wait longer.
+        """The rank that waits least for data from others, and how many seconds a step the others wait longer.
 
         That is the rank that the others wait for. None where not all of them timed an exchange.
         """

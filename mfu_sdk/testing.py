@@ -55,6 +55,9 @@ def leaked_hooks() -> list[str]:
     threads = sys.modules.get("mfu_sdk.counting.threads")
     if threads is not None and threads._replaced:
         leaks.append(f"methods of threads watched ×{len(threads._replaced)}")
+    waits = sys.modules.get("mfu_sdk.run.collective_waits")
+    if waits is not None and waits._original is not None:
+        leaks.append("waiting for collectives watched")
     depth = torch._C._len_torch_function_stack()
     if depth:
         leaks.append(f"function mode ×{depth}")

@@ -48,7 +48,7 @@ class Gathered:
     _seen_flops: int = 0
     _products_s: float = 0.0
     _streaming_s: float = 0.0
-    # Of steps whose exchange of gradients was timed.
+    # Of steps whose exchange with other ranks was timed.
     _exchanges: int = 0
     _exchanged_s: float = 0.0
     _least_s: float = 0.0
@@ -94,14 +94,14 @@ class Gathered:
         self._streaming_s += total_s - products_s
 
     def exchanged(self, exposed_s: float) -> None:
-        """Enter how long a step waited for the exchange of gradients."""
+        """Enter how long a step waited for other ranks' data: their gradients, or what its collectives brought."""
         self._least_s = min(exposed_s, self._least_s) if self._exchanges else exposed_s
         self._exchanges += 1
         self._exchanged_s += exposed_s
 
     @property
     def exchange(self) -> tuple[float, float] | None:
-        """Seconds that a step waited for the exchange of gradients, the mean and the least; None where none told."""
+        """Seconds that a step waited for other ranks' data, the mean and the least; None where none told."""
         return (self._exchanged_s / self._exchanges, self._least_s) if self._exchanges else None
 
     def heard(self, least_s: float | None) -> None:

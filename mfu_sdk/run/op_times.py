@@ -11,8 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_sdk.counting import mode_stack, registry
+from mfu_sdk.counting.part import wraps
 from mfu_sdk.counting.traffic import COLLECTIVES
 from mfu_sdk.guard import contained, shield
+from mfu_sdk.run.collective_waits import CollectiveWaits
 
 if TYPE_CHECKING:
     from mfu_sdk.run.clock import HostClock
@@ -31,6 +33,7 @@ Measured on an AMD EPYC with 2 cores, torch 2.13, Python 3.11, November 2026.
 MOST_OF_RUN = 0.005
 """The share of the run's time that timing may take."""
 _CALLS_EXPECTED = 1000
+_BETWEEN_STAGES = ("send", "recv")
 # Older versions of torch leave eager for good what they first compile under a mode.
 _KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
 
@@ -48,6 +51,7 @@ class OpTimes(TorchDispatchMode):
     def __init__(self, clock: HostClock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._clock = clock
+        self._waits = CollectiveWaits(clock)
         self._opened = clock.mark()
         self._seconds: defaultdict[Any, float] = defaultdict(float)
         self._calls = _CALLS_EXPECTED
@@ -81,12 +85,14 @@ class OpTimes(TorchDispatchMode):
             other._alone = False
         _running.append(self)
         mode_stack.insert(self)
+        self._waits.start()
 
     def stop(self) -> None:
         """Leave the stack; nothing where it is not on."""
         if self in _running:
             _running.remove(self)
             mode_stack.remove(self)
+            self._waits.stop()
             self._spent_s += self._calls * CALL_S
 
     def seconds(self) -> dict[str, float] | None:
@@ -104,12 +110,33 @@ class OpTimes(TorchDispatchMode):
                 found[name] += seconds
         return dict(found)
 
+    def exchanged_s(self) -> float | None:
+        """Seconds that the step waited for other ranks' data, in collectives and for them; None where not all show.
+
+        That is where operators would not be all there is (`seconds`), where collectives ran and nothing was seen to
+        wait for them, and in a pipeline: its stages wait for one another by design, which is neither transfer nor skew.
+        """
+        if not self._alone or _compiled_graphs():
+            return None
+        waits, seconds = self._waits.calls, self._waits.seconds
+        for func, taken_s in self._seconds.items():
+            namespace, _, name = registry.rule(func).name.partition("::")
+            if namespace in COLLECTIVES:
+                if name.startswith(_BETWEEN_STAGES):
+                    return None
+                waits += name.startswith("wait_tensor")
+                seconds += taken_s
+        return seconds if waits else None
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operator, and time it."""
         if kwargs is None:
             kwargs = _NO_KEYWORDS
+        if types and any(map(wraps, types)):
+            # A subclass (DTensor, a collective's result) unwraps, waits and exchanges: what it runs comes back here.
+            return NotImplemented
         if self.paused:
             return func(*args, **kwargs)
         clock = self._clock

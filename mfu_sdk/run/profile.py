@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mfu_sdk.run.clock import HostClock
-from mfu_sdk.run.ddp_times import ddp_times
+from mfu_sdk.run.ddp_times import ddp_times, waits_unseen
 from mfu_sdk.run.op_times import OpTimes
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class Profile:
         self._exchanges = ddp_times(model)
         self.sees_exchanges = self._exchanges is not None
         """Whether each step is asked for what the exchange of its gradients took."""
+        # Of others, what the steps whose operators are timed have waited.
+        self._sees_waits = not waits_unseen(model)
         clock = ledger.clock
         self._op_times = OpTimes(clock) if times_operators and isinstance(clock, HostClock) else None
 
@@ -54,6 +56,9 @@ class Profile:
             seconds = self._op_times.seconds()
             if seconds is not None:
                 self._gathered.ran(seconds, demand.hardware_flops)
+            waited_s = self._op_times.exchanged_s() if self._sees_waits else None
+            if waited_s is not None:
+                self._gathered.exchanged(waited_s)
         if self._exchanges is not None:
             representative = not (step.counting or step.profiled)
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
