@@ -54,6 +54,9 @@ class Gathered:
     _least_s: float = 0.0
     # The shortest that any rank timed, as far as this one has heard.
     _anywhere_s: float | None = None
+    # Whether that was all exchanges of a step, and whether these were all-reductions.
+    _of_all: bool = False
+    _only_reduces: bool = False
     # What all of a step's gradients take by the measured rate of their links, where that was measured.
     _transfer_s: float | None = None
 
@@ -79,6 +82,7 @@ class Gathered:
         self._counted_flops += count.hardware_flops
         self._products_memory.add(_products_memory_s(count, peaks))
         sent_bytes = count.comm_bytes.get("allreduce")
+        self._only_reduces = not any(sent for name, sent in count.comm_bytes.items() if name != "allreduce")
         for rate in peaks.collectives.values() if sent_bytes else ():
             if rate.collective == "all_reduce" and (rate.ranks, rate.groups) == (self.ranks, 1):
                 self._transfer_s = seconds(rate, sent_bytes or 0)
@@ -93,8 +97,9 @@ class Gathered:
         self._products_s += products_s
         self._streaming_s += total_s - products_s
 
-    def exchanged(self, exposed_s: float) -> None:
-        """Enter how long a step waited for other ranks' data: their gradients, or what its collectives brought."""
+    def exchanged(self, exposed_s: float, *, of_all: bool = False) -> None:
+        """Enter how long a step waited for other ranks' gradients, or for what all its collectives brought."""
+        self._of_all = of_all
         self._least_s = min(exposed_s, self._least_s) if self._exchanges else exposed_s
         self._exchanges += 1
         self._exchanged_s += exposed_s
@@ -149,7 +154,8 @@ class Gathered:
         if not self._exchanges:
             return None, None
         mean_s = self._exchanged_s / self._exchanges
-        least_s = min(s for s in (self._least_s, self._anywhere_s, self._transfer_s) if s is not None)
+        transfer_s = None if self._of_all and not self._only_reduces else self._transfer_s
+        least_s = min(s for s in (self._least_s, self._anywhere_s, transfer_s) if s is not None)
         return least_s * self.steps, (mean_s - least_s) * self.steps
 
 

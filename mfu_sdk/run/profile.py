@@ -58,7 +58,7 @@ class Profile:
                 self._gathered.ran(seconds, demand.hardware_flops)
             waited_s = self._op_times.exchanged_s() if self._sees_waits else None
             if waited_s is not None:
-                self._gathered.exchanged(waited_s)
+                self._gathered.exchanged(waited_s, of_all=True)
         if self._exchanges is not None:
             representative = not (step.counting or step.profiled)
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
