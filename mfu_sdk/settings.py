@@ -51,6 +51,12 @@ OPTIONS: tuple[Option, ...] = (
         "auto: on a processor the operators of every eighth step are timed, while that takes at most 0.5 % of the "
         "run, for the waterfall's host gap and kernels; off: never",
     ),
+    Option(
+        "MFU_LIVE",
+        "0",
+        "0 or 1",
+        "1: a monitor shows its figures while it runs, in a line on the terminal: rank 0 does, and nothing in a pipe",
+    ),
     Option("MFU_CACHE_DIR", "the user's cache directory", "a directory", "where calibrations are kept"),
     Option(
         "MFU_SPANS",
@@ -78,6 +84,7 @@ class Settings:
     enabled: bool = True
     calibrate: Literal["auto", "off"] = "auto"
     profile: Literal["auto", "off"] = "auto"
+    live: bool = False
     cache_dir: Path | None = None
     spans: Spans = "auto"
     gen_ai: GenAi = "off"
@@ -110,6 +117,7 @@ class Settings:
             enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
             profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
+            live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),

@@ -40,6 +40,7 @@ class Gathered:
     _extra: _Sum = field(default_factory=_Sum)
     _memory: _Sum = field(default_factory=_Sum)
     _clock: _Sum = field(default_factory=_Sum)
+    _idle: float = 0.0
     # Of counted steps: which operators have FLOPs, these FLOPs, and the seconds of `_products_memory_s`.
     _products: set[str] = field(default_factory=set)
     _counted_flops: int = 0
@@ -66,6 +67,8 @@ class Gathered:
         self.model_flops += steps * demand.model_flops
         self.hardware_flops += steps * demand.hardware_flops
         self.available_flops += peak * kind.time_s
+        if not demand.hardware_flops and not demand.bytes_moved:
+            self._idle += peak * (kind.time_s - kind.waited_s)
         self._waited.add(kind.waited_s * peak if kind.waits_known else None)
         self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
         self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
@@ -123,6 +126,7 @@ class Gathered:
             streaming_s=streaming_s,
             products_memory_s=products_memory_s,
             clock_ratio=self.model_flops / clock if clock else None,
+            idle_s=self._idle / peak,
         )
 
     def _between_ranks(self) -> tuple[float | None, float | None]:

@@ -53,8 +53,8 @@ class OpTimes(TorchDispatchMode):
         self._calls = _CALLS_EXPECTED
         self._spent_s = 0.0
         self._alone = True
-        self.paused = False
-        """Whether operators run by and are not timed."""
+        self.pauses = 0
+        """For how many reasons operators run by and are not timed."""
 
     def due(self, step: int) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
@@ -110,7 +110,7 @@ class OpTimes(TorchDispatchMode):
         """Run the operator, and time it."""
         if kwargs is None:
             kwargs = _NO_KEYWORDS
-        if self.paused:
+        if self.pauses:
             return func(*args, **kwargs)
         clock = self._clock
         began = clock.mark()

@@ -39,14 +39,14 @@ class Profile:
             self._op_times.stop()
 
     def pause(self) -> None:
-        """What runs from here on is a loader's, whose time is that of waiting for data."""
+        """What runs from here on is not the step's: a loader's, or a step's of another phase within it."""
         if self._op_times is not None:
-            self._op_times.paused = True
+            self._op_times.pauses += 1
 
     def resume(self) -> None:
-        """The loader is done."""
+        """That is done."""
         if self._op_times is not None:
-            self._op_times.paused = False
+            self._op_times.pauses -= 1
 
     def gather(self, step: Step, demand: Demand | None) -> None:
         """Enter what `step`, which has ended well and costs `demand`, has shown."""
