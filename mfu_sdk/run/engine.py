@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from mfu_sdk.run.clock import Mark
+    from mfu_sdk.settings import Profiling
 
 MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
@@ -63,7 +64,7 @@ class Engine:
         convention: Convention,
         start_step: int,
         *,
-        times_operators: bool = True,
+        profiling: Profiling = "auto",
     ) -> None:
         self.ledger = ledger
         self._clock = ledger.clock
@@ -96,7 +97,7 @@ class Engine:
         self._extra_counts = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
-        self._profile = Profile(ledger, model, times_operators=times_operators)
+        self._profile = Profile(ledger, model, profiling)
         self._hooks = ExitStack()
         self._ends: RemovableHandle | None = None
         if model is None:
@@ -385,6 +386,8 @@ class Engine:
     ) -> None:
         if step.profiled:
             self._profile.end(step)
+            # Reading a profile may take long, and is in no step's time.
+            self._last_end = (self._clock.mark(), time.time_ns())
         costs = self._costs
         for key, batch in step.elsewhere:
             call = costs.enter(key, batch)
@@ -423,7 +426,8 @@ class Engine:
         if costs.overfull:
             costs.forget_calls()
         self._index += 1
-        self._last_end = (end, time.time_ns())
+        if not step.profiled:
+            self._last_end = (end, time.time_ns())
         self.ledger.add(step)
 
     def interlude(self, between: Callable[[], None]) -> bool:

@@ -86,13 +86,16 @@ class Gathered:
 
     def ran(self, op_seconds: Mapping[str, float], hardware_flops: int) -> None:
         """Enter a step whose operators were timed, by the names that counts have for them."""
-        total_s = sum(op_seconds.values())
-        if not hardware_flops or total_s <= 0:
-            return
         products_s = sum(taken_s for op, taken_s in op_seconds.items() if op in self._products)
+        self.worked(products_s, sum(op_seconds.values()) - products_s, hardware_flops)
+
+    def worked(self, products_s: float, streaming_s: float, hardware_flops: int) -> None:
+        """Enter what the device worked in a step of so many FLOPs: on products, and on everything else."""
+        if not hardware_flops or products_s + streaming_s <= 0:
+            return
         self._seen_flops += hardware_flops
         self._products_s += products_s
-        self._streaming_s += total_s - products_s
+        self._streaming_s += streaming_s
 
     def exchanged(self, exposed_s: float) -> None:
         """Enter how long a step waited for the exchange of gradients."""

@@ -147,7 +147,7 @@ class Monitor:
             self._optimizer,
             self._convention,
             self._start_step,
-            times_operators=self._settings.profile == "auto",
+            profiling=self._settings.profile,
         )
         if self._model is not None:
             _open[id(self._model)] = self

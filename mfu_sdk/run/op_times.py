@@ -16,6 +16,7 @@ from mfu_sdk.guard import contained, shield
 
 if TYPE_CHECKING:
     from mfu_sdk.run.clock import HostClock
+    from mfu_sdk.run.evidence import Gathered
 
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _running: Final[list[OpTimes]] = []
@@ -88,6 +89,11 @@ class OpTimes(TorchDispatchMode):
             _running.remove(self)
             mode_stack.remove(self)
             self._spent_s += self._calls * CALL_S
+
+    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
+        """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing."""
+        if (seconds := self.seconds()) is not None:
+            gathered.ran(seconds, hardware_flops)
 
     def seconds(self) -> dict[str, float] | None:
         """Seconds by operator, named as in `OpCost`, without collectives; None where they would not be all there is.
