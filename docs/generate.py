@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 import mfu_sdk
-from mfu_sdk import bars, records, semconv
+from mfu_sdk import bars, ranks, records, semconv
 from mfu_sdk.cli import main as mfu
 from mfu_sdk.counting import free, fused_attention, third_party
 from mfu_sdk.counting.formulas import FORMULA_VERSION
@@ -162,6 +162,9 @@ def python() -> str:
         records.StepRecord,
         records.RunSummary,
         bars.Bar,
+        ranks.AllRanks,
+        ranks.RankTotals,
+        ranks.Counted,
     )
     return (
         "# Python\n\n"

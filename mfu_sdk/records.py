@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mfu_sdk.bars import Bar, drawn, percent
+from mfu_sdk.ranks import AllRanks, Axis
 
 Convention = Literal["exact", "full"]
 """`exact` prices the attention score pairs that the mask lets through, `full` prices all of them."""
@@ -354,7 +355,7 @@ class RunIdentity:
     """Who a run is, on every record it sends: the OpenTelemetry resource in our own words.
 
     `workload_family` is a hash of the model's structure. `device_id` is a GPU or MIG UUID, or None on a processor;
-    `device_name` is what the driver calls the device.
+    `device_name` is what the driver calls the device. `axes` are those of `ranks.AXES` that are known: "dp", "tp", ….
     """
 
     run_id: str
@@ -368,6 +369,7 @@ class RunIdentity:
     device_vendor: str | None
     device_id: str | None
     start_unix_ns: int
+    axes: Mapping[str, Axis] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +383,8 @@ class RunSummary:
     sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
     `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the
     step path, and what counting added to the steps that were counted. `notes` say what a reader should know before
-    believing the figures.
+    believing the figures. All of these are this rank's; `ranks` has what is known of all of them, None where the
+    process is on its own or the ranks share no store.
     """
 
     name: str
@@ -408,6 +411,7 @@ class RunSummary:
     calibration_id: str | None = None
     notes: tuple[str, ...] = field(default=())
     bars: tuple[Bar, ...] = ()
+    ranks: AllRanks | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
@@ -431,5 +435,7 @@ class RunSummary:
             missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in self.uncounted[:5]) or "nothing"
             lines.append(f"  not counted  {missing} (coverage {self.coverage:.1%})")
         lines.append(f"  overhead     {self.overhead_s:.3f} s")
-        lines += [f"  note         {note}" for note in self.notes]
+        if self.ranks is not None:
+            lines.append(f"  all ranks    {self.ranks}")
+        lines += [f"  note         {note}" for note in (*self.notes, *(self.ranks.notes if self.ranks else ()))]
         return "\n".join(lines)

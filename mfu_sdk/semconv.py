@@ -90,6 +90,19 @@ WORKLOAD_FAMILY: Final = _attribute("mfu.workload.family", "string", "", "a hash
 DIST_RANK: Final = _attribute("mfu.dist.rank", "int", "", "this process's rank", "resource")
 DIST_LOCAL_RANK: Final = _attribute("mfu.dist.local_rank", "int", "", "its rank on this host", "resource")
 DIST_WORLD_SIZE: Final = _attribute("mfu.dist.world_size", "int", "", "how many ranks the run has", "resource")
+DIST_AXES: Final = {
+    axis: _attribute(
+        f"mfu.dist.{axis}", "int", "", f"over how many ranks the run is {what}, where it shows", "resource"
+    )
+    for axis, what in (
+        ("dp", "data-parallel"),
+        ("tp", "tensor-parallel"),
+        ("pp", "pipeline-parallel"),
+        ("cp", "context-parallel"),
+        ("ep", "expert-parallel"),
+    )
+}
+"""The attribute of each axis of `ranks.AXES`."""
 HOST_NAME: Final = _attribute("host.name", "string", "", "the host", "resource")
 HW_ID: Final = _attribute("hw.id", "string", "", "the device: a GPU or MIG UUID", "resource", "metric")
 HW_NAME: Final = _attribute("hw.name", "string", "", "the device's name as the driver gives it", "resource")

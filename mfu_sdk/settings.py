@@ -75,8 +75,18 @@ OPTIONS: tuple[Option, ...] = (
         "anything but off: requests also carry OpenTelemetry's `gen_ai.*` names (in development there), with this "
         "as `gen_ai.operation.name`",
     ),
-    Option("MFU_RUN_ID", "a new UUID", "a string", "the run's id, to join restarts and ranks"),
-    Option("MFU_RUN_ATTEMPT", "0", "a whole number", "how often the run was restarted"),
+    Option(
+        "MFU_RUN_ID",
+        "a new UUID, the same on all ranks and over torchrun's restarts",
+        "a string",
+        "the run's id, to join restarts and ranks",
+    ),
+    Option(
+        "MFU_RUN_ATTEMPT",
+        "0, one more with each restart by torchrun",
+        "a whole number",
+        "how often the run was restarted",
+    ),
 )
 
 
@@ -92,10 +102,10 @@ class Settings:
     spans: Spans = "auto"
     gen_ai: GenAi = "off"
     run_id: str | None = None
-    run_attempt: int = 0
+    run_attempt: int | None = None
 
     def __post_init__(self) -> None:
-        if self.run_attempt < 0:
+        if self.run_attempt is not None and self.run_attempt < 0:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
         for name, value, allowed in (
             ("calibrate", self.calibrate, ("auto", "off")),
@@ -110,11 +120,11 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
         """Settings as the environment gives them. Raises `ConfigurationError`, naming the variable."""
         env = os.environ if env is None else env
-        attempt = env.get("MFU_RUN_ATTEMPT", "0")
+        attempt = env.get("MFU_RUN_ATTEMPT")
         # Read where it is used (`guard.shield`), because it must work before there are settings; checked here.
         _one_of(env, "MFU_GUARD", "log", {"log": "log", "raise": "raise"})
-        if not attempt.isascii() or not attempt.isdigit():
-            raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for 0")
+        if attempt is not None and not (attempt.isascii() and attempt.isdigit()):
+            raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for the usual")
         cache_dir = env.get("MFU_CACHE_DIR")
         return cls(
             enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
@@ -125,7 +135,7 @@ class Settings:
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
             run_id=env.get("MFU_RUN_ID") or None,
-            run_attempt=int(attempt),
+            run_attempt=None if attempt is None else int(attempt),
         )
 
     def resolved_cache_dir(self, env: Mapping[str, str] | None = None) -> Path:

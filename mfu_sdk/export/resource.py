@@ -30,6 +30,7 @@ def resource(identity: RunIdentity) -> Resource:
         semconv.DIST_RANK: identity.rank,
         semconv.DIST_LOCAL_RANK: identity.local_rank,
         semconv.DIST_WORLD_SIZE: identity.world_size,
+        **{semconv.DIST_AXES[name]: axis.size for name, axis in identity.axes.items()},
         semconv.HOST_NAME: socket.gethostname() or None,
         semconv.HW_ID: identity.device_id,
         semconv.HW_NAME: identity.device_name,

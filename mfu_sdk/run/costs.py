@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mfu_sdk.counting.plan import Packed, Plan, leading_dimension
@@ -95,6 +96,13 @@ class Costs:
         """What a step has shown, with its calls' signatures."""
         phase, settings, packed, calls = seen
         return Shown(phase, settings, frozenset((self._calls[number], times) for number, times in calls), packed)
+
+    def shapes(self, seen: Seen) -> str:
+        """A hash of the step's phase and of its calls' shapes, the same in every process: no object's address in it."""
+        phase, _settings, packed, calls = seen
+        # The first part of a signature is the module's identity.
+        shown = sorted((repr(tuple(self._calls[number])[1:]), times) for number, times in calls)  # type: ignore[arg-type]
+        return blake2b(repr((phase, packed, shown)).encode(), digest_size=8).hexdigest()
 
     def of_seen(self, seen: Seen) -> Demand | None:
         """What the step costs, None where that is not known: one look-up, but for the first of its kind."""

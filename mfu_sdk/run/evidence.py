@@ -53,6 +53,8 @@ class Gathered:
     _exchanges: int = 0
     _exchanged_s: float = 0.0
     _least_s: float = 0.0
+    # The shortest that any rank timed, as far as this one has heard.
+    _anywhere_s: float | None = None
     # What all of a step's gradients take by the measured rate of their links, where that was measured.
     _transfer_s: float | None = None
 
@@ -103,6 +105,15 @@ class Gathered:
         self._exchanges += 1
         self._exchanged_s += exposed_s
 
+    @property
+    def exchange(self) -> tuple[float, float] | None:
+        """Seconds that a step waited for the exchange of gradients, the mean and the least; None where none told."""
+        return (self._exchanged_s / self._exchanges, self._least_s) if self._exchanges else None
+
+    def heard(self, least_s: float | None) -> None:
+        """Enter the shortest exchange that any rank has timed."""
+        self._anywhere_s = least_s
+
     def evidence(self) -> Evidence | None:
         """What is known of the steps entered, None where there was no time in them."""
         if not self.available_flops > 0 or not self.time_s > 0:
@@ -135,17 +146,17 @@ class Gathered:
     def _between_ranks(self) -> tuple[float | None, float | None]:
         """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it.
 
-        An exchange ends when the last rank has come and its bytes have passed. The shortest one that was timed is
-        taken for the bytes, or what they take by the link's measured rate where that is less, and what others took
-        longer for peers that came late. So without a measured rate (`mfu.calibrate(collectives=True)`), a rank that is
-        late by as much in every step reads as a slow link.
+        An exchange ends when the last rank has come and its bytes have passed. The shortest one that any rank timed,
+        as far as they have told, is taken for the bytes, or what they take by the link's measured rate where that is
+        less, and what others took longer for peers that came late. Where other ranks are not heard of and no rate was
+        measured (`mfu.calibrate(collectives=True)`), a rank that is late by as much in every step reads as a slow link.
         """
         if self.ranks == 1:
             return 0.0, 0.0
         if not self._exchanges:
             return None, None
         mean_s = self._exchanged_s / self._exchanges
-        least_s = self._least_s if self._transfer_s is None else min(self._least_s, self._transfer_s)
+        least_s = min(s for s in (self._least_s, self._anywhere_s, self._transfer_s) if s is not None)
         return least_s * self.steps, (mean_s - least_s) * self.steps
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.expect import expect
 from mfu_sdk.guard import shield, warn_once
+from mfu_sdk.ranks import Counted, RankTotals
 from mfu_sdk.records import (
     Convention,
     Count,
@@ -276,6 +277,28 @@ class Ledger:
                 "is wrong; measure again with `mfu calibrate` on a quiet machine"
             )
             warn_once("MFU", f"above 1 in {self.identity.workload} (see the summary's notes)")
+
+    def standing(self, step: int, counted: Counted | None, *, closed: bool = False) -> RankTotals:
+        """What this rank tells the others: its totals up to `step`, and what it counted last."""
+        self._enter_kinds()
+        totals, exchange, evidence = self._totals, self.gathered.exchange, self.gathered.evidence()
+        waited_s = None if evidence is None else evidence.data_wait_s
+        return RankTotals(
+            rank=self.identity.rank,
+            step=step,
+            steps=totals.steps,
+            timed_steps=totals.timed,
+            duration_s=totals.time_s,
+            model_flops=totals.model_flops,
+            hardware_flops=totals.hardware_flops,
+            available_flops=totals.available_flops,
+            tokens=totals.tokens,
+            data_wait_s=None if waited_s is None else waited_s / self.gathered.steps,
+            exchange_s=None if exchange is None else exchange[0],
+            exchange_least_s=None if exchange is None else exchange[1],
+            counted=counted,
+            closed=closed,
+        )
 
     def summary(self) -> RunSummary:
         """The totals so far: sums over sums, never a mean of ratios."""

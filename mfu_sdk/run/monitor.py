@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mfu_sdk.counting.plan import Packed
+    from mfu_sdk.run.board import Board
     from mfu_sdk.run.engine import Engine
 
 _P = ParamSpec("_P")
@@ -119,6 +120,7 @@ class Monitor:
         self._on_step = on_step
         self._engine: Engine | None = None
         self._summary: RunSummary | None = None
+        self._board: Board | None = None
 
     def __enter__(self) -> Monitor:
         if self._engine is not None:
@@ -176,6 +178,7 @@ class Monitor:
         if _open.get(id(self._model)) is self:
             del _open[id(self._model)]
         with shield("closing a monitor"):
+            self._board = engine.board
             self._summary = engine.close(None if kind is None else kind.__qualname__)
         self._summary = self._summary or engine.ledger.summary()
 
@@ -190,7 +193,7 @@ class Monitor:
             )  # fmt: skip
             with fresh:
                 result = train(*args, **kwargs)
-            self._summary = fresh._summary
+            self._summary, self._board = fresh._summary, fresh._board
             return result
 
         return monitored
@@ -279,13 +282,17 @@ class Monitor:
         draw(self.summary(), path)
 
     def summary(self) -> RunSummary:
-        """The run's totals so far, or, after the `with` block, its final ones.
+        """The run's totals so far, or, after the `with` block, its final ones; in `ranks` those of all ranks.
 
+        What other ranks have posted is asked of the store that the ranks share, for a second at most.
         Raises `ConfigurationError` before the run has started. Under MFU_ENABLED=0 nothing is known; its notes say so.
         """
         if self._engine is not None:
             return self._engine.summary()
         if self._summary is not None:
+            if self._board is not None:
+                # Ranks that closed after this one.
+                self._summary = replace(self._summary, ranks=self._board.latest())
             return self._summary
         if not self._settings.enabled:
             from mfu_sdk.run.totals import disabled_summary

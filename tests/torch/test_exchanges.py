@@ -18,6 +18,8 @@ import pytest
 
 DELAY_S = 0.5
 """Far more than anything else in a step, on a busy machine too."""
+OFTEN_S = 0.2
+"""The same where it is in every step."""
 STEPS = 12
 TIMED = (3, 5, 6, 7, 9, 10, 11)
 """Not counted, and before the first whose operators are timed."""
@@ -64,16 +66,21 @@ def be_a_rank(folder: Path) -> None:
                 with run.step():
                     if fault == "late rank" and rank == 1 and step in LATE:
                         time.sleep(DELAY_S)
+                    if fault == "always late" and rank == 1:
+                        time.sleep(OFTEN_S)
                     model(x).sum().backward()
+        dist.barrier()
         summary = run.summary()
+        assert summary.ranks is not None
         return {
             "timed": [record.index for record in records if record.timed],
             "duration_s": summary.duration_s,
             "bars": {bar.name: bar.seconds for bar in summary.bars},
             "sum": sum(summary.waterfall.values()),
+            "late": summary.ranks.late,
         }
 
-    told = {fault: train(fault) for fault in ("none", "late rank", "slow exchange")}
+    told = {fault: train(fault) for fault in ("none", "late rank", "always late", "slow exchange")}
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
@@ -107,6 +114,18 @@ def test_a_late_rank_is_skew_on_the_other(ranks: list[dict[str, Any]]) -> None:
     assert waiting["bars"]["rank_skew"] > waiting["duration_s"] / 2
     assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 2
     assert waiting["bars"]["exposed_communication"] < waiting["bars"]["rank_skew"] / 2
+
+
+def test_a_rank_that_is_always_late_is_skew_too(ranks: list[dict[str, Any]]) -> None:
+    """By itself rank 0 could take it for a slow link; rank 1, which never waits, has told how long the bytes take."""
+    waiting, late = (rank["always late"] for rank in ranks)
+    assert waiting["bars"]["rank_skew"] >= 0.5 * len(TIMED) * OFTEN_S
+    assert waiting["bars"]["rank_skew"] > 4 * waiting["bars"]["exposed_communication"]
+    assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 4
+    for told in (waiting, late):
+        rank, waited_s = told["late"]
+        assert rank == 1
+        assert waited_s > 0.5 * OFTEN_S
 
 
 def test_a_slow_exchange_is_communication_on_both(ranks: list[dict[str, Any]]) -> None:
