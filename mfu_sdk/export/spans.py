@@ -98,8 +98,10 @@ _STEP_FIELDS: Final[Mapping[str, str]] = {
     semconv.ERROR_TYPE: "error_type",
 }
 # Steps are the many: which type an attribute has is looked up for all of them at once.
-_STEP: Final = tuple((name, _TYPES["step"][name]) for name in _STEP_FIELDS)
-_STEP_VALUES: Final = attrgetter(*_STEP_FIELDS.values())
+_STEP_DOUBLES: Final = tuple(name for name in _STEP_FIELDS if _TYPES["step"][name] is _double)
+_STEP_OTHERS: Final = tuple((name, _TYPES["step"][name]) for name in _STEP_FIELDS if name not in _STEP_DOUBLES)
+_doubles_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_DOUBLES])
+_others_of: Final = attrgetter(*[_STEP_FIELDS[name] for name, _ in _STEP_OTHERS])
 
 
 class Spans:
@@ -328,14 +330,26 @@ class Spans:
 
     @staticmethod
     def _step_attributes(step: StepRecord, kept: Kept) -> dict[str, Value]:
-        typed = {
+        doubles = {
+            name: float(value)
+            for name, value in zip(_STEP_DOUBLES, _doubles_of(step), strict=True)
+            if value is not None
+        }
+        # One sum tells that all are finite; where it is not, it may only have grown too large.
+        if not math.isfinite(sum(doubles.values())):
+            doubles = {name: value for name, value in doubles.items() if math.isfinite(value)}
+        if not step.timed:
+            doubles.pop(semconv.AVAILABLE_FLOP, None)
+        if kept.ratio is not None:
+            doubles[semconv.SAMPLE_RATIO] = kept.ratio
+        typed: dict[str, Value] = {
             name: found
-            for (name, as_registered), value in zip(_STEP, _STEP_VALUES(step), strict=True)
+            for (name, as_registered), value in zip(_STEP_OTHERS, _others_of(step), strict=True)
             if value is not None and (found := as_registered(value)) is not None
         }
-        if not step.timed:
-            typed.pop(semconv.AVAILABLE_FLOP, None)
-        return typed | attributes("step", {semconv.SAMPLE_REASON: kept.reason, semconv.SAMPLE_RATIO: kept.ratio})
+        typed[semconv.SAMPLE_REASON] = kept.reason
+        typed.update(doubles)
+        return typed
 
     def _of(self, window: Window) -> tuple[int, int]:
         """Its trace, and its own span."""

@@ -31,6 +31,21 @@ class Denominator:
     peak_source: str | None
     peak_flops_per_s: float | None
 
+    @classmethod
+    def of(cls, step: StepRecord) -> "Denominator":
+        """That of one step."""
+        return cls(step.phase, step.convention, step.peak_dtype, step.peak_source, step.peak_flops_per_s)
+
+    def is_of(self, step: StepRecord) -> bool:
+        """Whether it is that of `step`, without making another one: most steps have their predecessor's."""
+        return (
+            self.peak_flops_per_s == step.peak_flops_per_s
+            and self.phase == step.phase
+            and self.peak_dtype == step.peak_dtype
+            and self.convention == step.convention
+            and self.peak_source == step.peak_source
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -170,29 +185,42 @@ class Windows:
 
     def __init__(self) -> None:
         self._open: dict[tuple[int, Denominator], Window] = {}
+        # The last step's window: the next one's too, unless the slot or the denominator is another.
+        self._last: Window | None = None
 
     def add(self, step: StepRecord) -> tuple[Window, list[Window]]:
         """Put `step` into its window: (that window, those that this closed, perhaps the same one)."""
         slot = window_slot(step.start_unix_ns)
-        denominator = Denominator(step.phase, step.convention, step.peak_dtype, step.peak_source, step.peak_flops_per_s)
+        window, closed = self._last, list[Window]()
+        if window is None or window.slot != slot or not window.denominator.is_of(step):
+            window, closed = self._window(slot, Denominator.of(step))
+        window.steps.append(step)
+        if len(window.steps) == MAX_STEPS:
+            closed = [*closed, self._open.pop((slot, window.denominator))]
+            self._last = None
+        return window, closed
+
+    def _window(self, slot: int, denominator: Denominator) -> tuple[Window, list[Window]]:
+        """The open window of these two, made where there is none, and those of earlier slots that this closes."""
         closed = [self._open.pop(key) for key in [key for key in self._open if key[1] == denominator and key[0] < slot]]
         window = self._open.get((slot, denominator))
         if window is None:
             window = self._open[slot, denominator] = Window(slot, denominator)
-        window.steps.append(step)
-        if len(window.steps) == MAX_STEPS:
-            closed.append(self._open.pop((slot, denominator)))
+        self._last = window
         return window, closed
 
     def expire(self, now_unix_ns: int) -> list[Window]:
         """Close the windows whose 30 s and grace are over."""
         over = [key for key in self._open if now_unix_ns >= (key[0] + 1) * WINDOW_NS + GRACE_NS]
+        if over:
+            self._last = None
         return [self._open.pop(key) for key in over]
 
     def close(self) -> list[Window]:
         """Close all of them."""
         closed = list(self._open.values())
         self._open.clear()
+        self._last = None
         return closed
 
 
@@ -237,8 +265,9 @@ def _mean(column: _Column, durations_s: _Column) -> float | None:
 
 def _mean_of_known(steps: Sequence[StepRecord], name: str) -> float | None:
     # A load is a sample, taken once a second: a step without one says nothing against those that have it.
-    known = [step for step in steps if getattr(step, name) is not None]
-    return _mean(_column(known, name), _column(known, "duration_s"))
+    pairs = zip(_column(steps, name), _column(steps, "duration_s"), strict=True)
+    known = [(value, duration_s) for value, duration_s in pairs if value is not None]
+    return _mean([value for value, _ in known], [duration_s for _, duration_s in known])
 
 
 def _bytes_moved(hardware_flops: _Column, intensity: _Column) -> float | None:
