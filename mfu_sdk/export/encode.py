@@ -82,6 +82,11 @@ def encode(span: Span) -> bytes:
             add(DOUBLE(value))
         elif kind is str:
             add(_text(name, value))  # type: ignore[arg-type]  # kind says so
+        elif kind is int:
+            # An int's AnyValue has at most 12 bytes, so its length is a byte.
+            any_value = b"\x18" + varint(value)  # type: ignore[arg-type]  # as above
+            body = b"%b\x12%c%b" % (_KEYS[name], len(any_value), any_value)
+            add(b"\x4a%b%b" % (varint(len(body)), body))
         else:
             add(_attribute(name, _ANY[kind](value)))
     for trace_id, span_id in span.links:
@@ -121,6 +126,17 @@ class _Doubles(dict[str, bytes]):
 _DOUBLES: Final = _Doubles()
 
 
+class _Keys(dict[str, bytes]):
+    """The keys of attributes, by name."""
+
+    def __missing__(self, name: str) -> bytes:
+        found = self[name] = delimited(1, name.encode())
+        return found
+
+
+_KEYS: Final = _Keys()
+
+
 @lru_cache(1024)
 def _text(name: str, text: str) -> bytes:
     """A string attribute: there are few, and they repeat."""
@@ -128,7 +144,7 @@ def _text(name: str, text: str) -> bytes:
 
 
 def _attribute(name: str, any_value: bytes) -> bytes:
-    return delimited(9, delimited(1, name.encode()) + delimited(2, any_value))
+    return delimited(9, _KEYS[name] + delimited(2, any_value))
 
 
 def _any_text(text: str) -> bytes:
@@ -147,7 +163,6 @@ def _entry(value: int | str) -> bytes:
 
 
 _ANY: Final[Mapping[type, Callable[..., bytes]]] = {
-    int: lambda value: b"\x18" + varint(value),
     bool: lambda value: b"\x10\x01" if value else b"\x10\x00",
     list: _any_array,
 }

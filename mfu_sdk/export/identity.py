@@ -75,7 +75,7 @@ def _hash(size: int, *parts: object) -> int:
     return int.from_bytes(found.digest(), "big") or 1
 
 
-@lru_cache(64)
+@lru_cache(16)
 def _begun(size: int, parts: tuple[str, ...]) -> blake2b:
     """The hash of all but the last part, which is what differs from step to step."""
     return blake2b("".join([f"{part}\0" for part in parts]).encode(), digest_size=size)

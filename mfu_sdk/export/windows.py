@@ -140,10 +140,11 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
     expecting = [step for step in counted if step.expected_mfu is not None]
     time_s, counted_s = _column(timed, "duration_s"), _column(counted, "duration_s")
     model = _whole(_column(counted, "model_flops"))
-    hardware = _column(counted, "hardware_flops")
+    hardware_each = _column(counted, "hardware_flops")
+    hardware = _whole(hardware_each)
     available = _real(map(mul, _column(counted, "peak_flops_per_s"), counted_s))
-    could = list(map(mul, _column(expecting, "peak_flops_per_s"), _column(expecting, "duration_s")))
-    expected = _real(map(mul, _column(expecting, "expected_mfu"), could))
+    could_flops = list(map(mul, _column(expecting, "peak_flops_per_s"), _column(expecting, "duration_s")))
+    expected = _real(map(mul, _column(expecting, "expected_mfu"), could_flops))
     return Sums(
         steps=len(steps),
         finished=len(finished),
@@ -158,25 +159,25 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
         requests_failed=_whole(_known(_column(finished, "requests_failed"))),
         requests_s=_real(_known(_column(finished, "requests_s"))),
         model_flops=model,
-        hardware_flops=_whole(hardware),
+        hardware_flops=hardware,
         available_flops=available,
         expected_flops=expected,
-        expected_available_flops=_real(could),
+        expected_available_flops=_real(could_flops),
         attention_flops_exact=_whole(_column(counted, "attention_flops_exact")),
         attention_flops_full=_whole(_column(counted, "attention_flops_full")),
         mfu=ratio(model, available),
-        hfu=ratio(_whole(hardware), available),
-        expected_mfu=ratio(expected, _real(could)),
+        hfu=ratio(hardware, available),
+        expected_mfu=ratio(expected, _real(could_flops)),
         achievable_mfu=_mean(_column(counted, "achievable_mfu"), counted_s),
         mfu_by_dtype=_mean(_column(counted, "mfu_by_dtype"), counted_s),
         batch_running=_mean(_column(timed, "batch_running"), time_s),
-        arithmetic_intensity=ratio(_whole(hardware), _bytes_moved(hardware, _column(counted, "arithmetic_intensity"))),
+        arithmetic_intensity=ratio(hardware, _bytes_moved(hardware_each, _column(counted, "arithmetic_intensity"))),
         coverage=min(_known(_column(steps, "coverage")), default=None),
-        requests_running=_mean_of_known(timed, "requests_running"),
-        batch_feasible=_mean_of_known(timed, "batch_feasible"),
-        queue_waiting=_mean_of_known(timed, "queue_waiting"),
-        kv_cache_free_ratio=_mean_of_known(timed, "kv_cache_free_ratio"),
-        latency_target_s=_mean_of_known(timed, "latency_target_s"),
+        requests_running=_mean_of_known(_column(timed, "requests_running"), time_s),
+        batch_feasible=_mean_of_known(_column(timed, "batch_feasible"), time_s),
+        queue_waiting=_mean_of_known(_column(timed, "queue_waiting"), time_s),
+        kv_cache_free_ratio=_mean_of_known(_column(timed, "kv_cache_free_ratio"), time_s),
+        latency_target_s=_mean_of_known(_column(timed, "latency_target_s"), time_s),
     )
 
 
@@ -243,7 +244,7 @@ def _known(column: _Column) -> _Column:
 
 def _real(values: Iterable[Any]) -> float | None:
     try:
-        known = list(values)
+        known = values if isinstance(values, list) else list(values)
         # fsum: a window of 1,024 small terms must equal the sum of its steps to the last bit that a double has.
         return math.fsum(known) if known else None
     except TypeError:
@@ -263,10 +264,11 @@ def _mean(column: _Column, durations_s: _Column) -> float | None:
     return ratio(_real(map(mul, column, durations_s)), _real(durations_s))
 
 
-def _mean_of_known(steps: Sequence[StepRecord], name: str) -> float | None:
+def _mean_of_known(column: _Column, durations_s: _Column) -> float | None:
     # A load is a sample, taken once a second: a step without one says nothing against those that have it.
-    pairs = zip(_column(steps, name), _column(steps, "duration_s"), strict=True)
-    known = [(value, duration_s) for value, duration_s in pairs if value is not None]
+    if column.count(None) == len(column):
+        return None
+    known = [pair for pair in zip(column, durations_s, strict=True) if pair[0] is not None]
     return _mean([value for value, _ in known], [duration_s for _, duration_s in known])
 
 
