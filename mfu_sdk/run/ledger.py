@@ -19,6 +19,7 @@ from mfu_sdk.records import (
     RunSummary,
     StepRecord,
     Uncounted,
+    step_record,
 )
 from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
@@ -166,7 +167,7 @@ class Ledger:
         available = timed.available_flops
         achievable = None if held is None or duration_s <= 0 else held.achievable_flops_per_s
         by_dtype_s = None if held is None or duration_s <= 0 else held.by_dtype_s
-        return StepRecord(
+        return step_record(
             work.index,
             work.phase,
             duration_s,
