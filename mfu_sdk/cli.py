@@ -198,6 +198,7 @@ def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_j
 @click.option("--tp", type=int, default=1, show_default=True, help="GPUs that share each layer.")
 @click.option("--pp", type=int, default=1, show_default=True, help="Stages of a pipeline.")
 @click.option("--cp", type=int, default=1, show_default=True, help="GPUs that share each sequence.")
+@click.option("--ep", type=int, default=1, show_default=True, help="Data-parallel GPUs that share out the experts.")
 @click.option("--microbatches", type=int, help="Parts of a replica's step; in a pipeline one sequence each.")
 @click.option("--interleave", type=int, default=1, show_default=True, help="Pipeline stages on each GPU.")
 @click.option("--recompute", is_flag=True, help="The forward runs again in the backward.")
@@ -205,7 +206,7 @@ def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_j
 def expect(
     hf_config: Path | None, params: float | None, layers: int | None, hidden: int | None, device: str | None,
     batch: int, seq: int, dtype: str, phase: str, gpus: int | None, dp: int | None, tp: int, pp: int, cp: int,
-    microbatches: int | None, interleave: int, recompute: bool, as_json: bool,
+    ep: int, microbatches: int | None, interleave: int, recompute: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what MFU a model may be expected to reach, without running it: time, what binds it, and what that assumes.
 
@@ -223,6 +224,7 @@ def expect(
     found = forecast(
         hf_config or given, device=device, batch=batch, seq=seq, dtype=dtype, gpus=gpus, phase=phase, dp=dp, tp=tp,
         pp=pp, cp=cp, microbatches=microbatches, interleave=interleave, recompute=recompute,
+        ep=ep,
     )  # fmt: skip
     what = hf_config or f"{params or 0:.3g} parameters"
     title = f"{what}, {phase}, batch {batch:,} × {seq:,} tokens, {dtype}, {found.devices} × {found.device}"

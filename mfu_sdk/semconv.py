@@ -124,7 +124,7 @@ PHASE: Final = _attribute(
     "mfu.phase",
     "string",
     "",
-    "train, eval, prefill, decode or inference",
+    "train, eval, checkpoint, prefill, decode or inference",
     "step",
     "window",
     "prefill",

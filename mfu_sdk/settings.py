@@ -14,6 +14,8 @@ from mfu_sdk.errors import ConfigurationError
 
 Spans = Literal["auto", "all", "windows", "off"]
 _SPANS: dict[str, Spans] = {"auto": "auto", "all": "all", "windows": "windows", "off": "off"}
+Profiling = Literal["auto", "kernels", "off"]
+_PROFILING: dict[str, Profiling] = {"auto": "auto", "kernels": "kernels", "off": "off"}
 GenAi = Literal["off", "chat", "text_completion", "generate_content", "embeddings"]
 _GEN_AI: dict[str, GenAi] = {
     "off": "off",
@@ -47,9 +49,16 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "MFU_PROFILE",
         "auto",
-        "auto or off",
-        "auto: on a processor the operators of every eighth step are timed, while that takes at most 0.5 % of the "
-        "run, for the waterfall's host gap and kernels; off: never",
+        "auto, kernels or off",
+        "what times the work of every eighth step, while that takes at most 0.5 % of the run, for the waterfall's host "
+        "gap and kernels. auto: operators one by one, on a processor; kernels: on a GPU its kernels too, by torch's "
+        "profiler (untried on a GPU so far; it writes to standard error); off: nothing",
+    ),
+    Option(
+        "MFU_LIVE",
+        "0",
+        "0 or 1",
+        "1: a monitor shows its figures while it runs, in a line on the terminal: rank 0 does, and nothing in a pipe",
     ),
     Option("MFU_CACHE_DIR", "the user's cache directory", "a directory", "where calibrations are kept"),
     Option(
@@ -87,7 +96,8 @@ class Settings:
 
     enabled: bool = True
     calibrate: Literal["auto", "off"] = "auto"
-    profile: Literal["auto", "off"] = "auto"
+    profile: Profiling = "auto"
+    live: bool = False
     cache_dir: Path | None = None
     spans: Spans = "auto"
     gen_ai: GenAi = "off"
@@ -99,7 +109,7 @@ class Settings:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
         for name, value, allowed in (
             ("calibrate", self.calibrate, ("auto", "off")),
-            ("profile", self.profile, ("auto", "off")),
+            ("profile", self.profile, tuple(_PROFILING)),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
             ("gen_ai", self.gen_ai, tuple(_GEN_AI)),
         ):
@@ -119,7 +129,8 @@ class Settings:
         return cls(
             enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
-            profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
+            profile=_one_of(env, "MFU_PROFILE", "auto", _PROFILING),
+            live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),

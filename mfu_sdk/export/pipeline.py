@@ -4,17 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from opentelemetry.sdk.trace import ReadableSpan
-
 from mfu_sdk import guard
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
+from mfu_sdk.export.encode import Envelope, Span
 from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.export.resource import resource
 from mfu_sdk.export.route import Route
 from mfu_sdk.export.sampling import Kept, Sampler
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
+from mfu_sdk.export.turn import give_way
 from mfu_sdk.export.windows import Window, Windows, sums
 from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -76,12 +76,12 @@ class Pipeline:
         self.overflowed: Callable[[], int] = lambda: 0
         self._unix_ns = unix_ns
         self._resource = resource(identity)
-        self._spans = Spans(identity, self._resource, settings.gen_ai)
+        self._spans = Spans(identity, settings.gen_ai)
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
         if exports.traces is not None:
             route = Route("traces", exports.traces, unix_ns, monotonic_s)
-            self._traces = SpanDelivery(route, self._lost, monotonic_s)
+            self._traces = SpanDelivery(route, Envelope(self._resource), self._lost, monotonic_s)
         self._metrics: MetricDelivery | None = None
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
@@ -187,10 +187,12 @@ class Pipeline:
         for window in closed:
             total = sums(window.steps)
             self._totals.add(total)
+            # Summing up 1,024 steps takes as long as a turn of the thread, and so does encoding their arrays.
+            give_way()
             if self._mode != "off":
                 self._add([self._spans.window(window, total)], essential=True)
 
-    def _add(self, spans: Iterable[ReadableSpan], *, essential: bool) -> None:
+    def _add(self, spans: Iterable[Span], *, essential: bool) -> None:
         if self._traces is not None:
             for span in spans:
                 self._traces.add(span, essential=essential)

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from opentelemetry import context
 
 from mfu_sdk import guard
+from mfu_sdk.export.turn import give_way
 
 EXIT_S: Final = 2.0
 """Seconds that the end of the process waits for all workers together."""
@@ -26,6 +27,9 @@ LINGER_S: Final = 60.0
 QUEUE_ITEMS: Final = 8192
 """Records that wait for the thread; about 5 MB. A hung collector holds the thread for its timeout, 10 s unless set,
 so a loop of up to 800 steps a second loses nothing to one."""
+
+TURN_ITEMS: Final = 32
+"""Items taken at a time, a millisecond's work at most: between them the user's threads have the interpreter's lock."""
 
 POLL_S: Final = 1.0
 """How often the thread looks. Nobody wakes it for a step: setting an event would cost the step more than the queue."""
@@ -199,7 +203,9 @@ class Worker:
 
     def _drain(self) -> None:
         # No more than what was there: a fast producer must not keep the thread from delivering.
-        for _ in range(len(self._queue)):
+        for done in range(len(self._queue)):
+            if done % TURN_ITEMS == TURN_ITEMS - 1:
+                give_way()
             with guard.shield("export"):
                 self._pipeline.consume(self._queue.popleft())
 

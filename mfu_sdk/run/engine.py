@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from mfu_sdk.run.clock import Mark
     from mfu_sdk.run.demand import Demand
+    from mfu_sdk.settings import Profiling
 
 MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
@@ -67,7 +68,7 @@ class Engine:
         convention: Convention,
         start_step: int,
         *,
-        times_operators: bool = True,
+        profiling: Profiling = "auto",
     ) -> None:
         self.ledger = ledger
         self._clock = ledger.clock
@@ -88,6 +89,11 @@ class Engine:
         self._blind = model is None
         self._depth = 0
         self._depth_of_marks = 0
+        # Steps that others of another phase lie within, the outermost first, and what `_depth_of_marks` was then.
+        self._outer: list[tuple[Step, int]] = []
+        # Of such steps, how many came of each phase before the last, and of which phases one is to be counted.
+        self._within: dict[Phase, int] = {}
+        self._within_due: set[Phase] = set()
         # Whether other threads have called the model.
         self._elsewhere_too = False
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
@@ -95,7 +101,7 @@ class Engine:
         self._extra_counts = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
-        self._profile = Profile(ledger, model, times_operators=times_operators)
+        self._profile = Profile(ledger, model, profiling)
         self.board = Board.open(ledger.identity)
         """Where the ranks of this run tell one another their totals; None for a process on its own."""
         self._place = place_but_data(ledger.identity)
@@ -217,7 +223,7 @@ class Engine:
         """Whether a step may be counted out of turn: on a process on its own, so many times."""
         steps = self._index - self._first
         allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + steps // STEPS_AN_EXTRA_COUNT)
-        return self._alone and self._extra_counts < allowed
+        return self._alone and self._extra_counts < allowed and not any(outer.counting for outer, _ in self._outer)
 
     def _find_boundary(self) -> None:
         """In a loop that does not mark its steps: end and begin one where this forward pass says so."""
@@ -261,11 +267,13 @@ class Engine:
                 self._drop()
                 if not self._elsewhere_too:
                     self._ignore_ends()
-            if self._step is not None:
-                warn_once("run.step", "a step inside a step is part of the outer one")
+            if self._step is None:
+                self._begin(phase, packed=packed)
+            elif self._step.phase == phase:
+                warn_once("run.step", f"a {phase} step inside a {phase} step is part of the outer one")
                 self._depth_of_marks += 1
             else:
-                self._begin(phase, packed=packed)
+                self._begin_within(self._step, phase, packed)
         except Exception as error:
             if not contained("beginning a step", error):
                 raise
@@ -279,6 +287,8 @@ class Engine:
                 self._depth_of_marks -= 1
             elif self._step is not None:
                 self._end(self._step, self._clock.mark(), tokens, samples, error_type)
+                if self._outer:
+                    self._resume_outer()
         except Exception as error:
             if not contained("ending a step", error):
                 raise
@@ -312,10 +322,14 @@ class Engine:
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
         settings = self._parameters.wanted()
-        self._step = step = Step(self._index, phase, start, start_unix_ns, waits, settings, packed)
-        if over:
+        self._step = step = Step(phase, start, start_unix_ns, waits, settings, packed)
+        if over or phase == "checkpoint":
             return
         number = self._index - self._first
+        if self._outer:
+            if self._counts_within(phase):
+                self._count(step)
+            return
         if Plan.should_count(number):
             self._count(step)
         elif self._costs.wants_count and self._may_count():
@@ -323,6 +337,37 @@ class Engine:
             self._count(step)
         else:
             self._profile.begin(step, number)
+
+    def _begin_within(self, outer: Step, phase: Phase, packed: Packed | None) -> None:
+        """A step of another phase begins within `outer`, whose time and work go on when it has ended."""
+        if outer.counting:
+            self._mode.stop()
+        self._profile.pause()
+        now = self._clock.mark()
+        outer.pause(now)
+        self._outer.append((outer, self._depth_of_marks))
+        self._depth_of_marks = 0
+        self._last_end = (now, time.time_ns())
+        self._begin(phase, packed=packed)
+
+    def _counts_within(self, phase: Phase) -> bool:
+        """Whether a step that begins within another is counted: as others are, once the outer one leaves the mode."""
+        seen = self._within[phase] = self._within.get(phase, -1) + 1
+        if Plan.should_count(seen):
+            self._within_due.add(phase)
+        if phase not in self._within_due or any(outer.counting for outer, _ in self._outer):
+            return False
+        self._within_due.discard(phase)
+        return True
+
+    def _resume_outer(self) -> None:
+        outer, self._depth_of_marks = self._outer.pop()
+        assert self._last_end is not None
+        outer.resume(self._last_end[0])
+        self._step = outer
+        self._profile.resume()
+        if outer.counting:
+            self._mode.start()
 
     def _count(self, step: Step) -> None:
         self._profile.end(step)
@@ -349,6 +394,8 @@ class Engine:
     ) -> None:
         if step.profiled:
             self._profile.end(step)
+            # Reading a profile may take long, and is in no step's time.
+            self._last_end = (self._clock.mark(), time.time_ns())
         costs = self._costs
         for key, batch in step.elsewhere:
             call = costs.enter(key, batch)
@@ -369,13 +416,16 @@ class Engine:
                     "in threads that the step started, operators ran that belong to no module of the model, and are in "
                     f"no count: {', '.join(outside[:3])}"
                 )
+        if step.phase == "checkpoint" and not step.calls:
+            own = self.ledger.nothing()
         step.demand = demand = own or costs.of_seen(seen)
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             costs.wants_count = True
         if error_type is None and (step.profiled or self._profile.sees_exchanges):
             self._profile.gather(step, demand)
-        step.end = end
+        step.index = self._index
+        step.finish(end)
         step.tokens = tokens
         step.samples = samples
         step.error_type = error_type
@@ -386,7 +436,8 @@ class Engine:
         if costs.overfull:
             costs.forget_calls()
         self._index += 1
-        self._last_end = (end, time.time_ns())
+        if not step.profiled:
+            self._last_end = (end, time.time_ns())
         self.ledger.add(step)
 
     def interlude(self, between: Callable[[], None]) -> bool:
@@ -416,8 +467,10 @@ class Engine:
         """End the step under way where its work ended, undo every hook, and close the books."""
         with shield("ending the last step"):
             self._end_last(error_type)
-        if self._step is not None:
+        while self._step is not None:
             self._drop()
+            if self._outer:
+                self._resume_outer()
         self._hooks.close()
         for note in self._costs.notes():
             self.ledger.note(note)
@@ -446,7 +499,7 @@ class Engine:
         assert self.board is not None
         steady = demand is not None and demand.source == "cached" and demand.model_flops == model_flops
         alike = f"{self._place} {self._costs.shapes(step.seen())}"
-        self._counted = Counted(step.index, model_flops, alike, steady)
+        self._counted = Counted(self._index, model_flops, alike, steady)
         self.board.post(self._standing())
 
     def _standing(self, *, closed: bool = False) -> RankTotals:

@@ -40,6 +40,7 @@ class Gathered:
     _extra: _Sum = field(default_factory=_Sum)
     _memory: _Sum = field(default_factory=_Sum)
     _clock: _Sum = field(default_factory=_Sum)
+    _idle: float = 0.0
     # Of counted steps: which operators have FLOPs, these FLOPs, and the seconds of `_products_memory_s`.
     _products: set[str] = field(default_factory=set)
     _counted_flops: int = 0
@@ -71,6 +72,8 @@ class Gathered:
         self.model_flops += steps * demand.model_flops
         self.hardware_flops += steps * demand.hardware_flops
         self.available_flops += peak * kind.time_s
+        if not demand.hardware_flops and not demand.bytes_moved:
+            self._idle += peak * (kind.time_s - kind.waited_s)
         self._waited.add(kind.waited_s * peak if kind.waits_known else None)
         self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
         self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
@@ -89,13 +92,16 @@ class Gathered:
 
     def ran(self, op_seconds: Mapping[str, float], hardware_flops: int) -> None:
         """Enter a step whose operators were timed, by the names that counts have for them."""
-        total_s = sum(op_seconds.values())
-        if not hardware_flops or total_s <= 0:
-            return
         products_s = sum(taken_s for op, taken_s in op_seconds.items() if op in self._products)
+        self.worked(products_s, sum(op_seconds.values()) - products_s, hardware_flops)
+
+    def worked(self, products_s: float, streaming_s: float, hardware_flops: int) -> None:
+        """Enter what the device worked in a step of so many FLOPs: on products, and on everything else."""
+        if not hardware_flops or products_s + streaming_s <= 0:
+            return
         self._seen_flops += hardware_flops
         self._products_s += products_s
-        self._streaming_s += total_s - products_s
+        self._streaming_s += streaming_s
 
     def exchanged(self, exposed_s: float, *, of_all: bool = False) -> None:
         """Enter how long a step waited for other ranks' gradients, or for what all its collectives brought."""
@@ -139,6 +145,7 @@ class Gathered:
             streaming_s=streaming_s,
             products_memory_s=products_memory_s,
             clock_ratio=self.model_flops / clock if clock else None,
+            idle_s=self._idle / peak,
         )
 
     def _between_ranks(self) -> tuple[float | None, float | None]:

@@ -19,6 +19,7 @@ from mfu_sdk.records import (
     RunSummary,
     StepRecord,
     Uncounted,
+    step_record,
 )
 from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
@@ -31,6 +32,7 @@ from mfu_sdk.run.work import Timed, Work
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
+    from mfu_sdk.run.live import LiveLine
 
 
 MOST_KINDS = 4096
@@ -66,10 +68,13 @@ class Ledger:
         self._expected = expected
         self._on_step = on_step
         self._distrust = distrust
+        self.live: LiveLine | None = None
+        """Where the figures are shown while the run goes on."""
         self._pending: deque[Work] = deque()
         # By the identity of their demand, None where that is not known.
         self._kinds: dict[int, Kind] = {}
         self._unknown = Kind(None)
+        self._nothing: Demand | None = None
         self._totals = Totals()
         self.gathered = Gathered(ranks=identity.world_size)
         self.overhead_ns = 0
@@ -102,6 +107,15 @@ class Ledger:
         self.gathered.counted(count, self.peaks)
         return self.price(count, "cached")
 
+    def nothing(self) -> Demand | None:
+        """No work, to be held against the peak that the run's other steps are; None as long as there is none."""
+        for kind in reversed(self._kinds.values()):
+            if kind.held is not None and kind.held.peak_dtype is not None:
+                if self._nothing is None or kind.held.peak_dtype not in self._nothing.by_dtype:
+                    self._nothing = Demand.nothing(kind.held.peak_dtype)
+                return self._nothing
+        return None
+
     def note(self, text: str) -> None:
         """Enter something that a reader of the summary should know; once is enough."""
         self._notes[text] = None
@@ -128,6 +142,9 @@ class Ledger:
                 kind.add(duration_s, work.tokens, waited_s)
             if self.telemetry is not None or self._on_step is not None:
                 self._tell(Timed(work, kind.held, duration_s, waited_s))
+        if self.live is not None and self.live.due:
+            with shield("the live line"):
+                self.live.show(self.summary())
 
     def _tell(self, timed: Timed) -> None:
         record = None if self._on_step is None else self._record(timed)
@@ -150,7 +167,7 @@ class Ledger:
         available = timed.available_flops
         achievable = None if held is None or duration_s <= 0 else held.achievable_flops_per_s
         by_dtype_s = None if held is None or duration_s <= 0 else held.by_dtype_s
-        return StepRecord(
+        return step_record(
             work.index,
             work.phase,
             duration_s,
@@ -375,6 +392,9 @@ class Ledger:
             self.settle(wait=True)
             self._doubt()
         summary = self.summary()
+        if self.live is not None:
+            with shield("the live line"):
+                self.live.close(summary)
         if self.telemetry is not None:
             self._report_overhead(self.telemetry)
             self.telemetry.close(summary, error_type=error_type)

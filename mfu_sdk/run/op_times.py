@@ -18,6 +18,7 @@ from mfu_sdk.run.collective_waits import CollectiveWaits
 
 if TYPE_CHECKING:
     from mfu_sdk.run.clock import HostClock
+    from mfu_sdk.run.evidence import Gathered
 
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _running: Final[list[OpTimes]] = []
@@ -48,17 +49,19 @@ class OpTimes(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, clock: HostClock) -> None:
+    def __init__(self, clock: HostClock, *, sees_waits: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._clock = clock
+        # Whether what the model waits for other ranks can be seen (`ddp_times.waits_unseen`).
+        self._sees_waits = sees_waits
         self._waits = CollectiveWaits(clock)
         self._opened = clock.mark()
         self._seconds: defaultdict[Any, float] = defaultdict(float)
         self._calls = _CALLS_EXPECTED
         self._spent_s = 0.0
         self._alone = True
-        self.paused = False
-        """Whether operators run by and are not timed."""
+        self.pauses = 0
+        """For how many reasons operators run by and are not timed."""
 
     def due(self, step: int) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
@@ -94,6 +97,13 @@ class OpTimes(TorchDispatchMode):
             mode_stack.remove(self)
             self._waits.stop()
             self._spent_s += self._calls * CALL_S
+
+    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
+        """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing."""
+        if (seconds := self.seconds()) is not None:
+            gathered.ran(seconds, hardware_flops)
+        if self._sees_waits and (waited_s := self.exchanged_s()) is not None:
+            gathered.exchanged(waited_s, of_all=True)
 
     def seconds(self) -> dict[str, float] | None:
         """Seconds by operator, named as in `OpCost`, without collectives; None where they would not be all there is.
@@ -137,7 +147,7 @@ class OpTimes(TorchDispatchMode):
         if types and any(map(wraps, types)):
             # A subclass (DTensor, a collective's result) unwraps, waits and exchanges: what it runs comes back here.
             return NotImplemented
-        if self.paused:
+        if self.pauses:
             return func(*args, **kwargs)
         clock = self._clock
         began = clock.mark()

@@ -8,6 +8,7 @@ from mfu_sdk.counting.plan import Packed
 from mfu_sdk.records import Phase
 from mfu_sdk.run.clock import Mark
 from mfu_sdk.run.costs import Seen
+from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.elsewhere import Call
 from mfu_sdk.run.work import Work
 
@@ -20,7 +21,6 @@ class Step(Work):
 
     def __init__(
         self,
-        index: int,
         phase: Phase,
         start: Mark,
         start_unix_ns: int,
@@ -29,7 +29,6 @@ class Step(Work):
         packed: Packed | None,
     ) -> None:
         # `Work`'s own, of which the rest are its defaults until the end.
-        self.index = index
         self.phase: Phase = phase
         self.start = start
         self.start_unix_ns = start_unix_ns
@@ -44,6 +43,23 @@ class Step(Work):
         # Where the optimizer stepped last, and how many of the waits came before.
         self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None
+        # What came before steps of other phases that lay within it, and where it went on after the last of them.
+        self.parts: list[Slice] = []
+        self.since = start
+
+    def pause(self, at: Mark) -> None:
+        """A step of another phase begins within it."""
+        self.parts.append(Slice(self.since, at, 1.0))
+
+    def resume(self, at: Mark) -> None:
+        """That one has ended."""
+        self.since = at
+
+    def finish(self, end: Mark) -> None:
+        """It has ended."""
+        self.end = end
+        if self.parts:
+            self.slices = (*self.parts, Slice(self.since, end, 1.0))
 
     def seen(self) -> Seen:
         """What its cost is looked up by."""
