@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -53,16 +53,18 @@ def key_store(env: Mapping[str, str] | None = None) -> KeyStore | None:
 
 
 def _own(store: Store) -> Store:
-    if not hasattr(store, "clone"):
+    # torch's stubs know neither `clone` nor `underlying_store`.
+    clone: Callable[[], Store] | None = getattr(store, "clone", None)
+    if clone is None:
         return store
-    own: Store = store.clone()
+    own = clone()
     own.set_timeout(timedelta(seconds=ANSWER_S))
     return own
 
 
 def _base(store: Store) -> Store:
-    while hasattr(store, "underlying_store"):
-        store = store.underlying_store
+    while (beneath := getattr(store, "underlying_store", None)) is not None:
+        store = beneath
     return store
 
 

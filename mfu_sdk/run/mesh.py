@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from mfu_sdk.guard import shield
 from mfu_sdk.ranks import AXES, Axis
@@ -78,7 +78,7 @@ def _meshes(model: nn.Module | None) -> Iterator[tuple[Any, bool]]:
     for parameter in model.parameters():
         if not isinstance(parameter, tensors.DTensor):
             continue
-        own = parameter.device_mesh
+        own = getattr(parameter, "device_mesh")  # noqa: B009 - typed as a plain parameter
         root = _root(own)
         for mesh in (own, root):
             if id(mesh) not in seen:
@@ -158,7 +158,6 @@ def _read_wrappers(model: nn.Module | None, world_size: int, found: dict[str, Ax
             return
         if isinstance(module, flat):
             if "HYBRID" not in str(getattr(module, "sharding_strategy", "HYBRID")):
-                found.setdefault(
-                    "dp", Axis(dist.get_world_size(module.process_group), dist.get_rank(module.process_group))
-                )
+                group = cast("dist.ProcessGroup", module.process_group)
+                found.setdefault("dp", Axis(dist.get_world_size(group), dist.get_rank(group)))
             return

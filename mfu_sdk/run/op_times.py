@@ -49,17 +49,17 @@ class OpTimes(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, clock: HostClock, *, sees_waits: bool = True) -> None:
+    def __init__(self, clock: HostClock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._clock = clock
-        # Whether what the model waits for other ranks can be seen (`ddp_times.waits_unseen`).
-        self._sees_waits = sees_waits
         self._waits = CollectiveWaits(clock)
         self._opened = clock.mark()
         self._seconds: defaultdict[Any, float] = defaultdict(float)
         self._calls = _CALLS_EXPECTED
         self._spent_s = 0.0
         self._alone = True
+        self.sees_waits = True
+        """Whether what the model waits for other ranks shows (`ddp_times.waits_unseen`)."""
         self.pauses = 0
         """For how many reasons operators run by and are not timed."""
 
@@ -102,7 +102,7 @@ class OpTimes(TorchDispatchMode):
         """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing."""
         if (seconds := self.seconds()) is not None:
             gathered.ran(seconds, hardware_flops)
-        if self._sees_waits and (waited_s := self.exchanged_s()) is not None:
+        if self.sees_waits and (waited_s := self.exchanged_s()) is not None:
             gathered.exchanged(waited_s, of_all=True)
 
     def seconds(self) -> dict[str, float] | None:

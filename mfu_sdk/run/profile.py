@@ -50,7 +50,9 @@ class Profile:
         self._exchanges = ddp_times(model)
         self.sees_exchanges = self._exchanges is not None
         """Whether each step is asked for what the exchange of its gradients took."""
-        self._times = _times(ledger.clock, profiling, sees_waits=not waits_unseen(model))
+        self._times = _times(ledger.clock, profiling)
+        if isinstance(self._times, OpTimes):
+            self._times.sees_waits = not waits_unseen(model)
 
     def begin(self, step: Step, number: int) -> None:
         """Time the work of `step`, the run's `number`-th, where it is the turn of one."""
@@ -84,8 +86,8 @@ class Profile:
                 self._gathered.exchanged(exposed_s)
 
 
-def _times(clock: Clock, profiling: Profiling, *, sees_waits: bool) -> Times | None:
+def _times(clock: Clock, profiling: Profiling) -> Times | None:
     """Operators where the host does the work; a GPU's kernels only where they are asked for."""
     if isinstance(clock, HostClock):
-        return None if profiling == "off" else OpTimes(clock, sees_waits=sees_waits)
+        return None if profiling == "off" else OpTimes(clock)
     return KernelTimes() if isinstance(clock, CudaClock) and profiling == "kernels" else None
