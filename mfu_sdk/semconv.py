@@ -266,7 +266,7 @@ SAMPLE_REASON: Final = _attribute(
     "mfu.sample.reason",
     "string",
     "",
-    "why this span was kept: all, periodic, first, last or error",
+    "why this span was kept: all, periodic, first, last, error or recorder (a killed process's last steps)",
     "step",
     "inference",
 )

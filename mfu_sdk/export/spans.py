@@ -78,7 +78,7 @@ class Spans:
             _context(trace, self._ids.step_span(step)),
             step.start_unix_ns,
             _end_unix_ns(step),
-            parent=_context(trace, self._ids.window_span(window.slot, window.steps[0])),
+            parent=_context(trace, self._ids.window_span(window.slot, window.first)),
             error_type=step.error_type,
             attributes=attributes(
                 "step",
@@ -127,7 +127,7 @@ class Spans:
         shared = window.denominator
         return self._span(
             semconv.SPAN_WINDOW,
-            _context(self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.steps[0])),
+            _context(self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.first)),
             window.start_unix_ns,
             window.end_unix_ns,
             links=(Link(self._run),),

@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from mfu_sdk import guard
+from mfu_sdk.export import allowed
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s
+from mfu_sdk.export.flight import Row
 from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
+from mfu_sdk.export.recorder import Recorder
+from mfu_sdk.export.resource import resource
 from mfu_sdk.export.worker import Worker
 from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -19,7 +23,10 @@ from mfu_sdk.settings import Settings
 class Telemetry:
     """Made by `open`. Only `flush` and `stop` wait, nothing raises, and in a forked child nothing happens."""
 
-    def __init__(self, pipeline: Pipeline, worker: Worker, unix_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, worker: Worker, unix_ns: Callable[[], int], recorder: Recorder | None = None
+    ) -> None:
+        self.recorder = recorder
         self._pipeline = pipeline
         self._worker = worker
         self._unix_ns = unix_ns
@@ -48,17 +55,32 @@ class Telemetry:
         )
         if exports.traces is None and exports.metrics is None:
             return None
-        pipeline = Pipeline(identity, settings, exports, unix_ns=unix_ns, monotonic_s=monotonic_s)
+        who = resource(identity)
+        recorder = None
+        if exports.traces is not None:
+            recorder = Recorder.open(identity, allowed.resource(who.attributes), settings)
+        pipeline = Pipeline(
+            identity, settings, exports, unix_ns=unix_ns, monotonic_s=monotonic_s, resource=who, recorder=recorder
+        )
         worker = Worker(str(identity.rank), pipeline, monotonic_s)
         pipeline.overflowed = lambda: worker.overflowed
-        return cls(pipeline, worker, unix_ns)
+        return cls(pipeline, worker, unix_ns, recorder)
 
-    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
+    def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
 
         Given as a function, the record is built on the export thread: building one costs more than handing it over.
+        `row` is the same step for the flight recorder (`recorder`), where there is one.
         """
-        self._worker.put(record)
+        recorder = self.recorder
+        if recorder is None:
+            self._worker.put(record)
+        elif row is not None:
+            self._worker.put((recorder.append(row), record))
+        elif isinstance(record, StepRecord):
+            self._worker.put((recorder.step(record), record))
+        else:
+            self._worker.put(record)
 
     def inference(self, record: InferenceRecord) -> None:
         """Report one handled request."""

@@ -23,6 +23,7 @@ from mfu_sdk.run.clock import Clock
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.evidence import Gathered
 from mfu_sdk.run.held import Held, hold
+from mfu_sdk.run.rows import rows_for
 from mfu_sdk.run.totals import Totals
 from mfu_sdk.run.waterfall import waterfall
 from mfu_sdk.run.work import Timed, Work
@@ -71,6 +72,7 @@ class Ledger:
         self._overhead_ns = 0
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
+        self._rows = rows_for(telemetry, convention, self._expected_mfu)
 
     def price(self, count: Count, source: CountSource) -> Demand:
         """`count` as a demand, with its roofline time, and its uncounted operators entered into the books."""
@@ -125,7 +127,9 @@ class Ledger:
             record = None if self._on_step is None else self._record(timed)
             if self.telemetry is not None:
                 # Built where it is read, off the path of the step.
-                self.telemetry.step(record or partial(self._record, timed))
+                self.telemetry.step(
+                    record or partial(self._record, timed), None if self._rows is None else self._rows(timed)
+                )
                 if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
                     self._report_overhead(self.telemetry)
             if self._on_step is not None and record is not None:
