@@ -4,11 +4,12 @@ The caller pays for an append to a bounded queue. Windows, spans, metrics, encod
 thread's (`worker`, `pipeline`).
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 
 from mfu_sdk import guard
-from mfu_sdk.export import allowed
+from mfu_sdk.export import allowed, sigterm
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s
 from mfu_sdk.export.flight import Row
 from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
@@ -31,6 +32,7 @@ class Telemetry:
         self._worker = worker
         self._unix_ns = unix_ns
         self._dropped = 0
+        self._end: Callable[[], object] = lambda: None
 
     @classmethod
     def open(
@@ -64,7 +66,14 @@ class Telemetry:
         )
         worker = Worker(str(identity.rank), pipeline, monotonic_s)
         pipeline.overflowed = lambda: worker.overflowed
-        return cls(pipeline, worker, unix_ns, recorder)
+        opened = cls(pipeline, worker, unix_ns, recorder)
+        with guard.shield("SIGTERM"):
+            sigterm.watch(opened)
+        return opened
+
+    def on_termination(self, close: Callable[[], object]) -> None:
+        """What closes the run where SIGTERM ends the process (`sigterm`); it calls `close` in its turn."""
+        self._end = close
 
     def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
@@ -100,6 +109,8 @@ class Telemetry:
         What is left is delivered for at most `worker.LINGER_S`, and at the end of the process for `worker.EXIT_S`.
         """
         self._worker.close(Close(summary, error_type, self._unix_ns()))
+        with guard.shield("SIGTERM"):
+            sigterm.forget(self)
 
     def flush(self, timeout_s: float) -> bool:
         """Send all that was recorded since the last flush: whether it was delivered, in full and within `timeout_s`.
@@ -115,9 +126,20 @@ class Telemetry:
 
     def stop(self, timeout_s: float) -> bool:
         """Deliver for at most `timeout_s`, then give up what is left: whether the thread has ended."""
+        with guard.shield("SIGTERM"):
+            sigterm.forget(self)
         with guard.shield("export"):
             return self._worker.stop(timeout_s)
         return False
+
+    def terminate(self, timeout_s: float) -> None:
+        """Close the run, as far as that takes no longer than half of `timeout_s`, and deliver it in what is left."""
+        until_s = time.monotonic() + timeout_s
+        # What closes a run waits for the device, which may be what hangs.
+        closing = threading.Thread(target=self._end, name="mfu-sigterm-close", daemon=True)
+        closing.start()
+        closing.join(timeout_s / 2)
+        self._worker.stop(max(0.0, until_s - time.monotonic()))
 
     @property
     def dropped(self) -> Mapping[str, int]:

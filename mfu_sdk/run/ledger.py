@@ -72,6 +72,8 @@ class Ledger:
         self._overhead_ns = 0
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
+        if telemetry is not None:
+            telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
         self._rows = rows_for(telemetry, convention, self._expected_mfu)
 
     def price(self, count: Count, source: CountSource) -> Demand:
