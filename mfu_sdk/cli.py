@@ -18,7 +18,7 @@ import click
 
 import mfu_sdk
 from mfu_sdk import atomic
-from mfu_sdk.errors import CalibrationError, ConfigurationError, MfuError, MissingDependencyError
+from mfu_sdk.errors import CalibrationError, ConfigurationError, DeliveryError, MfuError, MissingDependencyError
 
 
 class _Commands(click.Group):
@@ -29,7 +29,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except MfuError as error:
             click.echo(f"mfu: {error}", err=True)
-            ctx.exit(1 if isinstance(error, CalibrationError) else 2)
+            ctx.exit(1 if isinstance(error, CalibrationError | DeliveryError) else 2)
         except KeyboardInterrupt:
             # 128 + SIGINT, as shells have it; what was under way has unwound by now.
             click.echo("mfu: interrupted", err=True)
@@ -254,6 +254,32 @@ def verify(target: str, arguments: tuple[str, ...], forward_only: bool, as_json:
         width = shutil.get_terminal_size().columns if terminal else 100
         click.echo(describe(found, width, color=terminal))
     if not found.good:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--otlp", help="The collector's base URL; what the environment names unless given.")
+def replay(files: tuple[Path, ...], otlp: str | None) -> None:
+    """Deliver the steps that killed processes left in their flight recorders, once, under their original ids.
+
+    A file whose steps have been delivered is removed; one that a living process has open is left alone. Headers, TLS
+    and compression are those that the environment sets for the collector. Exits with 1 if the collector does not take
+    the steps, which then stay where they are, or refuses some of them for good.
+    """
+    from mfu_sdk.export.destination import for_replay
+    from mfu_sdk.export.replay import replay as deliver
+
+    destination = for_replay(otlp)
+    done = []
+    for path in files:
+        done.append(deliver(path, destination))
+        click.echo(str(done[-1]))
+    if all(each.live for each in done):
+        raise ConfigurationError(f"{files[0]}: a process has it open; wait until that has ended")
+    if any(each.refused for each in done):
         raise SystemExit(1)
 
 

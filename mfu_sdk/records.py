@@ -17,8 +17,9 @@ _R = TypeVar("_R")
 Convention = Literal["exact", "full"]
 """`exact` prices the attention score pairs that the mask lets through, `full` prices all of them."""
 
-Phase = Literal["train", "eval", "checkpoint", "prefill", "decode", "inference"]
-PHASES: tuple[Phase, ...] = ("train", "eval", "checkpoint", "prefill", "decode", "inference")
+Phase = Literal["train", "eval", "prefill", "decode", "inference", "checkpoint"]
+PHASES: tuple[Phase, ...] = ("train", "eval", "prefill", "decode", "inference", "checkpoint")
+"""In an order that lasts: a flight recorder writes a phase as its number."""
 
 CountSource = Literal["measured", "cached", "predicted", "sampled"]
 """How a step got its FLOPs: counted while it ran (so its time is not representative), looked up by its signature,

@@ -124,7 +124,7 @@ PHASE: Final = _attribute(
     "mfu.phase",
     "string",
     "",
-    "train, eval, checkpoint, prefill, decode or inference",
+    "train, eval, prefill, decode, inference or checkpoint",
     "step",
     "window",
     "prefill",
@@ -279,7 +279,7 @@ SAMPLE_REASON: Final = _attribute(
     "mfu.sample.reason",
     "string",
     "",
-    "why this span was kept: all, periodic, first, last or error",
+    "why this span was kept: all, periodic, first, last, error or recorder (a killed process's last steps)",
     "step",
     "inference",
 )
@@ -362,7 +362,14 @@ MODEL_CALLS: Final = _attribute(
     "decode",
 )
 ERROR_TYPE: Final = _attribute(
-    "error.type", "string", "", "class of the user's exception that ended it", "step", "run", "inference", "metric"
+    "error.type",
+    "string",
+    "",
+    "class of the user's exception that ended it; SIGTERM for a run that the signal ended",
+    "step",
+    "run",
+    "inference",
+    "metric",
 )
 # OpenTelemetry's own names, in development; sent where MFU_GEN_AI says so. Source of names and bucket bounds:
 # open-telemetry/semantic-conventions, docs/gen-ai/gen-ai-metrics.md at 01d94504, and its Python package 0.66b2.

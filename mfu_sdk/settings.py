@@ -76,6 +76,14 @@ OPTIONS: tuple[Option, ...] = (
         "as `gen_ai.operation.name`",
     ),
     Option(
+        "MFU_RECORDER",
+        "on",
+        "on or off",
+        "on: where spans are sent, the last 8,192 steps also lie in a file that outlives a killed process, for "
+        "`mfu replay`",
+    ),
+    Option("MFU_RECORDER_DIR", "the user's state directory", "a local directory", "where those files lie"),
+    Option(
         "MFU_RUN_ID",
         "a new UUID, the same on all ranks and over torchrun's restarts",
         "a string",
@@ -101,6 +109,8 @@ class Settings:
     cache_dir: Path | None = None
     spans: Spans = "auto"
     gen_ai: GenAi = "off"
+    recorder: Literal["on", "off"] = "on"
+    recorder_dir: Path | None = None
     run_id: str | None = None
     run_attempt: int | None = None
 
@@ -112,6 +122,7 @@ class Settings:
             ("profile", self.profile, tuple(_PROFILING)),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
             ("gen_ai", self.gen_ai, tuple(_GEN_AI)),
+            ("recorder", self.recorder, ("on", "off")),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
@@ -125,7 +136,7 @@ class Settings:
         _one_of(env, "MFU_GUARD", "log", {"log": "log", "raise": "raise"})
         if attempt is not None and not (attempt.isascii() and attempt.isdigit()):
             raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for the usual")
-        cache_dir = env.get("MFU_CACHE_DIR")
+        cache_dir, recorder_dir = env.get("MFU_CACHE_DIR"), env.get("MFU_RECORDER_DIR")
         return cls(
             enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
@@ -134,18 +145,25 @@ class Settings:
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
+            recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
+            recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=None if attempt is None else int(attempt),
         )
 
     def resolved_cache_dir(self, env: Mapping[str, str] | None = None) -> Path:
         """Where calibrations are kept: the option, else the platform's per-user cache directory."""
-        env = os.environ if env is None else env
-        if self.cache_dir is not None:
-            return self.cache_dir
-        if base := env.get("XDG_CACHE_HOME"):
-            return Path(base) / "mfu_sdk"
-        return Path.home() / ".cache" / "mfu_sdk"
+        return self.cache_dir or _of_user("XDG_CACHE_HOME", ".cache", env)
+
+    def resolved_recorder_dir(self, env: Mapping[str, str] | None = None) -> Path:
+        """Where flight recorders lie: the option, else the platform's per-user state directory."""
+        return self.recorder_dir or _of_user("XDG_STATE_HOME", ".local/state", env)
+
+
+def _of_user(variable: str, otherwise: str, env: Mapping[str, str] | None) -> Path:
+    """Our directory in one of the user's base directories (XDG Base Directory Specification, version 0.8)."""
+    base = (os.environ if env is None else env).get(variable)
+    return (Path(base) if base else Path.home() / otherwise) / "mfu_sdk"
 
 
 def _one_of(env: Mapping[str, str], variable: str, default: str, allowed: Mapping[str, _T]) -> _T:

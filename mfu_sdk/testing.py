@@ -26,6 +26,9 @@ def leaked_hooks() -> list[str]:
     Empty where nothing leaked. Only modules that are loaded already are looked at; torch is never imported.
     """
     leaks = [f"thread {t.name}" for t in threading.enumerate() if t.name.startswith("mfu-") and t.is_alive()]
+    sigterm = sys.modules.get("mfu_sdk.export.sigterm")
+    if sigterm is not None and sigterm._watch is not None:
+        leaks.append("SIGTERM handled")
     torch = sys.modules.get("torch")
     if torch is None:
         return leaks

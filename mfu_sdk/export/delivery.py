@@ -39,10 +39,16 @@ class SpanDelivery:
         self._outbox = Outbox()
         self._essential: list[bytes] = []
         self._detail: list[bytes] = []
+        self._arrived: list[Callable[[], None]] = []
         self._since_s = 0.0
 
-    def add(self, span: Span, *, essential: bool) -> None:
-        """Take a span; `essential` are those that sums are made of, which are sent first and shed last."""
+    def add(self, span: Span, *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
+        """Take a span; `essential` are those that sums are made of, which are sent first and shed last.
+
+        `arrived` is called once an essential one has: a collector has said so.
+        """
+        if arrived is not None:
+            self._arrived.append(arrived)
         if not self._essential and not self._detail:
             self._since_s = self._monotonic_s()
         spans = self._essential if essential else self._detail
@@ -77,7 +83,9 @@ class SpanDelivery:
         if outcome.kind == "rejected":
             self._lost["rejected"] += request.spans
         else:
-            self._lost["rejected"] += _refused("spans", outcome.answer)
+            self._lost["rejected"] += refused("spans", outcome.answer)
+            for arrived in request.arrived:
+                arrived()
         return None if self._outbox.peek() is None else 0.0
 
     def abandon(self) -> int:
@@ -87,7 +95,8 @@ class SpanDelivery:
 
     def _gather(self, spans: list[bytes], *, essential: bool) -> None:
         if spans:
-            chunk = Chunk(self._envelope.request(spans), len(spans))
+            arrived, self._arrived = (tuple(self._arrived), []) if essential else ((), self._arrived)
+            chunk = Chunk(self._envelope.request(spans), len(spans), arrived)
             self._lost["queue_full"] += self._outbox.put(chunk, essential=essential)
             spans.clear()
 
@@ -127,11 +136,11 @@ class MetricDelivery:
             self._lost["rejected"] += 1
         else:
             delivered()
-            self._lost["rejected"] += _refused("data points", outcome.answer)
+            self._lost["rejected"] += refused("data points", outcome.answer)
         return None
 
 
-def _refused(what: str, answer: bytes) -> int:
+def refused(what: str, answer: bytes) -> int:
     """How many items of a delivered request its answer rejects. Both signals' answers have the same two fields."""
     try:
         success = ExportTraceServiceResponse.FromString(answer).partial_success

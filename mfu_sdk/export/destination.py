@@ -82,6 +82,27 @@ def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destina
     )
 
 
+def for_replay(url: str | None, env: Mapping[str, str] | None = None) -> Destination:
+    """Where `mfu replay` sends spans: to the base `url`, with all else as the environment has it; without one, to where
+    a run here would send them. Raises `ConfigurationError` where neither names a collector.
+    """
+    env = os.environ if env is None else env
+    if url is not None:
+        # What turns a run's own telemetry off does not turn off what somebody asks for.
+        off = ("OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        env = {name: value for name, value in env.items() if name not in off} | {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        if not _is_url(url):
+            raise ConfigurationError(
+                f"--otlp {url!r}: must be an http or https URL; write it like http://collector:4318"
+            )
+    found = destination("traces", env)
+    if found is None:
+        raise ConfigurationError(
+            "mfu replay: no collector is named; give --otlp URL or set OTEL_EXPORTER_OTLP_ENDPOINT"
+        )
+    return found
+
+
 def metric_interval_s(env: Mapping[str, str] | None = None) -> float:
     """Seconds between two exports of metrics: OTEL_METRIC_EXPORT_INTERVAL, which is in milliseconds, else 60 s."""
     env = os.environ if env is None else env

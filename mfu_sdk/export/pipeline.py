@@ -3,13 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+
+from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import guard
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.encode import Envelope, Span
 from mfu_sdk.export.metrics import Metrics
-from mfu_sdk.export.resource import resource
+from mfu_sdk.export.recorder import Recorder
+from mfu_sdk.export.resource import resource as resource_of
 from mfu_sdk.export.route import Route
 from mfu_sdk.export.sampling import Kept, Sampler
 from mfu_sdk.export.spans import Spans
@@ -60,8 +64,8 @@ class Pipeline:
     """One run's pipeline; its methods are called on the export thread only (`worker.Pipeline`).
 
     `unix_ns` is the wall clock in nanoseconds, `monotonic_s` a monotonic one in seconds. `overflowed` gives the
-    number of records that never came in because the queue was full. Raises `ConfigurationError` when made, for
-    certificates that cannot be read.
+    number of records that never came in because the queue was full. `resource` and `recorder` are the run's, where
+    the caller has them. Raises `ConfigurationError` when made, for certificates that cannot be read.
     """
 
     def __init__(
@@ -72,10 +76,13 @@ class Pipeline:
         *,
         unix_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
+        resource: Resource | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.overflowed: Callable[[], int] = lambda: 0
         self._unix_ns = unix_ns
-        self._resource = resource(identity)
+        self._resource = resource or resource_of(identity)
+        self._recorder = recorder
         self._spans = Spans(identity, settings.gen_ai)
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
@@ -106,13 +113,14 @@ class Pipeline:
         return {reason: count for reason, count in lost.items() if count}
 
     def consume(self, item: object) -> None:
-        """Take one record, something that builds one, or one of the messages above."""
+        """Take one record, something that builds one, or one of the messages above; a recorded step has its number."""
+        sequence, item = item if isinstance(item, tuple) else (0, item)
         if callable(item):
             item = item()
         if self._closed:
             self._lost["exit"] += 1
         elif isinstance(item, StepRecord):
-            self._step(item)
+            self._step(item, sequence)
         elif isinstance(item, InferenceRecord):
             self._inference(item)
         elif isinstance(item, Overhead):
@@ -157,10 +165,17 @@ class Pipeline:
             self._lost["exit"] += lost
             guard.warn_once("export", f"{lost} spans were not delivered before the end; the run's work is not affected")
 
-    def _step(self, step: StepRecord) -> None:
+    def retire(self) -> None:
+        """Let go of the recorder."""
+        if self._recorder is not None:
+            self._recorder.retire()
+
+    def _step(self, step: StepRecord, sequence: int) -> None:
         self._measured.step(step)
         window, closed = self._windows.add(step)
         kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
+        if self._recorder is not None:
+            self._recorder.joined(sequence, window, kept)
         self._unkept = None if kept else (step, window)
         if kept:
             self._add([self._spans.step(step, window, kept)], essential=False)
@@ -179,7 +194,9 @@ class Pipeline:
             self._add([self._spans.step(*self._unkept, Kept("last", None))], essential=False)
         self._end(self._windows.close())
         run = self._spans.run(last.summary, self._totals, last.end_unix_ns, last.error_type)
-        self._add([run], essential=True)
+        if self._recorder is not None:
+            self._recorder.ended(last.summary, self._totals, last.end_unix_ns, failed=last.error_type is not None)
+        self._add([run], essential=True, arrived=None if self._recorder is None else self._recorder.run_arrived)
         self._closed = True
         self.flush()
 
@@ -189,10 +206,13 @@ class Pipeline:
             self._totals.add(total)
             # Summing up 1,024 steps takes as long as a turn of the thread, and so does encoding their arrays.
             give_way()
+            arrived = None
+            if self._recorder is not None:
+                arrived = partial(self._recorder.arrived, self._recorder.closed(window))
             if self._mode != "off":
-                self._add([self._spans.window(window, total)], essential=True)
+                self._add([self._spans.window(window, total)], essential=True, arrived=arrived)
 
-    def _add(self, spans: Iterable[Span], *, essential: bool) -> None:
+    def _add(self, spans: Iterable[Span], *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
         if self._traces is not None:
             for span in spans:
-                self._traces.add(span, essential=essential)
+                self._traces.add(span, essential=essential, arrived=arrived)

@@ -353,4 +353,4 @@ class Spans:
 
     def _of(self, window: Window) -> tuple[int, int]:
         """Its trace, and its own span."""
-        return self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.steps[0])
+        return self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.first)

@@ -4,12 +4,17 @@ The caller pays for an append to a bounded queue. Windows, spans, metrics, encod
 thread's (`worker`, `pipeline`).
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 
 from mfu_sdk import guard
+from mfu_sdk.export import allowed, sigterm
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s
+from mfu_sdk.export.flight import Row
 from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
+from mfu_sdk.export.recorder import Recorder
+from mfu_sdk.export.resource import resource
 from mfu_sdk.export.worker import Worker
 from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -19,11 +24,15 @@ from mfu_sdk.settings import Settings
 class Telemetry:
     """Made by `open`. Only `flush` and `stop` wait, nothing raises, and in a forked child nothing happens."""
 
-    def __init__(self, pipeline: Pipeline, worker: Worker, unix_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, worker: Worker, unix_ns: Callable[[], int], recorder: Recorder | None = None
+    ) -> None:
+        self.recorder = recorder
         self._pipeline = pipeline
         self._worker = worker
         self._unix_ns = unix_ns
         self._dropped = 0
+        self._end: Callable[[], object] = lambda: None
 
     @classmethod
     def open(
@@ -48,17 +57,39 @@ class Telemetry:
         )
         if exports.traces is None and exports.metrics is None:
             return None
-        pipeline = Pipeline(identity, settings, exports, unix_ns=unix_ns, monotonic_s=monotonic_s)
+        who = resource(identity)
+        recorder = None
+        if exports.traces is not None:
+            recorder = Recorder.open(identity, allowed.resource(who.attributes), settings)
+        pipeline = Pipeline(
+            identity, settings, exports, unix_ns=unix_ns, monotonic_s=monotonic_s, resource=who, recorder=recorder
+        )
         worker = Worker(str(identity.rank), pipeline, monotonic_s)
         pipeline.overflowed = lambda: worker.overflowed
-        return cls(pipeline, worker, unix_ns)
+        opened = cls(pipeline, worker, unix_ns, recorder)
+        with guard.shield("SIGTERM"):
+            sigterm.watch(opened)
+        return opened
 
-    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
+    def on_termination(self, close: Callable[[], object]) -> None:
+        """What closes the run where SIGTERM ends the process (`sigterm`); it calls `close` in its turn."""
+        self._end = close
+
+    def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
 
         Given as a function, the record is built on the export thread: building one costs more than handing it over.
+        `row` is the same step for the flight recorder (`recorder`), where there is one.
         """
-        self._worker.put(record)
+        recorder = self.recorder
+        if recorder is None:
+            self._worker.put(record)
+        elif row is not None:
+            self._worker.put((recorder.append(row), record))
+        elif isinstance(record, StepRecord):
+            self._worker.put((recorder.step(record), record))
+        else:
+            self._worker.put(record)
 
     def inference(self, record: InferenceRecord) -> None:
         """Report one handled request."""
@@ -78,6 +109,8 @@ class Telemetry:
         What is left is delivered for at most `worker.LINGER_S`, and at the end of the process for `worker.EXIT_S`.
         """
         self._worker.close(Close(summary, error_type, self._unix_ns()))
+        with guard.shield("SIGTERM"):
+            sigterm.forget(self)
 
     def flush(self, timeout_s: float) -> bool:
         """Send all that was recorded since the last flush: whether it was delivered, in full and within `timeout_s`.
@@ -93,9 +126,20 @@ class Telemetry:
 
     def stop(self, timeout_s: float) -> bool:
         """Deliver for at most `timeout_s`, then give up what is left: whether the thread has ended."""
+        with guard.shield("SIGTERM"):
+            sigterm.forget(self)
         with guard.shield("export"):
             return self._worker.stop(timeout_s)
         return False
+
+    def terminate(self, timeout_s: float) -> None:
+        """Close the run, as far as that takes no longer than half of `timeout_s`, and deliver it in what is left."""
+        until_s = time.monotonic() + timeout_s
+        # What closes a run waits for the device, which may be what hangs.
+        closing = threading.Thread(target=self._end, name="mfu-sigterm-close", daemon=True)
+        closing.start()
+        closing.join(timeout_s / 2)
+        self._worker.stop(max(0.0, until_s - time.monotonic()))
 
     @property
     def dropped(self) -> Mapping[str, int]:

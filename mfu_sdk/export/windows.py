@@ -54,6 +54,13 @@ class Window:
     slot: int
     denominator: Denominator
     steps: list[StepRecord] = field(default_factory=list)
+    # Of a window that a flight recorder no longer has the first step of.
+    opened_by: StepRecord | None = None
+
+    @property
+    def first(self) -> StepRecord:
+        """The step that opened it, by whose index and phase it is known."""
+        return self.opened_by or self.steps[0]
 
     @property
     def start_unix_ns(self) -> int:

@@ -53,6 +53,9 @@ class Pipeline(Protocol):
     def abandon(self) -> None:
         """Give up what is left: nobody will ask again."""
 
+    def retire(self) -> None:
+        """The thread ends, having delivered or given up everything."""
+
 
 class Worker:
     """Runs a pipeline. `put`, `close` and `flush` may be called from any thread and never raise."""
@@ -169,6 +172,8 @@ class Worker:
         try:
             with guard.shield("export"):
                 self._loop()
+            with guard.shield("export"):
+                self._pipeline.retire()
         finally:
             # Also where the loop failed: from here on nobody takes what is put.
             self._shut = True

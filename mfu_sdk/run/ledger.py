@@ -26,6 +26,7 @@ from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.evidence import Gathered
 from mfu_sdk.run.held import Held, hold
 from mfu_sdk.run.kinds import Kind
+from mfu_sdk.run.rows import rows_for
 from mfu_sdk.run.totals import Totals
 from mfu_sdk.run.waterfall import waterfall
 from mfu_sdk.run.work import Timed, Work
@@ -81,6 +82,9 @@ class Ledger:
         """What the SDK took on the step path: whoever takes it adds it here."""
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
+        if telemetry is not None:
+            telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
+        self._rows = rows_for(telemetry, convention, self._expected_mfu)
 
     def price(self, count: Count, source: CountSource) -> Demand:
         """`count` as a demand, with its roofline time, and its uncounted operators entered into the books."""
@@ -150,7 +154,9 @@ class Ledger:
         record = None if self._on_step is None else self._record(timed)
         if self.telemetry is not None:
             # Built where it is read, off the path of the step.
-            self.telemetry.step(record or partial(self._record, timed))
+            self.telemetry.step(
+                record or partial(self._record, timed), None if self._rows is None else self._rows(timed)
+            )
             if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
                 self._report_overhead(self.telemetry)
         if self._on_step is not None and record is not None:

@@ -20,9 +20,12 @@ def test_every_variable_is_read() -> None:
         "MFU_ENABLED": "0",
         "MFU_CALIBRATE": "off",
         "MFU_PROFILE": "off",
+        "MFU_LIVE": "1",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
         "MFU_GEN_AI": "chat",
+        "MFU_RECORDER": "off",
+        "MFU_RECORDER_DIR": "/somewhere/else",
         "MFU_RUN_ID": "run-7",
         "MFU_RUN_ATTEMPT": "3",
     }
@@ -39,6 +42,7 @@ def test_every_variable_is_read() -> None:
         ("MFU_GUARD", "shout"),
         ("MFU_SPANS", "some"),
         ("MFU_GEN_AI", "1"),
+        ("MFU_RECORDER", "maybe"),
         ("MFU_CALIBRATE", "on"),
         ("MFU_PROFILE", "all"),
         ("MFU_RUN_ATTEMPT", "-1"),
@@ -55,3 +59,10 @@ def test_cache_directory() -> None:
     assert Settings(cache_dir=Path("/a")).resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/a")
     assert Settings().resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/x/mfu_sdk")
     assert Settings().resolved_cache_dir({}) == Path.home() / ".cache/mfu_sdk"
+
+
+def test_recorder_directory() -> None:
+    """The same for flight recorders, in the state directory."""
+    assert Settings(recorder_dir=Path("/a")).resolved_recorder_dir({"XDG_STATE_HOME": "/x"}) == Path("/a")
+    assert Settings().resolved_recorder_dir({"XDG_STATE_HOME": "/x"}) == Path("/x/mfu_sdk")
+    assert Settings().resolved_recorder_dir({}) == Path.home() / ".local/state/mfu_sdk"

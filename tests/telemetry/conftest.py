@@ -73,8 +73,10 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                # Some clients write them in small letters.
+                headers = {name.title(): value for name, value in self.headers.items()}
                 with collector.arrived:
-                    collector.requests.append(Received(self.path, dict(self.headers), body))
+                    collector.requests.append(Received(self.path, headers, body))
                     collector.arrived.notify_all()
                 if collector.hung:
                     collector._release.wait(60)

@@ -94,7 +94,12 @@ def test_many_steps(identity, monkeypatch):
     class Direct:
         """The pipeline without its thread."""
 
-        def step(self, record):
+        recorder = None
+
+        def on_termination(self, close):
+            pass
+
+        def step(self, record, row=None):
             consumer.consume(record)
 
         def overhead(self, seconds):

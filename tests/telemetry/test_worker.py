@@ -35,6 +35,9 @@ class Notebook:
     def deliver(self, deadline_s):
         return None if self.sendable else 0.01
 
+    def retire(self):
+        pass
+
     def abandon(self):
         self.abandoned += 1
 

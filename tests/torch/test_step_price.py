@@ -82,7 +82,7 @@ def marked(run, loop):
 def test_marked_step(sink):
     """A step that the loop marks, under a monitor that exports."""
     loop, told = Loop(), []
-    sink.step = told.append
+    sink.step = lambda record, _row: told.append(record)
     with mfu.monitor(loop.model, peaks=PEAKS, settings=QUIET) as run:
         found = steady(marked(run, loop))
     assert found.total() <= MARKED_CALLS, found
@@ -94,7 +94,7 @@ def test_marked_step(sink):
 def test_unmarked_step(sink):
     """A step that nothing marks."""
     loop = Loop()
-    sink.step = [].append
+    sink.step = lambda record, _row: None
     with mfu.monitor(loop.model, peaks=PEAKS, settings=QUIET):
         found = steady(loop.work)
     assert found.total() <= UNMARKED_CALLS, found
@@ -140,7 +140,7 @@ def test_disabled():
 def test_nothing_is_kept(sink):
     """Two thousand steps leave nothing behind: no list, table or cache grows with the number of steps."""
     loop = Loop()
-    sink.step = lambda record: None
+    sink.step = lambda record, _row: None
     with mfu.monitor(loop.model, peaks=PEAKS, settings=QUIET) as run:
         step = marked(run, loop)
         for _ in range(1030):
@@ -159,7 +159,7 @@ def test_nothing_is_kept(sink):
 def test_held_in_a_step(sink, layers):
     """At its fullest a step holds a few KiB of ours, however large the model is."""
     loop = Loop(layers)
-    sink.step = lambda record: None
+    sink.step = lambda record, _row: None
     with mfu.monitor(loop.model, peaks=PEAKS, settings=QUIET) as run:
         step = marked(run, loop)
         for _ in range(FIRST_STEADY):
