@@ -75,10 +75,11 @@ def _meshes(model: nn.Module | None) -> Iterator[tuple[Any, bool]]:
     sharded = getattr(fsdp, "FSDPModule", ())
     seen: set[int] = set()
     of_fsdp = any(isinstance(module, sharded) for module in model.modules())
-    for parameter in model.parameters():
+    parameters: Iterator[Any] = model.parameters()
+    for parameter in parameters:
         if not isinstance(parameter, tensors.DTensor):
             continue
-        own = getattr(parameter, "device_mesh")  # noqa: B009 - typed as a plain parameter
+        own = parameter.device_mesh
         root = _root(own)
         for mesh in (own, root):
             if id(mesh) not in seen:

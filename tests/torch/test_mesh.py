@@ -61,6 +61,21 @@ def test_ddp_has_a_replica_on_every_rank() -> None:
     assert axes(model, 2 * WORLD) == {"dp": Axis(8, 5)}
 
 
+def test_the_first_fsdp_is_data_parallel() -> None:
+    """But for its hybrid strategies, whose groups are shards and replicas."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    cpu = torch.device("cpu")
+    assert axes(FullyShardedDataParallel(layer(), device_id=cpu), WORLD) == {"dp": Axis(8, 5)}
+    hybrid = FullyShardedDataParallel(
+        layer(),
+        device_id=cpu,
+        sharding_strategy=ShardingStrategy.HYBRID_SHARD,
+        process_group=(dist.group.WORLD, dist.new_group([5])),
+    )
+    assert axes(hybrid, WORLD) == {}
+
+
 def test_fully_shard_without_a_mesh_is_data_parallel() -> None:
     assert axes(sharded(None), WORLD) == {"dp": Axis(8, 5)}
 
