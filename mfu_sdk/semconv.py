@@ -252,7 +252,24 @@ COUNT_COVERAGE: Final = _attribute(
 )
 COUNT_UNCOUNTED: Final = _attribute("mfu.count.uncounted", "string[]", "", "operators without a formula", "run")
 CONVENTION: Final = _attribute("mfu.convention", "string", "", "exact or full attention pairs", "step", "window", "run")
-STEP_DATA_TIME: Final = _attribute("mfu.step.data_time", "double", "s", "waiting for data", "step", "window")
+STEP_DATA_TIME: Final = _attribute("mfu.step.data_time", "double", "s", "waiting for data", "step", "window", "run")
+STEP_COMM_TIME: Final = _attribute(
+    "mfu.step.comm_time",
+    "double",
+    "s",
+    "exposed communication without skew, of all timed steps, by those in which it was timed",
+    "run",
+)
+STEP_SKEW_TIME: Final = _attribute(
+    "mfu.step.skew_time", "double", "s", "waiting for ranks that came late, of all timed steps, likewise", "run"
+)
+STEP_HOST_TIME: Final = _attribute(
+    "mfu.step.host_time",
+    "double",
+    "s",
+    "the device had nothing to do and waited for nobody, of all timed steps, likewise",
+    "run",
+)
 STEP_DEVICE_TIME: Final = _attribute(
     "mfu.step.device_time",
     "double",

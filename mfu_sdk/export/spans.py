@@ -193,7 +193,11 @@ class Spans:
         )
 
     def run(self, summary: RunSummary, totals: Totals, end_unix_ns: int, error_type: str | None) -> Span:
-        """The span of the run, at its end. Its sums are those of the windows that were made, so they agree."""
+        """The span of the run, at its end. Its sums are those of the windows that were made, so they agree.
+
+        Where the time went is the waterfall's account, which some steps were sampled for.
+        """
+        went = {bar.name: bar.seconds for bar in summary.bars}
         return Span(
             semconv.SPAN_RUN,
             *self._run,
@@ -219,6 +223,10 @@ class Spans:
                     semconv.COUNT_UNCOUNTED: [entry.op for entry in summary.uncounted],
                     semconv.CONVENTION: summary.convention,
                     semconv.STEP_TIME: totals.time_s,
+                    semconv.STEP_DATA_TIME: went.get("data_wait"),
+                    semconv.STEP_COMM_TIME: went.get("exposed_communication"),
+                    semconv.STEP_SKEW_TIME: went.get("rank_skew"),
+                    semconv.STEP_HOST_TIME: went.get("host_gap"),
                     semconv.TOKEN_COUNT: totals.tokens,
                     semconv.RUN_STEP_COUNT: summary.steps,
                     semconv.RUN_OVERHEAD: summary.overhead_s,

@@ -9,6 +9,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from mfu_sdk import semconv
+from mfu_sdk.bars import Bar
 from mfu_sdk.export.encode import encode
 from mfu_sdk.export.identity import Ids, window_slot
 from mfu_sdk.export.sampling import Kept
@@ -143,6 +144,24 @@ def test_run(spans, summary, identity):
     assert {"mfu.model.flop", "mfu.step.time", "mfu.utilization", "mfu.calibration.id"}.isdisjoint(found)
     (span,) = wire(spans.run(summary, Totals(), EPOCH_NS + 7, None))
     assert span.status.code == 0
+
+
+def test_where_a_runs_time_went(spans, summary):
+    """The waterfall's seconds, as far as they are known: nothing timed the host here, and that is not zero."""
+    bars = (
+        Bar("mfu", 0.4, 1.2, "measured"),
+        Bar("data_wait", 0.1, 0.3, "measured"),
+        Bar("exposed_communication", 0.2, 0.6, "sampled"),
+        Bar("rank_skew", 0.05, 0.15, "sampled"),
+        Bar("unexplained", 0.25, 0.75, "rest"),
+    )
+    (span,) = wire(spans.run(dataclasses.replace(summary, bars=bars), Totals(), EPOCH_NS + 7, None))
+    found = attributes_of(span.attributes)
+    assert {name: found[name] for name in found if name.startswith("mfu.step.")} == {
+        "mfu.step.data_time": 0.3,
+        "mfu.step.comm_time": 0.6,
+        "mfu.step.skew_time": 0.15,
+    }
 
 
 def test_request(spans):
