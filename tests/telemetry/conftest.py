@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
 
+from mfu_sdk.bars import Bar
 from mfu_sdk.export.encode import Span
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
@@ -227,6 +228,16 @@ SUMMARY = RunSummary(
 )
 
 
+BARS = (
+    Bar("mfu", 0.4, 1.2, "measured"),
+    Bar("data_wait", 0.1, 0.3, "measured"),
+    Bar("host_gap", 0.15, 0.45, "sampled"),
+    Bar("exposed_communication", 0.2, 0.6, "sampled"),
+    Bar("rank_skew", 0.05, 0.15, "sampled"),
+    Bar("unexplained", 0.1, 0.3, "rest"),
+)
+
+
 @pytest.fixture
 def identity() -> RunIdentity:
     return IDENTITY
@@ -336,7 +347,7 @@ def every_span(spans: Spans, window: Window, summary: RunSummary) -> list[Span]:
     totals = Totals()
     totals.add(total)
     missing = dataclasses.replace(
-        summary, uncounted=(Uncounted("aten::x", 1, "m"),), peak_memory_bytes_per_s=2e10, calibration_id="c"
+        summary, uncounted=(Uncounted("aten::x", 1, "m"),), peak_memory_bytes_per_s=2e10, calibration_id="c", bars=BARS
     )
     return [
         spans.step(make_step(0, device_s=0.5, **SERVED), window, Kept("all", 1.0)),

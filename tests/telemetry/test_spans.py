@@ -9,7 +9,6 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from mfu_sdk import semconv
-from mfu_sdk.bars import Bar
 from mfu_sdk.export.encode import encode
 from mfu_sdk.export.identity import Ids, window_slot
 from mfu_sdk.export.sampling import Kept
@@ -17,7 +16,7 @@ from mfu_sdk.export.spans import Spans, attributes
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import sums
 
-from .conftest import EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of
+from .conftest import BARS, EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of
 
 TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
 
@@ -148,13 +147,7 @@ def test_run(spans, summary, identity):
 
 def test_where_a_runs_time_went(spans, summary):
     """The waterfall's seconds, as far as they are known: nothing timed the host here, and that is not zero."""
-    bars = (
-        Bar("mfu", 0.4, 1.2, "measured"),
-        Bar("data_wait", 0.1, 0.3, "measured"),
-        Bar("exposed_communication", 0.2, 0.6, "sampled"),
-        Bar("rank_skew", 0.05, 0.15, "sampled"),
-        Bar("unexplained", 0.25, 0.75, "rest"),
-    )
+    bars = tuple(bar for bar in BARS if bar.name != "host_gap")
     (span,) = wire(spans.run(dataclasses.replace(summary, bars=bars), Totals(), EPOCH_NS + 7, None))
     found = attributes_of(span.attributes)
     assert {name: found[name] for name in found if name.startswith("mfu.step.")} == {
