@@ -31,18 +31,17 @@ from mfu_sdk.ranks import Counted, RankTotals
 from mfu_sdk.records import Convention, Phase, RunSummary
 from mfu_sdk.run.board import Board
 from mfu_sdk.run.costs import Costs
-from mfu_sdk.run.elsewhere import Elsewhere
-from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.mesh import place_but_data
+from mfu_sdk.run.nesting import Nesting
 from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
+from mfu_sdk.run.sight import Sight
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
     from mfu_sdk.run.clock import Mark
     from mfu_sdk.run.demand import Demand
@@ -52,9 +51,6 @@ MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
 FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 """So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
-# torch leaves the keywords out where a hook is removed while it is on its way to it.
-_watching = threading.Lock()
-_NO_KEYWORDS: Mapping[str, Any] = {}
 
 
 class Engine:
@@ -87,15 +83,8 @@ class Engine:
         self._marked = False
         # Without a model there is no forward pass to see; with one, whether any was seen shows in time.
         self._blind = model is None
-        self._depth = 0
         self._depth_of_marks = 0
-        # Steps that others of another phase lie within, the outermost first, and what `_depth_of_marks` was then.
-        self._outer: list[tuple[Step, int]] = []
-        # Of such steps, how many came of each phase before the last, and of which phases one is to be counted.
-        self._within: dict[Phase, int] = {}
-        self._within_due: set[Phase] = set()
-        # Whether other threads have called the model.
-        self._elsewhere_too = False
+        self._nesting = Nesting()
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
         self._alone = ledger.identity.world_size == 1
         self._extra_counts = 0
@@ -107,17 +96,14 @@ class Engine:
         self._place = place_but_data(ledger.identity)
         self._counted: Counted | None = None
         self._hooks = ExitStack()
-        self._ends: RemovableHandle | None = None
+        self._sight: Sight | None = None
         if model is None:
             self._mode = CountingMode(convention=convention, reach="model")
         else:
             self._mode = CountingMode(model, convention=convention, others=partial(others_than, model), reach="model")
-            self._elsewhere = Elsewhere(model, self._mode)
             self._hooks.callback(watch(model))
-            before = model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True)
-            self._hooks.callback(before.remove)
-            self._hooks.callback(self._ignore_ends)
-            self._watch_ends(model)
+            self._sight = Sight(self, model, self._mode)
+            self._hooks.callback(self._sight.close)
         # What is compiled or captured between counted steps is known in those.
         self._hooks.callback(provenance.observe())
         self._hooks.callback(cuda_graphs.keep())
@@ -129,60 +115,6 @@ class Engine:
 
     # --- what the hooks see ----------------------------------------------------------------------------------------
 
-    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
-        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
-        if torch.compiler.is_compiling():
-            return
-        if threading.get_ident() != self._thread:
-            with shield("seeing a forward pass in another thread"):
-                self._elsewhere_too = True
-                self._watch_ends(module)
-                self.ledger.note("the model was also called in other threads, as part of the step that was open then")
-                self._elsewhere.begins(args, kwargs, None if self._step is None else self._step.elsewhere)
-            return
-        if not self._marked:
-            # A boundary lies before a call of the loop's, not before one that the model makes of itself.
-            self._depth += 1
-            if self._depth > 1:
-                return
-        began = time.perf_counter_ns()
-        # On the path of every step a `shield` would cost more than what it guards.
-        try:
-            self._forward_begins(module, args, kwargs)
-        except Exception as error:
-            if not contained("seeing a forward pass", error):
-                raise
-        self.ledger.overhead_ns += time.perf_counter_ns() - began
-
-    def _after_forward(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if threading.get_ident() != self._thread:
-            with shield("seeing a forward pass end in another thread"):
-                self._elsewhere.ends()
-            return
-        if self._marked:
-            return
-        if self._depth:
-            self._depth -= 1
-        # An unmarked eval step has no optimizer to end it, so its last call's end must be known.
-        if self._depth == 0 and self._step is not None and self._step.phase == "eval":
-            with shield("seeing a forward pass end"):
-                self._step.last_call_end = self._clock.mark()
-
-    def _watch_ends(self, model: nn.Module) -> None:
-        """Be told of the ends of the model's calls too: of other threads' calls, and where no step is marked."""
-        with _watching:
-            if self._ends is None:
-                self._ends = model.register_forward_hook(Hook(self._after_forward), always_call=True)
-
-    def _ignore_ends(self) -> None:
-        """Be told of them no more: to be so costs a microsecond a call."""
-        with _watching:
-            if self._ends is not None:
-                self._ends.remove()
-                self._ends = None
-
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if threading.get_ident() != self._thread:
             return
@@ -191,7 +123,19 @@ class Engine:
             self._optimizer_stepped(optimizer)
         self.ledger.overhead_ns += time.perf_counter_ns() - began
 
-    def _forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    @property
+    def step(self) -> Step | None:
+        """The step that is open."""
+        return self._step
+
+    def call_ends(self) -> None:
+        """A call of the model has ended, in a loop that does not mark its steps."""
+        # An eval step has no optimizer to end it, so its last call's end must be known.
+        if self._step is not None and self._step.phase == "eval":
+            self._step.last_call_end = self._clock.mark()
+
+    def call_begins(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """The loop calls the model."""
         if not self._marked and not self._blind:
             self._find_boundary()
         step = self._step
@@ -223,7 +167,7 @@ class Engine:
         """Whether a step may be counted out of turn: on a process on its own, so many times."""
         steps = self._index - self._first
         allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + steps // STEPS_AN_EXTRA_COUNT)
-        return self._alone and self._extra_counts < allowed and not any(outer.counting for outer, _ in self._outer)
+        return self._alone and self._extra_counts < allowed and not self._nesting.counting
 
     def _find_boundary(self) -> None:
         """In a loop that does not mark its steps: end and begin one where this forward pass says so."""
@@ -265,8 +209,8 @@ class Engine:
             if not self._marked:
                 self._marked = True
                 self._drop()
-                if not self._elsewhere_too:
-                    self._ignore_ends()
+                if self._sight is not None:
+                    self._sight.steps_are_marked()
             if self._step is None:
                 self._begin(phase, packed=packed)
             elif self._step.phase == phase:
@@ -287,7 +231,7 @@ class Engine:
                 self._depth_of_marks -= 1
             elif self._step is not None:
                 self._end(self._step, self._clock.mark(), tokens, samples, error_type)
-                if self._outer:
+                if self._nesting.outer:
                     self._resume_outer()
         except Exception as error:
             if not contained("ending a step", error):
@@ -326,8 +270,8 @@ class Engine:
         if over or phase == "checkpoint":
             return
         number = self._index - self._first
-        if self._outer:
-            if self._counts_within(phase):
+        if self._nesting.outer:
+            if self._nesting.counts(phase):
                 self._count(step)
             return
         if Plan.should_count(number):
@@ -344,26 +288,14 @@ class Engine:
             self._mode.stop()
         self._profile.pause()
         now = self._clock.mark()
-        outer.pause(now)
-        self._outer.append((outer, self._depth_of_marks))
+        self._nesting.enter(outer, self._depth_of_marks, now)
         self._depth_of_marks = 0
         self._last_end = (now, time.time_ns())
         self._begin(phase, packed=packed)
 
-    def _counts_within(self, phase: Phase) -> bool:
-        """Whether a step that begins within another is counted: as others are, once the outer one leaves the mode."""
-        seen = self._within[phase] = self._within.get(phase, -1) + 1
-        if Plan.should_count(seen):
-            self._within_due.add(phase)
-        if phase not in self._within_due or any(outer.counting for outer, _ in self._outer):
-            return False
-        self._within_due.discard(phase)
-        return True
-
     def _resume_outer(self) -> None:
-        outer, self._depth_of_marks = self._outer.pop()
         assert self._last_end is not None
-        outer.resume(self._last_end[0])
+        outer, self._depth_of_marks = self._nesting.leave(self._last_end[0])
         self._step = outer
         self._profile.resume()
         if outer.counting:
@@ -469,7 +401,7 @@ class Engine:
             self._end_last(error_type)
         while self._step is not None:
             self._drop()
-            if self._outer:
+            if self._nesting.outer:
                 self._resume_outer()
         self._hooks.close()
         for note in self._costs.notes():

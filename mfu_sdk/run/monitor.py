@@ -222,8 +222,9 @@ class Monitor:
             raise ConfigurationError(f"phase={phase!r}: must be one of {', '.join(PHASES)}")
         return MarkedStep(
             self._engine,
-            amount("run.step(tokens=…)", tokens),
-            amount("run.step(samples=…)", samples),
+            # What need not be looked at is not: this is on the path of every step.
+            tokens if tokens is None else amount("run.step(tokens=…)", tokens),
+            samples if samples is None else amount("run.step(samples=…)", samples),
             phase,
             None if seq_lens is None or self._engine is None else _lengths(seq_lens),
         )
