@@ -14,6 +14,7 @@ are not installed are reported so (`overhead.py` says how to have them).
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -37,6 +39,7 @@ from opentelemetry.trace import SpanContext
 from receiver import receiver
 
 from mfu_sdk.export.encode import Envelope, Span, encode
+from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.export.resource import SCOPE
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
@@ -44,7 +47,7 @@ from mfu_sdk.export.telemetry import Telemetry
 from mfu_sdk.export.windows import MAX_STEPS, Windows, sums
 from mfu_sdk.export.worker import TURN_ITEMS
 from mfu_sdk.peak.device import processor_name
-from mfu_sdk.records import Peaks, Rate, RunIdentity, StepRecord, step_record
+from mfu_sdk.records import PHASES, Peaks, Rate, RunIdentity, StepRecord, step_record
 from mfu_sdk.run.clock import HostClock
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.ledger import Ledger
@@ -244,6 +247,9 @@ def pieces() -> dict[str, float]:
     resource = Resource({"service.name": "bench"})
     stock = [_stock(span, resource) for span in made]
     envelope = Envelope(resource)
+    metrics = Metrics(None, 0, delta=False)
+    for phase in PHASES:
+        metrics.step(dataclasses.replace(records[0], phase=phase))
     telemetry = Telemetry.open(IDENTITY, Settings(spans="windows"))
     assert telemetry is not None
     telemetry._worker._thread = object()  # type: ignore[assignment]  # nothing is taken out of the queue meanwhile
@@ -260,6 +266,9 @@ def pieces() -> dict[str, float]:
         ),
         "span_bytes": len(envelope.request([encode(span) for span in made])) / len(made),
         "window_bytes": len(envelope.request([encode(windowed)])),
+        "metrics_of_all_phases_ms": best_ms(
+            lambda: encode_metrics(metrics.snapshot(resource, 1, dropped={}, alive=True)).SerializeToString()
+        ),
         "turn_of_steps_ms": best_ms(lambda: _turn(spans, windows, records)),
         "window_1024_sums_ms": best_ms(lambda: sums(shared.steps)),
         "window_1024_span_and_encode_ms": best_ms(lambda: encode(spans.window(shared, total))),
