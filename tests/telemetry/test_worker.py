@@ -6,7 +6,8 @@ import threading
 import pytest
 from opentelemetry import context
 
-from mfu_sdk.export.worker import QUEUE_ITEMS, Worker
+from mfu_sdk.export import worker as worker_module
+from mfu_sdk.export.worker import QUEUE_ITEMS, TURN_ITEMS, Worker
 from mfu_sdk.testing import leaked_hooks
 
 
@@ -174,3 +175,19 @@ def test_child(worker, notebook, started):
     worker.put("after")
     assert worker.flush(20.0)
     assert notebook.items == (["parent's", "after"] if started else ["after"])
+
+
+def test_turns(worker, notebook, monkeypatch):
+    """With much to do the thread lets others have the interpreter's lock after every 32 items."""
+    taken = []
+    monkeypatch.setattr(worker_module, "give_way", lambda: taken.append(len(notebook.items)))
+    notebook.gate.clear()
+    worker.put(0)
+    assert notebook.entered.wait(20)
+    for item in range(1, 101):
+        worker.put(item)
+    notebook.gate.set()
+    assert worker.flush(20.0)
+    assert notebook.items == list(range(101))
+    # The first was taken alone, before the rest came.
+    assert taken == [TURN_ITEMS, 2 * TURN_ITEMS, 3 * TURN_ITEMS]
