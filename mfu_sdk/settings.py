@@ -6,7 +6,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -67,6 +67,18 @@ OPTIONS: tuple[Option, ...] = (
         "as `gen_ai.operation.name`",
     ),
     Option(
+        "MFU_PROVIDER_ENDPOINT",
+        "nothing is sent",
+        "an http or https URL",
+        "the provider's collector, which is sent aggregates only, beside the tenant's own that OTEL_* names",
+    ),
+    Option("MFU_PROVIDER_HEADERS", "none", "key=value,…, URL-encoded", "headers of every request to it: a token"),
+    Option("MFU_PROVIDER_TIMEOUT", "10", "seconds above 0", "how long a request to it may take"),
+    Option("MFU_PROVIDER_COMPRESSION", "gzip", "none, gzip or deflate", "how requests to it are compressed"),
+    Option("MFU_PROVIDER_CERTIFICATE", "the system's", "a PEM file", "who may vouch for the provider"),
+    Option("MFU_PROVIDER_CLIENT_CERTIFICATE", "none", "a PEM file", "the certificate that is shown to the provider"),
+    Option("MFU_PROVIDER_CLIENT_KEY", "none", "a PEM file", "that certificate's key"),
+    Option(
         "MFU_RECORDER",
         "on",
         "on or off",
@@ -77,6 +89,49 @@ OPTIONS: tuple[Option, ...] = (
     Option("MFU_RUN_ID", "a new UUID", "a string", "the run's id, to join restarts and ranks"),
     Option("MFU_RUN_ATTEMPT", "0", "a whole number", "how often the run was restarted"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where the provider's collector is and how it is spoken to; as OpenTelemetry's variables of the same endings say.
+
+    Raises `ConfigurationError` for a value that breaks its rule.
+    """
+
+    endpoint: str | None = None
+    # Headers carry credentials; they must not appear in a log or a traceback.
+    headers: str = field(default="", repr=False)
+    timeout_s: float = 10.0
+    compression: Literal["none", "gzip", "deflate"] = "gzip"
+    certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s < float("inf"):
+            raise ConfigurationError(
+                f"MFU_PROVIDER_TIMEOUT={self.timeout_s:g}: must be above 0 seconds; unset it for 10"
+            )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Provider":
+        """As the environment has it."""
+        timeout = env.get("MFU_PROVIDER_TIMEOUT") or "10"
+        try:
+            timeout_s = float(timeout)
+        except ValueError:
+            raise ConfigurationError(f"MFU_PROVIDER_TIMEOUT={timeout!r}: must be a number of seconds") from None
+        return cls(
+            endpoint=env.get("MFU_PROVIDER_ENDPOINT") or None,
+            headers=env.get("MFU_PROVIDER_HEADERS") or "",
+            timeout_s=timeout_s,
+            compression=_one_of(
+                env, "MFU_PROVIDER_COMPRESSION", "gzip", {"none": "none", "gzip": "gzip", "deflate": "deflate"}
+            ),
+            certificate=env.get("MFU_PROVIDER_CERTIFICATE") or None,
+            client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
+            client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +146,7 @@ class Settings:
     gen_ai: GenAi = "off"
     recorder: Literal["on", "off"] = "on"
     recorder_dir: Path | None = None
+    provider: Provider = Provider()
     run_id: str | None = None
     run_attempt: int = 0
 
@@ -126,6 +182,7 @@ class Settings:
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
             recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
             recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
+            provider=Provider.from_env(env),
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=int(attempt),
         )

@@ -9,6 +9,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mfu_sdk import guard
+from mfu_sdk.export import allowed
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.metrics import Metrics
@@ -51,12 +52,16 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds."""
+    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds.
+
+    `aggregates_only`: they are the provider's, and no more goes there than `allowed` lists.
+    """
 
     traces: Destination | None
     metrics: Destination | None
     metric_interval_s: float = 60.0
     delta_metrics: bool = False
+    aggregates_only: bool = False
 
 
 class Pipeline:
@@ -81,8 +86,13 @@ class Pipeline:
         self.overflowed: Callable[[], int] = lambda: 0
         self._unix_ns = unix_ns
         self._resource = resource or resource_of(identity)
+        gen_ai = settings.gen_ai
+        if exports.aggregates_only:
+            self._resource = Resource(dict(allowed.resource(self._resource.attributes)))
+            gen_ai = "off"
         self._recorder = recorder
-        self._spans = Spans(identity, self._resource, settings.gen_ai)
+        self._spans = Spans(identity, self._resource, gen_ai, aggregates_only=exports.aggregates_only)
+        self._aggregates_only = exports.aggregates_only
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
         if exports.traces is not None:
@@ -92,9 +102,7 @@ class Pipeline:
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(
-            identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=settings.gen_ai
-        )
+        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
         self._windows = Windows()
         self._totals = Totals()
         self._mode = settings.spans
@@ -170,7 +178,7 @@ class Pipeline:
             self._recorder.retire()
 
     def _step(self, step: StepRecord, sequence: int) -> None:
-        self._measured.step(step)
+        self._measured.step(allowed.step(step) if self._aggregates_only else step)
         window, closed = self._windows.add(step)
         kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
         if self._recorder is not None:
@@ -182,6 +190,8 @@ class Pipeline:
 
     def _inference(self, request: InferenceRecord) -> None:
         self._measured.inference(request)
+        if self._aggregates_only:
+            return
         index, self._request_count = self._request_count, self._request_count + 1
         failed = request.error_type is not None
         kept = self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed)

@@ -16,7 +16,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 import mfu_sdk
 from mfu_sdk import semconv
-from mfu_sdk.export import identity
+from mfu_sdk.export import allowed, identity
 from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.totals import Totals
@@ -56,10 +56,16 @@ def attributes(place: semconv.Place, values: Mapping[str, object]) -> dict[str, 
 
 
 class Spans:
-    """Makes the spans of one process. Pure but for inference ids, which come from the operating system."""
+    """Makes the spans of one process. Pure but for inference ids, which come from the operating system.
 
-    def __init__(self, who: RunIdentity, resource: Resource, gen_ai: GenAi = "off") -> None:
+    `aggregates_only`: what goes to the provider (`allowed`).
+    """
+
+    def __init__(
+        self, who: RunIdentity, resource: Resource, gen_ai: GenAi = "off", *, aggregates_only: bool = False
+    ) -> None:
         self._who = who
+        self._aggregates_only = aggregates_only
         self._gen_ai: GenAi = gen_ai
         self._ids = Ids.of(who)
         self._resource = resource
@@ -327,7 +333,7 @@ class Spans:
             context=context,
             parent=parent,
             resource=self._resource,
-            attributes=attributes,
+            attributes=allowed.attributes(attributes) if self._aggregates_only else attributes,
             links=links,
             status=Status(StatusCode.UNSET if error_type is None else StatusCode.ERROR),
             start_time=start_unix_ns,

@@ -103,13 +103,23 @@ class Worker:
 
         On a closed run this also waits for the thread to end.
         """
+        return self.wait(self.ask(), timeout_s)
+
+    def ask(self) -> int:
+        """Begin to deliver all that was put before, without waiting: a number for `wait`."""
         if self._inert() or self._thread is None:
-            return not self._queue
-        until_s = time.monotonic() + timeout_s
+            return 0
         with self._changed:
             self._asked += 1
             mine = self._asked
         self._wake.set()
+        return mine
+
+    def wait(self, mine: int, timeout_s: float) -> bool:
+        """Wait until what `ask` began is delivered, for at most `timeout_s`: whether it is."""
+        if self._inert() or self._thread is None:
+            return not self._queue
+        until_s = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: self._served >= mine or self._ended, timeout_s)
             done = self._served >= mine or self._complete

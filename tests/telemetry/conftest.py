@@ -3,8 +3,10 @@
 import dataclasses
 import gzip
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -104,6 +106,11 @@ class Collector:
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.url = self.url.replace("http:", "https:")
 
+    def let_go(self) -> None:
+        """End the requests that hang."""
+        self.hung = False
+        self._release.set()
+
     def stop(self) -> None:
         self._release.set()
         self._server.shutdown()
@@ -170,6 +177,31 @@ def _no_otel_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program to make certificates")
+    certificate, key = tmp_path / "loopback.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [*make, "-subj", "/CN=loopback", *names, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    return certificate, key
+
+
+@pytest.fixture
+def other_collector() -> Iterator[Collector]:
+    """A second one, for the provider where the first is the tenant's."""
     running = Collector()
     yield running
     running.stop()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import threading
 
 import pytest
@@ -232,7 +233,7 @@ def test_rejected(opened, collector, step, summary, caplog):
     assert not telemetry.flush(20.0)
     # One step, one window, one run, and the metrics: once more where the flush comes after the run's own.
     assert telemetry.dropped == {"rejected": 3 + len(collector.bodies("/v1/metrics"))}
-    assert "rejects traces (HTTP 400 Bad Request)" in caplog.text
+    assert re.search(r"rejects traces to 127.0.0.1:\d+ \(HTTP 400 Bad Request\)", caplog.text)
 
 
 def test_partly_rejected(opened, collector, step, caplog):
