@@ -60,6 +60,13 @@ OPTIONS: tuple[Option, ...] = (
         "on the span; all: every step; windows: no step spans; off: metrics and the run's span only",
     ),
     Option(
+        "MFU_OVERHEAD_BUDGET",
+        "0.5",
+        "percent above 0, or off",
+        "what telling may take of the steps' time: beyond it step spans are left out first, then windows where they "
+        "alone take more, counters never",
+    ),
+    Option(
         "MFU_GEN_AI",
         "off",
         "off, chat, text_completion, generate_content or embeddings",
@@ -143,6 +150,7 @@ class Settings:
     profile: Literal["auto", "off"] = "auto"
     cache_dir: Path | None = None
     spans: Spans = "auto"
+    overhead_budget: float | None = 0.005
     gen_ai: GenAi = "off"
     recorder: Literal["on", "off"] = "on"
     recorder_dir: Path | None = None
@@ -179,6 +187,7 @@ class Settings:
             profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
+            overhead_budget=_percent(env, "MFU_OVERHEAD_BUDGET", "0.5"),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
             recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
             recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
@@ -194,6 +203,19 @@ class Settings:
     def resolved_recorder_dir(self, env: Mapping[str, str] | None = None) -> Path:
         """Where flight recorders lie: the option, else the platform's per-user state directory."""
         return self.recorder_dir or _of_user("XDG_STATE_HOME", ".local/state", env)
+
+
+def _percent(env: Mapping[str, str], variable: str, default: str) -> float | None:
+    text = env.get(variable, "").strip().lower() or default
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise ConfigurationError(f"{variable}={text!r}: must be a percentage above 0, or off; unset it for {default}")
+    return value / 100
 
 
 def _of_user(variable: str, otherwise: str, env: Mapping[str, str] | None) -> Path:

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import thread_time
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mfu_sdk import guard
 from mfu_sdk.export import allowed
+from mfu_sdk.export.budget import Budget
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.metrics import Metrics
@@ -104,6 +106,7 @@ class Pipeline:
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
         self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
         self._windows = Windows()
+        self._budget = Budget(settings.overhead_budget)
         self._totals = Totals()
         self._mode = settings.spans
         self._steps = Sampler(self._mode)
@@ -132,6 +135,7 @@ class Pipeline:
             self._inference(item)
         elif isinstance(item, Overhead):
             self._measured.overhead(item.seconds)
+            self._budget.spend(item.seconds)
         elif isinstance(item, Calibration):
             if self._mode != "off":
                 self._add(self._spans.calibration(item.peaks, item.start_unix_ns, item.end_unix_ns), essential=True)
@@ -147,6 +151,7 @@ class Pipeline:
 
     def deliver(self, deadline_s: float | None) -> float | None:
         """Send at most one request a signal (`worker.Pipeline.deliver`)."""
+        began_s = thread_time()
         self._end(self._windows.expire(self._unix_ns()))
         waits_s: list[float | None] = []
         # Metrics go first: they are small, and their running totals stand in for every span that is lost.
@@ -163,6 +168,7 @@ class Pipeline:
             )
         if self._traces is not None:
             waits_s.append(self._traces.deliver(deadline_s))
+        self._budget.spend(thread_time() - began_s)
         return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
     def abandon(self) -> None:
@@ -178,15 +184,34 @@ class Pipeline:
             self._recorder.retire()
 
     def _step(self, step: StepRecord, sequence: int) -> None:
+        began_s = thread_time()
         self._measured.step(allowed.step(step) if self._aggregates_only else step)
         window, closed = self._windows.add(step)
         kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
+        if kept and not self._budget.keeps_spans:
+            kept = None
+            self._lost["budget"] += 1
         if self._recorder is not None:
             self._recorder.joined(sequence, window, kept)
+        counted_s = thread_time()
         self._unkept = None if kept else (step, window)
         if kept:
             self._add([self._spans.step(step, window, kept)], essential=False)
+        told_s = thread_time()
         self._end(closed)
+        self._budget.spend(counted_s - began_s)
+        if self._budget.step(step.duration_s, told_s - counted_s, thread_time() - told_s):
+            self._say_what_is_kept()
+
+    def _say_what_is_kept(self) -> None:
+        budget = self._budget
+        if not budget.keeps_spans and budget.share is not None:
+            what = "step spans" if budget.keeps_windows else "step spans and windows"
+            guard.warn_once(
+                "export",
+                f"telling about the steps took {budget.cost_share:.2%} of their time, more than {budget.share:.2%} "
+                f"(MFU_OVERHEAD_BUDGET); {what} are left out while it does",
+            )
 
     def _inference(self, request: InferenceRecord) -> None:
         self._measured.inference(request)
@@ -216,8 +241,12 @@ class Pipeline:
             arrived = None
             if self._recorder is not None:
                 arrived = partial(self._recorder.arrived, self._recorder.closed(window))
-            if self._mode != "off":
+            if self._mode == "off":
+                continue
+            if self._budget.keeps_windows:
                 self._add([self._spans.window(window, total)], essential=True, arrived=arrived)
+            else:
+                self._lost["budget"] += 1
 
     def _add(
         self, spans: Iterable[ReadableSpan], *, essential: bool, arrived: Callable[[], None] | None = None

@@ -6,10 +6,10 @@ thread and a back-off each, so that neither waits for the other.
 """
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from time import monotonic, time_ns
 
 from mfu_sdk import guard
 from mfu_sdk.export import allowed, sigterm
@@ -53,8 +53,8 @@ class Telemetry:
         settings: Settings,
         *,
         env: Mapping[str, str] | None = None,
-        unix_ns: Callable[[], int] = time.time_ns,
-        monotonic_s: Callable[[], float] = time.monotonic,
+        unix_ns: Callable[[], int] = time_ns,
+        monotonic_s: Callable[[], float] = monotonic,
     ) -> "Telemetry | None":
         """The way out for `identity`, or None if nothing names a collector (`destination.configured`).
 
@@ -142,10 +142,10 @@ class Telemetry:
         for the threads to end.
         """
         with guard.shield("export"):
-            until_s = time.monotonic() + timeout_s
+            until_s = monotonic() + timeout_s
             # All begin at once; one that hangs takes nothing from the other but this caller's time.
             asked = [(worker, worker.ask()) for worker in self._workers]
-            sent = [worker.wait(mine, max(0.0, until_s - time.monotonic())) for worker, mine in asked]
+            sent = [worker.wait(mine, max(0.0, until_s - monotonic())) for worker, mine in asked]
             before, self._dropped = self._dropped, sum(self.dropped.values())
             return all(sent) and self._dropped == before
         return False
@@ -155,26 +155,26 @@ class Telemetry:
         with guard.shield("SIGTERM"):
             sigterm.forget(self)
         with guard.shield("export"):
-            until_s = time.monotonic() + timeout_s
+            until_s = monotonic() + timeout_s
             for worker in self._workers:
                 if worker.alive:
                     worker.hurry(until_s)
-            ended = [worker.stop(max(0.0, until_s - time.monotonic())) for worker in self._workers]
+            ended = [worker.stop(max(0.0, until_s - monotonic())) for worker in self._workers]
             return all(ended)
         return False
 
     def terminate(self, timeout_s: float) -> None:
         """Close the run, as far as that takes no longer than half of `timeout_s`, and deliver it in what is left."""
-        until_s = time.monotonic() + timeout_s
+        until_s = monotonic() + timeout_s
         # What closes a run waits for the device, which may be what hangs.
         closing = threading.Thread(target=self._end, name="mfu-sigterm-close", daemon=True)
         closing.start()
         closing.join(timeout_s / 2)
-        self.stop(max(0.0, until_s - time.monotonic()))
+        self.stop(max(0.0, until_s - monotonic()))
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """Items that will never arrive, by reason: `queue_full`, `rejected` or `exit`; summed over the collectors."""
+        """Items that will never arrive, over both collectors, by reason: `queue_full`, `rejected`, `budget`, `exit`."""
         return dict(sum((Counter(lane.pipeline.dropped) for lane in self._lanes), Counter()))
 
     def _put(self, item: object) -> None:

@@ -8,9 +8,11 @@ waited for or started. At the end of the process all workers together get `EXIT_
 import atexit
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
+
+# By their names: a test of the user's may put a clock that stands still into the module.
+from time import monotonic
 from typing import Final, Protocol
 
 from opentelemetry import context
@@ -56,7 +58,7 @@ class Pipeline(Protocol):
 class Worker:
     """Runs a pipeline. `put`, `close` and `flush` may be called from any thread and never raise."""
 
-    def __init__(self, name: str, pipeline: Pipeline, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, pipeline: Pipeline, monotonic_s: Callable[[], float] = monotonic) -> None:
         self._name = name
         self._pipeline = pipeline
         self._monotonic_s = monotonic_s
@@ -119,12 +121,12 @@ class Worker:
         """Wait until what `ask` began is delivered, for at most `timeout_s`: whether it is."""
         if self._inert() or self._thread is None:
             return not self._queue
-        until_s = time.monotonic() + timeout_s
+        until_s = monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: self._served >= mine or self._ended, timeout_s)
             done = self._served >= mine or self._complete
         if self._shut:
-            self._thread.join(max(0.0, until_s - time.monotonic()))
+            self._thread.join(max(0.0, until_s - monotonic()))
         return done
 
     def stop(self, timeout_s: float) -> bool:
@@ -246,12 +248,12 @@ def _in_child() -> None:
 
 
 def _at_exit() -> None:
-    deadline_s = time.monotonic() + EXIT_S
+    deadline_s = monotonic() + EXIT_S
     # A fork that went past Python's own leaves the list as it was; the threads are the parent's.
     workers = [worker for worker in tuple(_LIVE) if worker.alive]
     for worker in workers:
         worker.hurry(deadline_s)
     for worker in workers:
-        worker.stop(max(0.0, deadline_s - time.monotonic()))
+        worker.stop(max(0.0, deadline_s - monotonic()))
     if any(worker.alive for worker in workers):
         guard.warn_once("export", f"not everything was delivered within the {EXIT_S:g} s that an exit may take")

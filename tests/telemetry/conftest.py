@@ -51,7 +51,7 @@ class Received:
 class Collector:
     """Answers with `status` (or not at all while `hung`), after the `script` of (status, Retry-After) has run out."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.requests: list[Received] = []
         self.status = 200
         self.hung = False
@@ -92,7 +92,8 @@ class Collector:
                 # A client that hung up or failed its handshake is what some tests are about.
                 pass
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -112,7 +113,10 @@ class Collector:
         self._release.set()
 
     def stop(self) -> None:
+        """Be gone; a second time does nothing."""
         self._release.set()
+        if not self._thread.is_alive():
+            return
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -188,6 +192,12 @@ def loopback(tmp_path: Path) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl program to make certificates")
     certificate, key = tmp_path / "loopback.pem", tmp_path / "key.pem"
+    make_certificate(certificate, key)
+    return certificate, key
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Write a certificate of 127.0.0.1 that vouches for itself, and its key."""
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(
@@ -196,7 +206,6 @@ def loopback(tmp_path: Path) -> tuple[Path, Path]:
         capture_output=True,
         timeout=60,
     )
-    return certificate, key
 
 
 @pytest.fixture
