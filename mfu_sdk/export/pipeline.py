@@ -171,12 +171,12 @@ class Pipeline:
         self._budget.spend(thread_time() - began_s)
         return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
-    def abandon(self) -> None:
-        """Drop what did not arrive, and count it."""
-        lost = self._traces.abandon() if self._traces is not None else 0
+    def abandon(self, unread: int = 0) -> None:
+        """Drop what did not arrive, and `unread` records with it, and count it."""
+        lost = unread + (self._traces.abandon() if self._traces is not None else 0)
         if lost:
             self._lost["exit"] += lost
-            guard.warn_once("export", f"{lost} spans were not delivered before the end; the run's work is not affected")
+            guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
 
     def retire(self) -> None:
         """Let go of the recorder."""

@@ -29,6 +29,9 @@ QUEUE_ITEMS: Final = 8192
 """Records that wait for the thread; about 5 MB. A hung collector holds the thread for its timeout, 10 s unless set,
 so a loop of up to 800 steps a second loses nothing to one."""
 
+PORTION_ITEMS: Final = 512
+"""Records that are consumed between two looks at what there is to send."""
+
 POLL_S: Final = 1.0
 """How often the thread looks. Nobody wakes it for a step: setting an event would cost the step more than the queue."""
 
@@ -48,8 +51,8 @@ class Pipeline(Protocol):
         `deadline_s` is on the monotonic clock and bounds the request.
         """
 
-    def abandon(self) -> None:
-        """Give up what is left: nobody will ask again."""
+    def abandon(self, unread: int) -> None:
+        """Give up what is left, and `unread` items that were never consumed: nobody will ask again."""
 
     def retire(self) -> None:
         """The thread ends, having delivered or given up everything."""
@@ -191,34 +194,41 @@ class Worker:
                 self._changed.notify_all()
 
     def _loop(self) -> None:
-        begun = 0
+        seen = begun = due = 0
         while True:
             # Both are read before the queue is: whatever was put before the question is drained after it.
             asked, shut = self._asked, self._shut
-            self._drain()
-            if asked > begun:
+            if asked > seen:
+                seen, due = asked, len(self._queue)
+            due -= self._drain()
+            if seen > begun and due <= 0:
                 self._pipeline.flush()
-                begun = asked
+                begun = seen
             wait_s = self._pipeline.deliver(self._deadline_s)
-            if wait_s is None and not self._queue and self._served < begun:
+            if wait_s is None and self._served < begun:
                 with self._changed:
                     self._served = begun
                     self._changed.notify_all()
             left_s = POLL_S if self._deadline_s is None else self._deadline_s - self._monotonic_s()
-            if shut and wait_s is None:
+            if shut and wait_s is None and not self._queue:
                 self._complete = True
                 return
             if shut and left_s <= 0:
-                self._pipeline.abandon()
+                self._pipeline.abandon(len(self._queue))
                 return
+            if len(self._queue) >= (1 if shut or due > 0 else PORTION_ITEMS):
+                continue
             self._wake.wait(max(0.0, min(POLL_S if wait_s is None else wait_s, POLL_S, left_s)))
             self._wake.clear()
 
-    def _drain(self) -> None:
-        # No more than what was there: a fast producer must not keep the thread from delivering.
-        for _ in range(len(self._queue)):
+    def _drain(self) -> int:
+        # No more than what was there: a fast producer must not keep the thread from delivering. And in portions: at
+        # the end of the process a full queue takes longer to encode than there is time to deliver.
+        items = min(len(self._queue), PORTION_ITEMS)
+        for _ in range(items):
             with guard.shield("export"):
                 self._pipeline.consume(self._queue.popleft())
+        return items
 
 
 # --- one hook each for the whole process --------------------------------------------------------------------------

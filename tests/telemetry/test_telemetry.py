@@ -27,7 +27,7 @@ def opened(collector, identity):
     def open_(spans="all", *, url=None, clock=lambda: EPOCH_NS, **env):
         found = Telemetry.open(
             identity,
-            Settings(spans=spans),
+            Settings(spans=spans, overhead_budget=None),
             env={"OTEL_EXPORTER_OTLP_ENDPOINT": url or collector.url, **env},
             unix_ns=clock,
         )
@@ -174,7 +174,7 @@ def test_last(opened, collector, step, summary):
 def test_one_signal(identity, collector, step, summary):
     """With an endpoint for metrics only, no span goes anywhere."""
     env = {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{collector.url}/v1/metrics"}
-    telemetry = Telemetry.open(identity, Settings(spans="all"), env=env, unix_ns=lambda: EPOCH_NS)
+    telemetry = Telemetry.open(identity, Settings(spans="all", overhead_budget=None), env=env, unix_ns=lambda: EPOCH_NS)
     assert telemetry is not None
     telemetry.step(step(0))
     telemetry.close(summary)
@@ -276,7 +276,11 @@ def pipeline(collector, identity, clocks):
             **changes,
         )
         return Pipeline(
-            identity, Settings(spans=spans), exports, unix_ns=clocks.unix_ns, monotonic_s=clocks.monotonic_s
+            identity,
+            Settings(spans=spans, overhead_budget=None),
+            exports,
+            unix_ns=clocks.unix_ns,
+            monotonic_s=clocks.monotonic_s,
         )
 
     return make
@@ -322,7 +326,11 @@ def test_batches(identity, collector, clocks, step, compression):
     """Spans are encoded 32 at a time and sent 512 at a time, as one message whatever the compression."""
     traces = Destination(f"{collector.url}/v1/traces", compression=compression)
     made = Pipeline(
-        identity, Settings(spans="all"), Exports(traces, None), unix_ns=clocks.unix_ns, monotonic_s=clocks.monotonic_s
+        identity,
+        Settings(spans="all", overhead_budget=None),
+        Exports(traces, None),
+        unix_ns=clocks.unix_ns,
+        monotonic_s=clocks.monotonic_s,
     )
     consumed(made, step, 1100)
     made.flush()
