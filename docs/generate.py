@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures, tables of prices.
+"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures, prices, measurements.
 
 python docs/generate.py             write the pages
 python docs/generate.py --check     say which pages differ from the code, and exit with 1 if any does
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import measured
 
 import mfu_sdk
-from mfu_sdk import bars, records, semconv
+from mfu_sdk import bars, ranks, records, semconv
 from mfu_sdk.cli import main as mfu
 from mfu_sdk.counting import free, fused_attention, third_party
 from mfu_sdk.counting.formulas import FORMULA_VERSION
@@ -162,6 +163,9 @@ def python() -> str:
         records.StepRecord,
         records.RunSummary,
         bars.Bar,
+        ranks.AllRanks,
+        ranks.RankTotals,
+        ranks.Counted,
     )
     return (
         "# Python\n\n"
@@ -335,6 +339,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "python.md": python,
     "report.md": report,
     "counting.md": counting,
+    "price.md": lambda: measured.price(table),
 }
 
 

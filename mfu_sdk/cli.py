@@ -18,7 +18,7 @@ import click
 
 import mfu_sdk
 from mfu_sdk import atomic
-from mfu_sdk.errors import CalibrationError, ConfigurationError, MfuError, MissingDependencyError
+from mfu_sdk.errors import CalibrationError, ConfigurationError, DeliveryError, MfuError, MissingDependencyError
 from mfu_sdk.integrations.script import Ended
 
 
@@ -39,7 +39,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except MfuError as error:
             click.echo(f"mfu: {error}", err=True)
-            ctx.exit(1 if isinstance(error, CalibrationError) else 2)
+            ctx.exit(1 if isinstance(error, CalibrationError | DeliveryError) else 2)
         except KeyboardInterrupt:
             # 128 + SIGINT, as shells have it; what was under way has unwound by now.
             click.echo("mfu: interrupted", err=True)
@@ -208,6 +208,7 @@ def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_j
 @click.option("--tp", type=int, default=1, show_default=True, help="GPUs that share each layer.")
 @click.option("--pp", type=int, default=1, show_default=True, help="Stages of a pipeline.")
 @click.option("--cp", type=int, default=1, show_default=True, help="GPUs that share each sequence.")
+@click.option("--ep", type=int, default=1, show_default=True, help="Data-parallel GPUs that share out the experts.")
 @click.option("--microbatches", type=int, help="Parts of a replica's step; in a pipeline one sequence each.")
 @click.option("--interleave", type=int, default=1, show_default=True, help="Pipeline stages on each GPU.")
 @click.option("--recompute", is_flag=True, help="The forward runs again in the backward.")
@@ -215,7 +216,7 @@ def count(hf_config: Path, batch: int, seq: int | None, forward_only: bool, as_j
 def expect(
     hf_config: Path | None, params: float | None, layers: int | None, hidden: int | None, device: str | None,
     batch: int, seq: int, dtype: str, phase: str, gpus: int | None, dp: int | None, tp: int, pp: int, cp: int,
-    microbatches: int | None, interleave: int, recompute: bool, as_json: bool,
+    ep: int, microbatches: int | None, interleave: int, recompute: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what MFU a model may be expected to reach, without running it: time, what binds it, and what that assumes.
 
@@ -233,6 +234,7 @@ def expect(
     found = forecast(
         hf_config or given, device=device, batch=batch, seq=seq, dtype=dtype, gpus=gpus, phase=phase, dp=dp, tp=tp,
         pp=pp, cp=cp, microbatches=microbatches, interleave=interleave, recompute=recompute,
+        ep=ep,
     )  # fmt: skip
     what = hf_config or f"{params or 0:.3g} parameters"
     title = f"{what}, {phase}, batch {batch:,} × {seq:,} tokens, {dtype}, {found.devices} × {found.device}"
@@ -292,6 +294,33 @@ def run(
         script, arguments, as_module=as_module, name=name, spans=spans, convention=convention,
         say=None if quiet else lambda text: click.echo(text, err=True),
     )  # fmt: skip
+
+
+@main.command()
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--otlp", help="The collector's base URL; else the provider's, else the tenant's.")
+def replay(files: tuple[Path, ...], otlp: str | None) -> None:
+    """Deliver the steps that killed processes left in their flight recorders, once, under their original ids.
+
+    A file whose steps have been delivered is removed; one that a living process has open is left alone. Headers, TLS
+    and compression are those that the environment sets for the collector. Exits with 1 if the collector does not take
+    the steps, which then stay where they are, or refuses some of them for good.
+    """
+    from mfu_sdk.export.destination import for_replay
+    from mfu_sdk.export.replay import replay as deliver
+    from mfu_sdk.settings import Settings
+
+    destination = for_replay(otlp, Settings.from_env().provider)
+    done = []
+    for path in files:
+        done.append(deliver(path, destination))
+        click.echo(str(done[-1]))
+    if all(each.live for each in done):
+        raise ConfigurationError(f"{files[0]}: a process has it open; wait until that has ended")
+    if any(each.refused for each in done):
+        raise SystemExit(1)
 
 
 def _provider(module: str) -> Any:

@@ -7,9 +7,10 @@
     ├── FormulaError (ValueError)              a FLOP formula was given shapes that it cannot price
     ├── CalibrationError (RuntimeError)        the device's peak could not be measured
     ├── NvmlError (RuntimeError)               NVML, which tells about NVIDIA's GPUs, cannot be used here
+    ├── DeliveryError (RuntimeError)           a collector does not take what a flight recorder holds
     └── StoreError (RuntimeError)              the provider's store cannot be opened, read or written
 
-All but the last three are raised before anything has started. After start nothing of ours reaches user code (see
+All but the last four are raised before anything has started. After start nothing of ours reaches user code (see
 `guard`). A message gives the value, the rule and the remedy, in one line.
 """
 
@@ -40,6 +41,10 @@ class CalibrationError(MfuError, RuntimeError):
 
 class NvmlError(MfuError, RuntimeError):
     """NVML cannot be used here; the message says why."""
+
+
+class DeliveryError(MfuError, RuntimeError):
+    """A collector refuses, or cannot be reached with, what `mfu replay` sends it."""
 
 
 class StoreError(MfuError, RuntimeError):

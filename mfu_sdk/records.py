@@ -4,17 +4,22 @@ FLOP counts are exact Python ints in the process and become doubles on the wire.
 None always means "not known": never zero, never a guess.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Literal, ParamSpec, TypeVar, cast
 
 from mfu_sdk.bars import Bar, drawn, percent
+from mfu_sdk.ranks import AllRanks, Axis
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 Convention = Literal["exact", "full"]
 """`exact` prices the attention score pairs that the mask lets through, `full` prices all of them."""
 
-Phase = Literal["train", "eval", "prefill", "decode", "inference"]
-PHASES: tuple[Phase, ...] = ("train", "eval", "prefill", "decode", "inference")
+Phase = Literal["train", "eval", "prefill", "decode", "inference", "checkpoint"]
+PHASES: tuple[Phase, ...] = ("train", "eval", "prefill", "decode", "inference", "checkpoint")
+"""In an order that lasts: a flight recorder writes a phase as its number."""
 
 CountSource = Literal["measured", "cached", "predicted", "sampled"]
 """How a step got its FLOPs: counted while it ran (so its time is not representative), looked up by its signature,
@@ -349,12 +354,34 @@ class StepRecord:
         return self.timed and self.model_flops is not None and self.peak_flops_per_s is not None
 
 
+def _thawed(frozen: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What makes instances of a frozen dataclass of slots, filled in while they are not frozen yet.
+
+    Its own `__init__` sets each field through `object.__setattr__`, which for the 39 of a step takes 5 µs, ten times as
+    long as assigning them. A class with the same slots is of the same layout, so an instance may change over.
+    """
+    assert isinstance(frozen, type)
+    made = [(each.name, each.type, field(default=each.default)) for each in fields(frozen)]
+    twin = make_dataclass(f"_{frozen.__name__}", made, slots=True, eq=False)
+
+    def make(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        record = twin(*args, **kwargs)
+        record.__class__ = frozen
+        return cast("_R", record)
+
+    return make
+
+
+step_record = _thawed(StepRecord)
+"""`StepRecord(...)`, for where one is made in every step."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
     """Who a run is, on every record it sends: the OpenTelemetry resource in our own words.
 
     `workload_family` is a hash of the model's structure. `device_id` is a GPU or MIG UUID, or None on a processor;
-    `device_name` is what the driver calls the device.
+    `device_name` is what the driver calls the device. `axes` are those of `ranks.AXES` that are known: "dp", "tp", ….
     """
 
     run_id: str
@@ -368,6 +395,7 @@ class RunIdentity:
     device_vendor: str | None
     device_id: str | None
     start_unix_ns: int
+    axes: Mapping[str, Axis] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +409,8 @@ class RunSummary:
     sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
     `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the
     step path, and what counting added to the steps that were counted. `notes` say what a reader should know before
-    believing the figures.
+    believing the figures. All of these are this rank's; `ranks` has what is known of all of them, None where the
+    process is on its own or the ranks share no store.
     """
 
     name: str
@@ -408,6 +437,7 @@ class RunSummary:
     calibration_id: str | None = None
     notes: tuple[str, ...] = field(default=())
     bars: tuple[Bar, ...] = ()
+    ranks: AllRanks | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
@@ -431,5 +461,7 @@ class RunSummary:
             missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in self.uncounted[:5]) or "nothing"
             lines.append(f"  not counted  {missing} (coverage {self.coverage:.1%})")
         lines.append(f"  overhead     {self.overhead_s:.3f} s")
-        lines += [f"  note         {note}" for note in self.notes]
+        if self.ranks is not None:
+            lines.append(f"  all ranks    {self.ranks}")
+        lines += [f"  note         {note}" for note in (*self.notes, *(self.ranks.notes if self.ranks else ()))]
         return "\n".join(lines)

@@ -90,6 +90,19 @@ WORKLOAD_FAMILY: Final = _attribute("mfu.workload.family", "string", "", "a hash
 DIST_RANK: Final = _attribute("mfu.dist.rank", "int", "", "this process's rank", "resource")
 DIST_LOCAL_RANK: Final = _attribute("mfu.dist.local_rank", "int", "", "its rank on this host", "resource")
 DIST_WORLD_SIZE: Final = _attribute("mfu.dist.world_size", "int", "", "how many ranks the run has", "resource")
+DIST_AXES: Final = {
+    axis: _attribute(
+        f"mfu.dist.{axis}", "int", "", f"over how many ranks the run is {what}, where it shows", "resource"
+    )
+    for axis, what in (
+        ("dp", "data-parallel"),
+        ("tp", "tensor-parallel"),
+        ("pp", "pipeline-parallel"),
+        ("cp", "context-parallel"),
+        ("ep", "expert-parallel"),
+    )
+}
+"""The attribute of each axis of `ranks.AXES`."""
 HOST_NAME: Final = _attribute("host.name", "string", "", "the host", "resource")
 HW_ID: Final = _attribute("hw.id", "string", "", "the device: a GPU or MIG UUID", "resource", "metric")
 HW_NAME: Final = _attribute("hw.name", "string", "", "the device's name as the driver gives it", "resource")
@@ -111,7 +124,7 @@ PHASE: Final = _attribute(
     "mfu.phase",
     "string",
     "",
-    "train, eval, prefill, decode or inference",
+    "train, eval, prefill, decode, inference or checkpoint",
     "step",
     "window",
     "prefill",
@@ -239,7 +252,24 @@ COUNT_COVERAGE: Final = _attribute(
 )
 COUNT_UNCOUNTED: Final = _attribute("mfu.count.uncounted", "string[]", "", "operators without a formula", "run")
 CONVENTION: Final = _attribute("mfu.convention", "string", "", "exact or full attention pairs", "step", "window", "run")
-STEP_DATA_TIME: Final = _attribute("mfu.step.data_time", "double", "s", "waiting for data", "step", "window")
+STEP_DATA_TIME: Final = _attribute("mfu.step.data_time", "double", "s", "waiting for data", "step", "window", "run")
+STEP_COMM_TIME: Final = _attribute(
+    "mfu.step.comm_time",
+    "double",
+    "s",
+    "exposed communication without skew, of all timed steps, by those in which it was timed",
+    "run",
+)
+STEP_SKEW_TIME: Final = _attribute(
+    "mfu.step.skew_time", "double", "s", "waiting for ranks that came late, of all timed steps, likewise", "run"
+)
+STEP_HOST_TIME: Final = _attribute(
+    "mfu.step.host_time",
+    "double",
+    "s",
+    "the device had nothing to do and waited for nobody, of all timed steps, likewise",
+    "run",
+)
 STEP_DEVICE_TIME: Final = _attribute(
     "mfu.step.device_time",
     "double",
@@ -266,7 +296,7 @@ SAMPLE_REASON: Final = _attribute(
     "mfu.sample.reason",
     "string",
     "",
-    "why this span was kept: all, periodic, first, last or error",
+    "why this span was kept: all, periodic, first, last, error or recorder (a killed process's last steps)",
     "step",
     "inference",
 )
@@ -349,7 +379,14 @@ MODEL_CALLS: Final = _attribute(
     "decode",
 )
 ERROR_TYPE: Final = _attribute(
-    "error.type", "string", "", "class of the user's exception that ended it", "step", "run", "inference", "metric"
+    "error.type",
+    "string",
+    "",
+    "class of the user's exception that ended it; SIGTERM for a run that the signal ended",
+    "step",
+    "run",
+    "inference",
+    "metric",
 )
 # OpenTelemetry's own names, in development; sent where MFU_GEN_AI says so. Source of names and bucket bounds:
 # open-telemetry/semantic-conventions, docs/gen-ai/gen-ai-metrics.md at 01d94504, and its Python package 0.66b2.
@@ -396,7 +433,11 @@ STEP_COMPONENT: Final = _attribute(
     "mfu.step.component", "string", "", "which part of the step: total, data or device", "metric"
 )
 DROP_REASON: Final = _attribute(
-    "mfu.drop.reason", "string", "", "why an item was dropped: queue_full, rejected or exit", "metric"
+    "mfu.drop.reason",
+    "string",
+    "",
+    "why an item was dropped: queue_full, rejected, budget (of overhead) or exit",
+    "metric",
 )
 
 METRIC_MODEL_FLOP: Final = _metric("mfu.model.flop", "counter", "{flop}", "FLOPs that the models needed")

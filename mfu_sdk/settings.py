@@ -6,7 +6,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,6 +14,8 @@ from mfu_sdk.errors import ConfigurationError
 
 Spans = Literal["auto", "all", "windows", "off"]
 _SPANS: dict[str, Spans] = {"auto": "auto", "all": "all", "windows": "windows", "off": "off"}
+Profiling = Literal["auto", "kernels", "off"]
+_PROFILING: dict[str, Profiling] = {"auto": "auto", "kernels": "kernels", "off": "off"}
 GenAi = Literal["off", "chat", "text_completion", "generate_content", "embeddings"]
 _GEN_AI: dict[str, GenAi] = {
     "off": "off",
@@ -47,9 +49,16 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "MFU_PROFILE",
         "auto",
-        "auto or off",
-        "auto: on a processor the operators of every eighth step are timed, while that takes at most 0.5 % of the "
-        "run, for the waterfall's host gap and kernels; off: never",
+        "auto, kernels or off",
+        "what times the work of every eighth step, while that takes at most 0.5 % of the run, for the waterfall's host "
+        "gap and kernels. auto: operators one by one, on a processor; kernels: on a GPU its kernels too, by torch's "
+        "profiler (untried on a GPU so far; it writes to standard error); off: nothing",
+    ),
+    Option(
+        "MFU_LIVE",
+        "0",
+        "0 or 1",
+        "1: a monitor shows its figures while it runs, in a line on the terminal: rank 0 does, and nothing in a pipe",
     ),
     Option("MFU_CACHE_DIR", "the user's cache directory", "a directory", "where calibrations are kept"),
     Option(
@@ -60,15 +69,95 @@ OPTIONS: tuple[Option, ...] = (
         "on the span; all: every step; windows: no step spans; off: metrics and the run's span only",
     ),
     Option(
+        "MFU_OVERHEAD_BUDGET",
+        "0.5",
+        "percent above 0, or off",
+        "what telling may take of the steps' time: beyond it step spans are left out first, then windows where they "
+        "alone take more, counters never",
+    ),
+    Option(
         "MFU_GEN_AI",
         "off",
         "off, chat, text_completion, generate_content or embeddings",
         "anything but off: requests also carry OpenTelemetry's `gen_ai.*` names (in development there), with this "
         "as `gen_ai.operation.name`",
     ),
-    Option("MFU_RUN_ID", "a new UUID", "a string", "the run's id, to join restarts and ranks"),
-    Option("MFU_RUN_ATTEMPT", "0", "a whole number", "how often the run was restarted"),
+    Option(
+        "MFU_PROVIDER_ENDPOINT",
+        "nothing is sent",
+        "an http or https URL",
+        "the provider's collector, which is sent aggregates only, beside the tenant's own that OTEL_* names",
+    ),
+    Option("MFU_PROVIDER_HEADERS", "none", "key=value,…, URL-encoded", "headers of every request to it: a token"),
+    Option("MFU_PROVIDER_TIMEOUT", "10", "seconds above 0", "how long a request to it may take"),
+    Option("MFU_PROVIDER_COMPRESSION", "gzip", "none, gzip or deflate", "how requests to it are compressed"),
+    Option("MFU_PROVIDER_CERTIFICATE", "the system's", "a PEM file", "who may vouch for the provider"),
+    Option("MFU_PROVIDER_CLIENT_CERTIFICATE", "none", "a PEM file", "the certificate that is shown to the provider"),
+    Option("MFU_PROVIDER_CLIENT_KEY", "none", "a PEM file", "that certificate's key"),
+    Option(
+        "MFU_RECORDER",
+        "on",
+        "on or off",
+        "on: where spans are sent, the last 8,192 steps also lie in a file that outlives a killed process, for "
+        "`mfu replay`",
+    ),
+    Option("MFU_RECORDER_DIR", "the user's state directory", "a local directory", "where those files lie"),
+    Option(
+        "MFU_RUN_ID",
+        "a new UUID, the same on all ranks and over torchrun's restarts",
+        "a string",
+        "the run's id, to join restarts and ranks",
+    ),
+    Option(
+        "MFU_RUN_ATTEMPT",
+        "0, one more with each restart by torchrun",
+        "a whole number",
+        "how often the run was restarted",
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where the provider's collector is and how it is spoken to; as OpenTelemetry's variables of the same endings say.
+
+    Raises `ConfigurationError` for a value that breaks its rule.
+    """
+
+    endpoint: str | None = None
+    # Headers carry credentials; they must not appear in a log or a traceback.
+    headers: str = field(default="", repr=False)
+    timeout_s: float = 10.0
+    compression: Literal["none", "gzip", "deflate"] = "gzip"
+    certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s < float("inf"):
+            raise ConfigurationError(
+                f"MFU_PROVIDER_TIMEOUT={self.timeout_s:g}: must be above 0 seconds; unset it for 10"
+            )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Provider":
+        """As the environment has it."""
+        timeout = env.get("MFU_PROVIDER_TIMEOUT") or "10"
+        try:
+            timeout_s = float(timeout)
+        except ValueError:
+            raise ConfigurationError(f"MFU_PROVIDER_TIMEOUT={timeout!r}: must be a number of seconds") from None
+        return cls(
+            endpoint=env.get("MFU_PROVIDER_ENDPOINT") or None,
+            headers=env.get("MFU_PROVIDER_HEADERS") or "",
+            timeout_s=timeout_s,
+            compression=_one_of(
+                env, "MFU_PROVIDER_COMPRESSION", "gzip", {"none": "none", "gzip": "gzip", "deflate": "deflate"}
+            ),
+            certificate=env.get("MFU_PROVIDER_CERTIFICATE") or None,
+            client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
+            client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +166,27 @@ class Settings:
 
     enabled: bool = True
     calibrate: Literal["auto", "off"] = "auto"
-    profile: Literal["auto", "off"] = "auto"
+    profile: Profiling = "auto"
+    live: bool = False
     cache_dir: Path | None = None
     spans: Spans = "auto"
+    overhead_budget: float | None = 0.005
     gen_ai: GenAi = "off"
+    recorder: Literal["on", "off"] = "on"
+    recorder_dir: Path | None = None
+    provider: Provider = Provider()
     run_id: str | None = None
-    run_attempt: int = 0
+    run_attempt: int | None = None
 
     def __post_init__(self) -> None:
-        if self.run_attempt < 0:
+        if self.run_attempt is not None and self.run_attempt < 0:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
         for name, value, allowed in (
             ("calibrate", self.calibrate, ("auto", "off")),
-            ("profile", self.profile, ("auto", "off")),
+            ("profile", self.profile, tuple(_PROFILING)),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
             ("gen_ai", self.gen_ai, tuple(_GEN_AI)),
+            ("recorder", self.recorder, ("on", "off")),
         ):
             if value not in allowed:
                 raise ConfigurationError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
@@ -100,31 +195,54 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
         """Settings as the environment gives them. Raises `ConfigurationError`, naming the variable."""
         env = os.environ if env is None else env
-        attempt = env.get("MFU_RUN_ATTEMPT", "0")
+        attempt = env.get("MFU_RUN_ATTEMPT")
         # Read where it is used (`guard.shield`), because it must work before there are settings; checked here.
         _one_of(env, "MFU_GUARD", "log", {"log": "log", "raise": "raise"})
-        if not attempt.isascii() or not attempt.isdigit():
-            raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for 0")
-        cache_dir = env.get("MFU_CACHE_DIR")
+        if attempt is not None and not (attempt.isascii() and attempt.isdigit()):
+            raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for the usual")
+        cache_dir, recorder_dir = env.get("MFU_CACHE_DIR"), env.get("MFU_RECORDER_DIR")
         return cls(
             enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
-            profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
+            profile=_one_of(env, "MFU_PROFILE", "auto", _PROFILING),
+            live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
+            overhead_budget=_percent(env, "MFU_OVERHEAD_BUDGET", "0.5"),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
+            recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
+            recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
+            provider=Provider.from_env(env),
             run_id=env.get("MFU_RUN_ID") or None,
-            run_attempt=int(attempt),
+            run_attempt=None if attempt is None else int(attempt),
         )
 
     def resolved_cache_dir(self, env: Mapping[str, str] | None = None) -> Path:
         """Where calibrations are kept: the option, else the platform's per-user cache directory."""
-        env = os.environ if env is None else env
-        if self.cache_dir is not None:
-            return self.cache_dir
-        if base := env.get("XDG_CACHE_HOME"):
-            return Path(base) / "mfu_sdk"
-        return Path.home() / ".cache" / "mfu_sdk"
+        return self.cache_dir or _of_user("XDG_CACHE_HOME", ".cache", env)
+
+    def resolved_recorder_dir(self, env: Mapping[str, str] | None = None) -> Path:
+        """Where flight recorders lie: the option, else the platform's per-user state directory."""
+        return self.recorder_dir or _of_user("XDG_STATE_HOME", ".local/state", env)
+
+
+def _percent(env: Mapping[str, str], variable: str, default: str) -> float | None:
+    text = env.get(variable, "").strip().lower() or default
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise ConfigurationError(f"{variable}={text!r}: must be a percentage above 0, or off; unset it for {default}")
+    return value / 100
+
+
+def _of_user(variable: str, otherwise: str, env: Mapping[str, str] | None) -> Path:
+    """Our directory in one of the user's base directories (XDG Base Directory Specification, version 0.8)."""
+    base = (os.environ if env is None else env).get(variable)
+    return (Path(base) if base else Path.home() / otherwise) / "mfu_sdk"
 
 
 def _one_of(env: Mapping[str, str], variable: str, default: str, allowed: Mapping[str, _T]) -> _T:

@@ -26,6 +26,9 @@ def leaked_hooks() -> list[str]:
     Empty where nothing leaked. Only modules that are loaded already are looked at; torch is never imported.
     """
     leaks = [f"thread {t.name}" for t in threading.enumerate() if t.name.startswith("mfu-") and t.is_alive()]
+    sigterm = sys.modules.get("mfu_sdk.export.sigterm")
+    if sigterm is not None and sigterm._watch is not None:
+        leaks.append("SIGTERM handled")
     torch = sys.modules.get("torch")
     if torch is None:
         return leaks
@@ -55,6 +58,9 @@ def leaked_hooks() -> list[str]:
     threads = sys.modules.get("mfu_sdk.counting.threads")
     if threads is not None and threads._replaced:
         leaks.append(f"methods of threads watched ×{len(threads._replaced)}")
+    waits = sys.modules.get("mfu_sdk.run.collective_waits")
+    if waits is not None and waits._original is not None:
+        leaks.append("waiting for collectives watched")
     depth = torch._C._len_torch_function_stack()
     if depth:
         leaks.append(f"function mode ×{depth}")

@@ -265,7 +265,8 @@ def _expected(case: Case) -> str:
     """A pattern of the instruction that must do a case's work."""
     is_amd = case.arch.startswith("gfx")
     if case.kernel == "clock":
-        return r"CS2R\S*\s+\S+,\s*SR_CLOCKLO|S2UR\S*\s+\S+,\s*SR_CLOCKLO|SR_CLOCKLO"
+        # Both counters before the loop (a label, and a branch back to it), and both again after it.
+        return r"SR_GLOBALTIMERLO.*SR_CLOCKLO.*(\.L_\w+):.*BRA `\(\1\).*SR_CLOCKLO.*SR_GLOBALTIMERLO"
     if case.kernel == "fma":
         return r"v_(?:pk_)?fma(?:c)?_f32\w*" if is_amd else r"FFMA2?(?:\.\w+)*"
     if case.kernel in ("copy", "triad", "read"):
@@ -299,7 +300,9 @@ _AMD: Final[Mapping[str, str]] = {
 
 
 def _instruction(case: Case, listing: str) -> str:
-    found = re.search(_expected(case), listing)
+    found = re.search(_expected(case), listing, re.DOTALL)
+    if case.kernel == "clock":
+        return "SR_CLOCKLO" if found else ""
     return found.group(0) if found else ""
 
 

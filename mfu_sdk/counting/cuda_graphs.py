@@ -91,6 +91,11 @@ def is_capturing() -> bool:
     return bool(started and torch.cuda.is_current_stream_capturing())
 
 
+def captures() -> bool:
+    """Whether a capture is under way in any thread, of those that were seen to begin."""
+    return len(_recording) > 0
+
+
 def _patch() -> None:
     kind = getattr(torch.cuda, _CLASS, None)
     if _patched or not isinstance(kind, type):

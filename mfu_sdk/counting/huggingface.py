@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutedExperts:
+    """Experts that a router chooses among: their parameters in all, in `layers` layers of `number` experts, of which a
+    token takes `top_k`; None where the configuration does not tell a number."""
+
+    params: int
+    layers: int
+    number: int | None
+    top_k: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigCount:
     """The count of one step of a configured model, and what was counted.
 
@@ -39,6 +50,7 @@ class ConfigCount:
     hidden: int | None = None
     layers: int | None = None
     kv_hidden: int | None = None
+    experts: RoutedExperts | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data; `ops`, which is long, is left out."""
@@ -136,6 +148,7 @@ def count_config(
         hidden=_number(text, "hidden_size"),
         layers=_number(text, "num_hidden_layers"),
         kv_hidden=_kv_hidden(text),
+        experts=_experts(model, text),
         notes=_notes(model, inputs, decode=decode),
         model=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -307,6 +320,26 @@ def _number(text: Any, name: str) -> int | None:
     """A whole number of the configuration; None where it has none, or one for each stage of the model."""
     value = getattr(text, name, None)
     return value if isinstance(value, int) else None
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+
+
+def _experts(model: Any, text: Any) -> RoutedExperts | None:
+    """What lies in modules that are called `experts`, as transformers calls the routed ones."""
+    params, layers = 0, set()
+    for name, parameter in model.named_parameters():
+        before, found, _ = name.partition(".experts.")
+        if found:
+            params += parameter.numel()
+            layers.add(before)
+    if not layers:
+        return None
+    number, chosen = (
+        next((value for name in names if (value := _number(text, name))), None) for names in (_EXPERTS, _CHOSEN)
+    )
+    return RoutedExperts(params, len(layers), number, chosen)
 
 
 def _kv_hidden(text: Any) -> int | None:

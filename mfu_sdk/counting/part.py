@@ -60,7 +60,7 @@ class Part(TorchDispatchMode):
                     raise
                 return func(*args, **kwargs)
         kind = rule.kind
-        if kind == "subclass" or (types and any(map(_wraps, types))):
+        if kind == "subclass" or (types and any(map(wraps, types))):
             # The subclass unwraps; what it runs comes back here.
             return NotImplemented
         if self._depth == 0 or (_CUDA and self.steps_aside()):
@@ -141,7 +141,7 @@ def _lacks_data(result: Any) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _wraps(kind: type) -> bool:
+def wraps(kind: type) -> bool:
     """Whether tensors of this class run operators of their own on what they wrap."""
     if issubclass(kind, FakeTensor) or kind in (torch.Tensor, torch.nn.Parameter):
         return False

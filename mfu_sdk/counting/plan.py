@@ -1,7 +1,7 @@
 """Which steps to count, and what a step of a known signature costs without counting it."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any, Final, NamedTuple
@@ -38,19 +38,26 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     What the call does not show (packed lengths, routing) makes counts of one signature differ, which `Plan.store`
     notices.
     """
-    autocast = (
-        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
-        torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
-    )
     return (
         id(module),
         module.training,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        autocast,
+        _autocast() if _any_autocast() else None,
         tuple([_key(value, 0) for value in args]),
         tuple([(name, _key(value, 0)) for name, value in kwargs.items()]) if kwargs else (),
     )
+
+
+def _autocast() -> tuple[torch.dtype | None, torch.dtype | None]:
+    return (
+        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+        torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
+    )
+
+
+# One question for all devices, which torch asks itself; where it is gone, each is asked.
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def _key(value: Any, depth: int) -> Hashable:

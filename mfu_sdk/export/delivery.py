@@ -3,69 +3,73 @@
 Spans are encoded once and sent again from those bytes, so with the same ids; metrics as they stand by then.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.metrics.export import MetricsData
-from opentelemetry.sdk.trace import ReadableSpan
 
 from mfu_sdk import guard
+from mfu_sdk.export.encode import Envelope, Span, encode
 from mfu_sdk.export.outbox import Chunk, Outbox
 from mfu_sdk.export.route import Route
 
 CHUNK_SPANS: Final = 32
-"""Spans encoded together: encoding holds the interpreter's lock, and the user's step waits for it. Requests are
-larger: they are made of the chunks that wait (`outbox.REQUEST_SPANS`)."""
+"""Spans that share one copy of the resource, and are shed together. Requests are larger: they are made of the chunks
+that wait (`outbox.REQUEST_SPANS`)."""
 
 CHUNK_WINDOWS: Final = 2
-"""Windows encoded together: two arrays of 1,024 integers are as long to encode as many steps."""
+"""The same for windows, of which one is as long as the spans of a dozen steps."""
 
 HOLD_S: Final = 5.0
 """How long an incomplete chunk waits for more."""
 
 
 class SpanDelivery:
-    """Encodes spans in chunks and sends them; `lost` counts those that never arrive, by reason."""
+    """Encodes spans, gathers them in chunks and sends them; `lost` counts those that never arrive, by reason."""
 
-    def __init__(self, route: Route, lost: Counter[str], monotonic_s: Callable[[], float]) -> None:
+    def __init__(self, route: Route, envelope: Envelope, lost: Counter[str], monotonic_s: Callable[[], float]) -> None:
         self._route = route
+        self._envelope = envelope
         self._lost = lost
         self._monotonic_s = monotonic_s
         self._outbox = Outbox()
-        self._essential: list[ReadableSpan] = []
-        self._detail: list[ReadableSpan] = []
+        self._essential: list[bytes] = []
+        self._detail: list[bytes] = []
+        self._arrived: list[Callable[[], None]] = []
         self._since_s = 0.0
 
-    def add(self, span: ReadableSpan, *, essential: bool) -> None:
-        """Take a span; `essential` are those that sums are made of, which are sent first and shed last."""
+    def add(self, span: Span, *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
+        """Take a span; `essential` are those that sums are made of, which are sent first and shed last.
+
+        `arrived` is called once an essential one has: a collector has said so.
+        """
+        if arrived is not None:
+            self._arrived.append(arrived)
         if not self._essential and not self._detail:
             self._since_s = self._monotonic_s()
         spans = self._essential if essential else self._detail
-        spans.append(span)
-        # Encoded as soon as a chunk is full: what waits for a collector is bytes, which the outbox bounds.
+        spans.append(encode(span))
         if len(spans) >= (CHUNK_WINDOWS if essential else CHUNK_SPANS):
-            self._encode(spans, essential=essential)
+            self._gather(spans, essential=essential)
 
-    def encode(self) -> None:
+    def gather(self) -> None:
         """Make incomplete chunks ready to go."""
-        self._encode(self._essential, essential=True)
-        self._encode(self._detail, essential=False)
+        self._gather(self._essential, essential=True)
+        self._gather(self._detail, essential=False)
 
     def hasten(self) -> None:
         """Make everything ready, and due now."""
-        self.encode()
+        self.gather()
         self._route.hasten()
 
     def deliver(self, deadline_s: float | None) -> float | None:
         """Send one request: seconds until there is more to do, None once all that is ready has gone."""
         if self._monotonic_s() - self._since_s >= HOLD_S:
-            self.encode()
+            self.gather()
         request = self._outbox.peek()
         if request is None:
             return None
@@ -79,21 +83,22 @@ class SpanDelivery:
         if outcome.kind == "rejected":
             self._lost["rejected"] += request.spans
         else:
-            self._lost["rejected"] += _refused("spans", outcome.answer)
+            self._lost["rejected"] += refused("spans", outcome.answer)
+            for arrived in request.arrived:
+                arrived()
         return None if self._outbox.peek() is None else 0.0
 
     def abandon(self) -> int:
         """Give up what has not arrived: how many spans that loses."""
-        self.encode()
+        self.gather()
         return self._outbox.clear()
 
-    def _encode(self, spans: list[ReadableSpan], *, essential: bool) -> None:
+    def _gather(self, spans: list[bytes], *, essential: bool) -> None:
         if spans:
-            chunk = Chunk(encode_spans(spans).SerializeToString(), len(spans))
+            arrived, self._arrived = (tuple(self._arrived), []) if essential else ((), self._arrived)
+            chunk = Chunk(self._envelope.request(spans), len(spans), arrived)
             self._lost["queue_full"] += self._outbox.put(chunk, essential=essential)
             spans.clear()
-            # Lets a user's thread have the interpreter's lock between two chunks.
-            time.sleep(0)
 
 
 class MetricDelivery:
@@ -131,11 +136,11 @@ class MetricDelivery:
             self._lost["rejected"] += 1
         else:
             delivered()
-            self._lost["rejected"] += _refused("data points", outcome.answer)
+            self._lost["rejected"] += refused("data points", outcome.answer)
         return None
 
 
-def _refused(what: str, answer: bytes) -> int:
+def refused(what: str, answer: bytes) -> int:
     """How many items of a delivered request its answer rejects. Both signals' answers have the same two fields."""
     try:
         success = ExportTraceServiceResponse.FromString(answer).partial_success

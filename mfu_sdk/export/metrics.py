@@ -10,7 +10,6 @@ All values are doubles.
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -27,12 +26,27 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import semconv
-from mfu_sdk.export.spans import SCOPE
-from mfu_sdk.records import StepRecord
+from mfu_sdk.export.resource import SCOPE
+from mfu_sdk.records import Phase, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import GenAi
 
 _Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class _Number:
+    """A counter or a gauge; None while it has none to tell, and is in no export then."""
+
+    value: float | None = None
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self.value = value + (self.value or 0.0)
+
+    def set(self, value: float | None) -> None:
+        if value is not None:
+            self.value = float(value)
 
 
 @dataclass(slots=True)
@@ -45,11 +59,35 @@ class _Buckets:
     least: float = float("inf")
     most: float = float("-inf")
 
-    def add(self, value: float) -> None:
+    def add(self, value: float | None) -> None:
+        if value is None:
+            return
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
-        self.least = min(self.least, value)
-        self.most = max(self.most, value)
+        if value < self.least:
+            self.least = value
+        if value > self.most:
+            self.most = value
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """The instruments of the steps of one phase and dtype."""
+
+    steps: _Number
+    tokens: _Number
+    total_s: _Number
+    data_s: _Number
+    device_s: _Number
+    duration: _Buckets
+    model_flops: _Number
+    hardware_flops: _Number
+    available_flops: _Number
+    fill_ratio: _Number
+    peak: _Number
+    mfu: _Number
+    expected_mfu: _Number
+    utilization: _Buckets
 
 
 class Metrics:
@@ -69,9 +107,10 @@ class Metrics:
                 (semconv.GEN_AI_OPERATION_NAME, gen_ai),
                 (semconv.GEN_AI_PROVIDER_NAME, semconv.SCOPE),
             )
-        self._counters: dict[tuple[str, _Labels], float] = {}
-        self._gauges: dict[tuple[str, _Labels], float] = {}
+        self._numbers: dict[tuple[str, _Labels], _Number] = {}
         self._histograms: dict[tuple[str, _Labels], _Buckets] = {}
+        # What steps of one phase and dtype are added to, so that a step looks up but that.
+        self._kinds: dict[tuple[Phase, str | None], _Kind] = {}
         self._dropped: dict[str, int] = {}
 
     def step(self, step: StepRecord) -> None:
@@ -79,26 +118,51 @@ class Metrics:
         counted one in the FLOPs (`windows.Sums`). A counter cannot take back what it said: it goes on without what a
         step does not know.
         """
-        phase: _Labels = (*self._device, (semconv.PHASE, step.phase))
-        self._count(semconv.METRIC_STEP_COUNT, phase, 1)
+        kind = self._kinds.get((step.phase, step.peak_dtype)) or self._kind(step.phase, step.peak_dtype)
+        kind.steps.add(1)
         if step.error_type is None:
-            self._count(semconv.METRIC_TOKEN_COUNT, phase, step.tokens)
+            kind.tokens.add(step.tokens)
         if not step.timed:
             return
-        for component, seconds in (("total", step.duration_s), ("data", step.data_wait_s), ("device", step.device_s)):
-            self._count(semconv.METRIC_STEP_TIME, (*phase, (semconv.STEP_COMPONENT, component)), seconds)
-        self._observe(semconv.METRIC_STEP_DURATION, phase, step.duration_s)
-        held = phase if step.peak_dtype is None else (*phase, (semconv.PEAK_DTYPE, step.peak_dtype))
+        kind.total_s.add(step.duration_s)
+        kind.data_s.add(step.data_wait_s)
+        kind.device_s.add(step.device_s)
+        kind.duration.add(step.duration_s)
         if step.counts:
-            self._count(semconv.METRIC_MODEL_FLOP, held, step.model_flops)
-            self._count(semconv.METRIC_HARDWARE_FLOP, held, step.hardware_flops)
-            self._count(semconv.METRIC_AVAILABLE_FLOP, held, step.available_flops)
+            kind.model_flops.add(step.model_flops)
+            kind.hardware_flops.add(step.hardware_flops)
+            kind.available_flops.add(step.available_flops)
         if step.batch_running is not None and step.batch_feasible:
-            self._set(semconv.METRIC_BATCH_FILL_RATIO, phase, step.batch_running / step.batch_feasible)
-        self._set(semconv.METRIC_PEAK_FLOP_RATE, held, step.peak_flops_per_s)
-        self._set(semconv.METRIC_UTILIZATION, held, step.mfu)
-        self._set(semconv.METRIC_EXPECTED, held, step.expected_mfu)
-        self._observe(semconv.METRIC_STEP_UTILIZATION, held, step.mfu)
+            kind.fill_ratio.set(step.batch_running / step.batch_feasible)
+        kind.peak.set(step.peak_flops_per_s)
+        kind.mfu.set(step.mfu)
+        kind.expected_mfu.set(step.expected_mfu)
+        kind.utilization.add(step.mfu)
+
+    def _kind(self, phase: Phase, dtype: str | None) -> "_Kind":
+        of_phase: _Labels = (*self._device, (semconv.PHASE, phase))
+        held = of_phase if dtype is None else (*of_phase, (semconv.PEAK_DTYPE, dtype))
+        total, data, device = (
+            self._number(semconv.METRIC_STEP_TIME, (*of_phase, (semconv.STEP_COMPONENT, component)))
+            for component in ("total", "data", "device")
+        )
+        found = self._kinds[phase, dtype] = _Kind(
+            steps=self._number(semconv.METRIC_STEP_COUNT, of_phase),
+            tokens=self._number(semconv.METRIC_TOKEN_COUNT, of_phase),
+            total_s=total,
+            data_s=data,
+            device_s=device,
+            duration=self._histogram(semconv.METRIC_STEP_DURATION, of_phase),
+            model_flops=self._number(semconv.METRIC_MODEL_FLOP, held),
+            hardware_flops=self._number(semconv.METRIC_HARDWARE_FLOP, held),
+            available_flops=self._number(semconv.METRIC_AVAILABLE_FLOP, held),
+            fill_ratio=self._number(semconv.METRIC_BATCH_FILL_RATIO, of_phase),
+            peak=self._number(semconv.METRIC_PEAK_FLOP_RATE, held),
+            mfu=self._number(semconv.METRIC_UTILIZATION, held),
+            expected_mfu=self._number(semconv.METRIC_EXPECTED, held),
+            utilization=self._histogram(semconv.METRIC_STEP_UTILIZATION, held),
+        )
+        return found
 
     def inference(self, request: InferenceRecord) -> None:
         """Count one request: its times only, because requests overlap and their FLOPs are in the steps.
@@ -109,19 +173,19 @@ class Metrics:
         finished = request.outcome == "finished"
         first_token_s = request.time_to_first_token_s if finished else None
         output_token_s = request.time_per_output_token_s if finished else None
-        self._observe(semconv.METRIC_INFERENCE_DURATION, phase, request.duration_s)
-        self._observe(semconv.METRIC_TIME_TO_FIRST_TOKEN, phase, first_token_s)
-        self._observe(semconv.METRIC_TIME_PER_OUTPUT_TOKEN, phase, output_token_s)
+        self._histogram(semconv.METRIC_INFERENCE_DURATION, phase).add(request.duration_s)
+        self._histogram(semconv.METRIC_TIME_TO_FIRST_TOKEN, phase).add(first_token_s)
+        self._histogram(semconv.METRIC_TIME_PER_OUTPUT_TOKEN, phase).add(output_token_s)
         if self._gen_ai is None:
             return
         failed: _Labels = () if request.error_type is None else ((semconv.ERROR_TYPE, request.error_type),)
-        self._observe(semconv.METRIC_GEN_AI_DURATION, (*self._gen_ai, *failed), request.duration_s)
-        self._observe(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai, first_token_s)
-        self._observe(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai, output_token_s)
+        self._histogram(semconv.METRIC_GEN_AI_DURATION, (*self._gen_ai, *failed)).add(request.duration_s)
+        self._histogram(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai).add(first_token_s)
+        self._histogram(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai).add(output_token_s)
 
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""
-        self._count(semconv.METRIC_SDK_OVERHEAD, self._device, seconds)
+        self._number(semconv.METRIC_SDK_OVERHEAD, self._device).add(seconds)
 
     def snapshot(self, resource: Resource, now_unix_ns: int, *, dropped: Mapping[str, int], alive: bool) -> MetricsData:
         """Everything as it stands. `dropped`: items lost since the run began, by reason.
@@ -129,13 +193,10 @@ class Metrics:
         `alive`: whether the run still lives (`mfu.run.info` is 1 then, and 0 in its last export).
         """
         for reason, total in dropped.items():
-            self._count(
-                semconv.METRIC_SDK_DROPPED,
-                (*self._device, (semconv.DROP_REASON, reason)),
-                total - self._dropped.get(reason, 0),
-            )
+            number = self._number(semconv.METRIC_SDK_DROPPED, (*self._device, (semconv.DROP_REASON, reason)))
+            number.add(total - self._dropped.get(reason, 0))
             self._dropped[reason] = total
-        self._set(semconv.METRIC_RUN_INFO, self._device, 1.0 if alive else 0.0)
+        self._number(semconv.METRIC_RUN_INFO, self._device).set(1.0 if alive else 0.0)
         metrics = [metric for name in semconv.METRICS if (metric := self._metric(name, now_unix_ns))]
         scope = ScopeMetrics(SCOPE, metrics, "")
         return MetricsData([ResourceMetrics(resource, [scope], "")])
@@ -143,8 +204,11 @@ class Metrics:
     def delivered(self, now_unix_ns: int) -> None:
         """The last snapshot arrived: under delta temporality the next one starts here."""
         if self._delta:
-            self._counters.clear()
+            for (name, _), number in self._numbers.items():
+                if semconv.METRICS[name].kind == "counter":
+                    number.value = None
             self._histograms.clear()
+            self._kinds.clear()
             self._start_unix_ns = now_unix_ns
 
     def _metric(self, name: str, now_unix_ns: int) -> Metric | None:
@@ -164,37 +228,25 @@ class Metrics:
                     min=found.least,
                     max=found.most,
                 )
-                for labels, found in _of(self._histograms, name)
+                for (of, labels), found in self._histograms.items()
+                if of == name and found.least <= found.most
             ]
             data = Histogram(points, temporality)
             return Metric(name, registered.brief, registered.unit, data) if points else None
-        table = self._counters if registered.kind == "counter" else self._gauges
         numbers = [
-            NumberDataPoint(dict(labels), self._start_unix_ns, now_unix_ns, value) for labels, value in _of(table, name)
+            NumberDataPoint(dict(labels), self._start_unix_ns, now_unix_ns, number.value)
+            for (of, labels), number in self._numbers.items()
+            if of == name and number.value is not None
         ]
         data = Sum(numbers, temporality, is_monotonic=True) if registered.kind == "counter" else Gauge(numbers)
         return Metric(name, registered.brief, registered.unit, data) if numbers else None
 
-    def _count(self, name: str, labels: _Labels, value: float | None) -> None:
-        if value is not None:
-            self._counters[name, labels] = self._counters.get((name, labels), 0.0) + float(value)
+    def _number(self, name: str, labels: _Labels) -> _Number:
+        return self._numbers.setdefault((name, labels), _Number())
 
-    def _set(self, name: str, labels: _Labels, value: float | None) -> None:
-        if value is not None:
-            self._gauges[name, labels] = float(value)
-
-    def _observe(self, name: str, labels: _Labels, value: float | None) -> None:
-        if value is None:
-            return
+    def _histogram(self, name: str, labels: _Labels) -> _Buckets:
         found = self._histograms.get((name, labels))
         if found is None:
             bounds = semconv.METRICS[name].bounds
             found = self._histograms[name, labels] = _Buckets(bounds, [0] * (len(bounds) + 1))
-        found.add(value)
-
-
-_Entry = TypeVar("_Entry", float, _Buckets)
-
-
-def _of(table: Mapping[tuple[str, _Labels], _Entry], name: str) -> list[tuple[_Labels, _Entry]]:
-    return [(labels, value) for (of, labels), value in table.items() if of == name]
+        return found

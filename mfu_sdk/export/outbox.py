@@ -1,6 +1,7 @@
 """Encoded spans that wait for their collector, bounded in bytes, the least valuable shed first."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,19 +18,23 @@ REQUEST_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Spans that were encoded together: the bytes of a whole message, and how many spans are in it."""
+    """Spans that were encoded together: the bytes of a whole message, how many spans are in it, and who wants to know
+    that they have arrived.
+    """
 
     body: bytes
     spans: int
+    arrived: tuple[Callable[[], None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The body of one request, not compressed, and how many spans and chunks are in it."""
+    """The body of one request, not compressed, how many spans and chunks are in it, and whom to tell of its arrival."""
 
     body: bytes
     spans: int
     chunks: int
+    arrived: tuple[Callable[[], None], ...] = ()
 
 
 class Outbox:
@@ -60,6 +65,7 @@ class Outbox:
         repeated field that is all there is in a request (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
         """
         bodies: list[bytes] = []
+        arrived: list[Callable[[], None]] = []
         spans = size = 0
         for chunk in self._essential or self._detail:
             spans += chunk.spans
@@ -69,7 +75,8 @@ class Outbox:
                 spans -= chunk.spans
                 break
             bodies.append(chunk.body)
-        return Request(b"".join(bodies), spans, len(bodies)) if bodies else None
+            arrived += chunk.arrived
+        return Request(b"".join(bodies), spans, len(bodies), tuple(arrived)) if bodies else None
 
     def pop(self, request: Request) -> None:
         """Remove `request`, which `peek` gave; nothing may have been put since."""

@@ -3,18 +3,25 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from time import thread_time
 
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import guard
+from mfu_sdk.export import allowed
+from mfu_sdk.export.budget import Budget
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
+from mfu_sdk.export.encode import Envelope, Span
 from mfu_sdk.export.metrics import Metrics
-from mfu_sdk.export.resource import resource
+from mfu_sdk.export.recorder import Recorder
+from mfu_sdk.export.resource import resource as resource_of
 from mfu_sdk.export.route import Route
 from mfu_sdk.export.sampling import Kept, Sampler
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
+from mfu_sdk.export.turn import give_way
 from mfu_sdk.export.windows import Window, Windows, sums
 from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -48,20 +55,24 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds."""
+    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds.
+
+    `aggregates_only`: they are the provider's, and no more goes there than `allowed` lists.
+    """
 
     traces: Destination | None
     metrics: Destination | None
     metric_interval_s: float = 60.0
     delta_metrics: bool = False
+    aggregates_only: bool = False
 
 
 class Pipeline:
     """One run's pipeline; its methods are called on the export thread only (`worker.Pipeline`).
 
     `unix_ns` is the wall clock in nanoseconds, `monotonic_s` a monotonic one in seconds. `overflowed` gives the
-    number of records that never came in because the queue was full. Raises `ConfigurationError` when made, for
-    certificates that cannot be read.
+    number of records that never came in because the queue was full. `resource` and `recorder` are the run's, where
+    the caller has them. Raises `ConfigurationError` when made, for certificates that cannot be read.
     """
 
     def __init__(
@@ -72,24 +83,31 @@ class Pipeline:
         *,
         unix_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
+        resource: Resource | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.overflowed: Callable[[], int] = lambda: 0
         self._unix_ns = unix_ns
-        self._resource = resource(identity)
-        self._spans = Spans(identity, self._resource, settings.gen_ai)
+        self._resource = resource or resource_of(identity)
+        gen_ai = settings.gen_ai
+        if exports.aggregates_only:
+            self._resource = Resource(dict(allowed.resource(self._resource.attributes)))
+            gen_ai = "off"
+        self._recorder = recorder
+        self._spans = Spans(identity, gen_ai)
+        self._aggregates_only = exports.aggregates_only
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
         if exports.traces is not None:
             route = Route("traces", exports.traces, unix_ns, monotonic_s)
-            self._traces = SpanDelivery(route, self._lost, monotonic_s)
+            self._traces = SpanDelivery(route, Envelope(self._resource), self._lost, monotonic_s)
         self._metrics: MetricDelivery | None = None
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(
-            identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=settings.gen_ai
-        )
+        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
         self._windows = Windows()
+        self._budget = Budget(settings.overhead_budget)
         self._totals = Totals()
         self._mode = settings.spans
         self._steps = Sampler(self._mode)
@@ -106,17 +124,19 @@ class Pipeline:
         return {reason: count for reason, count in lost.items() if count}
 
     def consume(self, item: object) -> None:
-        """Take one record, something that builds one, or one of the messages above."""
+        """Take one record, something that builds one, or one of the messages above; a recorded step has its number."""
+        sequence, item = item if isinstance(item, tuple) else (0, item)
         if callable(item):
             item = item()
         if self._closed:
             self._lost["exit"] += 1
         elif isinstance(item, StepRecord):
-            self._step(item)
+            self._step(item, sequence)
         elif isinstance(item, InferenceRecord):
             self._inference(item)
         elif isinstance(item, Overhead):
             self._measured.overhead(item.seconds)
+            self._budget.spend(item.seconds)
         elif isinstance(item, Calibration):
             if self._mode != "off":
                 self._add(self._spans.calibration(item.peaks, item.start_unix_ns, item.end_unix_ns), essential=True)
@@ -132,6 +152,7 @@ class Pipeline:
 
     def deliver(self, deadline_s: float | None) -> float | None:
         """Send at most one request a signal (`worker.Pipeline.deliver`)."""
+        began_s = thread_time()
         self._end(self._windows.expire(self._unix_ns()))
         waits_s: list[float | None] = []
         # Metrics go first: they are small, and their running totals stand in for every span that is lost.
@@ -148,26 +169,55 @@ class Pipeline:
             )
         if self._traces is not None:
             waits_s.append(self._traces.deliver(deadline_s))
+        self._budget.spend(thread_time() - began_s)
         return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
-    def abandon(self) -> None:
-        """Drop what did not arrive, and count it."""
-        lost = self._traces.abandon() if self._traces is not None else 0
+    def abandon(self, unread: int = 0) -> None:
+        """Drop what did not arrive, and `unread` records with it, and count it."""
+        lost = unread + (self._traces.abandon() if self._traces is not None else 0)
         if lost:
             self._lost["exit"] += lost
-            guard.warn_once("export", f"{lost} spans were not delivered before the end; the run's work is not affected")
+            guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
 
-    def _step(self, step: StepRecord) -> None:
-        self._measured.step(step)
+    def retire(self) -> None:
+        """Let go of the recorder."""
+        if self._recorder is not None:
+            self._recorder.retire()
+
+    def _step(self, step: StepRecord, sequence: int) -> None:
+        began_s = thread_time()
+        self._measured.step(allowed.step(step) if self._aggregates_only else step)
         window, closed = self._windows.add(step)
         kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
+        if kept and not self._budget.keeps_spans:
+            kept = None
+            self._lost["budget"] += 1
+        if self._recorder is not None:
+            self._recorder.joined(sequence, window, kept)
+        counted_s = thread_time()
         self._unkept = None if kept else (step, window)
         if kept:
             self._add([self._spans.step(step, window, kept)], essential=False)
+        told_s = thread_time()
         self._end(closed)
+        self._budget.spend(counted_s - began_s)
+        if self._budget.step(step.duration_s, told_s - counted_s, thread_time() - told_s):
+            self._say_what_is_kept()
+
+    def _say_what_is_kept(self) -> None:
+        budget = self._budget
+        if not budget.keeps_spans and budget.share is not None:
+            what = "step spans" if budget.keeps_windows else "step spans and windows"
+            guard.warn_once(
+                "export",
+                f"telling about the steps took {budget.cost_share:.2%} of their time, more than {budget.share:.2%} "
+                f"(MFU_OVERHEAD_BUDGET); {what} are left out while it does",
+            )
 
     def _inference(self, request: InferenceRecord) -> None:
         self._measured.inference(request)
+        if self._aggregates_only:
+            return
         index, self._request_count = self._request_count, self._request_count + 1
         failed = request.error_type is not None
         kept = self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed)
@@ -179,7 +229,9 @@ class Pipeline:
             self._add([self._spans.step(*self._unkept, Kept("last", None))], essential=False)
         self._end(self._windows.close())
         run = self._spans.run(last.summary, self._totals, last.end_unix_ns, last.error_type)
-        self._add([run], essential=True)
+        if self._recorder is not None:
+            self._recorder.ended(last.summary, self._totals, last.end_unix_ns, failed=last.error_type is not None)
+        self._add([run], essential=True, arrived=None if self._recorder is None else self._recorder.run_arrived)
         self._closed = True
         self.flush()
 
@@ -187,10 +239,22 @@ class Pipeline:
         for window in closed:
             total = sums(window.steps)
             self._totals.add(total)
-            if self._mode != "off":
-                self._add([self._spans.window(window, total)], essential=True)
+            # Summing up 1,024 steps takes as long as a turn of the thread, and so does encoding their arrays.
+            give_way()
+            arrived = None
+            if self._recorder is not None:
+                arrived = partial(self._recorder.arrived, self._recorder.closed(window))
+            if self._mode == "off":
+                continue
+            if self._budget.keeps_windows:
+                self._add([self._spans.window(window, total)], essential=True, arrived=arrived)
+            else:
+                self._lost["budget"] += 1
 
-    def _add(self, spans: Iterable[ReadableSpan], *, essential: bool) -> None:
+    def _add(self, spans: Iterable[Span], *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
         if self._traces is not None:
-            for span in spans:
-                self._traces.add(span, essential=essential)
+            for made in spans:
+                span = made
+                if self._aggregates_only:
+                    span = made._replace(attributes=allowed.attributes(made.attributes))
+                self._traces.add(span, essential=essential, arrived=arrived)

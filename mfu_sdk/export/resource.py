@@ -1,4 +1,4 @@
-"""The OpenTelemetry resource: who sent it.
+"""The OpenTelemetry resource and scope: who sent it.
 
 What the user says in OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES wins for names that OpenTelemetry owns; our own
 names are ours alone, because the provider joins ranks and attempts by them.
@@ -7,12 +7,17 @@ names are ours alone, because the provider joins ranks and attempts by them.
 import os
 import socket
 import uuid
+from typing import Final
 
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import mfu_sdk
 from mfu_sdk import semconv
 from mfu_sdk.records import RunIdentity
+
+SCOPE: Final = InstrumentationScope(semconv.SCOPE, mfu_sdk.__version__)
+"""The instrumentation scope of everything that we send."""
 
 # The process's UUID, with the id of the process that drew it: a forked child draws its own.
 _instance: tuple[int, str] = (0, "")
@@ -30,6 +35,7 @@ def resource(identity: RunIdentity) -> Resource:
         semconv.DIST_RANK: identity.rank,
         semconv.DIST_LOCAL_RANK: identity.local_rank,
         semconv.DIST_WORLD_SIZE: identity.world_size,
+        **{semconv.DIST_AXES[name]: axis.size for name, axis in identity.axes.items()},
         semconv.HOST_NAME: socket.gethostname() or None,
         semconv.HW_ID: identity.device_id,
         semconv.HW_NAME: identity.device_name,

@@ -15,7 +15,8 @@ from mfu_sdk.settings import Spans
 FULL_RATE_PER_S = 2.0
 """Spans a second up to which `auto` keeps every step."""
 
-Reason = Literal["all", "periodic", "first", "last", "error"]
+Reason = Literal["all", "periodic", "first", "last", "error", "recorder"]
+"""`recorder`: one of the last steps before a process was killed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,17 @@
-"""Records into OpenTelemetry spans, built after the fact: no live span object ever exists on the step path.
+"""Records into spans, built after the fact: no live span object ever exists on the step path.
 
 Every attribute is one of `semconv.ATTRIBUTES`, of the type that is registered there; what is not known is left out.
 FLOPs are doubles: 2^63 of them pass in hours, and an integer beyond that fails the whole request.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
+from typing import Any, Final, get_args
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, TraceFlags
-from opentelemetry.trace.status import Status, StatusCode
-
-import mfu_sdk
 from mfu_sdk import semconv
 from mfu_sdk.export import identity
+from mfu_sdk.export.encode import Span, Value
 from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.totals import Totals
@@ -25,112 +20,132 @@ from mfu_sdk.records import Peaks, Rate, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import GenAi
 
-SCOPE: Final = InstrumentationScope(semconv.SCOPE, mfu_sdk.__version__)
-
-Value = str | bool | int | float | list[int] | list[str]
-
 
 def attributes(place: semconv.Place, values: Mapping[str, object]) -> dict[str, Value]:
-    """`values` as the registry types them at `place`, without those that are None or not finite.
+    """`values` as the registry types them at `place`, without those that are None, not finite, or beyond an int64.
 
     Raises `KeyError` for a name that is not registered, `ValueError` for one that does not belong at `place`.
     """
     typed: dict[str, Value] = {}
+    types = _TYPES[place]
     for name, value in values.items():
-        registered = semconv.ATTRIBUTES[name]
-        if place not in registered.on:
-            raise ValueError(f"{name}: is not registered on {place}; add the place in semconv.py")
-        if value is None:
-            continue
-        if registered.type == "double":
-            number = float(value)  # type: ignore[arg-type]  # a value that is no number raises, which the tests want
-            if math.isfinite(number):
-                typed[name] = number
-        elif registered.type == "int":
-            typed[name] = int(value)  # type: ignore[call-overload]  # as above
-        elif registered.type == "string":
-            typed[name] = str(value)
-        else:
-            typed[name] = list(value)  # type: ignore[call-overload]  # as above
+        as_registered = types.get(name)
+        if as_registered is None:
+            raise ValueError(
+                f"{semconv.ATTRIBUTES[name].name}: is not registered on {place}; add the place in semconv.py"
+            )
+        if value is not None and (found := as_registered(value)) is not None:
+            typed[name] = found
     return typed
+
+
+def _double(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _int(value: Any) -> int | None:
+    number = int(value)
+    return number if -(2**63) <= number < 2**63 else None
+
+
+_Typing = Callable[[Any], Value | None]
+_AS: Final[Mapping[semconv.Type, _Typing]] = {
+    "double": _double, "int": _int, "string": str, "boolean": bool, "int[]": list, "string[]": list,
+}  # fmt: skip
+
+
+def _typed_on(place: semconv.Place) -> dict[str, _Typing]:
+    return {name: _AS[registered.type] for name, registered in semconv.ATTRIBUTES.items() if place in registered.on}
+
+
+_TYPES: Final = {place: _typed_on(place) for place in get_args(semconv.Place)}
+
+# What a step's span tells, and the record's field that it is.
+_STEP_FIELDS: Final[Mapping[str, str]] = {
+    semconv.STEP_INDEX: "index",
+    semconv.PHASE: "phase",
+    semconv.UTILIZATION: "mfu",
+    semconv.HARDWARE_UTILIZATION: "hfu",
+    semconv.ACHIEVABLE_UTILIZATION: "achievable_mfu",
+    semconv.DTYPE_UTILIZATION: "mfu_by_dtype",
+    semconv.EXPECTED: "expected_mfu",
+    semconv.MODEL_FLOP: "model_flops",
+    semconv.HARDWARE_FLOP: "hardware_flops",
+    semconv.AVAILABLE_FLOP: "available_flops",
+    semconv.ATTENTION_FLOP_EXACT: "attention_flops_exact",
+    semconv.ATTENTION_FLOP_FULL: "attention_flops_full",
+    semconv.PEAK_FLOP_RATE: "peak_flops_per_s",
+    semconv.PEAK_SOURCE: "peak_source",
+    semconv.PEAK_DTYPE: "peak_dtype",
+    semconv.COUNT_SOURCE: "count_source",
+    semconv.COUNT_COVERAGE: "coverage",
+    semconv.CONVENTION: "convention",
+    semconv.STEP_DATA_TIME: "data_wait_s",
+    semconv.STEP_DEVICE_TIME: "device_s",
+    semconv.TOKEN_COUNT: "tokens",
+    semconv.SAMPLE_COUNT: "samples",
+    semconv.REQUEST_COUNT: "requests",
+    semconv.REQUEST_FAILED: "requests_failed",
+    semconv.REQUEST_TIME: "requests_s",
+    semconv.REQUEST_RUNNING: "requests_running",
+    semconv.BATCH_RUNNING: "batch_running",
+    semconv.BATCH_FEASIBLE: "batch_feasible",
+    semconv.QUEUE_WAITING: "queue_waiting",
+    semconv.KV_CACHE_FREE_RATIO: "kv_cache_free_ratio",
+    semconv.LATENCY_TARGET: "latency_target_s",
+    semconv.ARITHMETIC_INTENSITY: "arithmetic_intensity",
+    semconv.ERROR_TYPE: "error_type",
+}
+# Steps are the many: which type an attribute has is looked up for all of them at once.
+_STEP_DOUBLES: Final = tuple(name for name in _STEP_FIELDS if _TYPES["step"][name] is _double)
+_STEP_OTHERS: Final = tuple((name, _TYPES["step"][name]) for name in _STEP_FIELDS if name not in _STEP_DOUBLES)
+_doubles_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_DOUBLES])
+_others_of: Final = attrgetter(*[_STEP_FIELDS[name] for name, _ in _STEP_OTHERS])
 
 
 class Spans:
     """Makes the spans of one process. Pure but for inference ids, which come from the operating system."""
 
-    def __init__(self, who: RunIdentity, resource: Resource, gen_ai: GenAi = "off") -> None:
+    def __init__(self, who: RunIdentity, gen_ai: GenAi = "off") -> None:
         self._who = who
         self._gen_ai: GenAi = gen_ai
         self._ids = Ids.of(who)
-        self._resource = resource
-        self._run = _context(self._ids.run_trace(), self._ids.run_span())
+        self._run = self._ids.run_trace(), self._ids.run_span()
+        # The window of the last step, its trace and its span: the next step is most often its child too.
+        self._last: tuple[Window, int, int] | None = None
 
-    def step(self, step: StepRecord, window: Window, kept: Kept) -> ReadableSpan:
+    def step(self, step: StepRecord, window: Window, kept: Kept) -> Span:
         """The span of one step, a child of its window's.
 
         A reader adds up FLOPs over the spans that have both model and available FLOPs; a step that was not timed has
         no available ones here. Tokens, samples and requests add up over every span without `error.type`. Either way
         a span weighs 1 / `mfu.sample.ratio`, and nothing where it has no ratio.
         """
-        trace = self._ids.window_trace(window.slot)
-        return self._span(
+        if self._last is None or self._last[0] is not window:
+            self._last = window, *self._of(window)
+        _, trace_id, window_id = self._last
+        return Span(
             semconv.SPAN_STEP,
-            _context(trace, self._ids.step_span(step)),
+            trace_id,
+            self._ids.step_span(step),
+            window_id,
             step.start_unix_ns,
-            _end_unix_ns(step),
-            parent=_context(trace, self._ids.window_span(window.slot, window.steps[0])),
-            error_type=step.error_type,
-            attributes=attributes(
-                "step",
-                {
-                    semconv.STEP_INDEX: step.index,
-                    semconv.PHASE: step.phase,
-                    semconv.UTILIZATION: step.mfu,
-                    semconv.HARDWARE_UTILIZATION: step.hfu,
-                    semconv.ACHIEVABLE_UTILIZATION: step.achievable_mfu,
-                    semconv.DTYPE_UTILIZATION: step.mfu_by_dtype,
-                    semconv.EXPECTED: step.expected_mfu,
-                    semconv.MODEL_FLOP: step.model_flops,
-                    semconv.HARDWARE_FLOP: step.hardware_flops,
-                    semconv.AVAILABLE_FLOP: step.available_flops if step.timed else None,
-                    semconv.ATTENTION_FLOP_EXACT: step.attention_flops_exact,
-                    semconv.ATTENTION_FLOP_FULL: step.attention_flops_full,
-                    semconv.PEAK_FLOP_RATE: step.peak_flops_per_s,
-                    semconv.PEAK_SOURCE: step.peak_source,
-                    semconv.PEAK_DTYPE: step.peak_dtype,
-                    semconv.COUNT_SOURCE: step.count_source,
-                    semconv.COUNT_COVERAGE: step.coverage,
-                    semconv.CONVENTION: step.convention,
-                    semconv.STEP_DATA_TIME: step.data_wait_s,
-                    semconv.STEP_DEVICE_TIME: step.device_s,
-                    semconv.TOKEN_COUNT: step.tokens,
-                    semconv.SAMPLE_COUNT: step.samples,
-                    semconv.REQUEST_COUNT: step.requests,
-                    semconv.REQUEST_FAILED: step.requests_failed,
-                    semconv.REQUEST_TIME: step.requests_s,
-                    semconv.SAMPLE_REASON: kept.reason,
-                    semconv.SAMPLE_RATIO: kept.ratio,
-                    semconv.REQUEST_RUNNING: step.requests_running,
-                    semconv.BATCH_RUNNING: step.batch_running,
-                    semconv.BATCH_FEASIBLE: step.batch_feasible,
-                    semconv.QUEUE_WAITING: step.queue_waiting,
-                    semconv.KV_CACHE_FREE_RATIO: step.kv_cache_free_ratio,
-                    semconv.LATENCY_TARGET: step.latency_target_s,
-                    semconv.ARITHMETIC_INTENSITY: step.arithmetic_intensity,
-                    semconv.ERROR_TYPE: step.error_type,
-                },
-            ),
+            step.start_unix_ns + round(step.duration_s * 1e9),
+            failed=step.error_type is not None,
+            attributes=self._step_attributes(step, kept),
         )
 
-    def window(self, window: Window, total: Sums) -> ReadableSpan:
+    def window(self, window: Window, total: Sums) -> Span:
         """The span of one window, linked to the run's, with its steps' sums `total` and their arrays."""
         shared = window.denominator
-        return self._span(
+        return Span(
             semconv.SPAN_WINDOW,
-            _context(self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.steps[0])),
+            *self._of(window),
+            None,
             window.start_unix_ns,
             window.end_unix_ns,
-            links=(Link(self._run),),
+            links=(self._run,),
             attributes=attributes(
                 "window",
                 {
@@ -177,14 +192,19 @@ class Spans:
             ),
         )
 
-    def run(self, summary: RunSummary, totals: Totals, end_unix_ns: int, error_type: str | None) -> ReadableSpan:
-        """The span of the run, at its end. Its sums are those of the windows that were made, so they agree."""
-        return self._span(
+    def run(self, summary: RunSummary, totals: Totals, end_unix_ns: int, error_type: str | None) -> Span:
+        """The span of the run, at its end. Its sums are those of the windows that were made, so they agree.
+
+        Where the time went is the waterfall's account, which some steps were sampled for.
+        """
+        went = {bar.name: bar.seconds for bar in summary.bars}
+        return Span(
             semconv.SPAN_RUN,
-            self._run,
+            *self._run,
+            None,
             self._who.start_unix_ns,
             end_unix_ns,
-            error_type=error_type,
+            failed=error_type is not None,
             attributes=attributes(
                 "run",
                 {
@@ -203,6 +223,10 @@ class Spans:
                     semconv.COUNT_UNCOUNTED: [entry.op for entry in summary.uncounted],
                     semconv.CONVENTION: summary.convention,
                     semconv.STEP_TIME: totals.time_s,
+                    semconv.STEP_DATA_TIME: went.get("data_wait"),
+                    semconv.STEP_COMM_TIME: went.get("exposed_communication"),
+                    semconv.STEP_SKEW_TIME: went.get("rank_skew"),
+                    semconv.STEP_HOST_TIME: went.get("host_gap"),
                     semconv.TOKEN_COUNT: totals.tokens,
                     semconv.RUN_STEP_COUNT: summary.steps,
                     semconv.RUN_OVERHEAD: summary.overhead_s,
@@ -211,17 +235,15 @@ class Spans:
             ),
         )
 
-    def inference(self, request: InferenceRecord, kept: Kept) -> Iterator[ReadableSpan]:
+    def inference(self, request: InferenceRecord, kept: Kept) -> Iterator[Span]:
         """The span of one request and its phases': the caller's child, or without a caller the root of its own trace.
 
         The request's name stays here: a function's name says more than a provider needs.
         """
-        parent = None
-        trace = identity.random_trace_id()
+        trace_id, parent_id = identity.random_trace_id(), None
         if request.parent_trace_id and request.parent_span_id:
-            trace = request.parent_trace_id
-            parent = _context(trace, request.parent_span_id)
-        own = _context(trace, identity.random_span_id())
+            trace_id, parent_id = request.parent_trace_id, request.parent_span_id
+        own_id = identity.random_span_id()
         values: dict[str, object] = {
             semconv.MODEL_FLOP: request.model_flops,
             semconv.HARDWARE_FLOP: request.hardware_flops,
@@ -246,25 +268,27 @@ class Spans:
                 semconv.GEN_AI_INPUT_TOKENS: request.input_tokens,
                 semconv.GEN_AI_OUTPUT_TOKENS: request.output_tokens,
             }
-        yield self._span(
+        yield Span(
             semconv.SPAN_INFERENCE,
-            own,
+            trace_id,
+            own_id,
+            parent_id,
             request.start_unix_ns,
             request.start_unix_ns + round(request.duration_s * 1e9),
-            parent=parent,
-            error_type=request.error_type,
+            failed=request.error_type is not None,
             attributes=attributes("inference", values),
         )
         for phase in request.phases:
             if phase.phase not in ("prefill", "decode"):
                 continue
             start_unix_ns = request.start_unix_ns + round(phase.start_s * 1e9)
-            yield self._span(
+            yield Span(
                 semconv.SPAN_PREFILL if phase.phase == "prefill" else semconv.SPAN_DECODE,
-                _context(trace, identity.random_span_id()),
+                trace_id,
+                identity.random_span_id(),
+                own_id,
                 start_unix_ns,
                 start_unix_ns + round(phase.duration_s * 1e9),
-                parent=own,
                 attributes=attributes(
                     phase.phase,
                     {
@@ -276,7 +300,7 @@ class Spans:
                 ),
             )
 
-    def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> Iterator[ReadableSpan]:
+    def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> Iterator[Span]:
         """One span for each dtype whose peak was just measured, children of the run's."""
         # What an earlier calibration found is in the same peaks, and was reported then.
         measured: list[tuple[str | None, Rate | None]] = [
@@ -286,12 +310,14 @@ class Spans:
         # Where only the memory was measured, that is still a calibration.
         for dtype, rate in measured or [(None, None)]:
             clock_mhz = state.get(f"{dtype}_clock_mhz")
-            yield self._span(
+            run_trace, run_span = self._run
+            yield Span(
                 semconv.SPAN_CALIBRATION,
-                _context(self._ids.run_trace(), self._ids.calibration_span(dtype, start_unix_ns)),
+                run_trace,
+                self._ids.calibration_span(dtype, start_unix_ns),
+                run_span,
                 start_unix_ns,
                 end_unix_ns,
-                parent=self._run,
                 attributes=attributes(
                     "calibration",
                     {
@@ -310,35 +336,29 @@ class Spans:
                 ),
             )
 
-    def _span(
-        self,
-        name: str,
-        context: SpanContext,
-        start_unix_ns: int,
-        end_unix_ns: int,
-        *,
-        attributes: dict[str, Value],
-        parent: SpanContext | None = None,
-        links: tuple[Link, ...] = (),
-        error_type: str | None = None,
-    ) -> ReadableSpan:
-        return ReadableSpan(
-            name=name,
-            context=context,
-            parent=parent,
-            resource=self._resource,
-            attributes=attributes,
-            links=links,
-            status=Status(StatusCode.UNSET if error_type is None else StatusCode.ERROR),
-            start_time=start_unix_ns,
-            end_time=end_unix_ns,
-            instrumentation_scope=SCOPE,
-        )
+    @staticmethod
+    def _step_attributes(step: StepRecord, kept: Kept) -> dict[str, Value]:
+        doubles = {
+            name: float(value)
+            for name, value in zip(_STEP_DOUBLES, _doubles_of(step), strict=True)
+            if value is not None
+        }
+        # One sum tells that all are finite; where it is not, it may only have grown too large.
+        if not math.isfinite(sum(doubles.values())):
+            doubles = {name: value for name, value in doubles.items() if math.isfinite(value)}
+        if not step.timed:
+            doubles.pop(semconv.AVAILABLE_FLOP, None)
+        if kept.ratio is not None:
+            doubles[semconv.SAMPLE_RATIO] = kept.ratio
+        typed: dict[str, Value] = {
+            name: found
+            for (name, as_registered), value in zip(_STEP_OTHERS, _others_of(step), strict=True)
+            if value is not None and (found := as_registered(value)) is not None
+        }
+        typed[semconv.SAMPLE_REASON] = kept.reason
+        typed.update(doubles)
+        return typed
 
-
-def _context(trace_id: int, span_id: int) -> SpanContext:
-    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-
-
-def _end_unix_ns(step: StepRecord) -> int:
-    return step.start_unix_ns + round(step.duration_s * 1e9)
+    def _of(self, window: Window) -> tuple[int, int]:
+        """Its trace, and its own span."""
+        return self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.first)

@@ -6,8 +6,10 @@ to tell of, as in training, adds none.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, mul
+from typing import Any
 
 from mfu_sdk.export.identity import WINDOW_NS, window_slot
 from mfu_sdk.records import Convention, Phase, StepRecord
@@ -29,6 +31,21 @@ class Denominator:
     peak_source: str | None
     peak_flops_per_s: float | None
 
+    @classmethod
+    def of(cls, step: StepRecord) -> "Denominator":
+        """That of one step."""
+        return cls(step.phase, step.convention, step.peak_dtype, step.peak_source, step.peak_flops_per_s)
+
+    def is_of(self, step: StepRecord) -> bool:
+        """Whether it is that of `step`, without making another one: most steps have their predecessor's."""
+        return (
+            self.peak_flops_per_s == step.peak_flops_per_s
+            and self.phase == step.phase
+            and self.peak_dtype == step.peak_dtype
+            and self.convention == step.convention
+            and self.peak_source == step.peak_source
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -37,6 +54,13 @@ class Window:
     slot: int
     denominator: Denominator
     steps: list[StepRecord] = field(default_factory=list)
+    # Of a window that a flight recorder no longer has the first step of.
+    opened_by: StepRecord | None = None
+
+    @property
+    def first(self) -> StepRecord:
+        """The step that opened it, by whose index and phase it is known."""
+        return self.opened_by or self.steps[0]
 
     @property
     def start_unix_ns(self) -> int:
@@ -51,7 +75,7 @@ class Window:
     @property
     def durations_us(self) -> list[int]:
         """Each step's duration in µs, at least 1; negative where the step was not timed."""
-        return [max(1, round(step.duration_s * 1e6)) * (1 if step.timed else -1) for step in self.steps]
+        return [(round(step.duration_s * 1e6) or 1) * (1 if step.timed else -1) for step in self.steps]
 
     @property
     def utilizations_bp(self) -> list[int]:
@@ -113,52 +137,54 @@ class Sums:
 
 
 def sums(steps: Sequence[StepRecord]) -> Sums:
-    """What `steps` add up to."""
+    """What `steps` add up to.
+
+    By columns: a loop of Python over 1,024 steps would keep the interpreter's lock from the user's for milliseconds.
+    """
     finished = [step for step in steps if step.error_type is None]
     timed = [step for step in finished if step.timed]
     counted = [step for step in timed if step.counts]
     expecting = [step for step in counted if step.expected_mfu is not None]
-    model = _whole(counted, lambda step: step.model_flops)
-    hardware = _whole(counted, lambda step: step.hardware_flops)
-    available = _real(counted, lambda step: step.available_flops)
-    expected = _real(expecting, lambda step: _product(step.expected_mfu, step.available_flops))
-    expected_available = _real(expecting, lambda step: step.available_flops)
-    known_coverage = [step.coverage for step in steps if step.coverage is not None]
+    time_s, counted_s = _column(timed, "duration_s"), _column(counted, "duration_s")
+    model = _whole(_column(counted, "model_flops"))
+    hardware_each = _column(counted, "hardware_flops")
+    hardware = _whole(hardware_each)
+    available = _real(map(mul, _column(counted, "peak_flops_per_s"), counted_s))
+    could_flops = list(map(mul, _column(expecting, "peak_flops_per_s"), _column(expecting, "duration_s")))
+    expected = _real(map(mul, _column(expecting, "expected_mfu"), could_flops))
     return Sums(
         steps=len(steps),
         finished=len(finished),
         timed=len(timed),
         counted=len(counted),
-        time_s=_real(timed, lambda step: step.duration_s),
-        data_wait_s=_real(timed, lambda step: step.data_wait_s),
-        device_s=_real(timed, lambda step: step.device_s),
-        tokens=_whole(finished, lambda step: step.tokens),
-        samples=_whole(finished, lambda step: step.samples),
-        requests=_whole([step for step in finished if step.requests is not None], lambda step: step.requests),
-        requests_failed=_whole(
-            [step for step in finished if step.requests_failed is not None], lambda step: step.requests_failed
-        ),
-        requests_s=_real([step for step in finished if step.requests_s is not None], lambda step: step.requests_s),
+        time_s=_real(time_s),
+        data_wait_s=_real(_column(timed, "data_wait_s")),
+        device_s=_real(_column(timed, "device_s")),
+        tokens=_whole(_column(finished, "tokens")),
+        samples=_whole(_column(finished, "samples")),
+        requests=_whole(_known(_column(finished, "requests"))),
+        requests_failed=_whole(_known(_column(finished, "requests_failed"))),
+        requests_s=_real(_known(_column(finished, "requests_s"))),
         model_flops=model,
         hardware_flops=hardware,
         available_flops=available,
         expected_flops=expected,
-        expected_available_flops=expected_available,
-        attention_flops_exact=_whole(counted, lambda step: step.attention_flops_exact),
-        attention_flops_full=_whole(counted, lambda step: step.attention_flops_full),
+        expected_available_flops=_real(could_flops),
+        attention_flops_exact=_whole(_column(counted, "attention_flops_exact")),
+        attention_flops_full=_whole(_column(counted, "attention_flops_full")),
         mfu=ratio(model, available),
         hfu=ratio(hardware, available),
-        expected_mfu=ratio(expected, expected_available),
-        achievable_mfu=_mean(counted, lambda step: step.achievable_mfu),
-        mfu_by_dtype=_mean(counted, lambda step: step.mfu_by_dtype),
-        batch_running=_mean(timed, lambda step: step.batch_running),
-        arithmetic_intensity=ratio(hardware, _real(counted, _bytes_moved)),
-        coverage=min(known_coverage, default=None),
-        requests_running=_mean_of_known(timed, lambda step: step.requests_running),
-        batch_feasible=_mean_of_known(timed, lambda step: step.batch_feasible),
-        queue_waiting=_mean_of_known(timed, lambda step: step.queue_waiting),
-        kv_cache_free_ratio=_mean_of_known(timed, lambda step: step.kv_cache_free_ratio),
-        latency_target_s=_mean_of_known(timed, lambda step: step.latency_target_s),
+        expected_mfu=ratio(expected, _real(could_flops)),
+        achievable_mfu=_mean(_column(counted, "achievable_mfu"), counted_s),
+        mfu_by_dtype=_mean(_column(counted, "mfu_by_dtype"), counted_s),
+        batch_running=_mean(_column(timed, "batch_running"), time_s),
+        arithmetic_intensity=ratio(hardware, _bytes_moved(hardware_each, _column(counted, "arithmetic_intensity"))),
+        coverage=min(_known(_column(steps, "coverage")), default=None),
+        requests_running=_mean_of_known(_column(timed, "requests_running"), time_s),
+        batch_feasible=_mean_of_known(_column(timed, "batch_feasible"), time_s),
+        queue_waiting=_mean_of_known(_column(timed, "queue_waiting"), time_s),
+        kv_cache_free_ratio=_mean_of_known(_column(timed, "kv_cache_free_ratio"), time_s),
+        latency_target_s=_mean_of_known(_column(timed, "latency_target_s"), time_s),
     )
 
 
@@ -167,29 +193,42 @@ class Windows:
 
     def __init__(self) -> None:
         self._open: dict[tuple[int, Denominator], Window] = {}
+        # The last step's window: the next one's too, unless the slot or the denominator is another.
+        self._last: Window | None = None
 
     def add(self, step: StepRecord) -> tuple[Window, list[Window]]:
         """Put `step` into its window: (that window, those that this closed, perhaps the same one)."""
         slot = window_slot(step.start_unix_ns)
-        denominator = Denominator(step.phase, step.convention, step.peak_dtype, step.peak_source, step.peak_flops_per_s)
+        window, closed = self._last, list[Window]()
+        if window is None or window.slot != slot or not window.denominator.is_of(step):
+            window, closed = self._window(slot, Denominator.of(step))
+        window.steps.append(step)
+        if len(window.steps) == MAX_STEPS:
+            closed = [*closed, self._open.pop((slot, window.denominator))]
+            self._last = None
+        return window, closed
+
+    def _window(self, slot: int, denominator: Denominator) -> tuple[Window, list[Window]]:
+        """The open window of these two, made where there is none, and those of earlier slots that this closes."""
         closed = [self._open.pop(key) for key in [key for key in self._open if key[1] == denominator and key[0] < slot]]
         window = self._open.get((slot, denominator))
         if window is None:
             window = self._open[slot, denominator] = Window(slot, denominator)
-        window.steps.append(step)
-        if len(window.steps) == MAX_STEPS:
-            closed.append(self._open.pop((slot, denominator)))
+        self._last = window
         return window, closed
 
     def expire(self, now_unix_ns: int) -> list[Window]:
         """Close the windows whose 30 s and grace are over."""
         over = [key for key in self._open if now_unix_ns >= (key[0] + 1) * WINDOW_NS + GRACE_NS]
+        if over:
+            self._last = None
         return [self._open.pop(key) for key in over]
 
     def close(self) -> list[Window]:
         """Close all of them."""
         closed = list(self._open.values())
         self._open.clear()
+        self._last = None
         return closed
 
 
@@ -198,42 +237,50 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
 
-def _known(values: Iterable[float | None]) -> list[float] | None:
-    known = []
-    for value in values:
-        if value is None:
-            return None
-        known.append(value)
-    return known or None
+_Column = list[Any]
+"""A number of each step, None where the step does not know it."""
 
 
-def _real(steps: Sequence[StepRecord], of: Callable[[StepRecord], float | None]) -> float | None:
-    known = _known(map(of, steps))
-    # fsum: a window of 1,024 small terms must equal the sum of its steps to the last bit that a double has.
-    return None if known is None else math.fsum(known)
+def _column(steps: Sequence[StepRecord], name: str) -> _Column:
+    return list(map(attrgetter(name), steps))
 
 
-def _whole(steps: Sequence[StepRecord], of: Callable[[StepRecord], int | None]) -> int | None:
-    known = _known(map(of, steps))
-    # FLOP counts are exact integers beyond 2^53; they stay so until they go out.
-    return None if known is None else sum(int(value) for value in known)
+def _known(column: _Column) -> _Column:
+    return [value for value in column if value is not None]
 
 
-def _mean(steps: Sequence[StepRecord], of: Callable[[StepRecord], float | None]) -> float | None:
-    return ratio(
-        _real(steps, lambda step: _product(of(step), step.duration_s)), _real(steps, lambda step: step.duration_s)
-    )
+def _real(values: Iterable[Any]) -> float | None:
+    try:
+        known = values if isinstance(values, list) else list(values)
+        # fsum: a window of 1,024 small terms must equal the sum of its steps to the last bit that a double has.
+        return math.fsum(known) if known else None
+    except TypeError:
+        # None is no number, nor is a product of it.
+        return None
 
 
-def _mean_of_known(steps: Sequence[StepRecord], of: Callable[[StepRecord], float | None]) -> float | None:
+def _whole(column: _Column) -> int | None:
+    try:
+        # FLOP counts are exact integers beyond 2^53; they stay so until they go out.
+        return sum(column) if column else None
+    except TypeError:
+        return None
+
+
+def _mean(column: _Column, durations_s: _Column) -> float | None:
+    return ratio(_real(map(mul, column, durations_s)), _real(durations_s))
+
+
+def _mean_of_known(column: _Column, durations_s: _Column) -> float | None:
     # A load is a sample, taken once a second: a step without one says nothing against those that have it.
-    return _mean([step for step in steps if of(step) is not None], of)
+    if column.count(None) == len(column):
+        return None
+    known = [pair for pair in zip(column, durations_s, strict=True) if pair[0] is not None]
+    return _mean([value for value, _ in known], [duration_s for _, duration_s in known])
 
 
-def _product(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left * right
-
-
-def _bytes_moved(step: StepRecord) -> float | None:
+def _bytes_moved(hardware_flops: _Column, intensity: _Column) -> float | None:
     # Intensity is hardware FLOPs per byte; a step of zero FLOPs does not tell its bytes.
-    return ratio(step.hardware_flops, step.arithmetic_intensity) if step.hardware_flops else None
+    return _real(
+        flops / each if flops and each else None for flops, each in zip(hardware_flops, intensity, strict=True)
+    )

@@ -109,7 +109,6 @@ class Measured(Generic[_P, _R]):
             raise
         finally:
             self._inside = False
-            engine.leave_call(self._shown)
             engine.marked_ends(None, None, failed)
 
     def _open(self) -> None:

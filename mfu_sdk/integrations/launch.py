@@ -42,7 +42,7 @@ def launch(
         script.run(target, arguments, as_module=as_module)
         return
     # A receiver that is no URL is refused here, and not after the first step.
-    configured()
+    configured(provider=settings.provider)
 
     def begin(model: nn.Module | None, class_name: str | None) -> Monitor:
         return monitor(model, name=name or class_name, convention=convention, settings=settings)

@@ -17,4 +17,5 @@ class Options(TypedDict, total=False):
     convention: Convention
     spans: Literal["auto", "all", "windows", "off"] | None
     on_step: Callable[[StepRecord], None] | None
+    live: bool
     settings: Settings | None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from mfu_sdk.counting.expect import assembled, roofline
 from mfu_sdk.counting.expect import expect as expect_count
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.intent.experts import Experts, on_one_gpu
 from mfu_sdk.intent.layout import Layout, Sizes, Wires, exchanges, laid_out
 from mfu_sdk.intent.shape import BYTES, DecoderShape
 from mfu_sdk.peak.catalogue import GpuType, find
@@ -48,6 +49,7 @@ class _Work:
     hidden: int | None
     kv: int | None
     notes: tuple[str, ...]
+    experts: Experts | None = None
 
 
 def expect(
@@ -66,6 +68,7 @@ def expect(
     microbatches: int | None = None,
     interleave: int = 1,
     recompute: bool = False,
+    ep: int = 1,
 ) -> Expectation:
     """The least time and the most MFU that a step can have: a roofline of its operators, its exchanges and its bubble.
 
@@ -78,7 +81,8 @@ def expect(
     published; a device that is here ("cpu", "cuda:0", None), at its calibrated peaks; or `Peaks`. `batch` sequences of
     `seq` tokens are one step of each replica, so of each GPU where neither `tp`, `pp` nor `cp` share one; in "decode"
     a step is one token for each sequence, with a cache of `seq`. `gpus` that `tp`, `pp` and `cp` leave over are data
-    parallel: FSDP, or under a pipeline ZeRO-1. `recompute`: the forward runs again in the backward.
+    parallel: FSDP, or under a pipeline ZeRO-1. `ep` of these share out the experts of a mixture: each token goes to its
+    experts' GPUs and back. `recompute`: the forward runs again in the backward.
 
     Operators count as compiled code runs them: pointwise chains fused, attention in one kernel, shared evenly over a
     replica's GPUs. All that is taken for granted is in the answer's `assumptions`, what has no known rate in `missing`.
@@ -88,8 +92,8 @@ def expect(
     """
     peaks, wires, types = _device(device)
     if isinstance(model_or_config, Count):
-        if (gpus or 1, dp or 1, tp, pp, cp) != (1, 1, 1, 1, 1):
-            raise ConfigurationError("a Count is one device's work already: leave gpus, dp, tp, pp and cp out")
+        if (gpus or 1, dp or 1, tp, pp, cp, ep) != (1, 1, 1, 1, 1, 1):
+            raise ConfigurationError("a Count is one device's work already: leave gpus, dp, tp, pp, cp and ep out")
         found = expect_count(model_or_config, peaks)
         if found is None:
             raise ConfigurationError(_unknown(peaks, model_or_config))
@@ -103,9 +107,15 @@ def expect(
         raise ConfigurationError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     if recompute and phase != "train":
         raise ConfigurationError(f"recompute=True: only training recomputes, and phase is {phase!r}")
-    layout = laid_out(gpus, dp, tp, pp, cp, batch, microbatches, interleave)
+    layout = laid_out(gpus, dp, tp, pp, cp, batch, microbatches, interleave, ep)
     stored = "bfloat16" if dtype in _8_BIT else dtype
     work = _work(model_or_config, batch // layout.microbatches, seq, stage, stored, recompute)
+    if ep > 1 and work.experts is None:
+        raise ConfigurationError(
+            f"ep={ep}: the model has no experts that are known; give the configuration of a mixture, or leave ep out"
+        )
+    if work.experts is not None and work.experts.number % ep:
+        raise ConfigurationError(f"ep={ep}: must divide the {work.experts.number} experts of a layer")
     return _forecast(work, peaks, wires, types, layout, batch, seq, stage, dtype)
 
 
@@ -122,8 +132,13 @@ def _forecast(
 ) -> Expectation:
     training, recompute = phase == "train", bool(work.again)
     stored = "bfloat16" if dtype in _8_BIT else dtype
-    m, count = layout.microbatches, work.count
-    ops = [_shared(op, layout, dtype, halved=not training) for op in (*count.ops, *work.again)]
+    m, count, experts = layout.microbatches, work.count, work.experts
+    new = 1 if phase == "decode" else seq
+    made = [*count.ops, *work.again]
+    if experts is not None and layout.ep > 1:
+        passes = (3 + recompute) if training else 1
+        made = on_one_gpu(made, experts, layout.ep, batch / m * new, BYTES[stored], passes)
+    ops = [_shared(op, layout, dtype, halved=not training) for op in made]
     owned = work.params / (layout.tp * layout.pp)
     if training:
         moved = round(owned * _ADAM_BYTES / (layout.dp * layout.cp))
@@ -131,7 +146,9 @@ def _forecast(
     found = roofline(ops, peaks)
     if found is None:
         raise ConfigurationError(_unknown(peaks, replace(count, ops=tuple(ops))))
-    sizes = Sizes(work.params, work.layers, work.hidden, work.kv, BYTES[stored], batch, 1 if phase == "decode" else seq)
+    sizes = Sizes(work.params, work.layers, work.hidden, work.kv, BYTES[stored], batch, new)
+    if experts is not None:
+        sizes = replace(sizes, experts=experts.params, expert_layers=experts.layers, top_k=experts.top_k)
     sent, missing = exchanges(layout, sizes, wires, training=training, recompute=recompute)
     if count.uncounted:
         missing = (*missing, *(f"{entry.op} ×{entry.calls}, which has no price" for entry in count.uncounted[:5]))
@@ -220,7 +237,13 @@ def _of_config(
     again: tuple[OpCost, ...] = ()
     if recompute:
         again = count_config(config, batch, seq, backward=False, fused=True, dtype=dtype).count.ops
-    return _Work(found.count, again, found.parameters, found.layers, found.hidden, found.kv_hidden, found.notes)
+    routed = found.experts
+    experts = None
+    if routed is not None and routed.number and routed.top_k:
+        experts = Experts(routed.params, routed.layers, routed.number, routed.top_k)
+    return _Work(
+        found.count, again, found.parameters, found.layers, found.hidden, found.kv_hidden, found.notes, experts
+    )
 
 
 def _of_module(model: Any, batch: int, seq: int, phase: Stage, dtype: str, recompute: bool) -> _Work:
@@ -340,6 +363,11 @@ def _assumptions(
         said.append("Adam in mixed precision" + (", the forward run once more" if work.again else ""))
     if layout.replica > 1:
         said.append(f"a replica's operators are shared evenly by its {layout.replica} GPUs")
+    if layout.ep > 1 and work.experts is not None:
+        said.append(
+            f"tokens spread evenly over {work.experts.number} experts, {work.experts.number // layout.ep} on a GPU, "
+            "and none is dropped"
+        )
     if layout.pp > 1:
         said.append(
             f"{layout.microbatches} micro-batches in {layout.pp} stages stand idle for (p−1)/(v·m) of their time"
@@ -355,13 +383,15 @@ def _room(
     """Whether a GPU's memory holds it: parameters, gradients and states; what a forward keeps; caches."""
     size = 1 if dtype in _8_BIT and phase != "train" else BYTES.get(dtype, 2)
     element = BYTES.get(dtype, 2)
-    owned = work.params / (layout.tp * layout.pp)
+    apart = work.experts.params if work.experts is not None and layout.ep > 1 else 0
+    owned = (work.params - apart + apart / layout.ep) / (layout.tp * layout.pp)
     parts = {"weights": owned * size}
     width = (work.hidden or 0) * (work.layers or 0)
     if phase == "train":
         over = layout.dp * layout.cp
         whole = 2 * element if layout.pp > 1 else 0
-        states = owned * whole + owned * (_ADAM_STATE_BYTES + (0 if whole else 2 * element)) / over
+        spread = work.params / (layout.tp * layout.pp)
+        states = owned * whole + spread * (_ADAM_STATE_BYTES + (0 if whole else 2 * element)) / over
         kept = 2 if work.again else _ACTIVATION_BYTES * element / 2
         # A pipeline's first stage keeps as many micro-batches as there are stages.
         alive = min(layout.pp, layout.microbatches) / layout.microbatches

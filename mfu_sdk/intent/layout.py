@@ -15,14 +15,16 @@ from mfu_sdk.records import Rate
 _ZERO: Final = "Rajbhandari et al., ZeRO, 2020, section 7"
 _MEGATRON: Final = "Shoeybi et al., Megatron-LM, 2019, section 3"
 _PIPELINE: Final = "Narayanan et al., Megatron-LM on GPU clusters, SC21, section 2.2"
+_EXPERTS: Final = "Rajbhandari et al., DeepSpeed-MoE, 2022, section 5"
 _RING: Final = "Liu et al., Ring Attention, 2023, section 3"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Numbers of GPUs along each way to be parallel: data, tensor, pipeline, context.
+    """Numbers of GPUs along each way to be parallel: data, tensor, pipeline, context, expert.
 
-    A step of a replica runs in `microbatches`; a pipeline has `interleave` stages on each GPU.
+    A step of a replica runs in `microbatches`; a pipeline has `interleave` stages on each GPU. Experts are shared out
+    among `ep` data-parallel GPUs, so they add none.
     """
 
     dp: int = 1
@@ -31,6 +33,7 @@ class Layout:
     cp: int = 1
     microbatches: int = 1
     interleave: int = 1
+    ep: int = 1
 
     @property
     def replica(self) -> int:
@@ -51,19 +54,28 @@ class Layout:
         return (self.pp - 1) / (self.interleave * self.microbatches)
 
     def __str__(self) -> str:
-        parts = [f"{name} {value}" for name in ("dp", "tp", "pp", "cp") if (value := getattr(self, name)) > 1]
+        parts = [f"{name} {value}" for name in ("dp", "tp", "pp", "cp", "ep") if (value := getattr(self, name)) > 1]
         return f"{self.gpus} GPUs" + (f" ({', '.join(parts)})" if parts else "") if self.gpus > 1 else "1 GPU"
 
 
 def laid_out(
-    gpus: int | None, dp: int | None, tp: int, pp: int, cp: int, batch: int, microbatches: int | None, interleave: int
+    gpus: int | None,
+    dp: int | None,
+    tp: int,
+    pp: int,
+    cp: int,
+    batch: int,
+    microbatches: int | None,
+    interleave: int,
+    ep: int = 1,
 ) -> Layout:
     """The layout that these numbers give; what `gpus` leave over is data parallel.
 
     Without `microbatches` a pipeline runs a replica's sequences one at a time. Raises `ConfigurationError` for numbers
     that do not go together.
     """
-    for name, value in (("gpus", gpus), ("dp", dp), ("tp", tp), ("pp", pp), ("cp", cp), ("interleave", interleave)):
+    given = {"gpus": gpus, "dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "interleave": interleave}
+    for name, value in given.items():
         if value is not None and value < 1:
             raise ConfigurationError(f"{name}={value}: must be 1 or more")
     replica = tp * pp * cp
@@ -79,7 +91,9 @@ def laid_out(
         raise ConfigurationError(f"microbatches={microbatches}: must divide the batch of {batch}")
     if interleave > 1 and pp == 1:
         raise ConfigurationError(f"interleave={interleave}: needs a pipeline; give pp")
-    return Layout(dp, tp, pp, cp, microbatches, interleave)
+    if dp % ep:
+        raise ConfigurationError(f"ep={ep}: must divide the {dp} data-parallel GPUs, which share the experts out")
+    return Layout(dp, tp, pp, cp, microbatches, interleave, ep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +134,10 @@ class Wires:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the exchanges are made of: one replica's parameters, layers and widths, and the new tokens of a sequence."""
+    """What the exchanges are made of: one replica's parameters, layers and widths, and the new tokens of a sequence.
+
+    `experts` are those parameters that are shared out, in `expert_layers` layers, of which a token takes `top_k`.
+    """
 
     params: int
     layers: int | None
@@ -129,6 +146,9 @@ class Sizes:
     element_bytes: int
     batch: int
     tokens: int
+    experts: int = 0
+    expert_layers: int = 0
+    top_k: int = 0
 
 
 def exchanges(
@@ -149,18 +169,16 @@ def _exchanges(
 ) -> Iterator[tuple[Exchange | None, str]]:
     m = layout.microbatches
     stage = layout.tp * layout.pp
-    share = sizes.params * sizes.element_bytes / stage
-    over = layout.dp * layout.cp
-    if training and over > 1:
+    if training:
         layers = max(1, (sizes.layers or 1) // layout.pp)
-        if layout.pp == 1:
-            why = f"FSDP: two gathers of parameters and a scatter of gradients a micro-batch, beside products ({_ZERO})"
-            yield _collective("all_gather", 2 * m * share, 2 * m * layers, over, layout.tp, wires, "all", why)
-            yield _collective("reduce_scatter", m * share, m * layers, over, layout.tp, wires, "all", why)
-        else:
-            why = f"ZeRO-1 under a pipeline: gradients scattered, parameters gathered once a step ({_ZERO})"
-            yield _collective("reduce_scatter", share, layers, over, layout.tp, wires, "backward", why)
-            yield _collective("all_gather", share, layers, over, layout.tp, wires, "all", why)
+        apart = sizes.experts if layout.ep > 1 else 0
+        over = layout.dp * layout.cp
+        yield from _of_weights(layout, (sizes.params - apart) * sizes.element_bytes / stage, layers, over, 1, wires)
+        if apart:
+            # Each expert's replicas are fewer, and farther apart.
+            layers = max(1, sizes.expert_layers // layout.pp)
+            each = apart * sizes.element_bytes / (stage * layout.ep)
+            yield from _of_weights(layout, each, layers, over // layout.ep, layout.ep, wires)
     activations = None
     if sizes.hidden is not None and sizes.layers is not None:
         # One micro-batch's, between two layers, on one GPU of the context.
@@ -172,6 +190,15 @@ def _exchanges(
         else:
             calls = m * sizes.layers / layout.pp * ((6 if recompute else 4) if training else 2)
             yield _collective("all_reduce", calls * activations, math.ceil(calls), layout.tp, 1, wires, "none", why)
+    if layout.ep > 1:
+        why = f"expert parallel: tokens go to their experts and back, forward and backward, are waited for ({_EXPERTS})"
+        if sizes.hidden is None or not sizes.top_k:
+            yield None, "expert parallel all-to-alls: the model's width or its experts are not known"
+        else:
+            # A tensor-parallel GPU sends its share of the sequence.
+            rows = sizes.batch / m * sizes.tokens / (layout.cp * layout.tp) * sizes.top_k
+            calls = math.ceil(m * sizes.expert_layers / layout.pp * ((6 if recompute else 4) if training else 2))
+            yield _all_to_all(calls, rows * sizes.hidden * sizes.element_bytes, layout.ep, layout.tp, wires, why)
     if layout.pp > 1:
         why = f"pipeline: activations and gradients go to the next stage beside its products ({_PIPELINE})"
         if activations is None:
@@ -187,6 +214,47 @@ def _exchanges(
             one = 2 * sizes.batch / m * sizes.tokens / layout.cp * sizes.kv * sizes.element_bytes / layout.tp
             rounds = m * sizes.layers / layout.pp * (layout.cp - 1) * (3 if training else 1)
             yield _sends("context sends", math.ceil(rounds), one, layout.cp, layout.tp, wires, why)
+
+
+def _of_weights(
+    layout: Layout, share: float, layers: int, over: int, apart: int, wires: Wires
+) -> Iterator[tuple[Exchange | None, str]]:
+    """Of a stage's `share` of bytes of parameters, held by `over` GPUs that are `apart` of one another's neighbours."""
+    if over == 1:
+        return
+    m, stride = layout.microbatches, layout.tp * apart
+    if layout.pp == 1:
+        why = f"FSDP: two gathers of parameters and a scatter of gradients a micro-batch, beside products ({_ZERO})"
+        yield _collective("all_gather", 2 * m * share, 2 * m * layers, over, stride, wires, "all", why)
+        yield _collective("reduce_scatter", m * share, m * layers, over, stride, wires, "all", why)
+    else:
+        why = f"ZeRO-1 under a pipeline: gradients scattered, parameters gathered once a step ({_ZERO})"
+        yield _collective("reduce_scatter", share, layers, over, stride, wires, "backward", why)
+        yield _collective("all_gather", share, layers, over, stride, wires, "all", why)
+
+
+def _all_to_all(
+    calls: int, size_bytes: float, ranks: int, stride: int, wires: Wires, why: str
+) -> tuple[Exchange | None, str]:
+    """`calls` times, each GPU sends an equal part of `size_bytes` to each of the `ranks`: to those of its node by the
+    link, to others by its own adapter, both at once."""
+    name = f"all_to_all between {ranks} GPUs"
+    here = min(ranks, max(1, wires.gpus_per_node // stride))
+    across = wires.adapter or wires.across
+    if (here > 1 and wires.within is None) or (here < ranks and across is None):
+        return None, f"{name} of {calls * size_bytes:,.0f} bytes"
+    parts = []
+    if here > 1 and wires.within is not None:
+        parts.append(((here - 1) / ranks, wires.within))
+    if here < ranks and across is not None:
+        parts.append(((ranks - here) / ranks, across))
+    through = calls * size_bytes
+    time = Seconds(
+        max(through * part / bus.flops_per_s for part, bus in parts),
+        max(through * part / bus.high for part, bus in parts),
+        max(through * part / bus.low for part, bus in parts),
+    )
+    return Exchange(name, calls, time + _latency("all_to_all", ranks, math.ceil(ranks / here)) * calls, "none", why), ""
 
 
 def _collective(

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from mfu_sdk.counting import cuda_graphs
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak import bench
 from mfu_sdk.peak.bench import Bench, Measured, Plan
@@ -65,9 +66,13 @@ def measure(
 
 
 def refuse_capture(device: str) -> None:
-    """Raise `CalibrationError` while the current stream of `device` is being captured into a graph."""
+    """Raise `CalibrationError` while a stream is being captured into a graph: this thread's, or another's.
+
+    Memory that is asked for here would end a capture in another thread too. Of those only the ones that began while a
+    monitor or a count lived are known.
+    """
     with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing() or cuda_graphs.captures():
             raise CalibrationError(
                 f"{device}: a CUDA graph is being captured, and nothing may be timed now; calibrate before or after it"
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError, NvmlError
 from mfu_sdk.peak.nvml import Gpu, Identity, State, open_gpu
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _T = TypeVar("_T")
+_WHOLE_UUID: Final = len("MIG-") + 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,18 @@ def resolve(device: str | torch.device | None = None) -> Device:
     properties = torch.cuda.get_device_properties(index)
     vendor = "AMD" if torch.version.hip else "NVIDIA"
     uuid = getattr(properties, "uuid", None)
-    return Device(f"cuda:{index}", properties.name, vendor, None if uuid is None else f"GPU-{uuid}")
+    named = _visible_slice(index) or (None if uuid is None else f"GPU-{uuid}")
+    return Device(f"cuda:{index}", properties.name, vendor, named)
+
+
+def _visible_slice(index: int) -> str | None:
+    """The MIG device that CUDA_VISIBLE_DEVICES makes this one, by its UUID, of which torch may pass on the parent's.
+
+    CUDA takes a prefix of a UUID too, which NVML does not: such a one is no answer.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = visible[index].strip() if index < len(visible) else ""
+    return named if named.startswith("MIG-") and len(named) >= _WHOLE_UUID else None
 
 
 def driver_view(device: Device) -> tuple[Identity, State] | str:

@@ -13,6 +13,7 @@ from typing import Final
 
 from mfu_sdk.peak.device import Device, driver_view
 from mfu_sdk.peak.nvml import Identity, State
+from mfu_sdk.peak.partition import partition
 from mfu_sdk.peak.results import Key
 
 PROTOCOL: Final = 2
@@ -47,6 +48,7 @@ def key_of(target: Device) -> Key:
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
     }
+    key |= partition(properties) if torch.version.hip else {}
     view = driver_view(target)
     return key if isinstance(view, str) else key | driver_part(*view)
 
@@ -77,7 +79,17 @@ DEVICE: Final = ("kind", "name", "uuid")
 def same_kind(key: Key) -> tuple[str | int | None, ...]:
     """What a device's calibration may stand in for another's by, as a prior: the same product in the same shape."""
     return tuple(
-        key.get(name) for name in ("kind", "name", "multiprocessors", "memory_bytes", "power_limit_w", "slice")
+        key.get(name)
+        for name in (
+            "kind",
+            "name",
+            "multiprocessors",
+            "memory_bytes",
+            "power_limit_w",
+            "slice",
+            "compute_partition",
+            "memory_partition",
+        )
     )
 
 

@@ -113,7 +113,7 @@ class Period:
                 requests_s=part.requests_ns / 1e9,
                 requests_running=self._running_ns / lasted_ns if lasted_ns > 0 else None,
                 load=load,
-                counted_while_running=part.counted,
+                counting=part.counted,
                 slices=tuple(part.slices),
             )
             for part in self._parts.values()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mfu_sdk.counting.plan import Packed, Plan
+from mfu_sdk.counting.plan import Packed, Plan, leading_dimension
 from mfu_sdk.records import Convention, Count, Phase
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.forms import Forms
@@ -49,6 +50,9 @@ class Costs:
         self._demands: dict[Shown, Demand] = {}
         # Signatures by number, and answers by what was seen, until the next step is counted.
         self._calls: list[Hashable] = []
+        self._batches: list[int] = []
+        self.overfull = False
+        """Whether there are too many calls with numbers."""
         self._numbers: dict[Hashable, int] = {}
         self._quick: dict[Seen, Demand] = {}
         self._begins: set[Hashable] = set()
@@ -62,18 +66,43 @@ class Costs:
         self._usual_calls = 1
         self._refuted = False
 
-    def number(self, call: Hashable) -> int:
-        """A number for a call's signature, so that the path of a step takes the signature apart but once."""
+    def number(self, call: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+        """A number for a call's signature, so that the path of a step takes the signature apart but once.
+
+        `args` and `kwargs` are the call's, whose batch those of the same signature have too.
+        """
+        found = self._numbers.get(call)
+        return self.enter(call, leading_dimension(args, kwargs)) if found is None else found
+
+    def enter(self, call: Hashable, batch: int) -> int:
+        """The number of a call with this leading dimension."""
         found = self._numbers.get(call)
         if found is None:
             found = self._numbers[call] = len(self._calls)
             self._calls.append(call)
+            self._batches.append(batch)
+            self.overfull = found >= MOST_DEMANDS
         return found
+
+    def batch(self, calls: Mapping[int, int]) -> float | None:
+        """Mean leading dimension of the calls with these numbers, each as often as it says."""
+        if len(calls) == 1:
+            [number] = calls
+            return self._batches[number] or None
+        total = sum(self._batches[number] * times for number, times in calls.items())
+        return total / sum(calls.values()) if total else None
 
     def shown(self, seen: Seen) -> Shown:
         """What a step has shown, with its calls' signatures."""
         phase, settings, packed, calls = seen
         return Shown(phase, settings, frozenset((self._calls[number], times) for number, times in calls), packed)
+
+    def shapes(self, seen: Seen) -> str:
+        """A hash of the step's phase and of its calls' shapes, the same in every process: no object's address in it."""
+        phase, _settings, packed, calls = seen
+        # The first part of a signature is the module's identity.
+        shown = sorted((repr(tuple(self._calls[number])[1:]), times) for number, times in calls)  # type: ignore[arg-type]
+        return blake2b(repr((phase, packed, shown)).encode(), digest_size=8).hexdigest()
 
     def of_seen(self, seen: Seen) -> Demand | None:
         """What the step costs, None where that is not known: one look-up, but for the first of its kind."""
@@ -84,13 +113,14 @@ class Costs:
             self._quick[seen] = found
         return found
 
-    def bound(self) -> None:
-        """Between steps: forget the numbers of calls once there are too many of them."""
-        if len(self._calls) > MOST_DEMANDS:
-            self._calls.clear()
-            self._numbers.clear()
-            self._quick.clear()
-            self._begins.clear()
+    def forget_calls(self) -> None:
+        """Between steps: forget the numbers of calls."""
+        self._calls.clear()
+        self.overfull = False
+        self._batches.clear()
+        self._numbers.clear()
+        self._quick.clear()
+        self._begins.clear()
 
     def begins_known(self, phase: Phase, settings: Hashable, number: int, packed: Packed | None) -> bool:
         """`is_known` for a call by its number."""

@@ -68,3 +68,8 @@ class DdpTimes:
 def ddp_times(model: nn.Module | None) -> DdpTimes | None:
     """The times of `model`, None where it is no DistributedDataParallel."""
     return DdpTimes(model) if isinstance(model, DistributedDataParallel) else None
+
+
+def waits_unseen(model: nn.Module | None) -> bool:
+    """Whether a DistributedDataParallel is in `model`: it waits for its gradients where no Python sees it."""
+    return model is not None and any(isinstance(module, DistributedDataParallel) for module in model.modules())

@@ -25,30 +25,32 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mfu_sdk.counting import cuda_graphs, provenance
 from mfu_sdk.counting.dispatch import CountingMode
-from mfu_sdk.counting.plan import Packed, Plan, leading_dimension, signature
+from mfu_sdk.counting.plan import Packed, Plan, signature
 from mfu_sdk.guard import contained, shield, warn_once
+from mfu_sdk.ranks import Counted, RankTotals
 from mfu_sdk.records import Convention, Phase, RunSummary
+from mfu_sdk.run.board import Board
 from mfu_sdk.run.costs import Costs
-from mfu_sdk.run.elsewhere import Elsewhere
-from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.mesh import place_but_data
+from mfu_sdk.run.nesting import Nesting
 from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
+from mfu_sdk.run.sight import Sight
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
-from mfu_sdk.run.work import Work
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mfu_sdk.run.clock import Mark
+    from mfu_sdk.run.demand import Demand
+    from mfu_sdk.settings import Profiling
 
 MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
 FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 """So many at once, then one in so many steps: where every step has shapes of its own, most must still be timed."""
-# torch leaves the keywords out where a hook is removed while it is on its way to it.
-_NO_KEYWORDS: Mapping[str, Any] = {}
 
 
 class Engine:
@@ -62,12 +64,12 @@ class Engine:
         convention: Convention,
         start_step: int,
         *,
-        times_operators: bool = True,
+        profiling: Profiling = "auto",
     ) -> None:
         self.ledger = ledger
         self._clock = ledger.clock
         self._model = model
-        self._parameters = Parameters(model)
+        self._parameters = Parameters(model, ledger.note)
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
@@ -81,8 +83,8 @@ class Engine:
         self._marked = False
         # Without a model there is no forward pass to see; with one, whether any was seen shows in time.
         self._blind = model is None
-        self._depth = 0
         self._depth_of_marks = 0
+        self._nesting = Nesting()
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
         self._alone = ledger.identity.world_size == 1
         self._extra_counts = 0
@@ -90,17 +92,20 @@ class Engine:
         self._works_early = False
         # Whether the run began inside of a step, whose end is then the first step's beginning.
         self._joined_late = False
-        self._profile = Profile(ledger, model, times_operators=times_operators)
+        self._profile = Profile(ledger, model, profiling)
+        self.board = Board.open(ledger.identity)
+        """Where the ranks of this run tell one another their totals; None for a process on its own."""
+        self._place = place_but_data(ledger.identity)
+        self._counted: Counted | None = None
         self._hooks = ExitStack()
+        self._sight: Sight | None = None
         if model is None:
             self._mode = CountingMode(convention=convention, reach="model")
         else:
             self._mode = CountingMode(model, convention=convention, others=partial(others_than, model), reach="model")
-            self._elsewhere = Elsewhere(model, self._mode)
             self._hooks.callback(watch(model))
-            before, after = Hook(self._before_forward), Hook(self._after_forward)
-            self._hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
-            self._hooks.callback(model.register_forward_hook(after, always_call=True).remove)
+            self._sight = Sight(self, model, self._mode)
+            self._hooks.callback(self._sight.close)
         # What is compiled or captured between counted steps is known in those.
         self._hooks.callback(provenance.observe())
         self._hooks.callback(cuda_graphs.keep())
@@ -112,49 +117,27 @@ class Engine:
 
     # --- what the hooks see ----------------------------------------------------------------------------------------
 
-    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
-        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
-        if torch.compiler.is_compiling():
-            return
-        if threading.get_ident() != self._thread:
-            with shield("seeing a forward pass in another thread"):
-                self.ledger.note("the model was also called in other threads, as part of the step that was open then")
-                self._elsewhere.begins(args, kwargs, None if self._step is None else self._step.elsewhere)
-            return
-        began = time.perf_counter_ns()
-        # On the path of every step a `shield` would cost more than what it guards.
-        try:
-            self._depth += 1
-            if self._depth == 1:
-                self._forward_begins(module, args, kwargs)
-        except Exception as error:
-            if not contained("seeing a forward pass", error):
-                raise
-        self.ledger.spent(time.perf_counter_ns() - began)
-
-    def _after_forward(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if threading.get_ident() != self._thread:
-            with shield("seeing a forward pass end in another thread"):
-                self._elsewhere.ends()
-            return
-        if self._depth:
-            self._depth -= 1
-        # An unmarked eval step has no optimizer to end it, so its last call's end must be known.
-        if self._depth == 0 and not self._marked and self._step is not None and self._step.phase == "eval":
-            with shield("seeing a forward pass end"):
-                self._step.last_call_end = self._clock.mark()
-
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if threading.get_ident() != self._thread:
             return
         began = time.perf_counter_ns()
         with shield("seeing an optimizer step"):
             self._optimizer_stepped(optimizer)
-        self.ledger.spent(time.perf_counter_ns() - began)
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
-    def _forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    @property
+    def step(self) -> Step | None:
+        """The step that is open."""
+        return self._step
+
+    def call_ends(self) -> None:
+        """A call of the model has ended, in a loop that does not mark its steps."""
+        # An eval step has no optimizer to end it, so its last call's end must be known.
+        if self._step is not None and self._step.phase == "eval":
+            self._step.last_call_end = self._clock.mark()
+
+    def call_begins(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """The loop calls the model."""
         if not self._marked and not self._blind:
             self._find_boundary()
         step = self._step
@@ -163,11 +146,11 @@ class Engine:
                 "the model was called between marked steps: the time is the next step's, the FLOPs no one's"
             )
             return
-        call = self._costs.number(signature(module, args, kwargs))
-        if not step.calls:
+        call = self._costs.number(signature(module, args, kwargs), args, kwargs)
+        calls = step.calls
+        if not calls:
             self._see_first_call(step, call)
-        step.calls[call] = step.calls.get(call, 0) + 1
-        step.batch_sum += leading_dimension(args, kwargs)
+        calls[call] = calls.get(call, 0) + 1
 
     def _see_first_call(self, step: Step, call: int) -> None:
         """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
@@ -186,7 +169,7 @@ class Engine:
         """Whether a step may be counted out of turn: on a process on its own, so many times."""
         steps = self._index - self._first
         allowed = min(MOST_EXTRA_COUNTS, FREE_EXTRA_COUNTS + steps // STEPS_AN_EXTRA_COUNT)
-        return self._alone and self._extra_counts < allowed
+        return self._alone and self._extra_counts < allowed and not self._nesting.counting
 
     def _find_boundary(self) -> None:
         """In a loop that does not mark its steps: end and begin one where this forward pass says so."""
@@ -216,7 +199,7 @@ class Engine:
             self._begin("train", over=True)
         step = self._step
         assert step is not None
-        step.optimized = (self._clock.mark(), len(step.waits))
+        step.optimized = (self._clock.mark(), len(step.waiting))
         if step.counting:
             # What comes until the next forward pass (averaging, evaluation of something else) is not training.
             self._mode.stop()
@@ -227,12 +210,15 @@ class Engine:
     # --- a run that begins in the middle of things -------------------------------------------------------------------
 
     def join_call(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """The model is being called: the hooks came too late for this call, which begins the first step."""
-        self._before_forward(module, args, kwargs)
+        """The model is being called, and the hooks came too late for this call, which begins the first step.
 
-    def leave_call(self, module: nn.Module) -> None:
-        """A call that was joined, and has no hook to say so, has returned."""
-        self._after_forward(module, (), None)
+        Without a model: `module` stands for the work of a marked step, whose shapes are those of the call.
+        """
+        if self._sight is not None:
+            self._sight.join(args, kwargs)
+            return
+        with shield("seeing a call"):
+            self.call_begins(module, args, kwargs)
 
     def join_step(self) -> None:
         """Its work has run, as far as it can be seen: the first step begins where the optimizer's ends."""
@@ -244,32 +230,46 @@ class Engine:
     def marked_begins(self, phase: Phase, packed: Packed | None = None) -> None:
         """A step that the loop marks begins; an unmarked one that was under way was none."""
         began = time.perf_counter_ns()
-        with shield("beginning a step"):
+        try:
             if not self._marked:
                 self._marked = True
                 self._drop()
-            if self._step is not None:
-                warn_once("run.step", "a step inside a step is part of the outer one")
+                if self._sight is not None:
+                    self._sight.steps_are_marked()
+            if self._step is None:
+                self._begin(phase, packed=packed)
+            elif self._step.phase == phase:
+                warn_once("run.step", f"a {phase} step inside a {phase} step is part of the outer one")
                 self._depth_of_marks += 1
             else:
-                self._begin(phase, packed=packed)
-        self.ledger.spent(time.perf_counter_ns() - began)
+                self._begin_within(self._step, phase, packed)
+        except Exception as error:
+            if not contained("beginning a step", error):
+                raise
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def marked_ends(self, tokens: int | None, samples: int | None, error_type: str | None) -> None:
         """The marked step that began last ends."""
         began = time.perf_counter_ns()
-        with shield("ending a step"):
+        try:
             if self._depth_of_marks:
                 self._depth_of_marks -= 1
             elif self._step is not None:
                 self._end(self._step, self._clock.mark(), tokens, samples, error_type)
-        self.ledger.spent(time.perf_counter_ns() - began)
+                if self._nesting.outer:
+                    self._resume_outer()
+        except Exception as error:
+            if not contained("ending a step", error):
+                raise
+        self.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def marked_abandoned(self) -> None:
         """What was marked last turned out to be no step; its time is no one's."""
         with shield("abandoning a step"):
             self._drop()
             self._last_end = (self._clock.mark(), time.time_ns())
+            if self._nesting.outer:
+                self._resume_outer()
 
     def data_wait_begins(self) -> None:
         """The loop asks for its next batch."""
@@ -289,7 +289,7 @@ class Engine:
             wait = (self._wait_began, self._clock.mark())
             self._wait_began = None
             self._profile.resume()
-            (self._waits if self._step is None else self._step.waits).append(wait)
+            (self._waits if self._step is None else self._step.waiting).append(wait)
 
     # --- a step's life ---------------------------------------------------------------------------------------------
 
@@ -300,15 +300,39 @@ class Engine:
         # Unfreezing a layer changes what a step costs and shows in no call.
         settings = self._parameters.wanted()
         self._step = step = Step(phase, start, start_unix_ns, waits, settings, packed)
-        if over:
+        if over or phase == "checkpoint":
             return
-        if Plan.should_count(self._index - self._first):
+        number = self._index - self._first
+        if self._nesting.outer:
+            if self._nesting.counts(phase):
+                self._count(step)
+            return
+        if Plan.should_count(number):
             self._count(step)
         elif self._costs.wants_count and self._may_count():
             self._extra_counts += 1
             self._count(step)
         else:
-            self._profile.begin(step, self._index - self._first)
+            self._profile.begin(step, number)
+
+    def _begin_within(self, outer: Step, phase: Phase, packed: Packed | None) -> None:
+        """A step of another phase begins within `outer`, whose time and work go on when it has ended."""
+        if outer.counting:
+            self._mode.stop()
+        self._profile.pause()
+        now = self._clock.mark()
+        self._nesting.enter(outer, self._depth_of_marks, now)
+        self._depth_of_marks = 0
+        self._last_end = (now, time.time_ns())
+        self._begin(phase, packed=packed)
+
+    def _resume_outer(self) -> None:
+        assert self._last_end is not None
+        outer, self._depth_of_marks = self._nesting.leave(self._last_end[0])
+        self._step = outer
+        self._profile.resume()
+        if outer.counting:
+            self._mode.start()
 
     def _count(self, step: Step) -> None:
         self._profile.end(step)
@@ -335,50 +359,51 @@ class Engine:
     ) -> None:
         if step.profiled:
             self._profile.end(step)
-        for key, leading in step.elsewhere:
-            call = self._costs.number(key)
+            # Reading a profile may take long, and is in no step's time.
+            self._last_end = (self._clock.mark(), time.time_ns())
+        costs = self._costs
+        for key, batch in step.elsewhere:
+            call = costs.enter(key, batch)
             step.calls[call] = step.calls.get(call, 0) + 1
-            step.batch_sum += leading
         seen = step.seen()
         own = None
         if step.counting:
             self._mode.stop()
             if error_type is None:
                 count = self._mode.result()
-                self._costs.learn(self._costs.shown(seen), count)
+                costs.learn(costs.shown(seen), count)
                 # Its own count, not the mean of all that look like it.
                 own = self.ledger.counted(count)
+                if self.board is not None:
+                    self._post(step, costs.of_seen(seen), count.model_flops)
             if outside := self._mode.outside():
                 self.ledger.note(
                     "in threads that the step started, operators ran that belong to no module of the model, and are in "
                     f"no count: {', '.join(outside[:3])}"
                 )
-        demand = own or self._costs.of_seen(seen)
+        if step.phase == "checkpoint" and not step.calls:
+            own = self.ledger.nothing()
+        step.demand = demand = own or costs.of_seen(seen)
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
-            self._costs.wants_count = True
+            costs.wants_count = True
         if error_type is None and (step.profiled or self._profile.sees_exchanges):
             self._profile.gather(step, demand)
-        work = Work(
-            index=self._index,
-            phase=step.phase,
-            start=step.start,
-            end=end,
-            start_unix_ns=step.start_unix_ns,
-            demand=demand,
-            tokens=tokens,
-            samples=samples,
-            waits=tuple(step.waits) if self._times_data else None,
-            batch_running=step.batch_running(),
-            error_type=error_type,
-            counted_while_running=step.counting,
-            profiled=step.profiled,
-        )
+        step.index = self._index
+        step.finish(end)
+        step.tokens = tokens
+        step.samples = samples
+        step.error_type = error_type
+        step.batch_running = costs.batch(step.calls)
+        if self._times_data:
+            step.waits = step.waiting
         self._step = None
-        self._costs.bound()
+        if costs.overfull:
+            costs.forget_calls()
         self._index += 1
-        self._last_end = (end, time.time_ns())
-        self.ledger.add(work)
+        if not step.profiled:
+            self._last_end = (end, time.time_ns())
+        self.ledger.add(step)
 
     def interlude(self, between: Callable[[], None]) -> bool:
         """Do `between` where no step is under way, and let the next one begin behind it; False inside a step.
@@ -407,18 +432,43 @@ class Engine:
         """End the step under way where its work ended, undo every hook, and close the books."""
         with shield("ending the last step"):
             self._end_last(error_type)
-        if self._step is not None:
+        while self._step is not None:
             self._drop()
+            if self._nesting.outer:
+                self._resume_outer()
         self._hooks.close()
         for note in self._costs.notes():
             self.ledger.note(note)
-        return self.ledger.close(error_type=error_type)
+        ranks = None
+        if self.board is not None:
+            with shield("hearing of the other ranks"):
+                self.ledger.settle(wait=True)
+                # A run that fails does not wait for ranks that may be waiting for it.
+                ranks = self.board.close(self._standing(closed=True), wait=error_type is None)
+                self.ledger.gathered.heard(ranks.exchange_least_s)
+        return replace(self.ledger.close(error_type=error_type), ranks=ranks)
 
     def summary(self) -> RunSummary:
         """The totals so far."""
         self.ledger.settle()
+        ranks = None
+        if self.board is not None:
+            with shield("hearing of the other ranks"):
+                ranks = self.board.read(self._standing())
+                self.ledger.gathered.heard(ranks.exchange_least_s)
         found = self.ledger.summary()
-        return replace(found, notes=(*found.notes, *self._costs.notes()))
+        return replace(found, notes=(*found.notes, *self._costs.notes()), ranks=ranks)
+
+    def _post(self, step: Step, demand: Demand | None, model_flops: int) -> None:
+        """Let other ranks see what this one has counted, and its totals: once in a counted step, without waiting."""
+        assert self.board is not None
+        steady = demand is not None and demand.source == "cached" and demand.model_flops == model_flops
+        alike = f"{self._place} {self._costs.shapes(step.seen())}"
+        self._counted = Counted(self._index, model_flops, alike, steady)
+        self.board.post(self._standing())
+
+    def _standing(self, *, closed: bool = False) -> RankTotals:
+        return self.ledger.standing(self._index, self._counted, closed=closed)
 
     def _end_last(self, error_type: str | None) -> None:
         step = self._step
@@ -428,7 +478,7 @@ class Engine:
             self._end(step, self._clock.mark(), error_type=error_type)
         elif step.optimized is not None and not self._blind:
             end, waits = step.optimized
-            del step.waits[waits:]
+            del step.waiting[waits:]
             self._end(step, end)
         elif step.last_call_end is not None:
             self._end(step, step.last_call_end)

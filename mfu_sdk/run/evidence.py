@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from mfu_sdk.counting.collective_time import seconds
 from mfu_sdk.counting.expect import memory_bytes_per_s
 from mfu_sdk.records import Count, Peaks
-from mfu_sdk.run.held import Held
+from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.waterfall import Evidence
-
-_MOST_ALIKE = 256
 
 
 @dataclass(slots=True)
@@ -22,17 +20,6 @@ class _Sum:
 
     def add(self, part: float | None) -> None:
         self.value = None if self.value is None or part is None else self.value + part
-
-
-@dataclass(slots=True)
-class _Alike:
-    """Steps of one demand against one peak: how many, their seconds, and those of them that were waits."""
-
-    held: Held
-    steps: int = 0
-    time_s: float = 0.0
-    waited_s: float = 0.0
-    waits_known: bool = True
 
 
 @dataclass(slots=True)
@@ -49,11 +36,11 @@ class Gathered:
     model_flops: int = 0
     hardware_flops: int = 0
     available_flops: float = 0.0
-    _alike: dict[int, _Alike] = field(default_factory=dict)
     _waited: _Sum = field(default_factory=_Sum)
     _extra: _Sum = field(default_factory=_Sum)
     _memory: _Sum = field(default_factory=_Sum)
     _clock: _Sum = field(default_factory=_Sum)
+    _idle: float = 0.0
     # Of counted steps: which operators have FLOPs, these FLOPs, and the seconds of `_products_memory_s`.
     _products: set[str] = field(default_factory=set)
     _counted_flops: int = 0
@@ -62,46 +49,35 @@ class Gathered:
     _seen_flops: int = 0
     _products_s: float = 0.0
     _streaming_s: float = 0.0
-    # Of steps whose exchange of gradients was timed.
+    # Of steps whose exchange with other ranks was timed.
     _exchanges: int = 0
     _exchanged_s: float = 0.0
     _least_s: float = 0.0
+    # The shortest that any rank timed, as far as this one has heard.
+    _anywhere_s: float | None = None
+    # Whether that was all exchanges of a step, and whether these were all-reductions.
+    _of_all: bool = False
+    _only_reduces: bool = False
     # What all of a step's gradients take by the measured rate of their links, where that was measured.
     _transfer_s: float | None = None
 
-    def add(self, held: Held, duration_s: float, waited_s: float | None) -> None:
-        """Enter a timed step whose FLOPs and peak are known."""
-        # On the path of every step: steps of one kind are summed up by it, and worked out when somebody asks.
-        alike = self._alike.get(id(held))
-        if alike is None:
-            if len(self._alike) >= _MOST_ALIKE:
-                self._work_out()
-            alike = self._alike[id(held)] = _Alike(held)
-        alike.steps += 1
-        alike.time_s += duration_s
-        if waited_s is None:
-            alike.waits_known = False
-        else:
-            # Waits of one step may be longer than it, where it began late.
-            alike.waited_s += waited_s if waited_s < duration_s else duration_s
-
-    def _work_out(self) -> None:
-        for alike in self._alike.values():
-            held = alike.held
-            peak, demand, ratio = held.peak_flops_per_s, held.demand, held.clock_ratio
-            if peak is None:
-                continue
-            steps = alike.steps
-            self.steps += steps
-            self.time_s += alike.time_s
-            self.model_flops += steps * demand.model_flops
-            self.hardware_flops += steps * demand.hardware_flops
-            self.available_flops += peak * alike.time_s
-            self._waited.add(alike.waited_s * peak if alike.waits_known else None)
-            self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
-            self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
-            self._clock.add(None if ratio is None else steps * demand.model_flops / ratio)
-        self._alike.clear()
+    def add(self, kind: Kind) -> None:
+        """Enter timed steps of one kind; nothing where their FLOPs or their peak is not known."""
+        held = kind.held
+        if held is None or held.peak_flops_per_s is None:
+            return
+        peak, demand, ratio, steps = held.peak_flops_per_s, held.demand, held.clock_ratio, kind.steps
+        self.steps += steps
+        self.time_s += kind.time_s
+        self.model_flops += steps * demand.model_flops
+        self.hardware_flops += steps * demand.hardware_flops
+        self.available_flops += peak * kind.time_s
+        if not demand.hardware_flops and not demand.bytes_moved:
+            self._idle += peak * (kind.time_s - kind.waited_s)
+        self._waited.add(kind.waited_s * peak if kind.waits_known else None)
+        self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
+        self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
+        self._clock.add(None if ratio is None else steps * demand.model_flops / ratio)
 
     def counted(self, count: Count, peaks: Peaks) -> None:
         """Learn from a counted step which operators are products, and how far memory holds those up."""
@@ -109,29 +85,42 @@ class Gathered:
         self._counted_flops += count.hardware_flops
         self._products_memory.add(_products_memory_s(count, peaks))
         sent_bytes = count.comm_bytes.get("allreduce")
+        self._only_reduces = not any(sent for name, sent in count.comm_bytes.items() if name != "allreduce")
         for rate in peaks.collectives.values() if sent_bytes else ():
             if rate.collective == "all_reduce" and (rate.ranks, rate.groups) == (self.ranks, 1):
                 self._transfer_s = seconds(rate, sent_bytes or 0)
 
     def ran(self, op_seconds: Mapping[str, float], hardware_flops: int) -> None:
         """Enter a step whose operators were timed, by the names that counts have for them."""
-        total_s = sum(op_seconds.values())
-        if not hardware_flops or total_s <= 0:
-            return
         products_s = sum(taken_s for op, taken_s in op_seconds.items() if op in self._products)
+        self.worked(products_s, sum(op_seconds.values()) - products_s, hardware_flops)
+
+    def worked(self, products_s: float, streaming_s: float, hardware_flops: int) -> None:
+        """Enter what the device worked in a step of so many FLOPs: on products, and on everything else."""
+        if not hardware_flops or products_s + streaming_s <= 0:
+            return
         self._seen_flops += hardware_flops
         self._products_s += products_s
-        self._streaming_s += total_s - products_s
+        self._streaming_s += streaming_s
 
-    def exchanged(self, exposed_s: float) -> None:
-        """Enter how long a step waited for the exchange of gradients."""
+    def exchanged(self, exposed_s: float, *, of_all: bool = False) -> None:
+        """Enter how long a step waited for other ranks' gradients, or for what all its collectives brought."""
+        self._of_all = of_all
         self._least_s = min(exposed_s, self._least_s) if self._exchanges else exposed_s
         self._exchanges += 1
         self._exchanged_s += exposed_s
 
+    @property
+    def exchange(self) -> tuple[float, float] | None:
+        """Seconds that a step waited for other ranks' data, the mean and the least; None where none told."""
+        return (self._exchanged_s / self._exchanges, self._least_s) if self._exchanges else None
+
+    def heard(self, least_s: float | None) -> None:
+        """Enter the shortest exchange that any rank has timed."""
+        self._anywhere_s = least_s
+
     def evidence(self) -> Evidence | None:
         """What is known of the steps entered, None where there was no time in them."""
-        self._work_out()
         if not self.available_flops > 0 or not self.time_s > 0:
             return None
         # Seconds at the mean peak.
@@ -156,22 +145,24 @@ class Gathered:
             streaming_s=streaming_s,
             products_memory_s=products_memory_s,
             clock_ratio=self.model_flops / clock if clock else None,
+            idle_s=self._idle / peak,
         )
 
     def _between_ranks(self) -> tuple[float | None, float | None]:
         """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it.
 
-        An exchange ends when the last rank has come and its bytes have passed. The shortest one that was timed is
-        taken for the bytes, or what they take by the link's measured rate where that is less, and what others took
-        longer for peers that came late. So without a measured rate (`mfu.calibrate(collectives=True)`), a rank that is
-        late by as much in every step reads as a slow link.
+        An exchange ends when the last rank has come and its bytes have passed. The shortest one that any rank timed,
+        as far as they have told, is taken for the bytes, or what they take by the link's measured rate where that is
+        less, and what others took longer for peers that came late. Where other ranks are not heard of and no rate was
+        measured (`mfu.calibrate(collectives=True)`), a rank that is late by as much in every step reads as a slow link.
         """
         if self.ranks == 1:
             return 0.0, 0.0
         if not self._exchanges:
             return None, None
         mean_s = self._exchanged_s / self._exchanges
-        least_s = self._least_s if self._transfer_s is None else min(self._least_s, self._transfer_s)
+        transfer_s = None if self._of_all and not self._only_reduces else self._transfer_s
+        least_s = min(s for s in (self._least_s, self._anywhere_s, transfer_s) if s is not None)
         return least_s * self.steps, (mean_s - least_s) * self.steps
 
 

@@ -166,7 +166,7 @@ class HandlerRun:
                 self._send(ledger)
             if not self._active or began_ns - period.start_ns >= LONGEST_PERIOD_NS:
                 self._end_period(ledger, period)
-        ledger.spent(now_ns() - began_ns)
+        ledger.overhead_ns += now_ns() - began_ns
 
     def _send(self, ledger: Ledger) -> None:
         """Hand over the requests whose calls the device has passed."""

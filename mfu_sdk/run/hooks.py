@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
-class Hook:
+class Hook(partial[None]):
     """A callable that copies and pickles as `nothing`.
 
     A module is copied and saved with its hooks (`copy.deepcopy`, exponential averages, `torch.save`). A copy is not
     the module that is watched, and what stands behind a hook holds locks, which can be neither copied nor saved.
+
+    A `partial` of nothing: it passes the call on without a frame of its own.
     """
 
-    __slots__ = ("_call",)
+    __slots__ = ()
 
-    def __init__(self, call: Callable[..., None]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Pass the call on."""
-        self._call(*args, **kwargs)
+    def __copy__(self) -> Callable[..., None]:
+        return nothing
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Callable[..., None]:
         return nothing

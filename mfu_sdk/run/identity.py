@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from mfu_sdk.peak.device import Device
 from mfu_sdk.records import RunIdentity
-from mfu_sdk.run import distributed
+from mfu_sdk.run.attempts import attempt
+from mfu_sdk.run.distributed import place
+from mfu_sdk.run.mesh import axes
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 def identify(name: str | None, model: nn.Module | None, device: Device, settings: Settings) -> RunIdentity:
     """The identity of a run that starts now. Without a name: the model's class, else the script's name."""
     workload = name or (type(model).__name__ if model is not None else None) or Path(sys.argv[0] or "python").stem
-    where = distributed.place()
+    where = place()
+    this = attempt(settings.run_id, settings.run_attempt, workload, where.world_size)
     return RunIdentity(
-        run_id=distributed.shared_run_id(settings.run_id, workload),
-        attempt=settings.run_attempt,
+        run_id=this.run_id,
+        attempt=this.number,
         workload=workload,
         workload_family=None if model is None else family(model),
         rank=where.rank,
@@ -33,6 +36,7 @@ def identify(name: str | None, model: nn.Module | None, device: Device, settings
         device_vendor=device.vendor,
         device_id=device.uuid,
         start_unix_ns=time.time_ns(),
+        axes=axes(model, where.world_size),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.expect import expect
 from mfu_sdk.guard import shield, warn_once
+from mfu_sdk.ranks import Counted, RankTotals
 from mfu_sdk.records import (
     Convention,
     Count,
@@ -18,21 +19,25 @@ from mfu_sdk.records import (
     RunSummary,
     StepRecord,
     Uncounted,
+    step_record,
 )
-from mfu_sdk.run.clock import Clock
+from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.evidence import Gathered
 from mfu_sdk.run.held import Held, hold
+from mfu_sdk.run.kinds import Kind
+from mfu_sdk.run.rows import rows_for
 from mfu_sdk.run.totals import Totals
 from mfu_sdk.run.waterfall import waterfall
 from mfu_sdk.run.work import Timed, Work
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
+    from mfu_sdk.run.live import LiveLine
 
 
-MOST_HELD = 4096
-"""Demands whose standing against the peaks is remembered."""
+MOST_KINDS = 4096
+"""Kinds of steps that are summed up apart before they are entered into the totals."""
 REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
 DOUBTED_SHARE = 0.05
@@ -40,7 +45,7 @@ DOUBTED_SHARE = 0.05
 
 
 class Ledger:
-    """The books of one run. `add` and `price` sit on the step path; `settle` resolves what the device has passed."""
+    """The books of one run. `add` sits on the path of every step; `settle` resolves what the device has passed."""
 
     def __init__(
         self,
@@ -64,13 +69,22 @@ class Ledger:
         self._expected = expected
         self._on_step = on_step
         self._distrust = distrust
+        self.live: LiveLine | None = None
+        """Where the figures are shown while the run goes on."""
         self._pending: deque[Work] = deque()
-        self._held: dict[int, Held] = {}
+        # By the identity of their demand, None where that is not known.
+        self._kinds: dict[int, Kind] = {}
+        self._unknown = Kind(None)
+        self._nothing: Demand | None = None
         self._totals = Totals()
         self.gathered = Gathered(ranks=identity.world_size)
-        self._overhead_ns = 0
+        self.overhead_ns = 0
+        """What the SDK took on the step path: whoever takes it adds it here."""
         self._reported_ns = 0
         self._notes: dict[str, None] = {}
+        if telemetry is not None:
+            telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
+        self._rows = rows_for(telemetry, convention, self._expected_mfu)
 
     def price(self, count: Count, source: CountSource) -> Demand:
         """`count` as a demand, with its roofline time, and its uncounted operators entered into the books."""
@@ -97,9 +111,14 @@ class Ledger:
         self.gathered.counted(count, self.peaks)
         return self.price(count, "cached")
 
-    def spent(self, nanoseconds: int) -> None:
-        """Enter time that the SDK took on the step path."""
-        self._overhead_ns += nanoseconds
+    def nothing(self) -> Demand | None:
+        """No work, to be held against the peak that the run's other steps are; None as long as there is none."""
+        for kind in reversed(self._kinds.values()):
+            if kind.held is not None and kind.held.peak_dtype is not None:
+                if self._nothing is None or kind.held.peak_dtype not in self._nothing.by_dtype:
+                    self._nothing = Demand.nothing(kind.held.peak_dtype)
+                return self._nothing
+        return None
 
     def note(self, text: str) -> None:
         """Enter something that a reader of the summary should know; once is enough."""
@@ -112,29 +131,41 @@ class Ledger:
 
     def settle(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""
-        while self._pending:
-            work = self._pending[0]
+        pending, clock = self._pending, self.clock
+        while pending:
+            work = pending[0]
             if wait:
-                work.drain(self.clock)
-            duration_s = work.duration_s(self.clock)
+                work.drain(clock)
+            duration_s = work.duration_s(clock)
             if duration_s is None:
                 return
-            self._pending.popleft()
-            timed = Timed(work, self._held_against_peaks(work.demand), duration_s, self._waited_s(work))
-            self._enter(timed)
-            record = None if self._on_step is None else self._record(timed)
-            if self.telemetry is not None:
-                # Built where it is read, off the path of the step.
-                self.telemetry.step(record or partial(self._record, timed))
-                if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
-                    self._report_overhead(self.telemetry)
-            if self._on_step is not None and record is not None:
-                with shield("the on_step callback"):
-                    self._on_step(record)
+            pending.popleft()
+            waited_s = None if work.waits is None else self._waited_s(work.waits)
+            kind = self._kind(work.demand)
+            if self._is_timed(work, duration_s):
+                kind.add(duration_s, work.tokens, waited_s)
+            if self.telemetry is not None or self._on_step is not None:
+                self._tell(Timed(work, kind.held, duration_s, waited_s))
+        if self.live is not None and self.live.due:
+            with shield("the live line"):
+                self.live.show(self.summary())
+
+    def _tell(self, timed: Timed) -> None:
+        record = None if self._on_step is None else self._record(timed)
+        if self.telemetry is not None:
+            # Built where it is read, off the path of the step.
+            self.telemetry.step(
+                record or partial(self._record, timed), None if self._rows is None else self._rows(timed)
+            )
+            if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
+                self._report_overhead(self.telemetry)
+        if self._on_step is not None and record is not None:
+            with shield("the on_step callback"):
+                self._on_step(record)
 
     def _report_overhead(self, telemetry: Telemetry) -> None:
-        telemetry.overhead((self._overhead_ns - self._reported_ns) / 1e9)
-        self._reported_ns = self._overhead_ns
+        telemetry.overhead((self.overhead_ns - self._reported_ns) / 1e9)
+        self._reported_ns = self.overhead_ns
 
     def _record(self, timed: Timed) -> StepRecord:
         work, held, duration_s = timed.work, timed.held, timed.duration_s
@@ -142,7 +173,7 @@ class Ledger:
         available = timed.available_flops
         achievable = None if held is None or duration_s <= 0 else held.achievable_flops_per_s
         by_dtype_s = None if held is None or duration_s <= 0 else held.by_dtype_s
-        return StepRecord(
+        return step_record(
             work.index,
             work.phase,
             duration_s,
@@ -181,74 +212,104 @@ class Ledger:
             latency_target_s=None if work.load is None else work.load.latency_target_s,
         )
 
-    def _held_against_peaks(self, demand: Demand | None) -> Held | None:
+    def _kind(self, demand: Demand | None) -> Kind:
+        """What is summed up of the steps that ask for `demand`; it keeps the demand alive, and so its identity."""
         if demand is None:
-            return None
-        held = self._held.get(id(demand))
-        if held is None or held.demand is not demand:
-            if len(self._held) >= MOST_HELD:
-                self._held.clear()
-            held = self._held[id(demand)] = hold(demand, self.peaks, self._devices)
-        return held
+            return self._unknown
+        kind = self._kinds.get(id(demand))
+        if kind is None:
+            if len(self._kinds) >= MOST_KINDS:
+                self._enter_kinds()
+                self._kinds.clear()
+            kind = self._kinds[id(demand)] = Kind(hold(demand, self.peaks, self._devices))
+        return kind
 
-    def _waited_s(self, work: Work) -> float | None:
+    def _waited_s(self, waits: Sequence[tuple[Mark, Mark]]) -> float:
         """Seconds that the device stood waiting for data; a wait that its queued work hid is none."""
-        if work.waits is None:
-            return None
-        return sum(self.clock.elapsed_s(begin, end) or 0.0 for begin, end in work.waits)
+        return sum([self.clock.elapsed_s(begin, end) or 0.0 for begin, end in waits])
 
     def _expected_mfu(self, held: Held | None) -> float | None:
         return self._expected if held is None or self._expected is not None else held.expected_mfu
 
-    def _enter(self, timed: Timed) -> None:
-        totals, work, held, duration_s = self._totals, timed.work, timed.held, timed.duration_s
+    def _is_timed(self, work: Work, duration_s: float) -> bool:
+        """Enter a step that has ended, and say whether its time is that of a step like it."""
+        totals = self._totals
         totals.steps += 1
         if work.error_type is not None:
-            return
+            return False
         if work.tokens is not None:
             totals.tokens = (totals.tokens or 0) + work.tokens
-        if timed.source == "measured":
+        if work.counting:
             # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
             if totals.steps > 1:
                 totals.counted += 1
                 totals.counted_s += duration_s
-            return
-        if work.profiled:
-            return
-        totals.timed += 1
-        totals.time_s += duration_s
-        if work.tokens is not None:
-            totals.timed_tokens += work.tokens
-            totals.token_time_s += duration_s
+            return False
+        return not work.profiled
+
+    def _enter_kinds(self) -> None:
+        """Enter into the totals what was summed up by kinds."""
+        for kind in (self._unknown, *self._kinds.values()):
+            if kind.steps:
+                self._enter(kind)
+                kind.clear()
+
+    def _enter(self, kind: Kind) -> None:
+        totals, held = self._totals, kind.held
+        totals.timed += kind.steps
+        totals.time_s += kind.time_s
+        totals.timed_tokens += kind.tokens
+        totals.token_time_s += kind.token_time_s
         if held is None or held.peak_flops_per_s is None:
-            totals.unknown += 1
+            totals.unknown += kind.steps
             return
         demand, peak = held.demand, held.peak_flops_per_s
-        available = peak * duration_s
-        totals.model_flops += demand.model_flops
-        totals.hardware_flops += demand.hardware_flops
+        available = peak * kind.time_s
+        totals.model_flops += kind.steps * demand.model_flops
+        totals.hardware_flops += kind.steps * demand.hardware_flops
         totals.available_flops += available
-        kind = (held.peak_dtype, held.peak_source, peak)
-        totals.peaks[kind] = totals.peaks.get(kind, 0.0) + available
-        totals.bytes_moved += demand.bytes_moved
-        totals.priced_bytes += demand.priced_bytes
+        denominator = (held.peak_dtype, held.peak_source, peak)
+        totals.peaks[denominator] = totals.peaks.get(denominator, 0.0) + available
+        totals.bytes_moved += kind.steps * demand.bytes_moved
+        totals.priced_bytes += kind.steps * demand.priced_bytes
         expected = self._expected_mfu(held)
         if expected is not None:
             totals.expected_flops += expected * available
             totals.expected_available_flops += available
-        self.gathered.add(held, duration_s, timed.waited_s)
-        fastest = held.achievable_high_flops_per_s
-        if fastest is not None and demand.model_flops > fastest * duration_s:
-            totals.beyond += 1
-        if demand.model_flops > available > 0:
+        self.gathered.add(kind)
+        totals.beyond += kind.beyond
+        if kind.above_one:
             self.note(
                 f"some steps have an MFU above 1: their {held.peak_dtype} peak ({held.peak_source}) or their count "
                 "is wrong; measure again with `mfu calibrate` on a quiet machine"
             )
             warn_once("MFU", f"above 1 in {self.identity.workload} (see the summary's notes)")
 
+    def standing(self, step: int, counted: Counted | None, *, closed: bool = False) -> RankTotals:
+        """What this rank tells the others: its totals up to `step`, and what it counted last."""
+        self._enter_kinds()
+        totals, exchange, evidence = self._totals, self.gathered.exchange, self.gathered.evidence()
+        waited_s = None if evidence is None else evidence.data_wait_s
+        return RankTotals(
+            rank=self.identity.rank,
+            step=step,
+            steps=totals.steps,
+            timed_steps=totals.timed,
+            duration_s=totals.time_s,
+            model_flops=totals.model_flops,
+            hardware_flops=totals.hardware_flops,
+            available_flops=totals.available_flops,
+            tokens=totals.tokens,
+            data_wait_s=None if waited_s is None else waited_s / self.gathered.steps,
+            exchange_s=None if exchange is None else exchange[0],
+            exchange_least_s=None if exchange is None else exchange[1],
+            counted=counted,
+            closed=closed,
+        )
+
     def summary(self) -> RunSummary:
         """The totals so far: sums over sums, never a mean of ratios."""
+        self._enter_kinds()
         totals = self._totals
         known = totals.available_flops > 0
         mfu = totals.model_flops / totals.available_flops if known else None
@@ -285,7 +346,7 @@ class Ledger:
             bars=() if parts is None else parts.bars,
             tokens=totals.tokens,
             tokens_per_s=totals.timed_tokens / totals.token_time_s if totals.token_time_s else None,
-            overhead_s=self._overhead_ns / 1e9 + counting_s,
+            overhead_s=self.overhead_ns / 1e9 + counting_s,
             uncounted=tuple(Uncounted(op, calls, module) for (op, module), calls in totals.uncounted.items()),
             coverage=totals.priced_bytes / totals.bytes_moved if totals.bytes_moved else None,
             model_flops=totals.model_flops if known else None,
@@ -319,10 +380,12 @@ class Ledger:
             self.note("the device was measured again; this run keeps its denominator, and the next one takes the new")
             return
         self.peaks = peaks
-        self._held.clear()
+        self._enter_kinds()
+        self._kinds.clear()
 
     def _doubt(self) -> None:
         """Where one timed step in twenty beat the measured peak's interval, it is the measurement that is wrong."""
+        self._enter_kinds()
         totals = self._totals
         if self._distrust is not None and totals.beyond > DOUBTED_SHARE * totals.timed:
             why = f"{totals.beyond} of {totals.timed} steps of {self.identity.workload} were faster than its interval"
@@ -335,6 +398,9 @@ class Ledger:
             self.settle(wait=True)
             self._doubt()
         summary = self.summary()
+        if self.live is not None:
+            with shield("the live line"):
+                self.live.close(summary)
         if self.telemetry is not None:
             self._report_overhead(self.telemetry)
             self.telemetry.close(summary, error_type=error_type)

@@ -138,7 +138,7 @@ class ModelCalls:
             call.shape = shape_of(args, kwargs)
             with turns:
                 counts = self._costs.should_count(call.key)
-                ledger.spent(time.perf_counter_ns() - began_ns)
+                ledger.overhead_ns += time.perf_counter_ns() - began_ns
             call.start = ledger.clock.mark()
             if counts:
                 call.mode = CountingMode(
@@ -177,7 +177,7 @@ class ModelCalls:
             began_ns = time.perf_counter_ns()
             with turns:
                 self._ended(ledger, call, output)
-                ledger.spent(time.perf_counter_ns() - began_ns)
+                ledger.overhead_ns += time.perf_counter_ns() - began_ns
 
     def _ended(self, ledger: Ledger, call: Call, output: Any) -> None:
         # One that raised has no output, and is not what its shapes cost.

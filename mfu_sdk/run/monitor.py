@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mfu_sdk.counting.plan import Packed
+    from mfu_sdk.run.board import Board
     from mfu_sdk.run.engine import Engine
 
 _P = ParamSpec("_P")
@@ -47,6 +49,7 @@ def monitor(
     spans: Literal["auto", "all", "windows", "off"] | None = None,
     start_step: int = 0,
     on_step: Callable[[StepRecord], None] | None = None,
+    live: bool = False,
     settings: Settings | None = None,
 ) -> Monitor:
     """Watch a training loop: a context manager, or a decorator of a function that trains.
@@ -58,12 +61,15 @@ def monitor(
     whose peaks add up to the denominator, by default those that hold the parameters. `peaks`: a denominator of your
     own. `expected`: the MFU to hold the run against (0..1), instead of the roofline's. `start_step`: the first step's
     index, for a resumed run. `on_step` is called with every `StepRecord`; what it raises is logged, not passed on.
+    `live`: show the figures while it runs, in a line on the terminal (`Monitor.live`).
 
     Raises `ConfigurationError` or `MissingDependencyError` before anything starts; nothing of ours after that.
     """
     settings = settings or Settings.from_env()
     if spans is not None:
         settings = replace(settings, spans=spans)
+    if live:
+        settings = replace(settings, live=True)
     if not isinstance(start_step, int) or start_step < 0:
         raise ConfigurationError(
             f"start_step={start_step}: must be a whole number of at least 0, the first step's index"
@@ -117,6 +123,7 @@ class Monitor:
         self._on_step = on_step
         self._engine: Engine | None = None
         self._summary: RunSummary | None = None
+        self._board: Board | None = None
 
     def __enter__(self) -> Monitor:
         if self._engine is not None:
@@ -147,11 +154,22 @@ class Monitor:
             self._optimizer,
             self._convention,
             self._start_step,
-            times_operators=self._settings.profile == "auto",
+            profiling=self._settings.profile,
         )
         if self._model is not None:
             _open[id(self._model)] = self
+        # One line for the job, on the terminal that its ranks share.
+        if self._settings.live and ledger.identity.rank == 0:
+            with shield("the live line"):
+                self._shows_live(self._engine)
         return self
+
+    def _shows_live(self, engine: Engine) -> bool:
+        if engine.ledger.live is None:
+            from mfu_sdk.run.live import live_line
+
+            engine.ledger.live = live_line()
+        return engine.ledger.live is not None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -165,6 +183,7 @@ class Monitor:
         if _open.get(id(self._model)) is self:
             del _open[id(self._model)]
         with shield("closing a monitor"):
+            self._board = engine.board
             self._summary = engine.close(None if kind is None else kind.__qualname__)
         self._summary = self._summary or engine.ledger.summary()
 
@@ -184,7 +203,7 @@ class Monitor:
             )  # fmt: skip
             with fresh:
                 result = train(*args, **kwargs)
-            self._summary = fresh._summary
+            self._summary, self._board = fresh._summary, fresh._board
             return result
 
         return monitored
@@ -203,14 +222,19 @@ class Monitor:
         as samples. Like a wrong amount, lengths that cannot be read are left out with one warning, a tensor on a
         device among them: to read it would wait for the device.
 
+        `phase`: "train", "eval", or "checkpoint" for saving one, which takes time and no arithmetic: marked, it is the
+        host's and no longer the next step's. A step of another phase may lie within a step, whose time and FLOPs are
+        then without those of the inner one.
+
         The first marked step ends the search for unmarked ones. Raises `ConfigurationError` for an unknown phase.
         """
         if phase not in PHASES:
             raise ConfigurationError(f"phase={phase!r}: must be one of {', '.join(PHASES)}")
         return MarkedStep(
             self._engine,
-            amount("run.step(tokens=…)", tokens),
-            amount("run.step(samples=…)", samples),
+            # What need not be looked at is not: this is on the path of every step.
+            tokens if tokens is None else amount("run.step(tokens=…)", tokens),
+            samples if samples is None else amount("run.step(samples=…)", samples),
             phase,
             None if seq_lens is None or self._engine is None else _lengths(seq_lens),
         )
@@ -243,6 +267,21 @@ class Monitor:
                 warn_once("run.calibrate", "called inside of a step: nothing was measured; call it between two steps")
         return found[0] if found else None
 
+    def live(self) -> None:
+        """Show the run's figures: MFU lately and so far, what was expected, tokens a second, the biggest loss.
+
+        On a terminal that is a line which is drawn anew twice a second from here to the run's end, below what the
+        program prints. Elsewhere (a pipe, a notebook) the line is printed once, as it is now: call it when you like.
+        Nothing before the run has started or after it.
+        """
+        if self._engine is None:
+            return
+        with shield("the live line"):
+            if not self._shows_live(self._engine):
+                from mfu_sdk.run.live import plain
+
+                sys.stdout.write(plain(self._engine.summary()) + "\n")
+
     def draw(self, path: str | Path) -> None:
         """Write the waterfall of `summary()` to `path`, as SVG, PNG or PDF by its ending.
 
@@ -254,13 +293,17 @@ class Monitor:
         draw(self.summary(), path)
 
     def summary(self) -> RunSummary:
-        """The run's totals so far, or, after the `with` block, its final ones.
+        """The run's totals so far, or, after the `with` block, its final ones; in `ranks` those of all ranks.
 
+        What other ranks have posted is asked of the store that the ranks share, for a second at most.
         Raises `ConfigurationError` before the run has started. Under MFU_ENABLED=0 nothing is known; its notes say so.
         """
         if self._engine is not None:
             return self._engine.summary()
         if self._summary is not None:
+            if self._board is not None:
+                # Ranks that closed after this one.
+                self._summary = replace(self._summary, ranks=self._board.latest())
             return self._summary
         if not self._settings.enabled:
             from mfu_sdk.run.totals import disabled_summary

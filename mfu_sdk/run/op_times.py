@@ -11,11 +11,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfu_sdk.counting import mode_stack, registry
+from mfu_sdk.counting.part import wraps
 from mfu_sdk.counting.traffic import COLLECTIVES
 from mfu_sdk.guard import contained, shield
+from mfu_sdk.run.collective_waits import CollectiveWaits
 
 if TYPE_CHECKING:
     from mfu_sdk.run.clock import HostClock
+    from mfu_sdk.run.evidence import Gathered
 
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _running: Final[list[OpTimes]] = []
@@ -31,6 +34,7 @@ Measured on an AMD EPYC with 2 cores, torch 2.13, Python 3.11, November 2026.
 MOST_OF_RUN = 0.005
 """The share of the run's time that timing may take."""
 _CALLS_EXPECTED = 1000
+_BETWEEN_STAGES = ("send", "recv")
 # Older versions of torch leave eager for good what they first compile under a mode.
 _KEEPS_COMPILATION: Final = hasattr(TorchDispatchMode, "ignore_compile_internals")
 
@@ -48,13 +52,16 @@ class OpTimes(TorchDispatchMode):
     def __init__(self, clock: HostClock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._clock = clock
+        self._waits = CollectiveWaits(clock)
         self._opened = clock.mark()
         self._seconds: defaultdict[Any, float] = defaultdict(float)
         self._calls = _CALLS_EXPECTED
         self._spent_s = 0.0
         self._alone = True
-        self.paused = False
-        """Whether operators run by and are not timed."""
+        self.sees_waits = True
+        """Whether what the model waits for other ranks shows (`ddp_times.waits_unseen`)."""
+        self.pauses = 0
+        """For how many reasons operators run by and are not timed."""
 
     def due(self, step: int) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
@@ -81,13 +88,22 @@ class OpTimes(TorchDispatchMode):
             other._alone = False
         _running.append(self)
         mode_stack.insert(self)
+        self._waits.start()
 
     def stop(self) -> None:
         """Leave the stack; nothing where it is not on."""
         if self in _running:
             _running.remove(self)
             mode_stack.remove(self)
+            self._waits.stop()
             self._spent_s += self._calls * CALL_S
+
+    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
+        """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing."""
+        if (seconds := self.seconds()) is not None:
+            gathered.ran(seconds, hardware_flops)
+        if self.sees_waits and (waited_s := self.exchanged_s()) is not None:
+            gathered.exchanged(waited_s, of_all=True)
 
     def seconds(self) -> dict[str, float] | None:
         """Seconds by operator, named as in `OpCost`, without collectives; None where they would not be all there is.
@@ -104,13 +120,34 @@ class OpTimes(TorchDispatchMode):
                 found[name] += seconds
         return dict(found)
 
+    def exchanged_s(self) -> float | None:
+        """Seconds that the step waited for other ranks' data, in collectives and for them; None where not all show.
+
+        That is where operators would not be all there is (`seconds`), where collectives ran and nothing was seen to
+        wait for them, and in a pipeline: its stages wait for one another by design, which is neither transfer nor skew.
+        """
+        if not self._alone or _compiled_graphs():
+            return None
+        waits, seconds = self._waits.calls, self._waits.seconds
+        for func, taken_s in self._seconds.items():
+            namespace, _, name = registry.rule(func).name.partition("::")
+            if namespace in COLLECTIVES:
+                if name.startswith(_BETWEEN_STAGES):
+                    return None
+                waits += name.startswith("wait_tensor")
+                seconds += taken_s
+        return seconds if waits else None
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operator, and time it."""
         if kwargs is None:
             kwargs = _NO_KEYWORDS
-        if self.paused:
+        if types and any(map(wraps, types)):
+            # A subclass (DTensor, a collective's result) unwraps, waits and exchanges: what it runs comes back here.
+            return NotImplemented
+        if self.pauses:
             return func(*args, **kwargs)
         clock = self._clock
         began = clock.mark()

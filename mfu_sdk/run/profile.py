@@ -1,61 +1,93 @@
-"""What a run's steps show of where their time goes, besides how long they take: operators' times and exchanges."""
+"""What a run's steps show of where their time goes, besides how long they take: operators, kernels, exchanges."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from mfu_sdk.run.clock import HostClock
-from mfu_sdk.run.ddp_times import ddp_times
+from mfu_sdk.run.clock import CudaClock, HostClock
+from mfu_sdk.run.ddp_times import ddp_times, waits_unseen
+from mfu_sdk.run.kernel_times import KernelTimes
 from mfu_sdk.run.op_times import OpTimes
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mfu_sdk.run.clock import Clock
     from mfu_sdk.run.demand import Demand
+    from mfu_sdk.run.evidence import Gathered
     from mfu_sdk.run.ledger import Ledger
     from mfu_sdk.run.step import Step
+    from mfu_sdk.settings import Profiling
+
+
+class Times(Protocol):
+    """What times the work of some steps."""
+
+    pauses: int
+
+    def due(self, step: int) -> bool:
+        """Whether it is the turn of the run's `step`-th step."""
+        ...
+
+    def start(self) -> None:
+        """Time what runs from here on."""
+        ...
+
+    def stop(self) -> None:
+        """Time no more."""
+        ...
+
+    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
+        """Enter what the last step showed, which had so many FLOPs."""
+        ...
 
 
 class Profile:
-    """Times the operators of some steps of a run on a processor, and reads what DistributedDataParallel has timed."""
+    """Times the work of some of a run's steps, and reads what DistributedDataParallel has timed."""
 
-    def __init__(self, ledger: Ledger, model: nn.Module | None, *, times_operators: bool) -> None:
+    def __init__(self, ledger: Ledger, model: nn.Module | None, profiling: Profiling) -> None:
         self._gathered = ledger.gathered
         self._exchanges = ddp_times(model)
         self.sees_exchanges = self._exchanges is not None
         """Whether each step is asked for what the exchange of its gradients took."""
-        clock = ledger.clock
-        self._op_times = OpTimes(clock) if times_operators and isinstance(clock, HostClock) else None
+        self._times = _times(ledger.clock, profiling)
+        if isinstance(self._times, OpTimes):
+            self._times.sees_waits = not waits_unseen(model)
 
     def begin(self, step: Step, number: int) -> None:
-        """Time the operators of `step`, the run's `number`-th, where it is the turn of one."""
-        if self._op_times is not None and self._op_times.due(number):
-            self._op_times.start()
+        """Time the work of `step`, the run's `number`-th, where it is the turn of one."""
+        if self._times is not None and self._times.due(number):
+            self._times.start()
             step.profiled = True
 
     def end(self, step: Step) -> None:
         """Time no more of `step`; nothing where that has happened already."""
-        if step.profiled and self._op_times is not None:
-            self._op_times.stop()
+        if step.profiled and self._times is not None:
+            self._times.stop()
 
     def pause(self) -> None:
-        """What runs from here on is a loader's, whose time is that of waiting for data."""
-        if self._op_times is not None:
-            self._op_times.paused = True
+        """What runs from here on is not the step's: a loader's, or a step's of another phase within it."""
+        if self._times is not None:
+            self._times.pauses += 1
 
     def resume(self) -> None:
-        """The loader is done."""
-        if self._op_times is not None:
-            self._op_times.paused = False
+        """That is done."""
+        if self._times is not None:
+            self._times.pauses -= 1
 
     def gather(self, step: Step, demand: Demand | None) -> None:
         """Enter what `step`, which has ended well and costs `demand`, has shown."""
-        if step.profiled and not step.counting and demand is not None and self._op_times is not None:
-            seconds = self._op_times.seconds()
-            if seconds is not None:
-                self._gathered.ran(seconds, demand.hardware_flops)
+        if step.profiled and not step.counting and demand is not None and self._times is not None:
+            self._times.tell(self._gathered, demand.hardware_flops)
         if self._exchanges is not None:
             representative = not (step.counting or step.profiled)
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
             if exposed_s is not None:
                 self._gathered.exchanged(exposed_s)
+
+
+def _times(clock: Clock, profiling: Profiling) -> Times | None:
+    """Operators where the host does the work; a GPU's kernels only where they are asked for."""
+    if isinstance(clock, HostClock):
+        return None if profiling == "off" else OpTimes(clock)
+    return KernelTimes() if isinstance(clock, CudaClock) and profiling == "kernels" else None

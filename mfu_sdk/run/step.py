@@ -8,60 +8,59 @@ from mfu_sdk.counting.plan import Packed
 from mfu_sdk.records import Phase
 from mfu_sdk.run.clock import Mark
 from mfu_sdk.run.costs import Seen
+from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.elsewhere import Call
+from mfu_sdk.run.work import Work
 
 
-class Step:
-    """A step that is running: what it has shown of itself so far."""
+class Step(Work):
+    """A step that is running, and is entered into the books as it is once it has an end.
 
-    __slots__ = (
-        "batch_sum",
-        "calls",
-        "counting",
-        "elsewhere",
-        "last_call_end",
-        "optimized",
-        "packed",
-        "phase",
-        "profiled",
-        "settings",
-        "start",
-        "start_unix_ns",
-        "waits",
-    )
+    Nothing is copied from one object to another: the object is made once a step, on the step's path.
+    """
 
     def __init__(
         self,
         phase: Phase,
         start: Mark,
         start_unix_ns: int,
-        waits: list[tuple[Mark, Mark]],
+        waiting: list[tuple[Mark, Mark]],
         settings: Hashable,
         packed: Packed | None,
     ) -> None:
+        # `Work`'s own, of which the rest are its defaults until the end.
         self.phase: Phase = phase
-        self.settings = settings
-        self.packed = packed
         self.start = start
         self.start_unix_ns = start_unix_ns
-        self.waits = waits
+        self.settings = settings
+        self.packed = packed
+        # Waits for data, whether or not anybody times them.
+        self.waiting = waiting
         # By number (`Costs.number`).
         self.calls: dict[int, int] = {}
         # Other threads', as they came.
         self.elsewhere: list[Call] = []
-        self.batch_sum = 0
-        self.counting = False
-        # Whether its operators are timed.
-        self.profiled = False
         # Where the optimizer stepped last, and how many of the waits came before.
         self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None
+        # What came before steps of other phases that lay within it, and where it went on after the last of them.
+        self.parts: list[Slice] = []
+        self.since = start
+
+    def pause(self, at: Mark) -> None:
+        """A step of another phase begins within it."""
+        self.parts.append(Slice(self.since, at, 1.0))
+
+    def resume(self, at: Mark) -> None:
+        """That one has ended."""
+        self.since = at
+
+    def finish(self, end: Mark) -> None:
+        """It has ended."""
+        self.end = end
+        if self.parts:
+            self.slices = (*self.parts, Slice(self.since, end, 1.0))
 
     def seen(self) -> Seen:
         """What its cost is looked up by."""
         return self.phase, self.settings, self.packed, tuple(self.calls.items())
-
-    def batch_running(self) -> float | None:
-        """Mean leading dimension of the model's calls."""
-        calls = sum(self.calls.values())
-        return self.batch_sum / calls if calls and self.batch_sum else None

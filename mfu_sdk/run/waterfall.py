@@ -55,7 +55,7 @@ class Evidence:
     that did not run. `memory_s` is a roofline's excess of bytes over FLOPs, over all operators. `products_s` and
     `streaming_s` are operators' own times, with and without FLOPs, and `products_memory_s` that excess over products
     alone, 0.0 where it is not known: all three are given or none. `clock_ratio` is the clock that ran over the clock
-    of the peak.
+    of the peak. `idle_s` is the time of steps that asked nothing of the device (a checkpoint that is written).
     """
 
     step_s: float
@@ -69,6 +69,7 @@ class Evidence:
     streaming_s: float | None = None
     products_memory_s: float | None = None
     clock_ratio: float | None = None
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,9 @@ def waterfall(evidence: Evidence) -> Waterfall:
     communication = _Part("exposed_communication", evidence.communication_s, between)
     skew = _Part("rank_skew", evidence.skew_s, between)
     active_s = _fit_waits(total_s, data, communication, skew)
-    gap = _Part("host_gap", None, "sampled")
+    idle_s = min(evidence.idle_s, active_s)
+    active_s -= idle_s
+    gap = _Part("host_gap", idle_s or None, "measured")
     products_s, streaming_s = evidence.products_s, evidence.streaming_s
     worked_s, shrunk = 0.0, 1.0
     if products_s is not None and streaming_s is not None:
@@ -113,7 +116,8 @@ def waterfall(evidence: Evidence) -> Waterfall:
         shrunk = active_s / worked_s if worked_s > active_s else 1.0
         products_s, streaming_s = products_s * shrunk, streaming_s * shrunk
         if None not in (data.seconds, communication.seconds, skew.seconds):
-            gap.seconds = max(0.0, active_s - worked_s)
+            gap.seconds = idle_s + max(0.0, active_s - worked_s)
+            gap.known = "sampled"
     clock = _clock(evidence)
     recomputation = _Part("recomputation", evidence.extra_s, "modelled")
     if recomputation.seconds is not None and recomputation.seconds < 0:

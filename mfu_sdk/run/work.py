@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 
@@ -13,9 +14,12 @@ from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.held import Held
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Work:
-    """A step that has ended on the host: everything but its duration, which the clock may not know yet."""
+    """A step that has ended on the host: everything but its duration, which the clock may not know yet.
+
+    Without slots: what a step leaves at its default costs it nothing.
+    """
 
     index: int
     phase: Phase
@@ -25,7 +29,7 @@ class Work:
     demand: Demand | None
     tokens: int | None = None
     samples: int | None = None
-    waits: tuple[tuple[Mark, Mark], ...] | None = None
+    waits: Sequence[tuple[Mark, Mark]] | None = None
     batch_running: float | None = None
     error_type: str | None = None
     requests: int | None = None
@@ -33,7 +37,8 @@ class Work:
     requests_s: float | None = None
     requests_running: float | None = None
     load: Load | None = None
-    counted_while_running: bool = False
+    counting: bool = False
+    """Whether it was counted while it ran: its time is not that of a step like it."""
     profiled: bool = False
     # Of a step that had the device to itself in parts only: which, and what share of each; else from start to end.
     slices: tuple[Slice, ...] | None = None
@@ -67,7 +72,7 @@ class Timed:
     @property
     def source(self) -> CountSource | None:
         """How its FLOPs are known."""
-        if self.work.counted_while_running:
+        if self.work.counting:
             return "measured"
         return None if self.work.demand is None else self.work.demand.source
 

@@ -181,6 +181,7 @@ def test_on_one_screen() -> None:
         ({"seq": 0}, r"batch=1, seq=0: both must be given, 1 or more"),
         ({"recompute": True, "phase": "decode"}, r"only training recomputes"),
         ({"device": "H100"}, r"may be any of"),
+        ({"gpus": 4, "ep": 2}, r"ep=2: the model has no experts that are known"),
         ({"device": "T4"}, r"device='T4': no rate is known of products in bfloat16; run `mfu calibrate`"),
         ({"device": Peaks("mine", {"bfloat16": rate(1.0)}, {}, None, None, {})}, r"'mine': no rate is known of memory"),
     ],

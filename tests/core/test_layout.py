@@ -1,5 +1,7 @@
 """Parallel layouts: what they exchange and how long they stand idle, by the textbooks' formulas."""
 
+from dataclasses import replace
+
 import pytest
 
 from mfu_sdk.errors import ConfigurationError
@@ -126,3 +128,45 @@ def test_numbers_that_do_not_go_together(given: tuple[int, ...], told: str) -> N
     """Each says the value, the rule and what to do."""
     with pytest.raises(ConfigurationError, match=told):
         laid_out(*given)
+
+
+def test_expert_parallel() -> None:
+    """Tokens to their two experts and back, four times in two layers, 3/4 of them elsewhere; fewer replicas of experts.
+
+    6 million of the 8 million parameters are experts, of which each of four GPUs holds a quarter, in two replicas that
+    are four GPUs apart.
+    """
+    model = replace(MODEL, experts=6_000_000, expert_layers=2, top_k=2)
+    found, missing = exchanges(Layout(dp=8, ep=4), model, WIRES, training=True, recompute=False)
+    assert missing == ()
+    times = [(each.name, each.time.value) for each in found]
+    sent = 6 * 1000 * 2 * 100 * 2
+    assert times == [
+        ("all_gather between 8 GPUs", pytest.approx(2 * 7 / 8 * 4e6 / 1e4, rel=1e-4)),
+        ("reduce_scatter between 8 GPUs", pytest.approx(7 / 8 * 4e6 / 1e4, rel=1e-4)),
+        ("all_gather between 2 GPUs", pytest.approx(2 * 1 / 2 * 3e6 / 1e4, rel=1e-4)),
+        ("reduce_scatter between 2 GPUs", pytest.approx(1 / 2 * 3e6 / 1e4, rel=1e-4)),
+        ("all_to_all between 4 GPUs", pytest.approx(4 * 2 * 3 / 4 * sent / 1e4, rel=1e-4)),
+    ]
+    served, _ = exchanges(Layout(dp=8, ep=4), model, WIRES, training=False, recompute=False)
+    assert [(each.name, each.calls) for each in served] == [("all_to_all between 4 GPUs", 4)]
+
+
+def test_tokens_that_leave_their_node() -> None:
+    """Of 16 GPUs in two nodes half of the tokens go through each GPU's own adapter, 7/16 over the link beside them."""
+    model = replace(MODEL, experts=6_000_000, expert_layers=1, top_k=1)
+    found, _ = exchanges(Layout(dp=16, ep=16), model, WIRES, training=False, recompute=False)
+    [sent] = [each for each in found if each.name.startswith("all_to_all")]
+    assert sent.time.value == pytest.approx(2 * 6 * 1000 * 100 * 2 * 8 / 16 / 1e3, rel=1e-4)
+    assert sent.beside == "none"
+    _, missing = exchanges(Layout(dp=16, ep=16), model, Wires(WIRES.within, None), training=False, recompute=False)
+    assert missing == ("all_to_all between 16 GPUs of 2,400,000 bytes",)
+    _, missing = exchanges(Layout(dp=8, ep=4), replace(model, top_k=0), WIRES, training=False, recompute=False)
+    assert missing == ("expert parallel all-to-alls: the model's width or its experts are not known",)
+
+
+def test_experts_need_replicas() -> None:
+    """They are shared out among data-parallel GPUs."""
+    with pytest.raises(ConfigurationError, match="ep=8: must divide the 4 data-parallel GPUs"):
+        laid_out(4, None, 1, 1, 1, 1, None, 1, 8)
+    assert str(laid_out(8, None, 2, 1, 1, 1, None, 1, 2)) == "8 GPUs (dp 4, tp 2, ep 2)"

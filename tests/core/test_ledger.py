@@ -126,9 +126,9 @@ def test_sums_not_means_of_ratios() -> None:
 def test_counted_and_failed_steps_enter_no_sum() -> None:
     """Their time is not representative; they are counted as steps all the same."""
     books, records = ledger()
-    books.add(work(books, 0, 0.0, 9.0, counted_while_running=True))
+    books.add(work(books, 0, 0.0, 9.0, counting=True))
     books.add(work(books, 1, 9.0, 10.0))
-    books.add(work(books, 2, 10.0, 14.0, counted_while_running=True))
+    books.add(work(books, 2, 10.0, 14.0, counting=True))
     books.add(work(books, 3, 14.0, 99.0, error_type="KeyError"))
     summary = books.close()
     assert [r.timed for r in records] == [False, True, False, False]
@@ -272,6 +272,28 @@ def test_ranks_that_come_late(links: dict[str, CollectiveRate], transfer_s: floa
     shares = books.close().waterfall
     assert shares["exposed_communication"] == pytest.approx(transfer_s / 2)
     assert shares["rank_skew"] == pytest.approx((0.3 - transfer_s) / 2)
+
+
+def test_what_other_ranks_have_timed() -> None:
+    """One of them waited 0.02 s at the least: the bytes take no longer, so the rest of 0.3 is for whoever is late."""
+    books = Ledger(replace(IDENTITY, world_size=2), PEAKS, LateClock())
+    books.add(work(books, 0, 0.0, 2.0))
+    books.gathered.exchanged(0.3)
+    books.gathered.heard(0.02)
+    shares = books.close().waterfall
+    assert shares["exposed_communication"] == pytest.approx(0.02 / 2)
+    assert shares["rank_skew"] == pytest.approx(0.28 / 2)
+
+
+@pytest.mark.parametrize(("also", "transfer_s"), [({}, 0.05), ({"all_gather_into_tensor": 8}, 0.1)])
+def test_a_link_of_all_reductions_times_nothing_else(also: dict[str, int], transfer_s: float) -> None:
+    """What a step waited for all its collectives is held against their rate where they were nothing but these."""
+    peaks = replace(PEAKS, collectives={"all_reduce/host": LINK})
+    books = Ledger(replace(IDENTITY, world_size=2), peaks, LateClock())
+    books.gathered.counted(replace(COUNT, comm_bytes={"allreduce": 40, **also}), peaks)
+    books.add(work(books, 0, 0.0, 2.0))
+    books.gathered.exchanged(0.1, of_all=True)
+    assert books.close().waterfall["exposed_communication"] == pytest.approx(transfer_s / 2)
 
 
 def test_operator_times_are_scaled_to_the_run() -> None:

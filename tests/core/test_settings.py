@@ -20,9 +20,20 @@ def test_every_variable_is_read() -> None:
         "MFU_ENABLED": "0",
         "MFU_CALIBRATE": "off",
         "MFU_PROFILE": "off",
+        "MFU_LIVE": "1",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
+        "MFU_OVERHEAD_BUDGET": "off",
         "MFU_GEN_AI": "chat",
+        "MFU_PROVIDER_ENDPOINT": "https://mfu.example.org",
+        "MFU_PROVIDER_HEADERS": "a=b",
+        "MFU_PROVIDER_TIMEOUT": "3",
+        "MFU_PROVIDER_COMPRESSION": "none",
+        "MFU_PROVIDER_CERTIFICATE": "/ca.pem",
+        "MFU_PROVIDER_CLIENT_CERTIFICATE": "/me.pem",
+        "MFU_PROVIDER_CLIENT_KEY": "/me.key",
+        "MFU_RECORDER": "off",
+        "MFU_RECORDER_DIR": "/somewhere/else",
         "MFU_RUN_ID": "run-7",
         "MFU_RUN_ATTEMPT": "3",
     }
@@ -38,7 +49,12 @@ def test_every_variable_is_read() -> None:
         ("MFU_ENABLED", "maybe"),
         ("MFU_GUARD", "shout"),
         ("MFU_SPANS", "some"),
+        ("MFU_OVERHEAD_BUDGET", "-1"),
+        ("MFU_OVERHEAD_BUDGET", "much"),
         ("MFU_GEN_AI", "1"),
+        ("MFU_RECORDER", "maybe"),
+        ("MFU_PROVIDER_TIMEOUT", "soon"),
+        ("MFU_PROVIDER_COMPRESSION", "zstd"),
         ("MFU_CALIBRATE", "on"),
         ("MFU_PROFILE", "all"),
         ("MFU_RUN_ATTEMPT", "-1"),
@@ -55,3 +71,10 @@ def test_cache_directory() -> None:
     assert Settings(cache_dir=Path("/a")).resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/a")
     assert Settings().resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/x/mfu_sdk")
     assert Settings().resolved_cache_dir({}) == Path.home() / ".cache/mfu_sdk"
+
+
+def test_recorder_directory() -> None:
+    """The same for flight recorders, in the state directory."""
+    assert Settings(recorder_dir=Path("/a")).resolved_recorder_dir({"XDG_STATE_HOME": "/x"}) == Path("/a")
+    assert Settings().resolved_recorder_dir({"XDG_STATE_HOME": "/x"}) == Path("/x/mfu_sdk")
+    assert Settings().resolved_recorder_dir({}) == Path.home() / ".local/state/mfu_sdk"

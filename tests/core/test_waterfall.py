@@ -55,6 +55,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
         streaming_s=draw(seconds) if timed else None,
         products_memory_s=draw(seconds) if timed else None,
         clock_ratio=draw(st.none() | st.floats(0.1, 2)),
+        idle_s=draw(st.just(0.0) | seconds),
     )
 
 
@@ -211,3 +212,16 @@ def test_one_rank_waits_for_nobody() -> None:
 
     assert known(0.0, 0.0) == {"modelled"}
     assert known(0.5, 0.0) == known(0.5, 0.25) == {"sampled"}
+
+
+def test_steps_that_asked_for_nothing_are_the_hosts() -> None:
+    """Of ten seconds two went into checkpoints: of the host's, with or without the operators' times."""
+    alone = waterfall(Evidence(step_s=10.0, useful_s=3.0, data_wait_s=1.0, idle_s=2.0))
+    assert alone.shares["host_gap"] == 0.2
+    assert alone.shares["unexplained"] == pytest.approx(0.4)
+    assert {bar.name: bar.known for bar in alone.bars}["host_gap"] == "measured"
+    # Of ALL, 1.25 s of gap; now 8.25 s are left for 7 s of operators, and two for checkpoints.
+    assert waterfall(ALL).shares["host_gap"] == pytest.approx(0.125)
+    assert waterfall(replace(ALL, step_s=12.0, idle_s=2.0)).shares["host_gap"] == pytest.approx((1.25 + 2.0) / 12)
+    # No more than the waits have left.
+    assert waterfall(Evidence(step_s=1.0, useful_s=0.0, data_wait_s=0.75, idle_s=2.0)).shares["host_gap"] == 0.25

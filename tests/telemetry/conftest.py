@@ -3,8 +3,10 @@
 import dataclasses
 import gzip
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,9 +21,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
 
-from mfu_sdk.records import RunIdentity, RunSummary, StepRecord
+from mfu_sdk.bars import Bar
+from mfu_sdk.export.encode import Span
+from mfu_sdk.export.sampling import Kept
+from mfu_sdk.export.spans import Spans
+from mfu_sdk.export.totals import Totals
+from mfu_sdk.export.windows import Window, Windows, sums
+from mfu_sdk.records import Peaks, Rate, RunIdentity, RunSummary, StepRecord, Uncounted
+from mfu_sdk.requests import InferenceRecord, PhaseRecord
 
 # 2026-01-01T00:00:00Z, a multiple of 30 s.
 EPOCH_NS = 1_767_225_600_000_000_000
@@ -45,11 +54,16 @@ class Received:
     headers: dict[str, str]
     body: bytes
 
+    @property
+    def encoding(self) -> str:
+        """The Content-Encoding, whose name collectors write as they like."""
+        return next((value for name, value in self.headers.items() if name.lower() == "content-encoding"), "")
+
 
 class Collector:
     """Answers with `status` (or not at all while `hung`), after the `script` of (status, Retry-After) has run out."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.requests: list[Received] = []
         self.status = 200
         self.hung = False
@@ -62,8 +76,10 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                # Some clients write them in small letters.
+                headers = {name.title(): value for name, value in self.headers.items()}
                 with collector.arrived:
-                    collector.requests.append(Received(self.path, dict(self.headers), body))
+                    collector.requests.append(Received(self.path, headers, body))
                     collector.arrived.notify_all()
                 if collector.hung:
                     collector._release.wait(60)
@@ -88,7 +104,8 @@ class Collector:
                 # A client that hung up or failed its handshake is what some tests are about.
                 pass
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -102,8 +119,16 @@ class Collector:
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.url = self.url.replace("http:", "https:")
 
-    def stop(self) -> None:
+    def let_go(self) -> None:
+        """End the requests that hang."""
+        self.hung = False
         self._release.set()
+
+    def stop(self) -> None:
+        """Be gone; a second time does nothing."""
+        self._release.set()
+        if not self._thread.is_alive():
+            return
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -114,11 +139,7 @@ class Collector:
 
     def bodies(self, path: str) -> list[bytes]:
         unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress}
-        return [
-            unpack.get(request.headers.get("Content-Encoding", ""), bytes)(request.body)
-            for request in self.requests
-            if request.path == path
-        ]
+        return [unpack.get(request.encoding, bytes)(request.body) for request in self.requests if request.path == path]
 
     def refuse_some(self, count: int) -> None:
         success = ExportTracePartialSuccess(rejected_spans=count, error_message="too old")
@@ -134,7 +155,7 @@ class Collector:
     def trace_requests(self) -> list[ExportTraceServiceRequest]:
         return [ExportTraceServiceRequest.FromString(body) for body in self.bodies("/v1/traces")]
 
-    def spans(self, name: str | None = None) -> list[Span]:
+    def spans(self, name: str | None = None) -> list[SentSpan]:
         """Every span received so far, once each, as a provider would keep it."""
         found = {
             span.span_id: span
@@ -168,6 +189,36 @@ def _no_otel_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program to make certificates")
+    certificate, key = tmp_path / "loopback.pem", tmp_path / "key.pem"
+    make_certificate(certificate, key)
+    return certificate, key
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Write a certificate of 127.0.0.1 that vouches for itself, and its key."""
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [*make, "-subj", "/CN=loopback", *names, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def other_collector() -> Iterator[Collector]:
+    """A second one, for the provider where the first is the tenant's."""
     running = Collector()
     yield running
     running.stop()
@@ -218,6 +269,16 @@ SUMMARY = RunSummary(
 )
 
 
+BARS = (
+    Bar("mfu", 0.4, 1.2, "measured"),
+    Bar("data_wait", 0.1, 0.3, "measured"),
+    Bar("host_gap", 0.15, 0.45, "sampled"),
+    Bar("exposed_communication", 0.2, 0.6, "sampled"),
+    Bar("rank_skew", 0.05, 0.15, "sampled"),
+    Bar("unexplained", 0.1, 0.3, "rest"),
+)
+
+
 @pytest.fixture
 def identity() -> RunIdentity:
     return IDENTITY
@@ -264,3 +325,76 @@ def step() -> Callable[..., StepRecord]:
 @pytest.fixture
 def summary() -> RunSummary:
     return SUMMARY
+
+
+# --- a span of each kind -------------------------------------------------------------------------------------------
+
+REQUEST = InferenceRecord("handle", EPOCH_NS, 0.5, 10**19, 20, "cached", 3, 4, 2)
+RATE = Rate(1e12, 0.9e12, 1.1e12, "calibrated", 0.0)
+PEAKS = Peaks(
+    device="cpu",
+    theoretical={},
+    achievable={"float32": RATE, "bfloat16": RATE},
+    memory=Rate(2e10, 1e10, 3e10, "calibrated", 0.0),
+    clock_mhz=None,
+    state={
+        "tier": "burst",
+        "float32_clock_mhz": 1500.0,
+        "float32_efficiency": 0.75,
+        "bfloat16_clock_mhz": 1400.0,
+        "bfloat16_efficiency": 0.5,
+        "degraded": "power brake",
+    },
+    calibration_id="cal-1",
+)
+SERVED = {
+    "requests": 3,
+    "requests_failed": 1,
+    "requests_s": 1.5,
+    "requests_running": 1.5,
+    "batch_feasible": 32.0,
+    "queue_waiting": 2.0,
+    "kv_cache_free_ratio": 0.75,
+    "latency_target_s": 0.05,
+}
+PHASES = (PhaseRecord("prefill", 0.125, 0.25, 10**19, 12, 1), PhaseRecord("decode", 0.375, 0.125, 7, 8, 3))
+STREAMED = dataclasses.replace(
+    REQUEST,
+    input_tokens=2,
+    output_tokens=1,
+    chunks=1,
+    time_to_first_token_s=0.375,
+    time_per_output_token_s=0.02,
+    phases=PHASES,
+)
+
+
+@pytest.fixture
+def spans(identity: RunIdentity) -> Spans:
+    return Spans(identity, "chat")
+
+
+@pytest.fixture
+def window() -> Window:
+    windows = Windows()
+    windows.add(make_step(0, device_s=0.5, **SERVED))
+    return windows.add(make_step(1, device_s=0.5))[0]
+
+
+@pytest.fixture
+def every_span(spans: Spans, window: Window, summary: RunSummary) -> list[Span]:
+    """A span of each kind, with each attribute that it can have."""
+    total = sums(window.steps)
+    totals = Totals()
+    totals.add(total)
+    missing = dataclasses.replace(
+        summary, uncounted=(Uncounted("aten::x", 1, "m"),), peak_memory_bytes_per_s=2e10, calibration_id="c", bars=BARS
+    )
+    return [
+        spans.step(make_step(0, device_s=0.5, **SERVED), window, Kept("all", 1.0)),
+        spans.step(make_step(1, error_type="ValueError"), window, Kept("error", None)),
+        spans.window(window, total),
+        spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
+        *spans.inference(dataclasses.replace(STREAMED, error_type="KeyError"), Kept("periodic", 0.25)),
+        *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
+    ]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from mfu_sdk import semconv
 from mfu_sdk.export import identity as ids_module
 from mfu_sdk.export.identity import Ids, window_slot
 from mfu_sdk.export.resource import resource
+from mfu_sdk.ranks import AXES, Axis
 
 from .conftest import EPOCH_NS
 
@@ -93,6 +95,20 @@ def test_local_rank_unknown(identity):
     found = resource(dataclasses.replace(identity, local_rank=None)).attributes
     assert "mfu.dist.local_rank" not in found
     assert found["mfu.dist.rank"] == 3
+
+
+def test_known_axes_are_on_the_resource(identity):
+    """Their numbers of ranks: two of five are known, and the others are not said to be 1."""
+    known = dataclasses.replace(identity, axes={"dp": Axis(4, 1), "tp": Axis(2, 1)})
+    found = {name: value for name, value in resource(known).attributes.items() if name.startswith("mfu.dist.")}
+    assert found == {
+        "mfu.dist.rank": 3,
+        "mfu.dist.local_rank": 1,
+        "mfu.dist.world_size": 8,
+        "mfu.dist.dp": 4,
+        "mfu.dist.tp": 2,
+    }
+    assert tuple(semconv.DIST_AXES) == AXES
 
 
 @pytest.mark.parametrize(

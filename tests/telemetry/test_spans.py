@@ -1,103 +1,35 @@
 """Spans as they go over the wire: names, ids, links, and no attribute that is not registered."""
 
 import dataclasses
+import math
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from mfu_sdk import semconv
+from mfu_sdk.export.encode import encode
 from mfu_sdk.export.identity import Ids, window_slot
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans, attributes
 from mfu_sdk.export.totals import Totals
-from mfu_sdk.export.windows import Windows, sums
-from mfu_sdk.records import Peaks, Rate, Uncounted
-from mfu_sdk.requests import InferenceRecord, PhaseRecord
+from mfu_sdk.export.windows import sums
 
-from .conftest import EPOCH_NS, attributes_of
+from .conftest import BARS, EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of
 
-REQUEST = InferenceRecord("handle", EPOCH_NS, 0.5, 10**19, 20, "cached", 3, 4, 2)
-RATE = Rate(1e12, 0.9e12, 1.1e12, "calibrated", 0.0)
-PEAKS = Peaks(
-    device="cpu",
-    theoretical={},
-    achievable={"float32": RATE, "bfloat16": RATE},
-    memory=Rate(2e10, 1e10, 3e10, "calibrated", 0.0),
-    clock_mhz=None,
-    state={
-        "tier": "burst",
-        "float32_clock_mhz": 1500.0,
-        "float32_efficiency": 0.75,
-        "bfloat16_clock_mhz": 1400.0,
-        "bfloat16_efficiency": 0.5,
-        "degraded": "power brake",
-    },
-    calibration_id="cal-1",
-)
-SERVED = {
-    "requests": 3,
-    "requests_failed": 1,
-    "requests_s": 1.5,
-    "requests_running": 1.5,
-    "batch_feasible": 32.0,
-    "queue_waiting": 2.0,
-    "kv_cache_free_ratio": 0.75,
-    "latency_target_s": 0.05,
-}
-PHASES = (PhaseRecord("prefill", 0.125, 0.25, 10**19, 12, 1), PhaseRecord("decode", 0.375, 0.125, 7, 8, 3))
-STREAMED = dataclasses.replace(
-    REQUEST,
-    input_tokens=2,
-    output_tokens=1,
-    chunks=1,
-    time_to_first_token_s=0.375,
-    time_per_output_token_s=0.02,
-    phases=PHASES,
-)
 TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
-
-
-@pytest.fixture
-def spans(identity):
-    return Spans(identity, Resource({}), "chat")
-
-
-@pytest.fixture
-def window(step):
-    windows = Windows()
-    windows.add(step(0, device_s=0.5, **SERVED))
-    return windows.add(step(1, device_s=0.5))[0]
 
 
 def wire(*made):
     """The spans as a collector decodes them."""
-    return list(encode_spans(made).resource_spans[0].scope_spans[0].spans)
+    return [Span.FromString(encode(span)) for span in made]
 
 
-def everything(spans, window, summary, step):
-    total = sums(window.steps)
-    totals = Totals()
-    totals.add(total)
-    missing = dataclasses.replace(
-        summary, uncounted=(Uncounted("aten::x", 1, "m"),), peak_memory_bytes_per_s=2e10, calibration_id="c"
-    )
-    return wire(
-        spans.step(step(0, device_s=0.5, **SERVED), window, Kept("all", 1.0)),
-        spans.step(step(1, error_type="ValueError"), window, Kept("error", None)),
-        spans.window(window, total),
-        spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
-        *spans.inference(dataclasses.replace(STREAMED, error_type="KeyError"), Kept("periodic", 0.25)),
-        *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
-    )
-
-
-def test_registered(spans, window, summary, step):
+def test_registered(every_span):
     """Every attribute of every span is registered for that place, with that type; every registered one can appear."""
     seen = set()
-    for span in everything(spans, window, summary, step):
+    for span in wire(*every_span):
         assert span.name in semconv.SPANS
         place = span.name.removeprefix("mfu.")
         for name, value in attributes_of(span.attributes).items():
@@ -127,9 +59,25 @@ def test_misplaced():
 
 
 def test_unknown_left_out():
-    """None and what is not finite are left out; zero is not."""
-    found = attributes("step", {semconv.UTILIZATION: None, semconv.EXPECTED: float("nan"), semconv.MODEL_FLOP: 0})
-    assert found == {semconv.MODEL_FLOP: 0.0}
+    """None, what is not finite, and what an int64 cannot hold are left out; zero is not."""
+    found = attributes(
+        "step",
+        {
+            semconv.UTILIZATION: None,
+            semconv.EXPECTED: float("nan"),
+            semconv.MODEL_FLOP: 0,
+            semconv.TOKEN_COUNT: 2**63,
+            semconv.SAMPLE_COUNT: 2**63 - 1,
+        },
+    )
+    assert found == {semconv.MODEL_FLOP: 0.0, semconv.SAMPLE_COUNT: 2**63 - 1}
+
+
+def test_unknown_of_a_step(spans, window, step):
+    """The same goes for a step, whose attributes are typed by a table of their own."""
+    made = spans.step(step(0, mfu=None, expected_mfu=math.inf, model_flops=0, tokens=2**63), window, Kept("all", 1.0))
+    assert {semconv.UTILIZATION, semconv.EXPECTED, semconv.TOKEN_COUNT}.isdisjoint(made.attributes)
+    assert made.attributes[semconv.MODEL_FLOP] == 0.0
 
 
 def test_huge(spans, window, step):
@@ -197,6 +145,18 @@ def test_run(spans, summary, identity):
     assert span.status.code == 0
 
 
+def test_where_a_runs_time_went(spans, summary):
+    """The waterfall's seconds, as far as they are known: nothing timed the host here, and that is not zero."""
+    bars = tuple(bar for bar in BARS if bar.name != "host_gap")
+    (span,) = wire(spans.run(dataclasses.replace(summary, bars=bars), Totals(), EPOCH_NS + 7, None))
+    found = attributes_of(span.attributes)
+    assert {name: found[name] for name in found if name.startswith("mfu.step.")} == {
+        "mfu.step.data_time": 0.3,
+        "mfu.step.comm_time": 0.6,
+        "mfu.step.skew_time": 0.15,
+    }
+
+
 def test_request(spans):
     """A request is its caller's child, or alone in a trace of its own; its name is not told."""
     child, alone, other = wire(
@@ -242,7 +202,7 @@ def test_gen_ai_names_are_opt_in(identity):
             },
         ),
     ):
-        made = Spans(identity, Resource({}), operation).inference(STREAMED, Kept("all", 1.0))
+        made = Spans(identity, operation).inference(STREAMED, Kept("all", 1.0))
         found = attributes_of(wire(*made)[0].attributes)
         assert {item for item in found.items() if item[0].startswith("gen_ai")} == expected
 

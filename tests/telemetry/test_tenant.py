@@ -48,8 +48,8 @@ def test_a_handler_that_nobody_closes(collector: Collector) -> None:
     assert attributes_of(last.attributes)["mfu.run.step.count"] == 5
     windows = [attributes_of(span.attributes) for span in collector.spans("mfu.window")]
     assert sum(window["mfu.request.count"] for window in windows) == 5
-    # Forward FLOPs of the four requests that were not counted while they ran.
-    assert sum(window["mfu.model.flop"] for window in windows) == 4 * 2 * 8 * 64 * 32
+    # Forward FLOPs of the four requests that were not counted while they ran; a window may end behind the one that was.
+    assert sum(window.get("mfu.model.flop", 0.0) for window in windows) == 4 * 2 * 8 * 64 * 32
     assert sum(window["mfu.token.count"] for window in windows) == 5 * 8
 
 

@@ -19,7 +19,11 @@ class Sink:
         self.requests: list[InferenceRecord] = []
         self.inference = self.requests.append
 
-    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
+    recorder = None
+
+    def on_termination(self, close: Callable[[], object]) -> None: ...
+
+    def step(self, record: StepRecord | Callable[[], StepRecord], row: object = None) -> None:
         self.steps.append(record() if callable(record) else record)
 
     def overhead(self, seconds: float) -> None: ...

@@ -14,7 +14,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import mfu_sdk as mfu
-from mfu_sdk.counting.huggingface import ConfigCount, count_config, describe
+from mfu_sdk.counting.huggingface import ConfigCount, RoutedExperts, count_config, describe
 from mfu_sdk.counting.layers import count_layers_once
 from mfu_sdk.counting.routing import EvenRouting
 from mfu_sdk.errors import ConfigurationError
@@ -230,3 +230,33 @@ def test_even_routing(left: tuple[int, ...], right: tuple[int, ...], ends: list[
     with EvenRouting():
         count = mfu.count(lambda: F.grouped_mm(a, b, offs=offsets))
     assert (count.model_flops, count.uncounted) == (flops, ())
+
+
+MIXTURE = {
+    "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "vocab_size": 100,
+}  # fmt: skip
+
+
+def test_the_experts_of_a_mixture() -> None:
+    """Two layers of eight experts of three products of 64 × 128, of which a token takes two."""
+    found = count_config(dict(MIXTURE), 1, 16)
+    assert found.experts == RoutedExperts(params=2 * 8 * 3 * 64 * 128, layers=2, number=8, top_k=2)
+    dense = {**MIXTURE, "model_type": "mistral"}
+    assert count_config(dense, 1, 16).experts is None
+
+
+def test_shared_experts_are_expected_to_be_read_less() -> None:
+    """Decoding 64 tokens, each GPU of eight reads an eighth of the experts: their bytes, and none of the FLOPs, go."""
+    options = {"device": "H100 SXM", "batch": 64, "seq": 128, "phase": "decode", "dp": 8}
+    whole, shared = (mfu.expect(dict(MIXTURE), ep=ep, **options) for ep in (1, 8))
+    times = [sum(op.seconds for op in each.ops if op.op == "aten::_grouped_mm") for each in (whole, shared)]
+    weights = 2 * 8 * 3 * 64 * 128 * 2
+    # Rows of two choices a token come in and go out of either product: 64 and 256, then 128 and 64 wide.
+    rows = 2 * 2 * 64 * 2 * (64 + 256 + 128 + 64)
+    assert times[0] / times[1] == pytest.approx((weights + rows) / (weights / 8 + rows), rel=0.01)
+    assert any(op.op == "all_to_all between 8 GPUs" for op in shared.ops)
+    assert any("8 experts, 1 on a GPU" in said for said in shared.assumptions)
+    with pytest.raises(ConfigurationError, match="ep=16: must divide the 8 experts"):
+        mfu.expect(dict(MIXTURE), ep=16, **{**options, "dp": 16})

@@ -253,8 +253,11 @@ def test_a_capture_that_never_ends() -> None:
     """Where nobody watches any more, nothing notes any more, and the stack of modes is as it was."""
     graph = Graph()
     leave = cuda_graphs.keep()
+    assert not cuda_graphs.captures()
     graph.capture_begin()
+    assert cuda_graphs.captures()
     leave()
+    assert not cuda_graphs.captures()
     assert torch._C._len_torch_dispatch_stack() == 1
     graph.capture_end()
 

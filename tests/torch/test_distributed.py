@@ -26,38 +26,10 @@ TRAIN = 5 * LAYER
 WEIGHT_BYTES = 4 * WIDE * INNER
 MICROBATCHES, STAGE = 4, 2 * ROWS * WIDE * WIDE
 CHOSEN = (0, 1, 2, 3, 3, 0, 1, 2)
+EXTRA = 2 * (ROWS // WORLD) * WIDE * INNER
+"""FLOPs of one layer's product over a quarter of the batch: what one rank does besides."""
+PEAK_FLOPS_PER_S = 1e6
 STEPS, SOURCES_OF = 8, ("measured", "measured", "measured", "cached", "measured", "cached", "cached", "cached")
-
-TWO_RANKS = """
-import json, os, sys
-import torch, torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-import mfu_sdk as mfu
-from mfu_sdk.records import Peaks, Rate
-
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-model = DistributedDataParallel(nn.Linear(64, 32, bias=False))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-peaks = Peaks("cpu", {}, {"float32": Rate(1e12, 1e12, 1e12, "user", 0.0)}, None, None, {})
-records = []
-with mfu.monitor(model, name="ddp", peaks=peaks, on_step=records.append) as run:
-    identity = run._engine.ledger.identity
-    for _ in range(4):
-        with run.step():
-            optimizer.zero_grad()
-            model(torch.randn(16, 64)).sum().backward()
-            optimizer.step()
-told = {
-    "run_id": identity.run_id, "rank": identity.rank, "world_size": identity.world_size,
-    "flops": [r.model_flops for r in records], "sources": [r.count_source for r in records],
-}
-# One write for each rank: lines of ranks that share a pipe must not mix.
-os.write(1, (json.dumps(told) + chr(10)).encode())
-dist.destroy_process_group()
-"""
-
 
 # --- one rank ---------------------------------------------------------------------------------------------------------
 
@@ -78,7 +50,8 @@ def be_a_rank(folder: Path) -> None:
         return nn.Sequential(nn.Linear(WIDE, INNER, bias=False), nn.ReLU(), nn.Linear(INNER, WIDE, bias=False))
 
     told: dict[str, Any] = {}
-    for work in (data_parallel, sharded, tensor_parallel, pipelines, collectives, expert_parallel, new_shapes):
+    works = (data_parallel, sharded, tensor_parallel, pipelines, collectives, expert_parallel, new_shapes, boards)
+    for work in works:
         told |= work(network, mesh, rank)
         dist.barrier()
     (folder / f"{rank}.json").write_text(json.dumps(told))
@@ -192,18 +165,48 @@ def collectives(network: Callable[[], Any], mesh: Any, rank: int) -> dict[str, A
     return {"collectives": {name: told_of(run) for name, run in each.items()}}
 
 
-def monitored(model: Any, batches: list[Any]) -> list[Any]:
-    """[model FLOPs, source] of each step of a monitored loop, and how much the run's own count of it is."""
+def monitored(model: Any, batches: list[Any]) -> dict[str, Any]:
+    """[model FLOPs, source] of each step of a monitored loop, and what this rank knows of all ranks behind it.
+
+    A step takes one second on rank 0, two on rank 1, and so on.
+    """
+    import torch.distributed as dist
+
     import mfu_sdk as mfu
     from mfu_sdk.records import Peaks, Rate, StepRecord
+    from mfu_sdk.run import opening
+    from mfu_sdk.run.clock import HostClock
+    from mfu_sdk.testing import FakeClock
 
-    peaks = Peaks("cpu", {}, {"float32": Rate(1e12, 1e12, 1e12, "user", 0.0)}, None, None, {})
+    clock = FakeClock()
+    opening.clock_for = lambda _device: HostClock(clock)
+    rate = Rate(PEAK_FLOPS_PER_S, PEAK_FLOPS_PER_S, PEAK_FLOPS_PER_S, "user", 0.0)
     records: list[StepRecord] = []
-    with mfu.monitor(model, name="rank", peaks=peaks, on_step=records.append) as run:
+    with mfu.monitor(
+        model, name="rank", peaks=Peaks("cpu", {}, {"float32": rate}, None, None, {}), on_step=records.append
+    ) as run:
+        axes = run._engine.ledger.identity.axes  # type: ignore[union-attr]
         for batch in batches:
-            with run.step():
+            with run.step(tokens=len(batch)):
                 model(batch).sum().backward()
-    return [[record.model_flops, record.count_source] for record in records]
+                clock.advance(dist.get_rank() + 1)
+        half_way = run.summary().ranks
+        assert half_way is not None
+        assert not half_way.complete
+    # Every rank has said its last word.
+    dist.barrier()
+    ranks = run.summary().ranks
+    assert ranks is not None
+    return {
+        "steps": [[record.model_flops, record.count_source] for record in records],
+        "axes": {name: [axis.size, axis.index] for name, axis in axes.items()},
+        "complete": ranks.complete,
+        "each": [[each.model_flops, each.available_flops, each.tokens] for each in ranks.ranks],
+        "mfu": ranks.mfu,
+        "step_flops": ranks.step_flops,
+        "notes": ranks.notes,
+        "said": str(run.summary()),
+    }
 
 
 def expert_parallel(network: Callable[[], Any], mesh: Any, rank: int) -> dict[str, Any]:
@@ -236,6 +239,40 @@ def new_shapes(network: Callable[[], Any], mesh: Any, rank: int) -> dict[str, An
 
     rows = [3 if rank == 1 and step >= 5 else 2 for step in range(STEPS)]
     return {"new shapes": monitored(network(), [torch.randn(each, WIDE) for each in rows])}
+
+
+def boards(network: Callable[[], Any], mesh: Any, rank: int) -> dict[str, Any]:
+    """Monitors that tell one another: DDP, FSDP2, two replicas of two tensor-parallel ranks, and rank 2 at odds."""
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+    from torch.nn.parallel import DistributedDataParallel
+
+    class Odd(nn.Module):
+        """Rank 2 goes through its first layer twice, which neither the structure nor the shapes show."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if rank == 2:
+                self.layers[0](x)
+            return self.layers(x)  # type: ignore[no-any-return]
+
+    pairs = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    quarter = [torch.randn(ROWS // WORLD, WIDE) for _ in range(6)]
+    return {
+        "ddp board": monitored(DistributedDataParallel(network()), quarter),
+        "fsdp board": monitored(fully_shard(network(), mesh=mesh), quarter),
+        "tp board": monitored(
+            parallelize_module(network(), pairs["tp"], plan), [torch.randn(ROWS // 2, WIDE) for _ in range(6)]
+        ),
+        "odd board": monitored(Odd(), quarter),
+    }
 
 
 # --- what the tests ask about ----------------------------------------------------------------------------------------
@@ -324,11 +361,13 @@ def test_experts_on_other_ranks_are_sampled(ranks: list[dict[str, Any]]) -> None
     tokens = 2 * WORLD
     whole = 2 * 2 * tokens * WIDE * WIDE
     for rank, told in enumerate(ranks):
-        flops, sources = zip(*told["experts"], strict=True)
+        flops, sources = zip(*told["experts"]["steps"], strict=True)
         assert [step for step, source in enumerate(sources) if source == "measured"] == [0, 1, 2, 4]
         assert set(sources[5:]) == {"sampled"}
         assert set(flops[5:]) == {whole // WORLD}
         assert sources[3] == ("cached" if rank == 3 else "sampled")
+        # Ranks of the same model and shapes that differ: by their routing, which is nothing to be told of.
+        assert [note for note in told["experts"]["notes"] if "different" in note] == []
 
 
 def test_ranks_count_the_same_steps(ranks: list[dict[str, Any]]) -> None:
@@ -339,7 +378,47 @@ def test_ranks_count_the_same_steps(ranks: list[dict[str, Any]]) -> None:
         flops: list[int | None] = [quarter] * STEPS
         if rank == 1:
             sources[5:], flops[5:] = [None] * 3, [None] * 3  # type: ignore[list-item]
-        assert told["new shapes"] == [list(pair) for pair in zip(flops, sources, strict=True)]
+        assert told["new shapes"]["steps"] == [list(pair) for pair in zip(flops, sources, strict=True)]
+
+
+@pytest.mark.parametrize("board", ["ddp board", "fsdp board", "tp board"])
+def test_ranks_tell_one_another(board: str, ranks: list[dict[str, Any]]) -> None:
+    """Each knows its own and the global MFU, and that the ranks sum to the whole, without a collective.
+
+    Steps 3 and 5 are timed. Of the whole, 40,960 FLOPs, each rank does a quarter, in 1, 2, 3 and 4 seconds: at
+    1 MFLOP/s they could have done 10 million in that step.
+    """
+    for told in (rank[board] for rank in ranks):
+        rows = ROWS // 2 if board == "tp board" else ROWS // WORLD
+        assert told["complete"]
+        assert told["each"] == [
+            [2 * TRAIN // WORLD, 2 * PEAK_FLOPS_PER_S * seconds, 6 * rows] for seconds in (1, 2, 3, 4)
+        ]
+        assert told["mfu"] == pytest.approx(TRAIN / 10e6)
+        assert told["step_flops"] == TRAIN
+        assert told["notes"] == []
+        assert "all ranks    MFU 0.41 % over 4 of 4 ranks, lowest 0.256 % on rank 3" in told["said"]
+
+
+def test_axes_of_real_meshes(ranks: list[dict[str, Any]]) -> None:
+    """What each wrapper shows of how the ranks work together."""
+    for rank, told in enumerate(ranks):
+        assert told["ddp board"]["axes"] == {"dp": [4, rank], "tp": [1, 0], "pp": [1, 0]}
+        assert told["fsdp board"]["axes"] == {"dp": [4, rank]}
+        assert told["tp board"]["axes"] == {"dp": [2, rank // 2], "tp": [2, rank % 2]}
+        assert told["odd board"]["axes"] == {}
+
+
+def test_a_rank_that_does_more_is_found(ranks: list[dict[str, Any]]) -> None:
+    """Rank 2 has one product more than the others, in step 4 as in all: every rank's summary says so."""
+    quarter = TRAIN // WORLD
+    for told in (rank["odd board"] for rank in ranks):
+        assert told["step_flops"] == TRAIN + EXTRA
+        assert told["notes"] == [
+            "in step 4 ranks with the same model, place and shapes counted different FLOPs: "
+            f"{quarter:,} on ranks 0, 1, 3, {quarter + EXTRA:,} on rank 2; one does work that the others do not, "
+            "or its count is wrong"
+        ]
 
 
 def test_place_of_a_process_on_its_own() -> None:
@@ -347,24 +426,6 @@ def test_place_of_a_process_on_its_own() -> None:
     assert place({}) == Place(0, None, 1)
     assert place({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}) == Place(3, 1, 8)
     assert place({"RANK": "none", "WORLD_SIZE": ""}) == Place(0, None, 1)
-
-
-def test_two_ranks_under_torchrun(tmp_path: Path) -> None:
-    """Both ranks have one run id without MFU_RUN_ID, count the same steps, and each its own share."""
-    script = tmp_path / "rank.py"
-    script.write_text(TWO_RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, timeout=180, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    told = sorted(map(json.loads, done.stdout.splitlines()), key=lambda rank: rank["rank"])
-    assert [rank["rank"] for rank in told] == [0, 1]
-    assert {rank["world_size"] for rank in told} == {2}
-    assert len({rank["run_id"] for rank in told}) == 1
-    # Forward, and backward for the weight alone: the input needs no gradient.
-    assert [rank["flops"] for rank in told] == [[2 * 2 * 16 * 64 * 32] * 4] * 2
-    assert [rank["sources"] for rank in told] == [["measured", "measured", "measured", "cached"]] * 2
 
 
 if __name__ == "__main__":

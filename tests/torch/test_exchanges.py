@@ -16,8 +16,12 @@ from typing import Any
 
 import pytest
 
+from mfu_sdk.run.op_times import FIRST
+
 DELAY_S = 0.5
 """Far more than anything else in a step, on a busy machine too."""
+OFTEN_S = 0.2
+"""The same where it is in every step."""
 STEPS = 12
 TIMED = (3, 5, 6, 7, 9, 10, 11)
 """Not counted, and before the first whose operators are timed."""
@@ -30,6 +34,7 @@ def be_a_rank(folder: Path) -> None:
     import torch
     import torch.distributed as dist
     from torch import nn
+    from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     import mfu_sdk as mfu
@@ -53,27 +58,38 @@ def be_a_rank(folder: Path) -> None:
         threading.Thread(target=deliver).start()
         return done
 
-    def train(fault: str) -> dict[str, Any]:
-        model = DistributedDataParallel(nn.Linear(64, 64, bias=False))
+    def train(fault: str, steps: int = STEPS) -> dict[str, Any]:
+        model: nn.Module = nn.Linear(64, 64, bias=False)
+        if fault == "sharded":
+            fully_shard(model)
+        else:
+            model = DistributedDataParallel(model)
         if fault == "slow exchange":
             model.register_comm_hook(None, slowly)
-        loader = [torch.randn(16, 64) for _ in range(STEPS)]
+        loader = [torch.randn(16, 64) for _ in range(steps)]
         records = []
         with mfu.monitor(model, name="ddp", peaks=peaks, on_step=records.append) as run:
             for step, x in enumerate(run.batches(loader)):
                 with run.step():
                     if fault == "late rank" and rank == 1 and step in LATE:
                         time.sleep(DELAY_S)
+                    if fault in ("always late", "sharded") and rank == 1:
+                        time.sleep(OFTEN_S)
                     model(x).sum().backward()
+        dist.barrier()
         summary = run.summary()
+        assert summary.ranks is not None
         return {
             "timed": [record.index for record in records if record.timed],
             "duration_s": summary.duration_s,
             "bars": {bar.name: bar.seconds for bar in summary.bars},
             "sum": sum(summary.waterfall.values()),
+            "late": summary.ranks.late,
         }
 
-    told = {fault: train(fault) for fault in ("none", "late rank", "slow exchange")}
+    told = {fault: train(fault) for fault in ("none", "late rank", "always late", "slow exchange")}
+    # Until the first step whose operators are timed.
+    told["sharded"] = train("sharded", FIRST + 2)
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
@@ -109,6 +125,18 @@ def test_a_late_rank_is_skew_on_the_other(ranks: list[dict[str, Any]]) -> None:
     assert waiting["bars"]["exposed_communication"] < waiting["bars"]["rank_skew"] / 2
 
 
+def test_a_rank_that_is_always_late_is_skew_too(ranks: list[dict[str, Any]]) -> None:
+    """By itself rank 0 could take it for a slow link; rank 1, which never waits, has told how long the bytes take."""
+    waiting, late = (rank["always late"] for rank in ranks)
+    assert waiting["bars"]["rank_skew"] >= 0.5 * len(TIMED) * OFTEN_S
+    assert waiting["bars"]["rank_skew"] > 4 * waiting["bars"]["exposed_communication"]
+    assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 4
+    for told in (waiting, late):
+        rank, waited_s = told["late"]
+        assert rank == 1
+        assert waited_s > 0.5 * OFTEN_S
+
+
 def test_a_slow_exchange_is_communication_on_both(ranks: list[dict[str, Any]]) -> None:
     """Every exchange takes half a second longer on both ranks alike: nobody was late."""
     for rank in ranks:
@@ -118,14 +146,26 @@ def test_a_slow_exchange_is_communication_on_both(ranks: list[dict[str, Any]]) -
         assert bars["rank_skew"] < bars["exposed_communication"] / 4
 
 
+def test_sharded_ranks_wait_too(ranks: list[dict[str, Any]]) -> None:
+    """FSDP2: what gathering weights and scattering gradients took in the step whose operators were timed."""
+    waiting, late = (rank["sharded"] for rank in ranks)
+    each_s = waiting["bars"]["rank_skew"] / len(waiting["timed"])
+    assert each_s > 0.5 * OFTEN_S
+    assert waiting["bars"]["rank_skew"] > 4 * waiting["bars"]["exposed_communication"]
+    assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 4
+    # Sleeping is the late rank's own: between its operators and its waits.
+    assert late["bars"]["host_gap"] > 0.5 * OFTEN_S * len(late["timed"])
+    assert waiting["late"][0] == late["late"][0] == 1
+
+
 def test_bars_of_ranks_add_up(ranks: list[dict[str, Any]]) -> None:
     """On every rank and with every fault, and without a fault the exchange is known too."""
     for rank in ranks:
-        for told in rank.values():
+        for fault, told in rank.items():
             assert told["sum"] == pytest.approx(1, abs=1e-9)
             assert {"exposed_communication", "rank_skew", "data_wait"} <= set(told["bars"])
             # No operator was timed in twelve steps, so that nothing idle is called the host's.
-            assert "host_gap" not in told["bars"]
+            assert ("host_gap" in told["bars"]) == (fault == "sharded")
 
 
 @pytest.fixture

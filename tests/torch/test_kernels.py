@@ -133,6 +133,16 @@ def test_machine_code_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not broken.right
 
 
+def test_counters_that_are_not_around_their_loop() -> None:
+    """The clock is that of the work: in a listing where the last two are read before it, the instruction is missing."""
+    case = aot.Case("clock", "float32", "sm_90")
+    begin = "CS2R R4, SR_GLOBALTIMERLO ;\nCS2R R6, SR_CLOCKLO ;\n"
+    loop = ".L_x_2:\nFFMA R0, R0, R1, R2 ;\n@P1 BRA `(.L_x_2) ;\n"
+    end = "CS2R R8, SR_CLOCKLO ;\nCS2R R10, SR_GLOBALTIMERLO ;\n"
+    assert aot._instruction(case, begin + loop + end) == "SR_CLOCKLO"
+    assert aot._instruction(case, begin + end + loop) == ""
+
+
 def test_what_an_architecture_lacks_is_not_compiled() -> None:
     """No descriptors before sm_90, no TF32 on gfx950, no eight-bit floats on sm_80."""
     for case in (

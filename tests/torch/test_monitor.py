@@ -778,3 +778,122 @@ def test_steps_of_two_kinds_of_calls_are_counted_when_it_is_their_turn(
                 model(torch.randn(2 * BATCH, WIDE))
     assert [r.model_flops for r in records] == [3 * FORWARD] * 8
     assert [index for index, r in enumerate(records) if r.count_source == "measured"] == [0, 1, 2, 4]
+
+
+class Folded(nn.Linear):
+    """Runs its input through itself `folds` times more, by calling itself as a tree of modules does."""
+
+    def forward(self, x: torch.Tensor, folds: int = 0) -> torch.Tensor:
+        y = super().forward(x)
+        return self(y, folds - 1) if folds else y
+
+
+def test_a_model_that_calls_itself(clock: testing.FakeClock) -> None:
+    """Its calls of itself are part of what a step shows: 1, 2 or 3 products cost as much, counted or looked up."""
+    records: list[StepRecord] = []
+    model = Folded(WIDE, WIDE, bias=False)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(40):
+            with run.step(), torch.no_grad():
+                model(torch.randn(BATCH, WIDE), index % 3)
+                clock.advance(0.1)
+    once = 2 * BATCH * WIDE * WIDE
+    assert [r.model_flops for r in records] == [once * (1 + index % 3) for index in range(40)]
+    assert {r.count_source for r in records[16:32]} == {"measured", "cached"}
+
+
+def test_an_unmarked_model_that_calls_itself(clock: testing.FakeClock) -> None:
+    """No step ends or begins at a call that the model makes of itself."""
+    records: list[StepRecord] = []
+    model = Folded(WIDE, WIDE, bias=False)
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(BATCH, WIDE), 2).square().mean().backward()
+            optimizer.step()
+            clock.advance(0.1)
+    # Three products forward; backward three for the weight and two for what lies between.
+    assert [r.model_flops for r in records] == [8 * 2 * BATCH * WIDE * WIDE] * 6
+
+
+def test_a_step_of_another_phase_within_a_step(model: nn.Module, clock: testing.FakeClock) -> None:
+    """An evaluation in the middle of a training step: each has its own time, tokens and FLOPs, counted or looked up."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in range(10):
+            with run.step(tokens=7):
+                clock.advance(0.25)
+                with run.step(tokens=5, phase="eval"):
+                    with torch.no_grad():
+                        model(torch.randn(BATCH, WIDE))
+                    clock.advance(3.0)
+                clock.advance(0.25)
+                train_once(model, optimizer)
+    assert [r.phase for r in records] == ["eval", "train"] * 10
+    assert [r.index for r in records] == list(range(20))
+    assert [r.duration_s for r in records] == [3.0, 0.5] * 10
+    assert [r.tokens for r in records] == [5, 7] * 10
+    # The outer steps with numbers 0, 2, 4, 8 and 16 have the mode, so the second evaluation is not known yet.
+    assert [r.model_flops for r in records[3::2]] == [TRAIN] * 9
+    known = [r.model_flops for r in records[::2]]
+    assert set(known[known.index(FORWARD) :]) == {FORWARD}
+    assert known.index(FORWARD) < 4
+    assert run.summary().duration_s == sum(r.duration_s for r in records if r.count_source != "measured")
+
+
+def test_a_step_within_a_step_of_its_phase_is_part_of_it(
+    model: nn.Module, clock: testing.FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mark too many makes no step, and says so."""
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run, run.step():
+        with run.step():
+            clock.advance(0.5)
+        with run.step(phase="eval"), run.step(phase="eval"):
+            clock.advance(0.125)
+        clock.advance(0.5)
+    assert [(r.phase, r.duration_s) for r in records] == [("eval", 0.125), ("train", 1.0)]
+    assert "a train step inside a train step is part of the outer one" in caplog.text
+
+
+def fails_after(seconds: float, clock: testing.FakeClock) -> None:
+    clock.advance(seconds)
+    raise RuntimeError("mine")
+
+
+def test_an_error_within_an_inner_step(model: nn.Module, clock: testing.FakeClock) -> None:
+    """The inner step has failed, the outer one too if nobody caught it; what comes after is as ever."""
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        with pytest.raises(RuntimeError, match="mine"), run.step(), run.step(phase="eval"):
+            fails_after(0.5, clock)
+        with run.step():
+            clock.advance(0.25)
+    assert [(r.phase, r.error_type, r.duration_s) for r in records] == [
+        ("eval", "RuntimeError", 0.5),
+        ("train", "RuntimeError", 0.0),
+        ("train", None, 0.25),
+    ]
+
+
+def test_a_checkpoint_is_time_without_arithmetic(model: nn.Module, clock: testing.FakeClock) -> None:
+    """A second of saving after four steps of a quarter of one halves the MFU, and is the host's gap."""
+    records: list[StepRecord] = []
+    optimizer = make_optimizer(model)
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(16):
+            with run.step():
+                train_once(model, optimizer)
+                clock.advance(0.25)
+            if index % 4 == 3:
+                with run.step(phase="checkpoint"):
+                    clock.advance(1.0)
+    saved = [r for r in records if r.phase == "checkpoint"]
+    assert [(r.model_flops, r.mfu, r.duration_s, r.peak_dtype) for r in saved] == [(0, 0.0, 1.0, "float32")] * 4
+    timed = [r for r in records if r.count_source != "measured" and not r.profiled]
+    summary = run.summary()
+    assert summary.mfu == sum(r.model_flops or 0 for r in timed) / sum(r.duration_s * 1e9 for r in timed)
+    assert summary.waterfall["host_gap"] >= 4 / sum(r.duration_s for r in timed)
+    assert summary.unknown_steps == 0

@@ -7,6 +7,7 @@ streams to the protocol, is stood in for; `tests/gpu` runs it.
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,13 @@ import pytest
 import torch
 
 import mfu_sdk as mfu
+from mfu_sdk.counting import cuda_graphs
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak import bench, cuda
 from mfu_sdk.peak.buffers import TorchBuffers
 from mfu_sdk.peak.calibrate import current
+from mfu_sdk.peak.device import resolve
+from mfu_sdk.peak.key import key_of, same_kind
 from mfu_sdk.peak.protocol import Now
 from mfu_sdk.peak.stopwatch import Clock, HostStopwatch
 from mfu_sdk.peak.watch import FLOOR, NEIGHBOUR_FLOOR, SLICE_FLOOR, watching
@@ -119,6 +123,34 @@ def test_everything_that_moves_it_is_in_the_key(gpu: SimpleNamespace, fake: Fake
     assert moved.achievable == {}
     fake.set(0, WHOLE, limit=700_000)
     assert mfu.peaks("cuda", settings=settings).calibration_id == found.calibration_id
+
+
+def test_an_amd_partition_is_in_the_key(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A die in eight is another device than the whole, and no sister of it."""
+    modes = {"compute_partition": "CPX", "memory_partition": "NPS4"}
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr("mfu_sdk.peak.key.partition", lambda _properties: modes)
+    part = key_of(resolve("cuda"))
+    assert modes.items() <= part.items()
+    assert same_kind(part) != same_kind(part | {"compute_partition": "SPX"})
+
+
+def test_a_slice_by_its_own_uuid(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch passes on the parent's UUID, the variable that made the slice visible knows its own."""
+    own = "MIG-0f0e0d0c-0b0a-0908-0706-050403020100"
+    for visible, uuid in ((f"{own},1", own), ("0,1", "GPU-00009"), ("MIG-0f0e", "GPU-00009"), ("", "GPU-00009")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert resolve("cuda").uuid == uuid
+
+
+def test_nothing_is_measured_while_another_thread_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its capture would be broken by the memory that is asked for here; where there is none, all is well."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    cuda.refuse_capture("cuda:0")
+    monkeypatch.setattr(cuda_graphs, "captures", lambda: True)
+    with pytest.raises(CalibrationError, match="a CUDA graph is being captured"):
+        cuda.refuse_capture("cuda:0")
 
 
 def test_a_hot_device_is_no_baseline(gpu: SimpleNamespace, fake: Fake, settings: Settings) -> None:

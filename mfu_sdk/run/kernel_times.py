@@ -1,0 +1,111 @@
+"""What a GPU's kernels took in some steps, by torch's profiler: only where the user asks for it (MFU_PROFILE=kernels).
+
+Untried on a GPU so far: it was run on a processor, whose traces hold no kernels, and on traces made by hand. It is
+opt-in for that, and because it is not free of side effects: the profiler's library writes to standard error when it
+starts and ends, its hooks into the driver (CUPTI, roctracer) stay, and no other profiler can have them meanwhile.
+A profiled step ends with a synchronisation, since its kernels have to have ended to be in the trace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from mfu_sdk.counting import cuda_graphs
+from mfu_sdk.guard import shield
+from mfu_sdk.run.kernels import Kernel, Spent, kind_of, spent
+
+if TYPE_CHECKING:
+    from mfu_sdk.run.evidence import Gathered
+
+EVERY, FIRST = 8, 13
+"""As `op_times`: from one such step to the next that may be one, and the index of the first; never a counted step's."""
+FIRST_COST_S: Final = 2.0
+"""What starting the profiler for the first time is reckoned to take: 1.2 s on a processor (AMD EPYC, torch 2.13,
+November 2026), and on a GPU its hooks into the driver besides."""
+MOST_OF_RUN: Final = 0.005
+"""The share of the run's time that profiling may take."""
+# Kineto's names of what ran on a device; its annotations and the runtime's calls are none of it.
+_KERNEL, _FILL, _COPY = "kernel", "gpu_memset", "gpu_memcpy"
+
+
+class KernelTimes:
+    """Profiles the kernels of a step while it is on, and knows when a step may be profiled."""
+
+    pauses = 0
+    """A loader works on the host, and its kernels are few: nothing is left out."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic, make: Callable[[], Any] | None = None) -> None:
+        self._now_s = now_s
+        self._make = make or _profiler
+        self._opened_s = now_s()
+        self._spent_s = 0.0
+        self._next_s = FIRST_COST_S
+        self._profiler: Any = None
+        self._found: Spent | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the run's `step`-th step is to be profiled, by its number and by what that costs."""
+        if step < FIRST or (step - FIRST) % EVERY:
+            return False
+        if torch.autograd._profiler_enabled() or cuda_graphs.captures():  # type: ignore[attr-defined]  # not in its list
+            return False
+        return self._spent_s + self._next_s <= MOST_OF_RUN * (self._now_s() - self._opened_s)
+
+    def start(self) -> None:
+        """Profile from here on."""
+        began_s = self._now_s()
+        self._found = None
+        self._profiler = self._make()
+        try:
+            self._profiler.start()
+        except BaseException:
+            self._profiler = None
+            raise
+        finally:
+            self._spent_s += self._now_s() - began_s
+            self._next_s = self._now_s() - began_s
+
+    def stop(self) -> None:
+        """Wait for the device, and read what ran; nothing where it is not on."""
+        profiler, self._profiler = self._profiler, None
+        if profiler is None:
+            return
+        began_s = self._now_s()
+        with shield("profiling a step's kernels"):
+            profiler.stop()
+            self._found = spent(_kernels(profiler.profiler.kineto_results.events()))
+        taken_s = self._now_s() - began_s
+        self._spent_s += taken_s
+        self._next_s += taken_s
+
+    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
+        """Enter what the step that was profiled last, of so many FLOPs, has shown; nothing where it showed nothing."""
+        found, self._found = self._found, None
+        if found is None or not found.is_told:
+            return
+        gathered.worked(found.products_s, found.streaming_s + found.unknown_s, hardware_flops)
+        if gathered.ranks > 1:
+            gathered.exchanged(found.communication_s, of_all=True)
+
+
+def _profiler() -> Any:
+    from torch.profiler import ProfilerActivity, profile
+
+    # Without the host's operators: kernels are told by their names, and a step of ten thousand operators stays short.
+    return profile(activities=[ProfilerActivity.CUDA], acc_events=True)
+
+
+def _kernels(events: Any) -> Iterator[Kernel]:
+    """What ran on the device. Copies from and to the host are left out: while only they run, it does not work."""
+    for event in events:
+        kind = event.activity_type()
+        start_ns = event.start_ns()
+        end_ns = start_ns + event.duration_ns()
+        if kind == _KERNEL:
+            yield Kernel(kind_of(event.name()), start_ns, end_ns)
+        elif kind == _FILL or (kind == _COPY and "DtoD" in event.name()):
+            yield Kernel("streaming", start_ns, end_ns)

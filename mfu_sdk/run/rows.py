@@ -1,0 +1,111 @@
+"""Steps that the device has passed into rows of the flight recorder, on the path of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mfu_sdk.records import PHASES, Convention
+from mfu_sdk.run.held import Held
+from mfu_sdk.run.work import Timed
+
+if TYPE_CHECKING:
+    from mfu_sdk.export.flight import Row
+    from mfu_sdk.export.recorder import Recorder
+    from mfu_sdk.export.telemetry import Telemetry
+
+MOST_TERMS = 4096
+"""Demands whose packed terms are kept."""
+
+
+def rows_for(
+    telemetry: Telemetry | None, convention: Convention, expected_mfu: Callable[[Held | None], float | None]
+) -> Rows | None:
+    """What makes the rows of a run, None where no recorder takes them."""
+    if telemetry is None or telemetry.recorder is None:
+        return None
+    return Rows(telemetry.recorder, convention, expected_mfu)
+
+
+class Rows:
+    """Makes rows: what a demand has in common with all steps like it is packed once, the rest are ten numbers."""
+
+    def __init__(
+        self, recorder: Recorder, convention: Convention, expected_mfu: Callable[[Held | None], float | None]
+    ) -> None:
+        # OpenTelemetry is loaded by now: there is a way out.
+        from mfu_sdk.export import flight
+
+        self._flight = flight
+        self._row: type[Row] = flight.Row
+        self._none = flight.NO_REQUESTS
+        self._recorder = recorder
+        self._convention: Convention = convention
+        self._expected_mfu = expected_mfu
+        self._terms: dict[int, tuple[Held | None, bytes]] = {}
+        self._phases = {phase: number for number, phase in enumerate(PHASES)}
+
+    def __call__(self, timed: Timed) -> Row:
+        """The row of one step. Times in seconds, -1 and NaN for what is not known (`export.flight`)."""
+        work, held = timed.work, timed.held
+        known = self._terms.get(id(held))
+        if known is None or known[0] is not held:
+            known = self._keep(held)
+        waited_s, tokens, samples, batch = timed.waited_s, work.tokens, work.samples, work.batch_running
+        flags = 0
+        if work.counting or work.profiled or work.error_type is not None:
+            flags = self._flight.flags_of(
+                counted=work.counting, profiled=work.profiled, failed=work.error_type is not None
+            )
+        return self._row(
+            work.index,
+            work.start_unix_ns,
+            timed.duration_s,
+            _NAN if waited_s is None else waited_s,
+            -1 if tokens is None else tokens,
+            -1 if samples is None else samples,
+            _NAN if batch is None else batch,
+            self._phases[work.phase],
+            flags,
+            self._none if work.requests is None and work.load is None else self._requests(timed),
+            known[1],
+        )
+
+    def _keep(self, held: Held | None) -> tuple[Held | None, bytes]:
+        demand = None if held is None else held.demand
+        terms = self._flight.Terms(
+            model_flops=None if demand is None else demand.model_flops,
+            hardware_flops=None if demand is None else demand.hardware_flops,
+            attention_flops_exact=None if demand is None else demand.attention_flops_exact,
+            attention_flops_full=None if demand is None else demand.attention_flops_full,
+            peak_flops_per_s=None if held is None else held.peak_flops_per_s,
+            achievable_flops_per_s=None if held is None else held.achievable_flops_per_s,
+            by_dtype_s=None if held is None else held.by_dtype_s,
+            expected_mfu=self._expected_mfu(held),
+            coverage=None if held is None else held.coverage,
+            arithmetic_intensity=None if held is None else held.arithmetic_intensity,
+            count_source=None if demand is None else demand.source,
+            convention=self._convention,
+            name=None if held is None else self._recorder.name(held.peak_dtype, held.peak_source),
+        )
+        if len(self._terms) >= MOST_TERMS:
+            self._terms.clear()
+        # The demand is kept with it: the number of one that is gone may be given to another.
+        self._terms[id(held)] = kept = (held, terms.pack())
+        return kept
+
+    def _requests(self, timed: Timed) -> bytes:
+        work, load = timed.work, timed.work.load
+        return self._flight.pack_requests(
+            work.requests,
+            work.requests_failed,
+            work.requests_s,
+            work.requests_running,
+            None if load is None else load.batch_feasible,
+            None if load is None else load.queue_waiting,
+            None if load is None else load.kv_cache_free_ratio,
+            None if load is None else load.latency_target_s,
+        )
+
+
+_NAN = float("nan")

@@ -1,0 +1,38 @@
+"""What torch's profiler says of a GPU's kernels, held against events around them."""
+
+import pytest
+import torch
+
+from mfu_sdk.run.evidence import Gathered
+from mfu_sdk.run.kernel_times import KernelTimes
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
+]
+
+
+def test_products_and_the_rest_as_events_time_them() -> None:
+    """Twenty products and twenty sums, each kind between two events: the trace agrees to a tenth."""
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.half)
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+
+    def work() -> None:
+        marks[0].record()
+        for _ in range(20):
+            torch.mm(a, a)
+        marks[1].record()
+        for _ in range(20):
+            torch.add(a, a)
+        marks[2].record()
+
+    work()
+    torch.cuda.synchronize()
+    kernels = KernelTimes()
+    kernels.start()
+    work()
+    kernels.stop()
+    gathered = Gathered(ranks=1)
+    kernels.tell(gathered, 20 * 2 * 4096**3)
+    assert gathered._products_s == pytest.approx(marks[0].elapsed_time(marks[1]) / 1e3, rel=0.1)
+    assert gathered._streaming_s == pytest.approx(marks[1].elapsed_time(marks[2]) / 1e3, rel=0.1)
