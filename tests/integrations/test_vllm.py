@@ -86,7 +86,9 @@ class Sink:
     def __init__(self) -> None:
         self.steps: list[StepRecord] = []
 
-    def step(self, record: Any) -> None:
+    recorder = None
+
+    def step(self, record: Any, row: object = None) -> None:
         self.steps.append(record() if callable(record) else record)
 
     def overhead(self, seconds: float) -> None: ...
