@@ -3,8 +3,8 @@
     trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[MFUCallback()])
 
 A step is one of the optimizer: the micro-batches that are accumulated for it are its parts. The batches of an
-evaluation are steps of phase `eval`. Saving a checkpoint is in no step's time; waiting for the loader is in its
-step's, and told apart. A run that is resumed goes on with its step's number.
+evaluation are steps of phase `eval`, and writing a checkpoint is one of phase `checkpoint`; waiting for the loader is
+in its step's time, and told apart. A run that is resumed goes on with its step's number.
 
 The sums go into what `Trainer` logs, under `mfu`, `hfu`, `expected_mfu` and `tokens_per_s` (the last where
 `include_num_input_tokens_seen` makes it count tokens), and so into its log history. Callbacks are told of a log in
@@ -89,6 +89,8 @@ class MFUCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The batches of an optimizer's step are there."""
         if (engine := self._engine) is not None:
+            # What was announced and did not come was none.
+            self._abandon(engine)
             engine.data_wait_ends()
             self._begin(engine, "train")
 
@@ -133,9 +135,9 @@ class MFUCallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """An evaluation is over; what ran behind its last batch is no step."""
-        if (engine := self._engine) is not None:
-            self._abandon_evaluation(engine)
-            engine.data_wait_begins()
+        if (engine := self._engine) is not None and self._phase != "train":
+            self._abandon(engine)
+            self._saves_or_loads(engine, control)
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         """As after an evaluation."""
@@ -143,8 +145,11 @@ class MFUCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint was written: the next step begins behind it."""
-        if (engine := self._engine) is not None:
-            self._abandon_evaluation(engine)
+        if (engine := self._engine) is not None and self._phase != "train":
+            if self._phase == "checkpoint":
+                self._phase = None
+                engine.marked_ends(None, None, None)
+            # One that nobody announced is no one's.
             engine.interlude(lambda: None)
             engine.data_wait_begins()
 
@@ -162,11 +167,17 @@ class MFUCallback(TrainerCallback):
             return
         if control.should_evaluate:
             self._begin(engine, "eval")
-        elif not control.should_save:
+        else:
+            self._saves_or_loads(engine, control)
+
+    def _saves_or_loads(self, engine: Engine, control: Any) -> None:
+        if control.should_save:
+            self._begin(engine, "checkpoint")
+        else:
             engine.data_wait_begins()
 
-    def _abandon_evaluation(self, engine: Engine) -> None:
-        if self._phase == "eval":
+    def _abandon(self, engine: Engine) -> None:
+        if self._phase in ("eval", "checkpoint"):
             self._phase = None
             engine.marked_abandoned()
 

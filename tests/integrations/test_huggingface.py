@@ -154,14 +154,35 @@ def test_attached_it_is_told_first(make: Make) -> None:
 
 
 def test_evaluations_and_checkpoints(make: Make) -> None:
-    """Each batch of an evaluation is a step of phase eval; writing a checkpoint is in no step's time."""
+    """Each batch of an evaluation is a step of phase eval, and writing a checkpoint one of its own."""
     records: list[StepRecord] = []
     trainer, _ = make(records, eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3)
     trainer.train()
-    train, evaluated = ("train", 2 * TRAIN), ("eval", FORWARD)
-    assert [(r.phase, r.model_flops) for r in records] == 2 * [train, train, train, evaluated, evaluated]
+    train, evaluated, saved = ("train", 2 * TRAIN), ("eval", FORWARD), ("checkpoint", 0)
+    assert [(r.phase, r.model_flops) for r in records] == 2 * [train, train, train, evaluated, evaluated, saved]
     assert [r.duration_s for r in records if r.phase == "train"] == pytest.approx(STEPS)
     assert [r.duration_s for r in records if r.phase == "eval"] == pytest.approx(2 * [1.04, 1.0])
+    assert [r.duration_s for r in records if r.phase == "checkpoint"] == pytest.approx([100.0] * 2)
+
+
+def test_checkpoints_alone(make: Make) -> None:
+    """Without an evaluation before it, a checkpoint is told apart as well."""
+    records: list[StepRecord] = []
+    trainer, _ = make(records, save_strategy="steps", save_steps=2)
+    trainer.train()
+    assert [r.phase for r in records] == 3 * ["train", "train", "checkpoint"]
+    assert [r.duration_s for r in records if r.phase == "train"] == pytest.approx(STEPS)
+
+
+def test_the_best_model_only(make: Make) -> None:
+    """With `save_strategy="best"` an evaluation decides whether a checkpoint is written; no step is longer for it."""
+    records: list[StepRecord] = []
+    trainer, _ = make(
+        records, eval_strategy="steps", eval_steps=1, save_strategy="best", metric_for_best_model="loss",
+        greater_is_better=True,
+    )  # fmt: skip
+    trainer.train()
+    assert [r.duration_s for r in records if r.phase == "train"] == pytest.approx(STEPS)
 
 
 def test_once_in_an_epoch(make: Make) -> None:
@@ -169,7 +190,7 @@ def test_once_in_an_epoch(make: Make) -> None:
     records: list[StepRecord] = []
     trainer, _ = make(records, eval_strategy="epoch", save_strategy="epoch")
     trainer.train()
-    assert [r.phase for r in records] == 2 * ["train", "train", "train", "eval", "eval"]
+    assert [r.phase for r in records] == 2 * ["train", "train", "train", "eval", "eval", "checkpoint"]
     assert [r.duration_s for r in records if r.phase == "train"] == pytest.approx(STEPS)
 
 
