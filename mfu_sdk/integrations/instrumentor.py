@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.guard import warn_once
 from mfu_sdk.integrations.finding import Finder
 from mfu_sdk.run.monitor import Monitor, monitor
 from mfu_sdk.settings import Settings
@@ -31,7 +33,12 @@ class MFUInstrumentor(BaseInstrumentor):
         return ("torch >= 2.6",)
 
     def _instrument(self, **_: Any) -> None:
-        settings = Settings.from_env()
+        try:
+            settings = Settings.from_env()
+        except ConfigurationError as error:
+            # Raised, it would keep OpenTelemetry's other instrumentations from being loaded.
+            warn_once("opentelemetry-instrument", f"{error}; this program is not measured")
+            return
         if not settings.enabled:
             return
 

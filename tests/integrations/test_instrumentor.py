@@ -1,5 +1,6 @@
 """`opentelemetry-instrument`: the command of OpenTelemetry's own package loads us, and training is measured."""
 
+import logging
 import os
 import sys
 import tomllib
@@ -63,6 +64,17 @@ def test_it_can_be_left_out(run: Run, receiver: Receiver, installed: str, tmp_pa
     # Loaded into a program that has nothing to do with torch, it does not import torch.
     assert printed() == "True False\n"
     assert printed(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="mfu") == "False False\n"
+
+
+def test_a_wrong_setting_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is warned of, and raises nothing: OpenTelemetry would load no other instrumentation after it."""
+    monkeypatch.setenv("MFU_SPANS", "some")
+    instrumentor = MFUInstrumentor()
+    with caplog.at_level(logging.WARNING):
+        instrumentor.instrument()
+    instrumentor.uninstrument()
+    assert "MFU_SPANS='some'" in caplog.text
+    assert "this program is not measured" in caplog.text
 
 
 def test_by_hand() -> None:

@@ -6,9 +6,13 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from mfu_sdk.integrations.launch import launch
+from mfu_sdk.integrations.script import Ended
 
 from .conftest import Receiver, Run
 
@@ -144,28 +148,67 @@ if __name__ == "__main__":
     assert said.stderr.startswith("Linear: 5 steps")
 
 
-def test_a_program_without_steps_is_told_so(run: Run, tmp_path: Path) -> None:
-    """No optimizer steps: one line on stderr says so and what to do; `-q` says nothing."""
-    script = write(tmp_path / "serve.py", "import torch\ntorch.nn.Linear(2, 2)(torch.ones(1, 2))\n")
-    said = run(*MFU, script)
-    assert said.returncode == 0
-    assert "no optimizer stepped in this process" in said.stderr
-    assert len(said.stderr.splitlines()) == 1
-    assert run(*MFU, "-q", script).stderr == ""
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Launches a program in this process, which has torch already: what was said when it had ended."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    monkeypatch.setenv("MFU_CALIBRATE", "off")
+
+    def launched(text: str, *arguments: str) -> list[str]:
+        said: list[str] = []
+        launch(str(write(tmp_path / "program.py", text)), arguments, say=said.append)
+        return said
+
+    return launched
 
 
-def test_a_program_with_a_monitor_is_left_to_it(run: Run, tmp_path: Path) -> None:
+def test_a_program_without_steps_is_told_so(launched: Callable[..., list[str]]) -> None:
+    """No optimizer steps: one line says so and what to do."""
+    [line] = launched("import torch\ntorch.nn.Linear(2, 2)(torch.ones(1, 2))\n")
+    assert "no optimizer stepped in this process" in line
+    assert "\n" not in line
+
+
+def test_a_program_of_one_step_is_told_so(launched: Callable[..., list[str]]) -> None:
+    """Steps are measured from the second on: one alone is none."""
+    [line] = launched(TRAINING.replace("range(6)", "range(1)"))
+    assert "ended before its second step" in line
+
+
+def test_a_program_with_a_monitor_is_left_to_it(
+    launched: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its own monitor measures what it would have measured, and one line says that we added nothing."""
     opened = TRAINING.replace("for _", "import mfu_sdk\nrun = mfu_sdk.monitor(model)\nrun.__enter__()\nfor _")
-    said = run(*MFU, write(tmp_path / "own.py", opened + "run.__exit__(None, None, None)\nprint(run.summary().steps)"))
-    assert (said.returncode, said.stdout) == (0, "6\n"), said.stderr
-    assert "has a monitor of its own" in said.stderr
+    [line] = launched(opened + "run.__exit__(None, None, None)\nprint(run.summary().steps)")
+    assert capsys.readouterr().out == "6\n"
+    assert "has a monitor of its own" in line
 
 
-def test_disabled(run: Run, tmp_path: Path) -> None:
+def test_the_error_ends_the_run_and_passes(launched: Callable[..., list[str]]) -> None:
+    """What the program raised is handed on, after the summary of what it did until then."""
+    with pytest.raises(Ended) as caught:
+        launched(TRAINING + "raise ZeroDivisionError('mine')\n")
+    assert repr(caught.value.error) == "ZeroDivisionError('mine')"
+
+
+def test_other_ranks_are_silent(launched: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several ranks rank 0 alone says what came of it."""
+    monkeypatch.setenv("RANK", "1")
+    assert launched(TRAINING) == []
+
+
+def test_disabled(launched: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """MFU_ENABLED=0: the program runs, and nothing of ours does."""
-    said = run(*MFU, write(tmp_path / "train.py", TRAINING), MFU_ENABLED="0")
-    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    monkeypatch.setenv("MFU_ENABLED", "0")
+    assert launched(TRAINING) == []
+
+
+def test_quiet(run: Run, tmp_path: Path) -> None:
+    """With `-q` nothing is said."""
+    assert run(*MFU, "-q", write(tmp_path / "none.py", "")).stderr == ""
 
 
 @pytest.mark.parametrize(
