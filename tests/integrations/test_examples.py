@@ -26,11 +26,15 @@ def gpt2(rows: int, layers: int = 2, width: int = 64, vocab: int = 256, length: 
     return layers * (2 * 12 * width**2 * tokens + 2 * 2 * width * pairs) + 2 * width * vocab * tokens
 
 
+# Twenty products with a 64 × 64 matrix, and one more and two of vectors for the eigenvalue.
+POWER = 20 * 2 * 64 * 64 + 2 * 64 * 64 + 2 * 64
+
 TRAINED = {
     "accelerate": ("accelerate-mlp: 8 steps", [2 * STEP] * 8),
     "lightning": ("lightning-mlp: 8 steps", [2 * STEP] * 8),
     # Two micro-batches of four rows a step; after every fourth step one of eight rows is evaluated.
     "huggingface": ("hf-gpt2: 10 steps", 2 * [*[2 * 3 * gpt2(4)] * 4, gpt2(8)]),
+    "function": ("power-iteration: 8 steps", [POWER] * 8),
 }
 
 
@@ -45,8 +49,9 @@ def test_example(
         "ACCELERATE_USE_CPU": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(sys, "argv", [f"{name}_train.py"])
-    runpy.run_path(str(EXAMPLES / f"{name}_train.py"), run_name="__main__")
+    [example] = EXAMPLES.glob(f"{name}_*.py")
+    monkeypatch.setattr(sys, "argv", [example.name])
+    runpy.run_path(str(example), run_name="__main__")
     words, flops = TRAINED[name]
     receiver.wait_for("mfu.step", len(flops))
     assert words in capsys.readouterr().out
