@@ -4,8 +4,9 @@
 (OTEL_EXPORTER_OTLP_*, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, …) mean what that says: see `export.destination`.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -57,7 +58,31 @@ OPTIONS: tuple[Option, ...] = (
         "0 or 1",
         "1: a monitor shows its figures while it runs, in a line on the terminal: rank 0 does, and nothing in a pipe",
     ),
-    Option("MFU_CACHE_DIR", "the user's cache directory", "a directory", "where calibrations are kept"),
+    Option(
+        "MFU_DRIFT",
+        "auto",
+        "auto or off",
+        "auto: tell when steps have become slower or faster than the run's own baseline; off: never",
+    ),
+    Option(
+        "MFU_DRIFT_TOLERANCE",
+        "0.02",
+        "a number between 0 and 1",
+        "the relative change of a run's speed that nobody is told of",
+    ),
+    Option(
+        "MFU_DRIFT_ALARMS_PER_WEEK",
+        "1",
+        "a number above 0",
+        "false alarms of drift that a fleet of MFU_DRIFT_STREAMS processes may have in a week, at most",
+    ),
+    Option("MFU_DRIFT_STREAMS", "1000", "a whole number above 0", "processes that share that budget"),
+    Option(
+        "MFU_CACHE_DIR",
+        "the user's cache directory",
+        "a directory",
+        "where calibrations and the baselines of drift are kept",
+    ),
     Option(
         "MFU_SPANS",
         "auto",
@@ -85,6 +110,10 @@ class Settings:
     calibrate: Literal["auto", "off"] = "auto"
     profile: Literal["auto", "off"] = "auto"
     live: bool = False
+    drift: Literal["auto", "off"] = "auto"
+    drift_tolerance: float = 0.02
+    drift_alarms_per_week: float = 1.0
+    drift_streams: int = 1000
     cache_dir: Path | None = None
     spans: Spans = "auto"
     gen_ai: GenAi = "off"
@@ -94,9 +123,16 @@ class Settings:
     def __post_init__(self) -> None:
         if self.run_attempt < 0:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
+        if not 0 < self.drift_tolerance < 1:
+            raise ConfigurationError(f"drift_tolerance={self.drift_tolerance}: must be between 0 and 1; 0.02 is 2 %")
+        if not 0 < self.drift_alarms_per_week < math.inf:
+            raise ConfigurationError(f"drift_alarms_per_week={self.drift_alarms_per_week}: must be above 0; 1 is one")
+        if self.drift_streams < 1:
+            raise ConfigurationError(f"drift_streams={self.drift_streams}: must be at least 1, this process itself")
         for name, value, allowed in (
             ("calibrate", self.calibrate, ("auto", "off")),
             ("profile", self.profile, ("auto", "off")),
+            ("drift", self.drift, ("auto", "off")),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
             ("gen_ai", self.gen_ai, tuple(_GEN_AI)),
         ):
@@ -118,6 +154,10 @@ class Settings:
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
             profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
             live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
+            drift=_one_of(env, "MFU_DRIFT", "auto", {"auto": "auto", "off": "off"}),
+            drift_tolerance=_number(env, "MFU_DRIFT_TOLERANCE", float, "0.02"),
+            drift_alarms_per_week=_number(env, "MFU_DRIFT_ALARMS_PER_WEEK", float, "1"),
+            drift_streams=_number(env, "MFU_DRIFT_STREAMS", int, "1000"),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
@@ -140,3 +180,11 @@ def _one_of(env: Mapping[str, str], variable: str, default: str, allowed: Mappin
     if value not in allowed:
         raise ConfigurationError(f"{variable}={value!r}: must be one of {', '.join(allowed)}; unset it for {default}")
     return allowed[value]
+
+
+def _number(env: Mapping[str, str], variable: str, kind: Callable[[str], _T], default: str) -> _T:
+    value = env.get(variable, "").strip() or default
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigurationError(f"{variable}={value!r}: must be a number; unset it for {default}") from None

@@ -119,6 +119,19 @@ class Metrics:
         self._observe(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai, first_token_s)
         self._observe(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai, output_token_s)
 
+    def drift(self, phase: str, *, found: bool, active: int) -> None:
+        """Count an excursion that was found, and set how many of its phase have not recovered."""
+        labels: _Labels = (*self._device, (semconv.PHASE, phase))
+        self._count(semconv.METRIC_DRIFT_COUNT, labels, 1 if found else 0)
+        self._set(semconv.METRIC_DRIFT_ACTIVE, labels, active)
+
+    def drift_scores(self, scores: Mapping[str, float]) -> None:
+        """Set the evidence for drift of each phase, and that nothing has been found where nothing has."""
+        for phase, score in scores.items():
+            labels: _Labels = (*self._device, (semconv.PHASE, phase))
+            self._set(semconv.METRIC_DRIFT_SCORE, labels, score)
+            self._gauges.setdefault((semconv.METRIC_DRIFT_ACTIVE, labels), 0.0)
+
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""
         self._count(semconv.METRIC_SDK_OVERHEAD, self._device, seconds)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 
 from mfu_sdk import guard
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s
-from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
+from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, Pipeline
 from mfu_sdk.export.worker import Worker
-from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
@@ -67,6 +67,18 @@ class Telemetry:
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
         self._worker.put(Calibration(peaks, start_unix_ns, end_unix_ns))
+
+    def configured(self, fingerprint: str, intent: str) -> None:
+        """From here on the resource says by which hashes the run's configuration is known."""
+        self._worker.put(Configured(fingerprint, intent))
+
+    def drift(self, event: DriftEvent) -> None:
+        """Report an excursion when it is found, and again when it has recovered: its span goes then, or at the end."""
+        self._worker.put(event)
+
+    def drift_scores(self, scores: Mapping[str, float]) -> None:
+        """Report how much evidence for drift there is, by phase, over what an alarm needs."""
+        self._worker.put(DriftScores(scores))
 
     def overhead(self, seconds: float) -> None:
         """Add `seconds` that the SDK took on the step path, since the last call."""
