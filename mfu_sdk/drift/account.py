@@ -97,6 +97,9 @@ class Account:
     @classmethod
     def of(cls, steps: list[Took]) -> "Account":
         """The sums of `steps`. A wait for data is at most as long as its step."""
+        first = steps[0].asked
+        if all(step.asked is first for step in steps):
+            return cls._of_alike(steps, first)
         return cls(
             len(steps),
             sum(step.duration_s for step in steps),
@@ -105,8 +108,24 @@ class Account:
             _sum([step.asked.expected_s for step in steps]),
             _sum([_times(step.asked.peak_flops_per_s, step.duration_s) for step in steps]),
             _sum([_times(step.asked.reference_flops_per_s, step.duration_s) for step in steps]),
-            None if any(step.tokens is None for step in steps) else sum(step.tokens or 0 for step in steps),
-            _sum([None if step.data_s is None else min(step.data_s, step.duration_s) for step in steps]),
+            _tokens(steps),
+            _waits(steps),
+            batch_sum=_sum([step.batch for step in steps]),
+        )
+
+    @classmethod
+    def _of_alike(cls, steps: list[Took], asked: Asked) -> "Account":
+        count, time_s = len(steps), sum([step.duration_s for step in steps])
+        return cls(
+            count,
+            time_s,
+            count * asked.model_flops,
+            count * asked.hardware_flops,
+            _times(asked.expected_s, count),
+            _times(asked.peak_flops_per_s, time_s),
+            _times(asked.reference_flops_per_s, time_s),
+            _tokens(steps),
+            _waits(steps),
             batch_sum=_sum([step.batch for step in steps]),
         )
 
@@ -117,6 +136,15 @@ def _plus(one: float | None, other: float | None) -> float | None:
 
 def _times(one: float | None, other: float) -> float | None:
     return None if one is None else one * other
+
+
+def _tokens(steps: list[Took]) -> int | None:
+    known = [step.tokens for step in steps if step.tokens is not None]
+    return sum(known) if len(known) == len(steps) else None
+
+
+def _waits(steps: list[Took]) -> float | None:
+    return _sum([None if step.data_s is None else min(step.data_s, step.duration_s) for step in steps])
 
 
 def _sum(values: list[float | None]) -> float | None:

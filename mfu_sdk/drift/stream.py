@@ -41,7 +41,8 @@ class Excursion:
     """From a change to the recovery from it. Steps are indices, times are Unix nanoseconds.
 
     `ratio` is the level since the onset over the baseline's. `before` are sums over the baseline, `after` over what is
-    known since the onset. `score` is the evidence when it was found over `threshold`, which it had to reach.
+    known since the onset, `now` over the last blocks before it was found. `score` is the evidence then over `threshold`,
+    which it had to reach.
     """
 
     kind: Literal["drop", "rise"]
@@ -56,6 +57,7 @@ class Excursion:
     threshold: float
     before: Account
     after: Account
+    now: Account
     recovered_step: int | None = None
     recovered_unix_ns: int | None = None
 
@@ -156,6 +158,7 @@ class Stream:
             detector.threshold,
             self._before or since[0].account,
             _total(since),
+            _total(since[-_NOW_BLOCKS:]),
         )
 
     def _follow(self, excursion: Excursion, block: Block) -> Excursion | None:
@@ -196,7 +199,7 @@ class Stream:
         }
         excursion = None
         if (told := state["excursion"]) is not None:
-            excursion = Excursion(**{**told, "before": Account(**told["before"]), "after": Account(**told["after"])})
+            excursion = Excursion(**{**told, **{name: Account(**told[name]) for name in ("before", "after", "now")}})
             if excursion.measure not in detectors:
                 raise ValueError(f"excursion of {excursion.measure!r}: there is no detector of it")
         self._before, self._detectors, self.excursion = before, detectors, excursion
@@ -241,18 +244,27 @@ def onset(levels: Sequence[float], before: float, after: float) -> int:
 
 
 def _block(steps: list[Took], measures: Sequence[Measure]) -> Block:
+    first, last = steps[0], steps[-1]
     levels: dict[Measure, float] = {}
+    # Most blocks are of steps that ask for the same: one sorting of their times does for all measures.
+    alike = all(step.asked is first.asked and step.tokens == first.tokens for step in steps)
+    usual = median([math.log(step.duration_s) for step in steps]) if alike else 0.0
     for measure in measures:
-        values = [_level(measure, step) for step in steps]
+        values = [_log_amount(measure, first)] if alike else [_level(measure, step) for step in steps]
         known = [value for value in values if value is not None]
         if len(known) == len(values):
-            levels[measure] = median(known)
-    first, last = steps[0], steps[-1]
+            levels[measure] = median(known) - usual
     end_unix_ns = last.start_unix_ns + round(last.duration_s * 1e9)
     return Block(first.step, first.start_unix_ns, last.step, end_unix_ns, levels, Account.of(steps))
 
 
 def _level(measure: Measure, step: Took) -> float | None:
+    amount = _log_amount(measure, step)
+    return None if amount is None else amount - math.log(step.duration_s)
+
+
+def _log_amount(measure: Measure, step: Took) -> float | None:
+    """The logarithm of what a step did by this measure; a whole number's has no upper end."""
     amount: float | None
     if measure == "flop_rate":
         amount = step.asked.model_flops
@@ -260,8 +272,7 @@ def _level(measure: Measure, step: Took) -> float | None:
         amount = step.tokens
     else:
         amount = step.asked.expected_s
-    # The logarithm of a whole number has no largest one.
-    return math.log(amount) - math.log(step.duration_s) if amount is not None and amount > 0 else None
+    return math.log(amount) if amount is not None and amount > 0 else None
 
 
 def _total(blocks: Sequence[Block]) -> Account:

@@ -9,12 +9,13 @@ Where a process is on its own, an alarm asks for the next step to be counted; it
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mfu_sdk.drift.account import Asked
+from mfu_sdk.drift.account import Account, Asked
 from mfu_sdk.drift.attribution import attribute
 from mfu_sdk.drift.detector import NAME
 from mfu_sdk.drift.fingerprint import Fact, Fingerprint
@@ -35,6 +36,8 @@ MOST_EVENTS: Final = 64
 """Events that a summary keeps, the latest ones."""
 PATIENCE_STEPS: Final = 16
 """Steps that an event waits for one of them to be counted."""
+PATIENCE_BETWEEN_RANKS: Final = 128
+"""Steps that it waits for the exchange of one of them to be timed, which torch does in every hundredth."""
 TELL_EVERY: Final = 64
 """Steps between two reports of the evidence that there is."""
 BATCH_RATIO: Final = 1.05
@@ -90,7 +93,10 @@ class Drifting:
         self._clock_mhz: float | None = None
         self._usual_clock_mhz: float | None = None
         self._batch: float | None = None
-        self._steps = 0
+        # Of steps whose exchange of gradients was timed: which, and how long it kept them waiting.
+        self._exchanges: deque[tuple[int, float]] = deque(maxlen=64)
+        self._least_exchange_s = math.inf
+        self._step = self._steps = 0
         self.wants_count = False
         """Whether the next step is to be counted, to see what has changed."""
 
@@ -111,6 +117,7 @@ class Drifting:
             waited_s,
             work.batch_running,
         )
+        self._step = work.index
         self._steps += 1
         if self._steps == UNSEEN_STEPS and not self._snapshots:
             # Work that is never counted as a step (requests) has a configuration all the same.
@@ -140,6 +147,13 @@ class Drifting:
             self._telemetry.drift_scores(self._watch.scores())
         if self._files is not None:
             self._files.keep_at_times(self._watch)
+
+    def exchanged(self, exposed_s: float) -> None:
+        """How long the exchange of gradients kept the step before the last one waiting (`ddp_times`)."""
+        self._exchanges.append((self._step, exposed_s))
+        self._least_exchange_s = min(self._least_exchange_s, exposed_s)
+        if any(self._step >= excursion.onset_step for excursion, _ in self._waiting):
+            self._explain()
 
     # --- what the run tells of its configuration -------------------------------------------------------------------
 
@@ -182,10 +196,13 @@ class Drifting:
         if excursion.recovered_step is not None:
             self._recovered(excursion)
             return
-        self._waiting.append((excursion, excursion.found_step + PATIENCE_STEPS if self._asks_for_counts else 0))
         if self._asks_for_counts:
             self.wants_count = True
+            patience = PATIENCE_STEPS
         else:
+            patience = PATIENCE_BETWEEN_RANKS if self._exchanges else 0
+        self._waiting.append((excursion, excursion.found_step + patience))
+        if not patience:
             self._explain()
 
     def _explain(self) -> None:
@@ -203,6 +220,7 @@ class Drifting:
             throttled = tuple(reason for reason in reasons if reason in _SLOWED)
             if self._usual_clock_mhz and now_mhz:
                 before, after = replace(before, clock=1.0), replace(after, clock=now_mhz / self._usual_clock_mhz)
+        before, after = self._between_ranks(excursion, before, after)
         diff = self._diff(excursion)
         found = attribute(before, after, kind=excursion.kind, phase=excursion.phase, diff=diff, throttled=throttled)
         return DriftEvent(
@@ -225,10 +243,24 @@ class Drifting:
             fingerprint_diff=diff,
         )
 
+    def _between_ranks(self, excursion: Excursion, before: Account, after: Account) -> tuple[Account, Account]:
+        """The same with what was seen of exchanges: the shortest is taken for the bytes, the rest for late ranks."""
+        least_s = self._least_exchange_s
+        found: list[Account] = []
+        for account, late in ((before, False), (after, True)):
+            seen_s = [exposed_s for step, exposed_s in self._exchanges if (step >= excursion.onset_step) == late]
+            if not seen_s:
+                return before, after
+            mean_s = min(sum(seen_s) / len(seen_s), account.time_s / account.steps)
+            skew_s = max(0.0, mean_s - least_s)
+            found.append(replace(account, comm_s=(mean_s - skew_s) * account.steps, skew_s=skew_s * account.steps))
+        return found[0], found[1]
+
     def _diff(self, excursion: Excursion) -> tuple[str, ...]:
         """What changed of the configuration since the last time that it was seen before the onset."""
         changed: list[str] = []
-        before, after = excursion.before, excursion.after
+        # What was found may have begun in the middle of a block, and its onset is known to some blocks.
+        before, after = excursion.before, excursion.now
         if excursion.phase in ("train", "eval"):
             changed += _other("batch", before.batch, after.batch)
             if before.tokens and after.tokens:

@@ -20,6 +20,7 @@ class Profile:
     """Times the operators of some steps of a run on a processor, and reads what DistributedDataParallel has timed."""
 
     def __init__(self, ledger: Ledger, model: nn.Module | None, *, times_operators: bool) -> None:
+        self._ledger = ledger
         self._gathered = ledger.gathered
         self._exchanges = ddp_times(model)
         self.sees_exchanges = self._exchanges is not None
@@ -59,3 +60,5 @@ class Profile:
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
             if exposed_s is not None:
                 self._gathered.exchanged(exposed_s)
+                if self._ledger.drift is not None:
+                    self._ledger.drift.exchanged(exposed_s)
