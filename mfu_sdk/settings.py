@@ -24,6 +24,10 @@ _GEN_AI: dict[str, GenAi] = {
     "embeddings": "embeddings",
 }
 _T = TypeVar("_T")
+_Number = TypeVar("_Number", int, float)
+_Rule = tuple[Callable[[float], bool], str]
+_SHARE: _Rule = (lambda number: 0 < number < 1, "a number between 0 and 1")
+_ABOVE_ZERO: _Rule = (lambda number: 0 < number < math.inf, "a number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +127,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.run_attempt < 0:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
-        if not 0 < self.drift_tolerance < 1:
-            raise ConfigurationError(f"drift_tolerance={self.drift_tolerance}: must be between 0 and 1; 0.02 is 2 %")
-        if not 0 < self.drift_alarms_per_week < math.inf:
-            raise ConfigurationError(f"drift_alarms_per_week={self.drift_alarms_per_week}: must be above 0; 1 is one")
-        if self.drift_streams < 1:
-            raise ConfigurationError(f"drift_streams={self.drift_streams}: must be at least 1, this process itself")
+        for name, number, (holds, rule) in (
+            ("drift_tolerance", self.drift_tolerance, _SHARE),
+            ("drift_alarms_per_week", self.drift_alarms_per_week, _ABOVE_ZERO),
+            ("drift_streams", self.drift_streams, _ABOVE_ZERO),
+        ):
+            if not holds(number):
+                raise ConfigurationError(f"{name}={number}: must be {rule}")
         for name, value, allowed in (
             ("calibrate", self.calibrate, ("auto", "off")),
             ("profile", self.profile, ("auto", "off")),
@@ -155,9 +160,9 @@ class Settings:
             profile=_one_of(env, "MFU_PROFILE", "auto", {"auto": "auto", "off": "off"}),
             live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
             drift=_one_of(env, "MFU_DRIFT", "auto", {"auto": "auto", "off": "off"}),
-            drift_tolerance=_number(env, "MFU_DRIFT_TOLERANCE", float, "0.02"),
-            drift_alarms_per_week=_number(env, "MFU_DRIFT_ALARMS_PER_WEEK", float, "1"),
-            drift_streams=_number(env, "MFU_DRIFT_STREAMS", int, "1000"),
+            drift_tolerance=_number(env, "MFU_DRIFT_TOLERANCE", float, "0.02", _SHARE),
+            drift_alarms_per_week=_number(env, "MFU_DRIFT_ALARMS_PER_WEEK", float, "1", _ABOVE_ZERO),
+            drift_streams=_number(env, "MFU_DRIFT_STREAMS", int, "1000", _ABOVE_ZERO),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
@@ -182,9 +187,16 @@ def _one_of(env: Mapping[str, str], variable: str, default: str, allowed: Mappin
     return allowed[value]
 
 
-def _number(env: Mapping[str, str], variable: str, kind: Callable[[str], _T], default: str) -> _T:
+def _number(
+    env: Mapping[str, str], variable: str, kind: Callable[[str], _Number], default: str, rule: _Rule
+) -> _Number:
     value = env.get(variable, "").strip() or default
+    holds, words = rule
     try:
-        return kind(value)
+        number = kind(value)
+        if holds(number):
+            return number
     except ValueError:
-        raise ConfigurationError(f"{variable}={value!r}: must be a number; unset it for {default}") from None
+        pass
+    whole = " and whole" if kind is int else ""
+    raise ConfigurationError(f"{variable}={value!r}: must be {words}{whole}; unset it for {default}")

@@ -41,8 +41,8 @@ class Excursion:
     """From a change to the recovery from it. Steps are indices, times are Unix nanoseconds.
 
     `ratio` is the level since the onset over the baseline's. `before` are sums over the baseline, `after` over what is
-    known since the onset, `now` over the last blocks before it was found. `score` is the evidence then over `threshold`,
-    which it had to reach.
+    known since the onset, `now` over the last blocks before it was found. `score` is the evidence then, over the
+    `threshold` that it had to reach.
     """
 
     kind: Literal["drop", "rise"]

@@ -20,6 +20,11 @@ def test_every_variable_is_read() -> None:
         "MFU_ENABLED": "0",
         "MFU_CALIBRATE": "off",
         "MFU_PROFILE": "off",
+        "MFU_LIVE": "1",
+        "MFU_DRIFT": "off",
+        "MFU_DRIFT_TOLERANCE": "0.05",
+        "MFU_DRIFT_ALARMS_PER_WEEK": "0.5",
+        "MFU_DRIFT_STREAMS": "64",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
         "MFU_GEN_AI": "chat",
@@ -41,6 +46,12 @@ def test_every_variable_is_read() -> None:
         ("MFU_GEN_AI", "1"),
         ("MFU_CALIBRATE", "on"),
         ("MFU_PROFILE", "all"),
+        ("MFU_DRIFT", "on"),
+        ("MFU_DRIFT_TOLERANCE", "2"),
+        ("MFU_DRIFT_TOLERANCE", "two"),
+        ("MFU_DRIFT_ALARMS_PER_WEEK", "nan"),
+        ("MFU_DRIFT_STREAMS", "0"),
+        ("MFU_DRIFT_STREAMS", "1.5"),
         ("MFU_RUN_ATTEMPT", "-1"),
     ],
 )
@@ -55,3 +66,10 @@ def test_cache_directory() -> None:
     assert Settings(cache_dir=Path("/a")).resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/a")
     assert Settings().resolved_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/x/mfu_sdk")
     assert Settings().resolved_cache_dir({}) == Path.home() / ".cache/mfu_sdk"
+
+
+@pytest.mark.parametrize("name", ["drift_tolerance", "drift_alarms_per_week", "drift_streams"])
+def test_numbers_of_drift_given_in_code(name: str) -> None:
+    """The same rules hold where no variable was read."""
+    with pytest.raises(ConfigurationError, match=f"{name}=0: must be a number"):
+        Settings(**{name: 0})  # type: ignore[arg-type]

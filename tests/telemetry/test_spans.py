@@ -14,7 +14,7 @@ from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans, attributes
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Windows, sums
-from mfu_sdk.records import Peaks, Rate, Uncounted
+from mfu_sdk.records import DriftEvent, Peaks, Rate, Uncounted
 from mfu_sdk.requests import InferenceRecord, PhaseRecord
 
 from .conftest import EPOCH_NS, attributes_of
@@ -36,6 +36,27 @@ PEAKS = Peaks(
         "degraded": "power brake",
     },
     calibration_id="cal-1",
+)
+DRIFT = DriftEvent(
+    kind="drop",
+    phase="train",
+    measure="flop_rate",
+    change=-0.25,
+    baseline=0.4,
+    current=0.3,
+    onset_step=500,
+    onset_unix_ns=EPOCH_NS,
+    found_step=560,
+    found_unix_ns=EPOCH_NS + 3 * 10**9,
+    score=1.5,
+    threshold=1e10,
+    detector="betting-sr/1",
+    cause="configuration_drift",
+    evidence=("batch: 32 → 16", "log MFU changed by -0.288: compute -0.288"),
+    parts={"compute": -0.288},
+    fingerprint_diff=("batch: 32 → 16",),
+    recovered_step=800,
+    recovered_unix_ns=EPOCH_NS + 9 * 10**9,
 )
 SERVED = {
     "requests": 3,
@@ -91,6 +112,7 @@ def everything(spans, window, summary, step):
         spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
         *spans.inference(dataclasses.replace(STREAMED, error_type="KeyError"), Kept("periodic", 0.25)),
         *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
+        spans.drift(DRIFT, EPOCH_NS + 9 * 10**9),
     )
 
 
@@ -284,3 +306,23 @@ def test_calibration(spans, identity):
         assert attributes_of(span.attributes)["mfu.peak.memory_rate"] == 2e10
     (only_memory,) = wire(*spans.calibration(dataclasses.replace(PEAKS, achievable={}), EPOCH_NS, EPOCH_NS + 5))
     assert "mfu.peak.flop_rate" not in attributes_of(only_memory.attributes)
+
+
+def test_an_excursion_is_a_child_of_its_run(spans, identity):
+    """From onset to recovery, in the run's trace; told again, it has the same id, and another onset has another."""
+    (made,) = wire(spans.drift(DRIFT, EPOCH_NS + 9 * 10**9))
+    ids = Ids.of(identity)
+    assert int.from_bytes(made.trace_id, "big") == ids.run_trace()
+    assert int.from_bytes(made.parent_span_id, "big") == ids.run_span()
+    assert (made.start_time_unix_nano, made.end_time_unix_nano) == (EPOCH_NS, EPOCH_NS + 9 * 10**9)
+    found = attributes_of(made.attributes)
+    assert (found["mfu.drift.cause"], found["mfu.drift.onset_step"]) == ("configuration_drift", 500)
+    assert found["mfu.drift.fingerprint.diff"] == ["batch: 32 → 16"]
+    later = dataclasses.replace(DRIFT, onset_step=900)
+    assert ids.drift_span(DRIFT) == int.from_bytes(made.span_id, "big") != ids.drift_span(later)
+
+
+def test_an_excursion_never_ends_before_it_begins(spans):
+    """A clock that was set back leaves a span without length, not a negative one."""
+    (made,) = wire(spans.drift(DRIFT, EPOCH_NS - 5))
+    assert made.end_time_unix_nano == made.start_time_unix_nano
