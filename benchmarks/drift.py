@@ -50,6 +50,7 @@ FAULTS = {
 TARGETS = {"3 %": 1100, "5 %": 320, "10 %": 170}
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Booleans = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def noise(seed: int, runs: int, *, harsh: bool = False) -> Floats:
@@ -105,10 +106,10 @@ def ours(threshold: float, errors: list[int] | None = None) -> Callable[[Floats]
     return run
 
 
-def first_true(hits: Floats, block: int, begin: int = 0) -> list[int]:
+def first_true(hits: Booleans, block: int, begin: int = 0) -> list[int]:
     """The step at which each run is first hit, `begin` blocks into the series."""
-    any_hit, where = hits.any(axis=1), hits.argmax(axis=1)
-    return [int((begin + at + 1) * block) if hit else -1 for hit, at in zip(any_hit, where, strict=True)]
+    firsts = [row.index(True) if True in row else None for row in hits.tolist()]
+    return [-1 if at is None else (begin + at + 1) * block for at in firsts]
 
 
 def of_best(levels: Floats) -> list[int]:
@@ -176,7 +177,7 @@ def bocd(levels: Floats) -> list[int]:
 
 def of_river(name: str) -> Callable[[Floats], list[int]]:
     """A detector of river with its defaults, fed with each step."""
-    from river import drift
+    from river import drift  # pyright: ignore[reportMissingImports]  # a peer, not a dependency
 
     def run(levels: Floats) -> list[int]:
         found = []

@@ -192,7 +192,7 @@ class Stream:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was told. Raises ValueError, KeyError or TypeError for what is none of ours."""
         before = None if state["before"] is None else Account(**state["before"])
-        detectors = {
+        detectors: dict[Measure, Detector] = {
             measure: Detector.restored(self._tuning, state["detectors"][measure])
             for measure in self._measures
             if measure in state["detectors"]
@@ -217,7 +217,7 @@ class Stream:
         Raises ValueError, KeyError or TypeError for what is none of ours.
         """
         before = Account(**runs[-1]["before"])
-        pooled = {
+        pooled: dict[Measure, Baseline] = {
             measure: Baseline.pooled([Baseline(**run["levels"][measure]) for run in runs])
             for measure in self._measures
             if all(measure in run["levels"] for run in runs)

@@ -19,7 +19,7 @@ from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Window, Windows, sums
 from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
-from mfu_sdk.settings import Settings
+from mfu_sdk.settings import GenAi, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Pipeline:
         self._unix_ns = unix_ns
         self._resource = resource(identity)
         self._identity = identity
-        self._gen_ai = settings.gen_ai
+        self._gen_ai: GenAi = settings.gen_ai
         self._spans = Spans(identity, self._resource, settings.gen_ai)
         self._drifts: dict[tuple[str, int], DriftEvent] = {}
         self._lost: Counter[str] = Counter()

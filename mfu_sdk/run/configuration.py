@@ -34,8 +34,10 @@ def opened(model: nn.Module | None, device: Device, identity: RunIdentity) -> di
         **env_facts(os.environ),
     }
     if device.kind == "cuda":
+        from torch.cuda.nccl import version as nccl_version
+
         facts["cudnn"] = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
-        nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
+        nccl = nccl_version() if torch.distributed.is_nccl_available() else None
         facts["nccl"] = None if nccl is None else ".".join(map(str, nccl))
     if model is not None:
         facts["dtype.parameters"] = {_name(parameter.dtype) for parameter in model.parameters()}

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -299,7 +300,7 @@ def test_unknown_flops_are_counted_and_not_judged() -> None:
 
 
 @pytest.mark.parametrize("more", [{"tokens": 0}, {"tokens": None}, {"batch": math.nan}, {"data_s": math.nan}])
-def test_odd_amounts(more: dict[str, object]) -> None:
+def test_odd_amounts(more: dict[str, Any]) -> None:
     """What is missing or no number is left out; the rest is judged."""
     watch = Watch(QUICK)
     assert run(watch, 400, 1.0, **more) == []

@@ -54,15 +54,16 @@ def _cpu_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Attention(nn.Module):
-    """One block of attention between two projections."""
+    """Attention four times over, between two projections."""
 
     def __init__(self) -> None:
         super().__init__()
         self.into, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in self.into(x).chunk(3, -1))
-        mixed: Tensor = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed, key, value = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in self.into(x).chunk(3, -1))
+        for _ in range(4):
+            mixed = F.scaled_dot_product_attention(mixed, key, value, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -157,7 +158,7 @@ def test_attention_without_its_kernel() -> None:
     def switch(model: nn.Module) -> None:
         model.backend = SDPBackend.MATH  # type: ignore[assignment]
 
-    told = train(Switched(), lambda _late: torch.randn(1, 192, 64), switch)
+    told = train(Switched(), lambda _late: torch.randn(4, 64, 64), switch)
     check(told, "configuration_drift", "attention.operators: −aten::_scaled_dot_product_flash_attention_for_cpu")
 
 
