@@ -75,6 +75,9 @@ class Stream:
         self._levels: dict[Measure, list[float]] = {measure: [] for measure in self._measures}
         self._detectors: dict[Measure, Detector] = {}
         self._kept: deque[Block] = deque(maxlen=KEPT_BLOCKS)
+        # Measures whose baseline is this run's own, and the sums of the blocks that it is learnt from.
+        self._own: set[Measure] = set()
+        self._gathered: Account | None = None
         self._before: Account | None = None
         self.excursion: Excursion | None = None
         """What was found and has not recovered."""
@@ -103,7 +106,7 @@ class Stream:
     def add_block(self, block: Block) -> Excursion | None:
         """Enter a block: the excursion that began, or ended, with it."""
         self._kept.append(block)
-        if len(self._detectors) < len(self._measures):
+        if len(self._own) < len(self._measures):
             self._gather(block)
         if self.excursion is not None:
             return self._follow(self.excursion, block)
@@ -118,22 +121,23 @@ class Stream:
         return None
 
     def _gather(self, block: Block) -> None:
-        """Learn the baselines that there are none of yet, as long as nothing is wrong by those that there are."""
+        """Learn the run's own baselines, as long as nothing is wrong by those that others left it."""
         if self.excursion is not None:
             return
+        if not self._own:
+            self._gathered = block.account if self._gathered is None else self._gathered + block.account
         for measure, levels in self._levels.items():
-            if measure in self._detectors or measure not in block.levels:
+            if measure in self._own or measure not in block.levels:
                 continue
             levels.append(block.levels[measure])
             if len(levels) >= self._tuning.baseline_blocks:
-                self._begin(measure, Baseline.of(levels, self._tuning), block.account.time_s)
+                self._before = self._gathered or block.account
+                self._begin(measure, Baseline.of(levels, self._tuning), self._before)
+                self._own.add(measure)
                 levels.clear()
-        if not self._detectors or self._before is None:
-            self._before = block.account if self._before is None else self._before + block.account
 
-    def _begin(self, measure: Measure, baseline: Baseline, block_s: float) -> None:
-        if self._before is not None:
-            block_s = self._before.time_s / self._before.steps * self._tuning.block_steps
+    def _begin(self, measure: Measure, baseline: Baseline, before: Account) -> None:
+        block_s = before.time_s / before.steps * self._tuning.block_steps
         # Each measure is watched for drops and for rises.
         threshold = self._budget.threshold(block_s, tests=2 * len(self._measures))
         self._detectors[measure] = Detector(self._tuning, baseline, threshold)
@@ -185,6 +189,7 @@ class Stream:
         """What has been learnt, as plain data; steps of the block that is under way are not in it."""
         return {
             "before": None if self._before is None else asdict(self._before),
+            "own": sorted(self._own),
             "detectors": {measure: detector.state() for measure, detector in self._detectors.items()},
             "excursion": None if self.excursion is None else asdict(self.excursion),
         }
@@ -203,16 +208,20 @@ class Stream:
             if excursion.measure not in detectors:
                 raise ValueError(f"excursion of {excursion.measure!r}: there is no detector of it")
         self._before, self._detectors, self.excursion = before, detectors, excursion
+        self._own = {measure for measure in detectors if measure in state["own"]}
 
     def baselines(self) -> dict[str, Any] | None:
-        """The baselines and what is known of their steps, as plain data for `warm`; None as long as there are none."""
-        if not self._detectors or self._before is None:
+        """The run's own baselines and what is known of their steps, as plain data for `warm`; None without any."""
+        if not self._own or self._before is None:
             return None
-        levels = {measure: asdict(detector.baseline) for measure, detector in self._detectors.items()}
+        levels = {measure: asdict(self._detectors[measure].baseline) for measure in self._own}
         return {"before": asdict(self._before), "levels": levels}
 
     def warm(self, runs: Sequence[Mapping[str, Any]]) -> None:
         """Take over the baselines of earlier runs of the same configuration (`baselines`), and watch from now on.
+
+        Between the bounds of several runs there is room; the run's own baseline takes their place once it is known, if
+        nothing was wrong by theirs.
 
         Raises ValueError, KeyError or TypeError for what is none of ours.
         """
@@ -226,7 +235,7 @@ class Stream:
             raise ValueError(f"{pooled}: must be finite, each scale above 0")
         self._before = before
         for measure, baseline in pooled.items():
-            self._begin(measure, baseline, before.time_s)
+            self._begin(measure, baseline, before)
 
 
 def onset(levels: Sequence[float], before: float, after: float) -> int:

@@ -46,7 +46,6 @@ class DriftFiles:
         name = blake2b(f"{identity.run_id}\0{identity.rank}".encode(), digest_size=8).hexdigest()
         self._state = folder / f"run-{name}.json" if named else None
         self._baselines: Path | None = None
-        self._warm = False
         self._monotonic_s = monotonic_s
         self._kept_s = monotonic_s()
 
@@ -57,15 +56,15 @@ class DriftFiles:
             if self._state is not None and self._state.exists():
                 told = json.loads(self._state.read_text(encoding="utf-8"))
                 # A run that was started again with another configuration is held against what it was before.
-                self._warm = watch.restore(told["watch"])
-                if self._warm:
+                if watch.restore(told["watch"]):
                     return
             runs = self._runs()
-            self._warm = len(runs) >= WARM_RUNS and watch.warm(runs)
+            if len(runs) >= WARM_RUNS:
+                watch.warm(runs)
 
     def keep(self, watch: Watch) -> None:
-        """Write the run's state now."""
-        if self._state is None:
+        """Write the run's state now, if it has learnt anything."""
+        if self._state is None or not watch.scores():
             return
         with shield("keeping the state of drift"):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -83,8 +82,7 @@ class DriftFiles:
         with shield("keeping the baselines of drift"):
             self._prune()
             found = watch.baselines()
-            # A run that began with the others' baselines has none of its own.
-            if self._warm or not found or self._baselines is None or not self._writes_baselines:
+            if not found or self._baselines is None or not self._writes_baselines:
                 return
             self._folder.mkdir(parents=True, exist_ok=True)
             runs = [*self._runs(), found][-KEPT_RUNS:]

@@ -369,7 +369,8 @@ def test_a_restored_baseline_needs_no_warm_up() -> None:
         '{"version": 1, "detector": "another", "streams": []}',
         '{"version": 1, "detector": "betting-sr/1", "streams": [["train", null, {}]]}',
         '{"version": 1, "detector": "betting-sr/1", "streams": [["train", null, {"before": null, "excursion": null, '
-        '"detectors": {"flop_rate": {"baseline": {"middle": 0, "low": 0, "high": 0, "scale": 0, "blocks": 1}, '
+        '"own": [], "detectors": {"flop_rate": {"baseline": {"middle": 0, "low": 0, "high": 0, "scale": 0, '
+        '"blocks": 1}, '
         '"threshold": 100, "excursion": null, "evidence": [[], [], []]}}}]]}',
     ],
 )
@@ -391,10 +392,15 @@ def test_warm_from_earlier_runs() -> None:
     fine = Watch(QUICK)
     assert fine.warm(told)
     assert run(fine, 400, 1.05) == []
+    # By now it has a baseline of its own, and no longer the room that three runs need.
+    [own] = fine.baselines()
+    assert own[2]["levels"]["flop_rate"]["middle"] == pytest.approx(math.log(FLOPS / 1.05), abs=0.02)
+    [found] = run(fine, 200, 1.15, first=400)
+    assert found.kind == "drop"
     slow = Watch(QUICK)
     assert slow.warm(told)
     [found] = run(slow, 100, 1.4)
-    assert found.kind == "drop"
+    assert (found.kind, slow.baselines()) == ("drop", [])
     assert not Watch(QUICK).warm([["train", None, {"before": {}, "levels": {}}]])
 
 

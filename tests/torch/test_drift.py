@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,13 @@ from .conftest import Sink
 
 RATE = Rate(1e11, 1e11, 1e11, "user", 0.0)
 PEAKS = Peaks("cpu", {}, {"float32": RATE}, Rate(1e10, 1e10, 1e10, "user", 0.0), None, {})
-SETTINGS = Settings(profile="off")
-REAL = Settings(profile="off", drift_alarms_per_week=1e6)
 TUNING = Tuning(0.1, block_steps=8, baseline_blocks=16, settle_steps=16)
 BEFORE, AT_MOST = 180, 1500
+
+
+def settings(**changed: Any) -> Settings:
+    """The environment's, and so with a cache of the test's own."""
+    return replace(Settings.from_env(), profile="off", **changed)
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def train(
                 return
             yield batch(index >= BEFORE)
 
-    with mfu.monitor(model, peaks=PEAKS, settings=REAL, on_drift=told.append) as run:
+    with mfu.monitor(model, peaks=PEAKS, settings=settings(drift_alarms_per_week=1e6), on_drift=told.append) as run:
         for inputs in run.batches(loader()):
             with run.step(tokens=inputs.shape[0]):
                 optimizer.zero_grad()
@@ -229,12 +233,12 @@ def loop(
     clock: testing.FakeClock,
     durations_s: Iterable[float],
     *,
-    settings: Settings = SETTINGS,
+    using: Settings | None = None,
     on_drift: Callable[[DriftEvent], None] | None = None,
 ) -> Monitor:
     """A small model's steps, which take what they are told to, a little noise besides."""
     generator, model = random.Random(0), nn.Linear(4, 4)
-    with mfu.monitor(model, name="work", peaks=PEAKS, settings=settings, on_drift=on_drift) as run:
+    with mfu.monitor(model, name="work", peaks=PEAKS, settings=using or settings(), on_drift=on_drift) as run:
         for duration_s in durations_s:
             with run.step(tokens=2):
                 model(torch.ones(2, 4)).sum().backward()
@@ -246,7 +250,7 @@ def test_a_clean_hour_is_silent(clock: testing.FakeClock) -> None:
     """7,200 steps of half a second as a run is tuned, slow ones, evaluation and checkpoints among them."""
     generator, model = random.Random(1), nn.Linear(4, 4)
     told: list[DriftEvent] = []
-    with mfu.monitor(model, peaks=PEAKS, settings=SETTINGS, on_drift=told.append) as run:
+    with mfu.monitor(model, peaks=PEAKS, settings=settings(), on_drift=told.append) as run:
         for index in range(7200):
             with run.step(tokens=2):
                 model(torch.ones(2, 4)).sum().backward()
@@ -295,33 +299,33 @@ def test_a_failing_callback_is_contained(
 
 def test_off_watches_nothing(clock: testing.FakeClock, quick: None) -> None:
     """MFU_DRIFT=off."""
-    run = loop(clock, [0.5] * 200 + [0.75] * 150, settings=Settings(profile="off", drift="off"))
+    run = loop(clock, [0.5] * 200 + [0.75] * 150, using=settings(drift="off"))
     assert run.summary().drift == ()
 
 
-def test_a_named_run_goes_on_after_a_restart(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
+def test_a_named_run_goes_on_after_a_restart(clock: testing.FakeClock, quick: None) -> None:
     """The second attempt is slower from its first step on, and is held against what the first one was."""
-    settings = Settings(profile="off", run_id="named-run-of-drift", cache_dir=tmp_path)
-    assert loop(clock, [0.5] * 200, settings=settings).summary().drift == ()
+    named = settings(run_id="named-run-of-drift")
+    assert loop(clock, [0.5] * 200, using=named).summary().drift == ()
     distributed._opened.pop("named-run-of-drift")
-    [event] = loop(clock, [0.75] * 150, settings=replace(settings, run_attempt=1)).summary().drift
+    [event] = loop(clock, [0.75] * 150, using=replace(named, run_attempt=1)).summary().drift
     assert event.kind == "drop"
     # A run of another name knows nothing of it.
-    assert loop(clock, [0.75] * 150, settings=Settings(profile="off", cache_dir=tmp_path)).summary().drift == ()
+    assert loop(clock, [0.75] * 150).summary().drift == ()
 
 
 def test_the_fourth_run_needs_no_warm_up(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
     """Three runs of a configuration are a baseline for the next; another batch is another configuration."""
-    settings = Settings(profile="off", cache_dir=tmp_path)
+    using = settings(cache_dir=tmp_path)
     for _ in range(3):
-        assert loop(clock, [0.5] * 200, settings=settings).summary().drift == ()
-    [event] = loop(clock, [0.75] * 100, settings=settings).summary().drift
+        assert loop(clock, [0.5] * 200, using=using).summary().drift == ()
+    [event] = loop(clock, [0.75] * 100, using=using).summary().drift
     assert (event.kind, event.onset_step < 12) == ("drop", True)
     [file] = (tmp_path / "drift").glob("baseline-*.json")
-    # The run that was held against the others is none of them.
+    # The run that never was as the others is none of them.
     assert len(json.loads(file.read_text())["runs"]) == 3
     file.write_text("{")
-    assert loop(clock, [0.75] * 100, settings=settings).summary().drift == ()
+    assert loop(clock, [0.75] * 100, using=using).summary().drift == ()
 
 
 def test_what_is_sent(clock: testing.FakeClock, quick: None, monkeypatch: pytest.MonkeyPatch, sink: Sink) -> None:
