@@ -280,6 +280,54 @@ class Expectation:
         return max(parts, key=parts.__getitem__)
 
 
+# --- is it what we expected ----------------------------------------------------------------------------------------
+
+DriftCause = Literal[
+    "configuration_drift", "thermal_or_power", "straggler", "input_bound", "load", "accounting", "unknown"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DriftEvent:
+    """An excursion of a run from what its own baseline lets expect: from its onset to its recovery, if it has one.
+
+    `kind` is "drop" or "rise"; `measure` is what was judged: "flop_rate" (model FLOPs a second), "token_rate" or
+    "efficiency" (MFU over the MFU expected at the load). `change` is that measure's relative change, -0.1 for a tenth
+    less. `baseline` and `current` are MFU over the dense bf16 reference peak before and since the onset; None where no
+    peak is known. `score` is the evidence when it was found over `threshold`, which it had to reach
+    (`mfu_sdk.drift.detector`, whose name and version `detector` is). Steps are indices, times Unix nanoseconds.
+
+    `parts` split the change of log MFU: they sum to it. `evidence` says in words why it is `cause`, and
+    `fingerprint_diff` what of the configuration changed, as "name: before → after". The provider's advice names these
+    causes too.
+    """
+
+    kind: Literal["drop", "rise"]
+    phase: str
+    measure: str
+    change: float
+    baseline: float | None
+    current: float | None
+    onset_step: int
+    onset_unix_ns: int
+    found_step: int
+    found_unix_ns: int
+    score: float
+    threshold: float
+    detector: str
+    cause: DriftCause
+    evidence: tuple[str, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
+    fingerprint_diff: tuple[str, ...] = ()
+    recovered_step: int | None = None
+    recovered_unix_ns: int | None = None
+
+    def __str__(self) -> str:
+        until = "" if self.recovered_step is None else f" to {self.recovered_step:,}"
+        why = f": {self.evidence[0]}" if self.evidence else ""
+        return f"{self.phase} {self.change:+.1%} from step {self.onset_step:,}{until}, {self.cause}{why}"
+
+
 # --- what happened -------------------------------------------------------------------------------------------------
 
 
@@ -408,9 +456,10 @@ class RunSummary:
     `steps` counts every step, `timed_steps` those in the sums of time, `unknown_steps` the timed ones that are in no
     sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
     `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the
-    step path, and what counting added to the steps that were counted. `notes` say what a reader should know before
-    believing the figures. All of these are this rank's; `ranks` has what is known of all of them, None where the
-    process is on its own or the ranks share no store.
+    step path, and what counting added to the steps that were counted. `drift` are the excursions from the run's own
+    baseline, the last of them at most. `notes` say what a reader should know before believing the figures. All of these
+    are this rank's; `ranks` has what is known of all of them, None where the process is on its own or the ranks share
+    no store.
     """
 
     name: str
@@ -438,6 +487,7 @@ class RunSummary:
     notes: tuple[str, ...] = field(default=())
     bars: tuple[Bar, ...] = ()
     ranks: AllRanks | None = None
+    drift: tuple[DriftEvent, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
@@ -460,6 +510,7 @@ class RunSummary:
         if self.coverage is not None:
             missing = ", ".join(f"{entry.op} ×{entry.calls}" for entry in self.uncounted[:5]) or "nothing"
             lines.append(f"  not counted  {missing} (coverage {self.coverage:.1%})")
+        lines += [f"  drift        {event}" for event in self.drift]
         lines.append(f"  overhead     {self.overhead_s:.3f} s")
         if self.ranks is not None:
             lines.append(f"  all ranks    {self.ranks}")

@@ -12,7 +12,7 @@ SCOPE: Final = "mfu_sdk"
 SCHEMA_VERSION: Final = "1.0.0"
 
 Type = Literal["string", "int", "double", "boolean", "string[]", "int[]"]
-Place = Literal["resource", "run", "window", "step", "inference", "prefill", "decode", "calibration", "metric"]
+Place = Literal["resource", "run", "window", "step", "inference", "prefill", "decode", "calibration", "drift", "metric"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ SPAN_INFERENCE: Final = _span("mfu.inference", "a handled request, child of the 
 SPAN_PREFILL: Final = _span("mfu.prefill", "a request's calls of the model on its prompt, child of mfu.inference")
 SPAN_DECODE: Final = _span("mfu.decode", "a request's calls of the model for its answer, child of mfu.inference")
 SPAN_CALIBRATION: Final = _span("mfu.calibration", "a measurement of the device's peak")
+SPAN_DRIFT: Final = _span("mfu.drift", "an excursion from a run's own baseline, from onset to recovery or to the end")
 
 # --- resource ------------------------------------------------------------------------------------------------------
 
@@ -87,6 +88,20 @@ RUN_ID: Final = _attribute("mfu.run.id", "string", "", "the run, the same on all
 RUN_ATTEMPT: Final = _attribute("mfu.run.attempt", "int", "", "how often the run was restarted", "resource")
 WORKLOAD_NAME: Final = _attribute("mfu.workload.name", "string", "", "what the user calls the work", "resource")
 WORKLOAD_FAMILY: Final = _attribute("mfu.workload.family", "string", "", "a hash of the model's structure", "resource")
+CONFIG_INTENT: Final = _attribute(
+    "mfu.config.intent",
+    "string",
+    "",
+    "a hash of what the tenant chose: model, batch, sequence, dtypes, parallel strategy; known from the first step on",
+    "resource",
+)
+CONFIG_FINGERPRINT: Final = _attribute(
+    "mfu.config.fingerprint",
+    "string",
+    "",
+    "a hash of the whole configuration: the intent, versions, device and switches; known from the first step on",
+    "resource",
+)
 DIST_RANK: Final = _attribute("mfu.dist.rank", "int", "", "this process's rank", "resource")
 DIST_LOCAL_RANK: Final = _attribute("mfu.dist.local_rank", "int", "", "its rank on this host", "resource")
 DIST_WORLD_SIZE: Final = _attribute("mfu.dist.world_size", "int", "", "how many ranks the run has", "resource")
@@ -129,6 +144,7 @@ PHASE: Final = _attribute(
     "window",
     "prefill",
     "decode",
+    "drift",
     "metric",
 )
 UTILIZATION: Final = _attribute(
@@ -427,6 +443,53 @@ WINDOW_STEP_UTILIZATIONS: Final = _attribute(
 RUN_STEP_COUNT: Final = _attribute("mfu.run.step.count", "int", "{step}", "steps in the run", "run")
 RUN_OVERHEAD: Final = _attribute("mfu.run.overhead", "double", "s", "time that the SDK took on the step path", "run")
 
+# --- drift ---------------------------------------------------------------------------------------------------------
+
+DRIFT_KIND: Final = _attribute("mfu.drift.kind", "string", "", "drop or rise", "drift")
+DRIFT_MEASURE: Final = _attribute(
+    "mfu.drift.measure",
+    "string",
+    "",
+    "what was judged: flop_rate (model FLOPs a second), token_rate, or efficiency (MFU over expected MFU)",
+    "drift",
+)
+DRIFT_CHANGE: Final = _attribute(
+    "mfu.drift.change", "double", "1", "relative change of that: -0.1 is a tenth less", "drift"
+)
+DRIFT_SCORE: Final = _attribute(
+    "mfu.drift.score", "double", "1", "evidence when it was found, over what an alarm needs", "drift"
+)
+DRIFT_THRESHOLD: Final = _attribute(
+    "mfu.drift.threshold",
+    "double",
+    "1",
+    "the evidence that an alarm needs: blocks of steps a false one takes at least, on average",
+    "drift",
+)
+DRIFT_BASELINE: Final = _attribute(
+    "mfu.drift.baseline", "double", "1", "MFU over the dense bf16 reference before the onset", "drift"
+)
+DRIFT_CURRENT: Final = _attribute(
+    "mfu.drift.current", "double", "1", "MFU over the dense bf16 reference since the onset", "drift"
+)
+DRIFT_ONSET_STEP: Final = _attribute("mfu.drift.onset_step", "int", "{step}", "where it began", "drift")
+DRIFT_FOUND_STEP: Final = _attribute("mfu.drift.found_step", "int", "{step}", "where it was found", "drift")
+DRIFT_RECOVERED_STEP: Final = _attribute(
+    "mfu.drift.recovered_step", "int", "{step}", "where it recovered; absent where it did not", "drift"
+)
+DRIFT_DETECTOR: Final = _attribute("mfu.drift.detector", "string", "", "what found it, and its version", "drift")
+DRIFT_CAUSE: Final = _attribute(
+    "mfu.drift.cause",
+    "string",
+    "",
+    "configuration_drift, thermal_or_power, straggler, input_bound, load, accounting or unknown",
+    "drift",
+)
+DRIFT_EVIDENCE: Final = _attribute("mfu.drift.evidence", "string[]", "", "why it is that cause, in words", "drift")
+DRIFT_DIFF: Final = _attribute(
+    "mfu.drift.fingerprint.diff", "string[]", "", "what of the configuration changed: name: before → after", "drift"
+)
+
 # --- metrics: doubles, cumulative; attributes only hw.id, mfu.phase, mfu.peak.dtype -------------------------------
 
 STEP_COMPONENT: Final = _attribute(
@@ -488,6 +551,11 @@ METRIC_TIME_PER_OUTPUT_TOKEN: Final = _metric(
 METRIC_BATCH_FILL_RATIO: Final = _metric(
     "mfu.batch.fill_ratio", "gauge", "1", "mfu.batch.running / mfu.batch.feasible of the latest step that knows both"
 )
+METRIC_DRIFT_SCORE: Final = _metric(
+    "mfu.drift.score", "gauge", "1", "the most evidence for a drift, or for its recovery, over what an alarm needs"
+)
+METRIC_DRIFT_ACTIVE: Final = _metric("mfu.drift.active", "gauge", "1", "excursions that have not recovered")
+METRIC_DRIFT_COUNT: Final = _metric("mfu.drift.count", "counter", "{excursion}", "excursions that were found")
 METRIC_GEN_AI_DURATION: Final = _metric(
     "gen_ai.server.request.duration",
     "histogram",

@@ -4,8 +4,9 @@
 (OTEL_EXPORTER_OTLP_*, OTEL_SDK_DISABLED, OTEL_RESOURCE_ATTRIBUTES, …) mean what that says: see `export.destination`.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -25,6 +26,10 @@ _GEN_AI: dict[str, GenAi] = {
     "embeddings": "embeddings",
 }
 _T = TypeVar("_T")
+_Number = TypeVar("_Number", int, float)
+_Rule = tuple[Callable[[float], bool], str]
+_SHARE: _Rule = (lambda number: 0 < number < 1, "a number between 0 and 1")
+_ABOVE_ZERO: _Rule = (lambda number: 0 < number < math.inf, "a number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,31 @@ OPTIONS: tuple[Option, ...] = (
         "0 or 1",
         "1: a monitor shows its figures while it runs, in a line on the terminal: rank 0 does, and nothing in a pipe",
     ),
-    Option("MFU_CACHE_DIR", "the user's cache directory", "a directory", "where calibrations are kept"),
+    Option(
+        "MFU_DRIFT",
+        "auto",
+        "auto or off",
+        "auto: tell when steps have become slower or faster than the run's own baseline; off: never",
+    ),
+    Option(
+        "MFU_DRIFT_TOLERANCE",
+        "0.02",
+        "a number between 0 and 1",
+        "the relative change of a run's speed that nobody is told of",
+    ),
+    Option(
+        "MFU_DRIFT_ALARMS_PER_WEEK",
+        "1",
+        "a number above 0",
+        "false alarms of drift that a fleet of MFU_DRIFT_STREAMS processes may have in a week, at most",
+    ),
+    Option("MFU_DRIFT_STREAMS", "1000", "a whole number above 0", "processes that share that budget"),
+    Option(
+        "MFU_CACHE_DIR",
+        "the user's cache directory",
+        "a directory",
+        "where calibrations and the baselines of drift are kept",
+    ),
     Option(
         "MFU_SPANS",
         "auto",
@@ -168,6 +197,10 @@ class Settings:
     calibrate: Literal["auto", "off"] = "auto"
     profile: Profiling = "auto"
     live: bool = False
+    drift: Literal["auto", "off"] = "auto"
+    drift_tolerance: float = 0.02
+    drift_alarms_per_week: float = 1.0
+    drift_streams: int = 1000
     cache_dir: Path | None = None
     spans: Spans = "auto"
     overhead_budget: float | None = 0.005
@@ -181,9 +214,17 @@ class Settings:
     def __post_init__(self) -> None:
         if self.run_attempt is not None and self.run_attempt < 0:
             raise ConfigurationError(f"run_attempt={self.run_attempt}: must not be negative; use 0 for the first")
+        for name, number, (holds, rule) in (
+            ("drift_tolerance", self.drift_tolerance, _SHARE),
+            ("drift_alarms_per_week", self.drift_alarms_per_week, _ABOVE_ZERO),
+            ("drift_streams", self.drift_streams, _ABOVE_ZERO),
+        ):
+            if not holds(number):
+                raise ConfigurationError(f"{name}={number}: must be {rule}")
         for name, value, allowed in (
             ("calibrate", self.calibrate, ("auto", "off")),
             ("profile", self.profile, tuple(_PROFILING)),
+            ("drift", self.drift, ("auto", "off")),
             ("spans", self.spans, ("auto", "all", "windows", "off")),
             ("gen_ai", self.gen_ai, tuple(_GEN_AI)),
             ("recorder", self.recorder, ("on", "off")),
@@ -206,6 +247,10 @@ class Settings:
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
             profile=_one_of(env, "MFU_PROFILE", "auto", _PROFILING),
             live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
+            drift=_one_of(env, "MFU_DRIFT", "auto", {"auto": "auto", "off": "off"}),
+            drift_tolerance=_number(env, "MFU_DRIFT_TOLERANCE", float, "0.02", _SHARE),
+            drift_alarms_per_week=_number(env, "MFU_DRIFT_ALARMS_PER_WEEK", float, "1", _ABOVE_ZERO),
+            drift_streams=_number(env, "MFU_DRIFT_STREAMS", int, "1000", _ABOVE_ZERO),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
             overhead_budget=_percent(env, "MFU_OVERHEAD_BUDGET", "0.5"),
@@ -250,3 +295,18 @@ def _one_of(env: Mapping[str, str], variable: str, default: str, allowed: Mappin
     if value not in allowed:
         raise ConfigurationError(f"{variable}={value!r}: must be one of {', '.join(allowed)}; unset it for {default}")
     return allowed[value]
+
+
+def _number(
+    env: Mapping[str, str], variable: str, kind: Callable[[str], _Number], default: str, rule: _Rule
+) -> _Number:
+    value = env.get(variable, "").strip() or default
+    holds, words = rule
+    try:
+        number = kind(value)
+        if holds(number):
+            return number
+    except ValueError:
+        pass
+    whole = " and whole" if kind is int else ""
+    raise ConfigurationError(f"{variable}={value!r}: must be {words}{whole}; unset it for {default}")

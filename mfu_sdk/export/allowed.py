@@ -52,7 +52,9 @@ def resource(attributes: Mapping[str, object]) -> dict[str, str | int]:
     }
 
 
-SPANS: Final = frozenset({semconv.SPAN_RUN, semconv.SPAN_WINDOW, semconv.SPAN_STEP, semconv.SPAN_CALIBRATION})
+SPANS: Final = frozenset(
+    {semconv.SPAN_RUN, semconv.SPAN_WINDOW, semconv.SPAN_STEP, semconv.SPAN_CALIBRATION, semconv.SPAN_DRIFT}
+)
 """Spans of requests are none of the provider's: they are single calls of the tenant's users, in the trace of whoever
 called; what they add up to is in the windows."""
 
@@ -62,6 +64,13 @@ _WORDS: Final[Mapping[str, re.Pattern[str]]] = {
     semconv.COUNT_SOURCE: re.compile("measured|cached|predicted|sampled"),
     semconv.CONVENTION: re.compile("exact|full"),
     semconv.SAMPLE_REASON: re.compile("all|periodic|first|last|error|recorder"),
+    # Of an excursion the cause goes, and what of the configuration changed stays with who changed it.
+    semconv.DRIFT_KIND: re.compile("drop|rise"),
+    semconv.DRIFT_MEASURE: re.compile("flop_rate|token_rate|efficiency"),
+    semconv.DRIFT_DETECTOR: re.compile(r"[a-z-]{1,24}/\d{1,4}"),
+    semconv.DRIFT_CAUSE: re.compile(
+        "configuration_drift|thermal_or_power|straggler|input_bound|load|accounting|unknown"
+    ),
     semconv.CALIBRATION_TIER: re.compile("burst|sustained|in situ"),
     semconv.CALIBRATION_ID: re.compile("[0-9a-f-]{1,40}"),
     semconv.PEAK_SOURCE: re.compile("calibrated|user|(prior|theory).*"),

@@ -56,6 +56,11 @@ class SpanDelivery:
         if len(spans) >= (CHUNK_WINDOWS if essential else CHUNK_SPANS):
             self._gather(spans, essential=essential)
 
+    def sent_by(self, envelope: Envelope) -> None:
+        """From here on spans go out in this envelope; those that were taken before keep theirs."""
+        self.gather()
+        self._envelope = envelope
+
     def gather(self) -> None:
         """Make incomplete chunks ready to go."""
         self._gather(self._essential, essential=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 
-from mfu_sdk.records import RunIdentity, StepRecord
+from mfu_sdk.records import DriftEvent, RunIdentity, StepRecord
 
 WINDOW_NS = 30_000_000_000
 """Length of a window: 30 s of wall clock, aligned to the Unix epoch."""
@@ -62,6 +62,10 @@ class Ids:
     def step_span(self, record: StepRecord) -> int:
         """One step of this rank."""
         return _hash(8, "step", self.run_id, self.attempt, self.rank, record.phase, record.index)
+
+    def drift_span(self, event: DriftEvent) -> int:
+        """One excursion of this rank."""
+        return _hash(8, "drift", self.run_id, self.attempt, self.rank, event.phase, event.onset_step)
 
     def calibration_span(self, dtype: str | None, start_unix_ns: int) -> int:
         """One measured peak of this rank."""

@@ -183,6 +183,21 @@ class Metrics:
         self._histogram(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai).add(first_token_s)
         self._histogram(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai).add(output_token_s)
 
+    def drift(self, phase: str, *, found: bool, active: int) -> None:
+        """Count an excursion that was found, and set how many of its phase have not recovered."""
+        labels: _Labels = (*self._device, (semconv.PHASE, phase))
+        self._number(semconv.METRIC_DRIFT_COUNT, labels).add(1 if found else 0)
+        self._number(semconv.METRIC_DRIFT_ACTIVE, labels).set(active)
+
+    def drift_scores(self, scores: Mapping[str, float]) -> None:
+        """Set the evidence for drift of each phase, and that nothing has been found where nothing has."""
+        for phase, score in scores.items():
+            labels: _Labels = (*self._device, (semconv.PHASE, phase))
+            self._number(semconv.METRIC_DRIFT_SCORE, labels).set(score)
+            active = self._number(semconv.METRIC_DRIFT_ACTIVE, labels)
+            if active.value is None:
+                active.set(0)
+
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""
         self._number(semconv.METRIC_SDK_OVERHEAD, self._device).add(seconds)

@@ -1,14 +1,14 @@
 """What the export thread does with a record: it goes into the metrics, into a window, and may become a span."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import thread_time
 
 from opentelemetry.sdk.resources import Resource
 
-from mfu_sdk import guard
+from mfu_sdk import guard, semconv
 from mfu_sdk.export import allowed
 from mfu_sdk.export.budget import Budget
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
@@ -23,7 +23,7 @@ from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.turn import give_way
 from mfu_sdk.export.windows import Window, Windows, sums
-from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
@@ -42,6 +42,21 @@ class Calibration:
     peaks: Peaks
     start_unix_ns: int
     end_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """The hashes that the run's configuration is known by, complete once a step has been seen."""
+
+    fingerprint: str
+    intent: str
+
+
+@dataclass(frozen=True, slots=True)
+class DriftScores:
+    """By phase: how much evidence for drift there is, over what an alarm needs."""
+
+    scores: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +111,7 @@ class Pipeline:
         self._recorder = recorder
         self._spans = Spans(identity, gen_ai)
         self._aggregates_only = exports.aggregates_only
+        self._drifts: dict[tuple[str, int], DriftEvent] = {}
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
         if exports.traces is not None:
@@ -137,6 +153,12 @@ class Pipeline:
         elif isinstance(item, Overhead):
             self._measured.overhead(item.seconds)
             self._budget.spend(item.seconds)
+        elif isinstance(item, DriftEvent):
+            self._drift(item)
+        elif isinstance(item, DriftScores):
+            self._measured.drift_scores(item.scores)
+        elif isinstance(item, Configured):
+            self._configured(item)
         elif isinstance(item, Calibration):
             if self._mode != "off":
                 self._add(self._spans.calibration(item.peaks, item.start_unix_ns, item.end_unix_ns), essential=True)
@@ -224,7 +246,26 @@ class Pipeline:
         if kept:
             self._add(self._spans.inference(request, kept), essential=False)
 
+    def _drift(self, event: DriftEvent) -> None:
+        key = (event.phase, event.onset_step)
+        is_new = self._drifts.pop(key, None) is None
+        if event.recovered_step is None:
+            self._drifts[key] = event
+        elif self._mode != "off":
+            self._add([self._spans.drift(event, event.recovered_unix_ns or event.found_unix_ns)], essential=True)
+        active = sum(open_event.phase == event.phase for open_event in self._drifts.values())
+        self._measured.drift(event.phase, found=is_new, active=active)
+
+    def _configured(self, known: Configured) -> None:
+        more = {semconv.CONFIG_FINGERPRINT: known.fingerprint, semconv.CONFIG_INTENT: known.intent}
+        self._resource = self._resource.merge(Resource(more))
+        if self._traces is not None:
+            self._traces.sent_by(Envelope(self._resource))
+
     def _close(self, last: Close) -> None:
+        if self._mode != "off":
+            # What has not recovered ends with the run.
+            self._add([self._spans.drift(each, last.end_unix_ns) for each in self._drifts.values()], essential=True)
         if self._unkept and self._mode == "auto":
             self._add([self._spans.step(*self._unkept, Kept("last", None))], essential=False)
         self._end(self._windows.close())

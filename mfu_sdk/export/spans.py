@@ -16,7 +16,7 @@ from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Sums, Window
-from mfu_sdk.records import Peaks, Rate, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import DriftEvent, Peaks, Rate, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import GenAi
 
@@ -299,6 +299,37 @@ class Spans:
                     },
                 ),
             )
+
+    def drift(self, event: DriftEvent, end_unix_ns: int) -> Span:
+        """The span of an excursion, a child of the run's, from its onset to `end_unix_ns`."""
+        return Span(
+            semconv.SPAN_DRIFT,
+            self._ids.run_trace(),
+            self._ids.drift_span(event),
+            self._ids.run_span(),
+            event.onset_unix_ns,
+            max(end_unix_ns, event.onset_unix_ns),
+            attributes=attributes(
+                "drift",
+                {
+                    semconv.PHASE: event.phase,
+                    semconv.DRIFT_KIND: event.kind,
+                    semconv.DRIFT_MEASURE: event.measure,
+                    semconv.DRIFT_CHANGE: event.change,
+                    semconv.DRIFT_SCORE: event.score,
+                    semconv.DRIFT_THRESHOLD: event.threshold,
+                    semconv.DRIFT_BASELINE: event.baseline,
+                    semconv.DRIFT_CURRENT: event.current,
+                    semconv.DRIFT_ONSET_STEP: event.onset_step,
+                    semconv.DRIFT_FOUND_STEP: event.found_step,
+                    semconv.DRIFT_RECOVERED_STEP: event.recovered_step,
+                    semconv.DRIFT_DETECTOR: event.detector,
+                    semconv.DRIFT_CAUSE: event.cause,
+                    semconv.DRIFT_EVIDENCE: event.evidence,
+                    semconv.DRIFT_DIFF: event.fingerprint_diff,
+                },
+            ),
+        )
 
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> Iterator[Span]:
         """One span for each dtype whose peak was just measured, children of the run's."""

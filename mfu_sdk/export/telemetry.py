@@ -15,11 +15,11 @@ from mfu_sdk import guard
 from mfu_sdk.export import allowed, sigterm
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s, of_provider
 from mfu_sdk.export.flight import Row
-from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
+from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, Pipeline
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource
 from mfu_sdk.export.worker import Worker
-from mfu_sdk.records import Peaks, RunIdentity, RunSummary, StepRecord
+from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
@@ -119,6 +119,18 @@ class Telemetry:
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
         self._put(Calibration(peaks, start_unix_ns, end_unix_ns))
+
+    def configured(self, fingerprint: str, intent: str) -> None:
+        """From here on the resource says by which hashes the run's configuration is known."""
+        self._put(Configured(fingerprint, intent))
+
+    def drift(self, event: DriftEvent) -> None:
+        """Report an excursion when it is found, and again when it has recovered: its span goes then, or at the end."""
+        self._put(event)
+
+    def drift_scores(self, scores: Mapping[str, float]) -> None:
+        """Report how much evidence for drift there is, by phase, over what an alarm needs."""
+        self._put(DriftScores(scores))
 
     def overhead(self, seconds: float) -> None:
         """Add `seconds` that the SDK took on the step path, since the last call."""

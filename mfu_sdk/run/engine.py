@@ -309,11 +309,16 @@ class Engine:
             return
         if Plan.should_count(number):
             self._count(step)
-        elif self._costs.wants_count and self._may_count():
+        elif self._wants_count() and self._may_count():
             self._extra_counts += 1
             self._count(step)
         else:
             self._profile.begin(step, number)
+
+    def _wants_count(self) -> bool:
+        """Whether counting the next step would tell what is not known: a cost, or what has changed."""
+        drift = self.ledger.drift
+        return self._costs.wants_count or (drift is not None and drift.wants_count)
 
     def _begin_within(self, outer: Step, phase: Phase, packed: Packed | None) -> None:
         """A step of another phase begins within `outer`, whose time and work go on when it has ended."""
@@ -366,7 +371,7 @@ class Engine:
             call = costs.enter(key, batch)
             step.calls[call] = step.calls.get(call, 0) + 1
         seen = step.seen()
-        own = None
+        own = count = None
         if step.counting:
             self._mode.stop()
             if error_type is None:
@@ -397,6 +402,8 @@ class Engine:
         step.batch_running = costs.batch(step.calls)
         if self._times_data:
             step.waits = step.waiting
+        if count is not None and self.ledger.drift is not None:
+            self.ledger.drift.counted(step, count)
         self._step = None
         if costs.overfull:
             costs.forget_calls()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mfu_sdk.drift.account import Asked
 from mfu_sdk.run.held import Held
 
 
@@ -11,11 +12,12 @@ class Kind:
     `held` is None where their FLOPs are not known. `waited_s` are the seconds of waiting for data, of each step at
     most its own; `waits_known` whether all steps told theirs. `token_time_s` is the time of the steps that told their
     `tokens`. A step that is shorter than `doubtful_below_s` was faster than the device was measured to be, or than its
-    peak: `beyond` and `above_one` say how many were.
+    peak: `beyond` and `above_one` say how many were. `asked` is what the watch for drift knows of `held`, once it asks.
     """
 
     __slots__ = (
         "above_one",
+        "asked",
         "beyond",
         "doubtful_below_s",
         "held",
@@ -29,6 +31,7 @@ class Kind:
 
     def __init__(self, held: Held | None) -> None:
         self.held = held
+        self.asked: Asked | None = None
         self.doubtful_below_s = 0.0
         if held is not None and held.peak_flops_per_s:
             slowest = min(held.peak_flops_per_s, held.achievable_high_flops_per_s or held.peak_flops_per_s)

@@ -33,6 +33,7 @@ from mfu_sdk.run.work import Timed, Work
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
+    from mfu_sdk.run.drifting import Drifting
     from mfu_sdk.run.live import LiveLine
 
 
@@ -71,6 +72,8 @@ class Ledger:
         self._distrust = distrust
         self.live: LiveLine | None = None
         """Where the figures are shown while the run goes on."""
+        self.drift: Drifting | None = None
+        """Who watches whether steps are what they were."""
         self._pending: deque[Work] = deque()
         # By the identity of their demand, None where that is not known.
         self._kinds: dict[int, Kind] = {}
@@ -144,6 +147,8 @@ class Ledger:
             kind = self._kind(work.demand)
             if self._is_timed(work, duration_s):
                 kind.add(duration_s, work.tokens, waited_s)
+                if self.drift is not None:
+                    self.drift.add(work, kind, duration_s, waited_s)
             if self.telemetry is not None or self._on_step is not None:
                 self._tell(Timed(work, kind.held, duration_s, waited_s))
         if self.live is not None and self.live.due:
@@ -358,7 +363,8 @@ class Ledger:
             convention=self._convention,
             peak_memory_bytes_per_s=None if self.peaks.memory is None else self.peaks.memory.bytes_per_s,
             calibration_id=self.peaks.calibration_id,
-            notes=tuple(notes),
+            notes=tuple(notes) if self.drift is None else (*notes, *self.drift.notes()),
+            drift=() if self.drift is None else self.drift.events,
         )
 
     def _why_unknown(self) -> list[str]:
@@ -397,6 +403,9 @@ class Ledger:
         with shield("closing a run"):
             self.settle(wait=True)
             self._doubt()
+        if self.drift is not None:
+            with shield("the watch for drift"):
+                self.drift.close()
         summary = self.summary()
         if self.live is not None:
             with shield("the live line"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, ParamSpec, TypeVar
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.peak.device import import_torch
-from mfu_sdk.records import PHASES, Convention, Peaks, Phase, RunSummary, StepRecord
+from mfu_sdk.records import PHASES, Convention, DriftEvent, Peaks, Phase, RunSummary, StepRecord
 from mfu_sdk.run.amounts import amount
 from mfu_sdk.settings import Settings
 
@@ -49,6 +49,7 @@ def monitor(
     spans: Literal["auto", "all", "windows", "off"] | None = None,
     start_step: int = 0,
     on_step: Callable[[StepRecord], None] | None = None,
+    on_drift: Callable[[DriftEvent], None] | None = None,
     live: bool = False,
     settings: Settings | None = None,
 ) -> Monitor:
@@ -61,6 +62,8 @@ def monitor(
     whose peaks add up to the denominator, by default those that hold the parameters. `peaks`: a denominator of your
     own. `expected`: the MFU to hold the run against (0..1), instead of the roofline's. `start_step`: the first step's
     index, for a resumed run. `on_step` is called with every `StepRecord`; what it raises is logged, not passed on.
+    `on_drift` is called likewise when steps have become slower or faster than the run's own baseline, and once more
+    when they have recovered (docs/how-to/drift.md).
     `live`: show the figures while it runs, in a line on the terminal (`Monitor.live`).
 
     Raises `ConfigurationError` or `MissingDependencyError` before anything starts; nothing of ours after that.
@@ -80,11 +83,13 @@ def monitor(
 
         check_model(model, "monitor")
         check_run(name, peaks, expected, convention)
-        _check_loop(optimizer, on_step)
-    return Monitor(model, name, optimizer, devices, peaks, expected, convention, settings, start_step, on_step)
+        _check_loop(optimizer, on_step, on_drift)
+    return Monitor(
+        model, name, optimizer, devices, peaks, expected, convention, settings, start_step, on_step, on_drift
+    )
 
 
-def _check_loop(optimizer: object, on_step: object) -> None:
+def _check_loop(optimizer: object, on_step: object, on_drift: object) -> None:
     import torch
 
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
@@ -93,6 +98,8 @@ def _check_loop(optimizer: object, on_step: object) -> None:
         )
     if on_step is not None and not callable(on_step):
         raise ConfigurationError(f"on_step={on_step!r}: must be a function of a StepRecord; or leave it out")
+    if on_drift is not None and not callable(on_drift):
+        raise ConfigurationError(f"on_drift={on_drift!r}: must be a function of a DriftEvent; or leave it out")
 
 
 class Monitor:
@@ -110,6 +117,7 @@ class Monitor:
         settings: Settings,
         start_step: int,
         on_step: Callable[[StepRecord], None] | None,
+        on_drift: Callable[[DriftEvent], None] | None = None,
     ) -> None:
         self._model = model
         self._name = name
@@ -121,6 +129,7 @@ class Monitor:
         self._settings = settings
         self._start_step = start_step
         self._on_step = on_step
+        self._on_drift = on_drift
         self._engine: Engine | None = None
         self._summary: RunSummary | None = None
         self._board: Board | None = None
@@ -147,6 +156,7 @@ class Monitor:
             self._convention,
             self._settings,
             self._on_step,
+            self._on_drift,
         )
         self._engine = Engine(
             ledger,
@@ -199,7 +209,7 @@ class Monitor:
         def monitored(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             fresh = Monitor(
                 self._model, self._name, self._optimizer, self._devices, self._peaks, self._expected,
-                self._convention, self._settings, self._start_step, self._on_step,
+                self._convention, self._settings, self._start_step, self._on_step, self._on_drift,
             )  # fmt: skip
             with fresh:
                 result = train(*args, **kwargs)

@@ -7,13 +7,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mfu_sdk.drift.budget import Budget
+from mfu_sdk.drift.detector import Tuning
+from mfu_sdk.drift.watch import Watch
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.guard import warn_once
 from mfu_sdk.peak.calibrate import current, in_situ, suspect
 from mfu_sdk.peak.calibrate import peaks as known_peaks
-from mfu_sdk.peak.device import of_tensors, resolve
-from mfu_sdk.records import Convention, Peaks, RunIdentity, StepRecord
+from mfu_sdk.peak.device import Device, ask_driver, of_tensors, resolve
+from mfu_sdk.records import Convention, DriftEvent, Peaks, RunIdentity, StepRecord
+from mfu_sdk.run import configuration
 from mfu_sdk.run.clock import clock_for
+from mfu_sdk.run.drift_files import DriftFiles
+from mfu_sdk.run.drifting import Drifting
 from mfu_sdk.run.identity import identify
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.settings import Settings
@@ -68,6 +74,7 @@ def open_ledger(
     convention: Convention,
     settings: Settings,
     on_step: Callable[[StepRecord], None] | None = None,
+    on_drift: Callable[[DriftEvent], None] | None = None,
 ) -> Ledger:
     """The books of a run that starts now: its device found, its peak read or measured, its exporter opened.
 
@@ -81,7 +88,7 @@ def open_ledger(
     distrust = None if peaks is not None else partial(suspect, names[0], settings=settings)
     if peaks is None:
         peaks = _peaks(model, names[0], settings, telemetry)
-    return Ledger(
+    ledger = Ledger(
         identity,
         peaks,
         clock_for(device.torch_name),
@@ -92,6 +99,32 @@ def open_ledger(
         on_step=on_step,
         distrust=distrust,
     )
+    if settings.drift == "auto":
+        ledger.drift = Drifting(
+            Watch(tuning(settings), Budget(settings.drift_alarms_per_week, settings.drift_streams)),
+            peaks,
+            configuration.opened(model, device, identity),
+            devices=len(names),
+            device_kind=device.kind,
+            # Ranks must not wait for one another's slow steps.
+            asks_for_counts=identity.world_size == 1,
+            files=DriftFiles(settings.resolved_cache_dir() / "drift", identity, named=settings.run_id is not None),
+            pulse=partial(_pulse, device) if device.uuid is not None else None,
+            on_drift=on_drift,
+            telemetry=telemetry,
+        )
+    return ledger
+
+
+def tuning(settings: Settings) -> Tuning:
+    """How the watch for drift is tuned."""
+    return Tuning(tolerance=settings.drift_tolerance)
+
+
+def _pulse(device: Device) -> tuple[float | None, tuple[str, ...]]:
+    """The clock of a GPU in MHz and what holds it down; nothing where its driver does not tell."""
+    found = ask_driver(device, lambda gpu: gpu.pulse())
+    return (None, ()) if isinstance(found, str) else (found[0], found[1] or ())
 
 
 def _telemetry(identity: RunIdentity, settings: Settings) -> Telemetry | None:

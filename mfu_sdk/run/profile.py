@@ -46,6 +46,7 @@ class Profile:
     """Times the work of some of a run's steps, and reads what DistributedDataParallel has timed."""
 
     def __init__(self, ledger: Ledger, model: nn.Module | None, profiling: Profiling) -> None:
+        self._ledger = ledger
         self._gathered = ledger.gathered
         self._exchanges = ddp_times(model)
         self.sees_exchanges = self._exchanges is not None
@@ -84,6 +85,8 @@ class Profile:
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
             if exposed_s is not None:
                 self._gathered.exchanged(exposed_s)
+                if self._ledger.drift is not None:
+                    self._ledger.drift.exchanged(exposed_s)
 
 
 def _times(clock: Clock, profiling: Profiling) -> Times | None:

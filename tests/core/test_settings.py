@@ -21,6 +21,10 @@ def test_every_variable_is_read() -> None:
         "MFU_CALIBRATE": "off",
         "MFU_PROFILE": "off",
         "MFU_LIVE": "1",
+        "MFU_DRIFT": "off",
+        "MFU_DRIFT_TOLERANCE": "0.05",
+        "MFU_DRIFT_ALARMS_PER_WEEK": "0.5",
+        "MFU_DRIFT_STREAMS": "64",
         "MFU_CACHE_DIR": "/somewhere",
         "MFU_SPANS": "all",
         "MFU_OVERHEAD_BUDGET": "off",
@@ -57,6 +61,12 @@ def test_every_variable_is_read() -> None:
         ("MFU_PROVIDER_COMPRESSION", "zstd"),
         ("MFU_CALIBRATE", "on"),
         ("MFU_PROFILE", "all"),
+        ("MFU_DRIFT", "on"),
+        ("MFU_DRIFT_TOLERANCE", "2"),
+        ("MFU_DRIFT_TOLERANCE", "two"),
+        ("MFU_DRIFT_ALARMS_PER_WEEK", "nan"),
+        ("MFU_DRIFT_STREAMS", "0"),
+        ("MFU_DRIFT_STREAMS", "1.5"),
         ("MFU_RUN_ATTEMPT", "-1"),
     ],
 )
@@ -78,3 +88,10 @@ def test_recorder_directory() -> None:
     assert Settings(recorder_dir=Path("/a")).resolved_recorder_dir({"XDG_STATE_HOME": "/x"}) == Path("/a")
     assert Settings().resolved_recorder_dir({"XDG_STATE_HOME": "/x"}) == Path("/x/mfu_sdk")
     assert Settings().resolved_recorder_dir({}) == Path.home() / ".local/state/mfu_sdk"
+
+
+@pytest.mark.parametrize("name", ["drift_tolerance", "drift_alarms_per_week", "drift_streams"])
+def test_numbers_of_drift_given_in_code(name: str) -> None:
+    """The same rules hold where no variable was read."""
+    with pytest.raises(ConfigurationError, match=f"{name}=0: must be a number"):
+        Settings(**{name: 0})  # type: ignore[arg-type]

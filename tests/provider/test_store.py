@@ -364,8 +364,8 @@ def test_migrations_run_once(data_dir: Path) -> None:
         data_dir,
     )
     first, second, refused = done.stdout.splitlines()
-    assert first == second == "[{'n': 6, 'last': 6}]"
-    assert re.search(r"written by a newer mfu-sdk \(schema 99, this one knows 6\); upgrade it", refused)
+    assert first == second == "[{'n': 7, 'last': 7}]"
+    assert re.search(r"written by a newer mfu-sdk \(schema 99, this one knows 7\); upgrade it", refused)
 
 
 def test_unreadable_store(data_dir: Path) -> None:

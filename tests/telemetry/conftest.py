@@ -29,7 +29,7 @@ from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Window, Windows, sums
-from mfu_sdk.records import Peaks, Rate, RunIdentity, RunSummary, StepRecord, Uncounted
+from mfu_sdk.records import DriftEvent, Peaks, Rate, RunIdentity, RunSummary, StepRecord, Uncounted
 from mfu_sdk.requests import InferenceRecord, PhaseRecord
 
 # 2026-01-01T00:00:00Z, a multiple of 30 s.
@@ -331,6 +331,27 @@ def summary() -> RunSummary:
 
 REQUEST = InferenceRecord("handle", EPOCH_NS, 0.5, 10**19, 20, "cached", 3, 4, 2)
 RATE = Rate(1e12, 0.9e12, 1.1e12, "calibrated", 0.0)
+DRIFT = DriftEvent(
+    kind="drop",
+    phase="train",
+    measure="flop_rate",
+    change=-0.25,
+    baseline=0.4,
+    current=0.3,
+    onset_step=500,
+    onset_unix_ns=EPOCH_NS,
+    found_step=560,
+    found_unix_ns=EPOCH_NS + 3 * 10**9,
+    score=1.5,
+    threshold=1e10,
+    detector="betting-sr/1",
+    cause="configuration_drift",
+    evidence=("batch: 32 → 16", "log MFU changed by -0.288: compute -0.288"),
+    parts={"compute": -0.288},
+    fingerprint_diff=("batch: 32 → 16",),
+    recovered_step=800,
+    recovered_unix_ns=EPOCH_NS + 9 * 10**9,
+)
 PEAKS = Peaks(
     device="cpu",
     theoretical={},
@@ -397,4 +418,5 @@ def every_span(spans: Spans, window: Window, summary: RunSummary) -> list[Span]:
         spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
         *spans.inference(dataclasses.replace(STREAMED, error_type="KeyError"), Kept("periodic", 0.25)),
         *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),
+        spans.drift(DRIFT, EPOCH_NS + 9 * 10**9),
     ]

@@ -62,6 +62,7 @@ def test_every_kind(every_span):
     """Every kind of span, with every attribute that it can have, is to a reader what OpenTelemetry's encoder makes."""
     assert {span.name for span in every_span} == {
         "mfu.step", "mfu.window", "mfu.run", "mfu.inference", "mfu.prefill", "mfu.decode", "mfu.calibration",
+        "mfu.drift",
     }  # fmt: skip
     assert ours(every_span) == stock(every_span)
 

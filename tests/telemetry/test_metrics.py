@@ -73,6 +73,8 @@ def test_registered(step):
     metrics.inference(STREAMED)
     metrics.inference(dataclasses.replace(STREAMED, outcome="failed", error_type="KeyError"))
     metrics.overhead(0.001)
+    metrics.drift_scores({"train": 0.5})
+    metrics.drift("train", found=True, active=1)
     found = taken(metrics, dropped={"exit": 1})
     assert set(found) == set(semconv.METRICS)
     for name, metric in found.items():
@@ -174,3 +176,18 @@ def test_batch_fill(step):
     metrics.step(step(0, batch_running=4.0, batch_feasible=16.0))
     metrics.step(step(1, batch_running=8.0))
     assert value(taken(metrics), "mfu.batch.fill_ratio") == 0.25
+
+
+def test_drift():
+    """Excursions are counted once each, those that are open are a gauge, and evidence stands beside them."""
+    metrics = make()
+    metrics.drift_scores({"train": 0.25, "eval": 0.0})
+    assert value(taken(metrics), "mfu.drift.active", **{"mfu.phase": "train"}) == 0.0
+    metrics.drift("train", found=True, active=1)
+    metrics.drift_scores({"train": 1.5})
+    metrics.drift("train", found=False, active=0)
+    found = taken(metrics)
+    assert value(found, "mfu.drift.count", **{"mfu.phase": "train"}) == 1.0
+    assert value(found, "mfu.drift.active", **{"mfu.phase": "train"}) == 0.0
+    assert value(found, "mfu.drift.score", **{"mfu.phase": "train"}) == 1.5
+    assert value(found, "mfu.drift.score", **{"mfu.phase": "eval"}) == 0.0

@@ -73,7 +73,8 @@ def everything(telemetry, step, summary):
 
 NAMES_OF_WORDS = {
     "mfu.phase", "mfu.peak.dtype", "mfu.peak.source", "mfu.count.source", "mfu.convention", "mfu.sample.reason",
-    "mfu.calibration.tier", "mfu.calibration.id", "error.type",
+    "mfu.calibration.tier", "mfu.calibration.id", "error.type", "mfu.drift.kind", "mfu.drift.measure",
+    "mfu.drift.detector", "mfu.drift.cause",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from mfu_sdk.export.spans import Spans, attributes
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import sums
 
-from .conftest import BARS, EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of
+from .conftest import BARS, DRIFT, EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of
 
 TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
 
@@ -244,3 +244,23 @@ def test_calibration(spans, identity):
         assert attributes_of(span.attributes)["mfu.peak.memory_rate"] == 2e10
     (only_memory,) = wire(*spans.calibration(dataclasses.replace(PEAKS, achievable={}), EPOCH_NS, EPOCH_NS + 5))
     assert "mfu.peak.flop_rate" not in attributes_of(only_memory.attributes)
+
+
+def test_an_excursion_is_a_child_of_its_run(spans, identity):
+    """From onset to recovery, in the run's trace; told again, it has the same id, and another onset has another."""
+    (made,) = wire(spans.drift(DRIFT, EPOCH_NS + 9 * 10**9))
+    ids = Ids.of(identity)
+    assert int.from_bytes(made.trace_id, "big") == ids.run_trace()
+    assert int.from_bytes(made.parent_span_id, "big") == ids.run_span()
+    assert (made.start_time_unix_nano, made.end_time_unix_nano) == (EPOCH_NS, EPOCH_NS + 9 * 10**9)
+    found = attributes_of(made.attributes)
+    assert (found["mfu.drift.cause"], found["mfu.drift.onset_step"]) == ("configuration_drift", 500)
+    assert found["mfu.drift.fingerprint.diff"] == ["batch: 32 → 16"]
+    later = dataclasses.replace(DRIFT, onset_step=900)
+    assert ids.drift_span(DRIFT) == int.from_bytes(made.span_id, "big") != ids.drift_span(later)
+
+
+def test_an_excursion_never_ends_before_it_begins(spans):
+    """A clock that was set back leaves a span without length, not a negative one."""
+    (made,) = wire(spans.drift(DRIFT, EPOCH_NS - 5))
+    assert made.end_time_unix_nano == made.start_time_unix_nano

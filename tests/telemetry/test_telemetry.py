@@ -15,6 +15,7 @@ from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
 from .conftest import EPOCH_NS, attributes_of
+from .test_spans import DRIFT
 
 MINUTE_NS = 60 * 10**9
 
@@ -456,3 +457,42 @@ def test_after_close(pipeline, step, summary):
     made.consume(step(0))
     assert made.dropped == {"exit": 1}
     assert drained(made) is None
+
+
+def test_drift(opened, collector, step, summary):
+    """One span an excursion, when it has recovered or when the run ends; the resource says of which configuration."""
+    telemetry = opened()
+    telemetry.configured("f" * 16, "1" * 16)
+    telemetry.step(step(0))
+    over = dataclasses.replace(DRIFT, recovered_step=None, recovered_unix_ns=None)
+    lasting = dataclasses.replace(over, onset_step=900)
+    for event in (over, DRIFT, lasting):
+        telemetry.drift(event)
+    telemetry.drift_scores({"train": 2.0})
+    telemetry.close(summary)
+    assert telemetry.flush(20.0)
+    recovered, open_one = sorted(
+        collector.spans("mfu.drift"), key=lambda span: attributes_of(span.attributes)["mfu.drift.onset_step"]
+    )
+    assert recovered.end_time_unix_nano == DRIFT.recovered_unix_ns
+    assert attributes_of(recovered.attributes)["mfu.drift.recovered_step"] == 800
+    assert open_one.end_time_unix_nano == EPOCH_NS
+    assert "mfu.drift.recovered_step" not in attributes_of(open_one.attributes)
+    points = collector.points()
+    assert points["mfu.drift.count"] == [({"mfu.phase": "train"}, 2.0)]
+    assert points["mfu.drift.active"] == [({"mfu.phase": "train"}, 1.0)]
+    assert points["mfu.drift.score"] == [({"mfu.phase": "train"}, 2.0)]
+    for request in collector.trace_requests():
+        for resource in request.resource_spans:
+            named = attributes_of(resource.resource.attributes)
+            assert (named["mfu.config.fingerprint"], named["mfu.config.intent"]) == ("f" * 16, "1" * 16)
+            assert named["mfu.run.id"] == "run-7"
+
+
+def test_windows_off_sends_no_drift(opened, collector, summary):
+    """MFU_SPANS=off: metrics and the run's span only."""
+    telemetry = opened("off")
+    telemetry.drift(DRIFT)
+    telemetry.close(summary)
+    assert telemetry.flush(20.0)
+    assert [span.name for span in collector.spans()] == ["mfu.run"]

@@ -1,11 +1,11 @@
 """What tests of request handlers share: a clock that is told the time, and a sink in the exporter's place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from mfu_sdk import testing
-from mfu_sdk.records import StepRecord
+from mfu_sdk.records import DriftEvent, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.run import handler, opening
 from mfu_sdk.run.clock import HostClock
@@ -18,6 +18,9 @@ class Sink:
         self.steps: list[StepRecord] = []
         self.requests: list[InferenceRecord] = []
         self.inference = self.requests.append
+        self.configured_as: list[tuple[str, str]] = []
+        self.drifts: list[DriftEvent] = []
+        self.drift_scored: list[Mapping[str, float]] = []
 
     recorder = None
 
@@ -27,6 +30,15 @@ class Sink:
         self.steps.append(record() if callable(record) else record)
 
     def overhead(self, seconds: float) -> None: ...
+
+    def configured(self, fingerprint: str, intent: str) -> None:
+        self.configured_as.append((fingerprint, intent))
+
+    def drift(self, event: DriftEvent) -> None:
+        self.drifts.append(event)
+
+    def drift_scores(self, scores: Mapping[str, float]) -> None:
+        self.drift_scored.append(scores)
 
     def close(self, summary: object, *, error_type: str | None = None) -> None: ...
 

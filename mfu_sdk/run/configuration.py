@@ -1,0 +1,88 @@
+"""The facts of a run's configuration (`drift.fingerprint`): what stands when it opens, and what may change in it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from mfu_sdk.drift.fingerprint import Fact, env_facts
+from mfu_sdk.peak.key import key_of
+from mfu_sdk.records import Count, RunIdentity
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mfu_sdk.peak.device import Device
+
+_ATTENTION: Final = ("scaled_dot_product", "flash", "efficient_attention", "flex_attention")
+# Which board of a kind it is changes nothing that a configuration says.
+_ONE_DEVICE: Final = frozenset({"uuid", "parent", "siblings", "protocol", "kernels", "threads"})
+
+
+def opened(model: nn.Module | None, device: Device, identity: RunIdentity) -> dict[str, Fact]:
+    """What stands for the whole run: model, device and its driver, versions, ranks, switches of the environment."""
+    import torch
+
+    facts: dict[str, Fact] = {
+        f"device.{name}": value for name, value in key_of(device).items() if name not in _ONE_DEVICE
+    }
+    facts |= {
+        "model": identity.workload_family,
+        "parallel.world_size": identity.world_size,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip,
+        **env_facts(os.environ),
+    }
+    if device.kind == "cuda":
+        from torch.cuda.nccl import version as nccl_version
+
+        facts["cudnn"] = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+        nccl = nccl_version() if torch.distributed.is_nccl_available() else None
+        facts["nccl"] = None if nccl is None else ".".join(map(str, nccl))
+    if model is not None:
+        facts["dtype.parameters"] = {_name(parameter.dtype) for parameter in model.parameters()}
+        kinds = {type(module).__name__ for module in model.modules()}
+        facts["parallel.wrapper"] = kinds & {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
+        facts["compile"] = any(name == "OptimizedModule" for name in kinds)
+    return facts
+
+
+def now(device_kind: str) -> dict[str, Fact]:
+    """The switches of torch that a program may turn at any time, as they stand; some microseconds."""
+    import torch
+
+    cuda = torch.backends.cuda
+    kernels = {
+        "flash": cuda.flash_sdp_enabled(),
+        "mem_efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    facts: dict[str, Fact] = {
+        "attention.allowed": {name for name, allowed in kernels.items() if allowed},
+        "matmul.precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "anomaly_detection": torch.is_anomaly_enabled(),
+    }
+    if device_kind == "cpu":
+        facts["threads"] = torch.get_num_threads()
+    else:
+        facts["cudnn.benchmark"] = torch.backends.cudnn.benchmark
+    return facts
+
+
+def counted(count: Count) -> dict[str, Fact]:
+    """What a counted step shows: in which dtypes it multiplied, by which operators, and what it did again."""
+    operators = {cost.op for cost in count.ops}
+    attention = {op for op in operators if any(word in op for word in _ATTENTION)}
+    again = count.recompute_flops / count.model_flops if count.model_flops else 0.0
+    return {
+        "dtype.products": {dtype for dtype, flops in count.by_dtype.items() if flops},
+        "operators": operators,
+        "attention.operators": attention or {"none fused"},
+        "recomputed": round(again, 2),
+    }
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

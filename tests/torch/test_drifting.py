@@ -1,0 +1,150 @@
+"""What a run makes of an excursion: the clock of its device, late ranks, and the configuration near the onset."""
+
+import random
+
+import pytest
+import torch
+
+from mfu_sdk.drift.budget import Budget
+from mfu_sdk.drift.detector import Tuning
+from mfu_sdk.drift.watch import Watch
+from mfu_sdk.records import Count, DriftEvent, Peaks, Rate, RunIdentity
+from mfu_sdk.run.drifting import Drifting
+from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.work import Work
+
+RATE = Rate(1e4, 1e4, 1e4, "user", 0.0)
+PEAKS = Peaks("cuda:0", {"bfloat16": RATE}, {"bfloat16": RATE}, None, None, {})
+IDENTITY = RunIdentity("run", 0, "work", None, 0, 0, 4, "Example", None, None, 0)
+COUNT = Count(600, 600, 200, 400, 0, 0, 0, 0, {"bfloat16": 600}, {}, {}, (), 1.0, 40, {}, "exact")
+TUNING = Tuning(block_steps=4, baseline_blocks=16, settle_steps=4)
+
+
+class Clock:
+    """Marks are seconds, and the device is never behind."""
+
+    def mark(self) -> float:
+        return 0.0
+
+    def elapsed_s(self, start: float, end: float) -> float:
+        return end - start
+
+    def drain(self, mark: float) -> None: ...
+
+
+class Gpu:
+    """A device whose clock is told."""
+
+    mhz: float | None = 1980.0
+    reasons: tuple[str, ...] = ("application clocks",)
+
+    def __call__(self) -> tuple[float | None, tuple[str, ...]]:
+        return self.mhz, self.reasons
+
+
+class Books:
+    """A ledger with a watch, and the steps that it is given."""
+
+    def __init__(self, *, gpu: Gpu | None = None, asks: bool = False) -> None:
+        self.told: list[DriftEvent] = []
+        self.ledger = Ledger(IDENTITY, PEAKS, Clock())
+        self.drift = self.ledger.drift = Drifting(
+            Watch(TUNING, Budget()), PEAKS, {"torch": torch.__version__}, asks_for_counts=asks, pulse=gpu,
+            on_drift=self.told.append,
+        )  # fmt: skip
+        self.demand = self.ledger.price(COUNT, "cached")
+        self.now_s, self.index = 0.0, 0
+        self.generator = random.Random(0)
+
+    def steps(self, number: int, duration_s: float, exposed_s: float | None = None) -> None:
+        """So many steps; of every tenth the exchange took `exposed_s`."""
+        for _ in range(number):
+            end_s = self.now_s + duration_s * self.generator.uniform(0.99, 1.01)
+            if exposed_s is not None and self.index % 10 == 9:
+                self.drift.exchanged(exposed_s)
+            self.ledger.add(
+                Work(self.index, "train", self.now_s, end_s, round(self.now_s * 1e9), self.demand, waits=())
+            )
+            self.now_s, self.index = end_s, self.index + 1
+
+
+def test_a_slower_clock_is_heat_or_power() -> None:
+    """The clock falls to 70 % with the steps: it is most of the change, and the driver's reason stands beside it."""
+    gpu = Gpu()
+    books = Books(gpu=gpu)
+    books.steps(256, 1.0)
+    gpu.mhz, gpu.reasons = 1386.0, ("software thermal slowdown", "application clocks")
+    books.steps(100, 1.4)
+    [event] = books.told
+    assert event.cause == "thermal_or_power"
+    assert event.evidence[:2] == ("the clock went to 70% of what it was", "software thermal slowdown")
+    assert sum(event.parts.values()) == pytest.approx(event.parts["clock"] + event.parts["compute"], abs=1e-9)
+    assert event.parts["clock"] == pytest.approx(sum(event.parts.values()), rel=0.1)
+
+
+def test_a_device_that_tells_no_clock() -> None:
+    """Nothing is made up for it."""
+    gpu = Gpu()
+    gpu.mhz = None
+    books = Books(gpu=gpu)
+    books.steps(256, 1.0)
+    books.steps(100, 1.4)
+    assert [event.cause for event in books.told] == ["unknown"]
+
+
+def test_late_ranks_are_stragglers() -> None:
+    """Exchanges took 0.05 s and take 0.45 s, in steps that take 0.4 s longer: someone comes late to them."""
+    books = Books()
+    books.steps(200, 1.0, exposed_s=0.05)
+    books.steps(100, 1.4, exposed_s=0.45)
+    [event] = books.told
+    assert event.cause == "straggler"
+    assert event.evidence[0] == "waiting for late ranks went from 0.0% to 28.6% of a step"
+    assert event.parts["skew"] == pytest.approx(sum(event.parts.values()), rel=0.05)
+
+
+def test_an_event_waits_for_an_exchange_that_is_timed() -> None:
+    """Nothing was timed since the onset: the event comes with the next one that is, or when patience ends."""
+    books = Books()
+    books.steps(200, 1.0, exposed_s=0.05)
+    books.steps(60, 1.4)
+    assert books.told == []
+    books.drift.exchanged(0.45)
+    assert [event.cause for event in books.told] == ["straggler"]
+    patient = Books()
+    patient.steps(200, 1.0, exposed_s=0.05)
+    patient.steps(400, 1.4)
+    assert [event.cause for event in patient.told] == ["unknown"]
+
+
+def test_an_alarm_asks_for_a_count() -> None:
+    """On a process on its own the next step is counted, and what it shows is the cause."""
+    books = Books(asks=True)
+    books.drift.counted(Work(0, "train", 0.0, 1.0, 0, None), COUNT)
+    books.steps(200, 1.0)
+    for _ in range(20):
+        books.steps(4, 1.4)
+        if books.drift.wants_count:
+            break
+    assert books.told == []
+    again = Count(600, 800, 200, 400, 200, 0, 0, 0, {"bfloat16": 600}, {}, {}, (), 1.0, 40, {}, "exact")
+    books.drift.counted(Work(books.index, "train", 0.0, 1.0, 0, None), again)
+    assert not books.drift.wants_count
+    [event] = books.told
+    assert (event.cause, event.fingerprint_diff) == ("configuration_drift", ("recomputed: 0.0 → 0.33",))
+
+
+def test_a_count_that_never_comes() -> None:
+    """A block later the event is told without."""
+    books = Books(asks=True)
+    books.steps(200, 1.0)
+    books.steps(100, 1.4)
+    assert [event.cause for event in books.told] == ["unknown"]
+
+
+def test_what_waits_is_told_at_the_end() -> None:
+    """A run that ends while an event waits has it in its summary."""
+    books = Books()
+    books.steps(200, 1.0, exposed_s=0.05)
+    books.steps(60, 1.4)
+    assert [event.kind for event in books.ledger.close().drift] == ["drop"]
