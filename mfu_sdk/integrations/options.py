@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, TypedDict
 
-from mfu_sdk.records import Convention, Peaks, StepRecord
+from mfu_sdk.records import Convention, DriftEvent, Peaks, StepRecord
 from mfu_sdk.settings import Settings
 
 
@@ -17,5 +17,6 @@ class Options(TypedDict, total=False):
     convention: Convention
     spans: Literal["auto", "all", "windows", "off"] | None
     on_step: Callable[[StepRecord], None] | None
+    on_drift: Callable[[DriftEvent], None] | None
     live: bool
     settings: Settings | None

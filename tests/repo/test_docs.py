@@ -24,7 +24,9 @@ def python(*arguments: str | Path, cwd: Path) -> tuple[int, str]:
     return said.returncode, said.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/how-to/train.md", "docs/how-to/integrations.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/tutorial.md", "docs/how-to/train.md", "docs/how-to/integrations.md"]
+)
 def test_page_runs(page: str, tmp_path: Path) -> None:
     """A newcomer who follows the page from top to bottom sees what it promises."""
     # Pages name the examples from the repository's root, and what they write must not land there.
