@@ -473,7 +473,7 @@ def disabled_ns() -> float:
 
 
 def import_ms() -> dict[str, float]:
-    """What `import mfu_sdk` takes in a new interpreter, and how much of that the standard library's typing; the best."""
+    """Of `import mfu_sdk` in a new interpreter, at best; and how much of it is the standard library's typing."""
     found: dict[str, list[float]] = {"mfu_sdk": [], "typing": []}
     for _ in range(9):
         command = [sys.executable, "-X", "importtime", "-c", "import mfu_sdk"]
