@@ -76,8 +76,8 @@ with `-o`, then `python docs/generate.py`. [What is paid, and why so](../explana
 
 ## Added to a step
 
-The same loop, bound by its host (four small layers, SGD, one thread, {loop["loop"]["bare"]["main_us"]:,.0f} µs a step), in
-a process for each tool, in turns of some 15 ms. In µs of CPU time a step, medians of
+The same loop, bound by its host (four small layers, SGD, {loop["loop"]["bare"]["main_us"]:,.0f} µs a
+step), in a process for each tool, in turns of some 15 ms. In µs of CPU time a step, medians of
 {loop["loop"]["bare"]["rounds"]} rounds: the thread that trains beyond the bare loop in the same round, and its
 quartiles; all other threads, and delivery; both together. A load above the number of cores means that others were at
 work: all times are longer then, and what is compared is what was measured in the same turns.
