@@ -53,7 +53,7 @@ def price(table: Table) -> str:
         (name, f"{row['median_ms']:g}", f"{row['worst_ms']:g}")
         for name, row in told["longest_step_while_512_spans_go"].items()
     ]
-    pieces = [(name, f"{value:,.4g}") for name, value in told["pieces"].items()]
+    pieces = [(name, f"{value:,.3f}".rstrip("0").rstrip(".")) for name, value in told["pieces"].items()]
     absent = "".join(f"- {name}: absent, {why}\n" for name, why in (loop["absent"] | told["absent"]).items())
     kept = loop["memory"]
     memory = "" if kept is None else (
@@ -76,10 +76,11 @@ with `-o`, then `python docs/generate.py`. [What is paid, and why so](../explana
 
 ## Added to a step
 
-The same loop, bound by its host (four small layers, SGD, one thread, {loop["loop"]["bare"]["main_us"]:,.0f} µs of CPU
-time a step), in a process for each tool, in turns of some 15 ms. In µs of CPU time a step, medians of
+The same loop, bound by its host (four small layers, SGD, {loop["loop"]["bare"]["main_us"]:,.0f} µs a
+step), in a process for each tool, in turns of some 15 ms. In µs of CPU time a step, medians of
 {loop["loop"]["bare"]["rounds"]} rounds: the thread that trains beyond the bare loop in the same round, and its
-quartiles; all other threads, and delivery; both.
+quartiles; all other threads, and delivery; both together. A load above the number of cores means that others were at
+work: all times are longer then, and what is compared is what was measured in the same turns.
 
 {table(("watched by", "main thread", "quartiles", "elsewhere", "process"), added)}
 {absent}
