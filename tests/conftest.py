@@ -14,7 +14,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MFU_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("MFU_RECORDER_DIR", str(tmp_path / "recorder"))
     # Settings that a test makes itself know of no variable of ours.
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path.with_name(f"{tmp_path.name}-state")))
     for variable in (
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "OTEL_EXPORTER_OTLP_HEADERS",

@@ -15,7 +15,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -370,7 +370,7 @@ def _entry(data: bytes, at: int, names: list[_Name]) -> Entry | None:
     if _CHECK.unpack_from(data, at)[0] != zlib.crc32(body):
         return None
     sequence, *fields = _STEP.unpack(body)
-    step = _step(Row(*fields), names)
+    step = step_of(Row(*fields), names)
     if not sequence or slot_at(sequence) != at or step is None:
         return None
     first, kept = None, None
@@ -383,7 +383,8 @@ def _entry(data: bytes, at: int, names: list[_Name]) -> Entry | None:
     return Entry(sequence, step, first, kept, _ARRIVED.unpack_from(data, at + _ARRIVED_AT)[0] == sequence)
 
 
-def _step(row: Row, names: list[_Name]) -> StepRecord | None:
+def step_of(row: Row, names: Sequence[_Name]) -> StepRecord | None:
+    """The record that `row` was made of, None where that cannot be; `names` are the denominators'."""
     *numbers, source, convention, name, _ = _TERMS.unpack(row.terms)
     model, hardware, exact, full, peak, achievable, by_dtype_s, expected, coverage, intensity = map(_known, numbers)
     requests, failed, requests_s, running, feasible, waiting, free, latency_s = _REQUESTS.unpack(row.requests)
@@ -391,7 +392,7 @@ def _step(row: Row, names: list[_Name]) -> StepRecord | None:
         return None
     duration_s = row.duration_s
     available = _product(peak, duration_s)
-    dtype, origin = names[name] if name < MOST_NAMES else (None, None)
+    dtype, origin = names[name] if name < len(names) else (None, None)
     return StepRecord(
         index=row.number,
         phase=PHASES[row.phase],

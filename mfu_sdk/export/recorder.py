@@ -64,7 +64,8 @@ class Recorder:
             header = flight.pack_header(resource, identity.start_unix_ns, settings.spans)
             file = FlightFile.create(directory / _file_name(identity), flight.FILE_BYTES)
             file.write(0, header)
-        except (OSError, ConfigurationError) as error:
+        # RuntimeError: there is no home directory to be found.
+        except (OSError, RuntimeError, ConfigurationError) as error:
             why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
             guard.warn_once(
                 "recorder",
@@ -158,9 +159,8 @@ class Recorder:
             return
         missing = self.missing
         if missing or not self._run_arrived:
-            guard.warn_once(
-                "recorder", f"{missing} steps did not arrive; `mfu replay {file.path}` delivers them (--otlp URL)"
-            )
+            what = f"{missing} steps" if missing else "the run's span"
+            guard.warn_once("recorder", f"{what} did not arrive; `mfu replay {file.path}` delivers them (--otlp URL)")
         else:
             file.remove()
 

@@ -46,7 +46,8 @@ LONGEST_WAIT_S: Final = 60.0
 class Replayed:
     """What became of one file: windows, steps in them, and torn slots that were skipped.
 
-    `refused` spans are those that the collector took the request of and did not want. `live`: a process has the file.
+    `run`: the run's own span was missing and went along. `refused` spans are those that the collector took the request
+    of and did not want. `live`: a process has the file.
     """
 
     path: Path
@@ -56,17 +57,18 @@ class Replayed:
     torn: int = 0
     refused: int = 0
     live: bool = False
+    run: bool = False
 
     def __str__(self) -> str:
         if self.live:
             return f"{self.path}: left alone, a process has it open"
         torn = f"; {self.torn} torn records skipped" if self.torn else ""
-        if not self.steps:
+        if not self.steps and not self.run:
             return f"{self.path}: nothing was missing; removed{torn}"
         refused = f"; the collector refused {self.refused} spans for good" if self.refused else ""
         return (
-            f"{self.path}: delivered {self.steps} steps in {self.windows} windows of run {self.run_id}; "
-            f"removed{refused}{torn}"
+            f"{self.path}: delivered {self.steps} steps in {self.windows} windows{' and the end' * self.run} of run "
+            f"{self.run_id}; removed{refused}{torn}"
         )
 
 
@@ -99,7 +101,8 @@ def replay(path: Path, destination: Destination, *, sleep: Callable[[float], Non
     finally:
         file.close()
     run_id = str(found.identity.get(semconv.RUN_ID, ""))
-    return Replayed(path, run_id, len(missing.windows), len(missing.entries), found.torn, lost)
+    ended = found.end is not None and not found.run_arrived
+    return Replayed(path, run_id, len(missing.windows), len(missing.entries), found.torn, lost, run=ended)
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,11 @@ def test_requests_never_synchronise(example: Any, monkeypatch: pytest.MonkeyPatc
     told: dict[str, list[Any]] = {"steps": [], "requests": []}
 
     class Sink:
-        def step(self, record: Any) -> None:
+        recorder = None
+
+        def on_termination(self, close: Any) -> None: ...
+
+        def step(self, record: Any, row: Any = None) -> None:
             told["steps"].append(record() if callable(record) else record)
 
         def inference(self, record: InferenceRecord) -> None:

@@ -279,6 +279,18 @@ def test_no_such_place(opened, tmp_path, caplog):
     assert "Not a directory" in caplog.text
 
 
+def test_nobody_at_home(opened, monkeypatch, caplog):
+    """A user without a home directory, as in some containers, gets a warning and no recorder."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert opened(recorder_dir=None) is None
+    assert "off: Could not determine home directory" in caplog.text
+
+
 def test_a_network_file_system(opened, place, monkeypatch, caplog):
     """A server that is lost would stop or end the user's process: no recorder there, and the remedy is told."""
     monkeypatch.setattr(flight_file, "file_system", lambda directory: "nfs4")

@@ -172,7 +172,8 @@ def test_a_closed_run(die, collector, refused):
         url=refused,
         status=0,
     )
-    assert mfu_replay(left, "--otlp", collector.url).returncode == 0
+    done = mfu_replay(left, "--otlp", collector.url)
+    assert done.stdout == f"{left}: delivered 1 steps in 1 windows and the end of run run-7; removed\n"
     (run,) = collector.spans("mfu.run")
     assert run.span_id == IDS.run_span().to_bytes(8, "big")
     assert (run.start_time_unix_nano, run.end_time_unix_nano) == (EPOCH_NS, EPOCH_NS)

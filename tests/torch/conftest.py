@@ -1,10 +1,12 @@
 """What tests of request handlers share: a clock that is told the time, and a sink in the exporter's place."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import pytest
 
 from mfu_sdk import testing
+from mfu_sdk.export import flight
 from mfu_sdk.records import DriftEvent, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.run import handler, opening
@@ -12,9 +14,11 @@ from mfu_sdk.run.clock import HostClock
 
 
 class Sink:
-    """Stands where the exporter stands and keeps what it is given."""
+    """Stands where the exporter stands and keeps what it is given; what it is given twice must be the same."""
 
     def __init__(self) -> None:
+        self.recorder = self
+        self._names: list[tuple[str | None, str | None]] = []
         self.steps: list[StepRecord] = []
         self.requests: list[InferenceRecord] = []
         self.inference = self.requests.append
@@ -22,12 +26,18 @@ class Sink:
         self.drifts: list[DriftEvent] = []
         self.drift_scored: list[Mapping[str, float]] = []
 
-    recorder = None
+    def step(self, record: StepRecord | Callable[[], StepRecord], row: flight.Row | None = None) -> None:
+        self.steps.append(made := record() if callable(record) else record)
+        assert row is not None
+        kept = made if made.error_type is None else dataclasses.replace(made, error_type=flight.OTHER_ERROR)
+        assert flight.step_of(row, self._names) == kept
+
+    def name(self, dtype: str | None, source: str | None) -> int:
+        """As a flight recorder numbers the names of denominators."""
+        self._names.append((dtype, source))
+        return len(self._names) - 1
 
     def on_termination(self, close: Callable[[], object]) -> None: ...
-
-    def step(self, record: StepRecord | Callable[[], StepRecord], row: object = None) -> None:
-        self.steps.append(record() if callable(record) else record)
 
     def overhead(self, seconds: float) -> None: ...
 
