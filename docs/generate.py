@@ -160,6 +160,7 @@ def python() -> str:
         records.Expectation,
         records.OpTime,
         records.StepRecord,
+        records.DriftEvent,
         records.RunSummary,
         bars.Bar,
     )
