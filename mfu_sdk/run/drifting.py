@@ -38,6 +38,8 @@ PATIENCE_STEPS: Final = 16
 """Steps that an event waits for one of them to be counted."""
 PATIENCE_BETWEEN_RANKS: Final = 128
 """Steps that it waits for the exchange of one of them to be timed, which torch does in every hundredth."""
+ONSET_BLOCKS: Final = 4
+"""Blocks by which an onset may be wrong."""
 TELL_EVERY: Final = 64
 """Steps between two reports of the evidence that there is."""
 BATCH_RATIO: Final = 1.05
@@ -257,7 +259,7 @@ class Drifting:
         return found[0], found[1]
 
     def _diff(self, excursion: Excursion) -> tuple[str, ...]:
-        """What changed of the configuration since the last time that it was seen before the onset."""
+        """What changed of the configuration since the last time that it was seen well before the onset."""
         changed: list[str] = []
         # What was found may have begun in the middle of a block, and its onset is known to some blocks.
         before, after = excursion.before, excursion.now
@@ -265,7 +267,9 @@ class Drifting:
             changed += _other("batch", before.batch, after.batch)
             if before.tokens and after.tokens:
                 changed += _other("tokens a step", before.tokens / before.steps, after.tokens / after.steps)
-        earlier = [seen for seen in self._snapshots if seen.step < excursion.onset_step] or list(self._snapshots)[:1]
+        # New shapes are counted when they first come, which may be before the onset as it is known.
+        before_step = excursion.onset_step - ONSET_BLOCKS * self._watch.tuning.block_steps
+        earlier = [seen for seen in self._snapshots if seen.step < before_step] or list(self._snapshots)[:1]
         if earlier:
             changed += earlier[-1].fingerprint.diff(self._fingerprint())
         return tuple(changed)
