@@ -137,10 +137,12 @@ class Stream:
                 levels.clear()
 
     def _begin(self, measure: Measure, baseline: Baseline, before: Account) -> None:
+        self._detectors[measure] = Detector(self._tuning, baseline, self._threshold(before))
+
+    def _threshold(self, before: Account) -> float:
         block_s = before.time_s / before.steps * self._tuning.block_steps
         # Each measure is watched for drops and for rises.
-        threshold = self._budget.threshold(block_s, tests=2 * len(self._measures))
-        self._detectors[measure] = Detector(self._tuning, baseline, threshold)
+        return self._budget.threshold(block_s, tests=2 * len(self._measures))
 
     def _found(self, measure: Measure, detector: Detector, kind: Literal["drop", "rise"]) -> Excursion:
         base = detector.baseline
@@ -209,6 +211,10 @@ class Stream:
                 raise ValueError(f"excursion of {excursion.measure!r}: there is no detector of it")
         self._before, self._detectors, self.excursion = before, detectors, excursion
         self._own = {measure for measure in detectors if measure in state["own"]}
+        if before is not None:
+            # The budget is that of now.
+            for detector in detectors.values():
+                detector.threshold = self._threshold(before)
 
     def baselines(self) -> dict[str, Any] | None:
         """The run's own baselines and what is known of their steps, as plain data for `warm`; None without any."""

@@ -121,4 +121,8 @@ class Watch:
         except (ValueError, KeyError, TypeError, ArithmeticError):
             return False
         self._warm = dict(warm)
+        for key, stream in self._streams.items():
+            # It may have seen its first steps before the configuration was known.
+            if key in self._warm and not stream.watching:
+                stream.warm(self._warm.pop(key))
         return True

@@ -21,7 +21,7 @@ from mfu_sdk.drift.detector import NAME
 from mfu_sdk.drift.fingerprint import Fact, Fingerprint
 from mfu_sdk.drift.stream import Excursion
 from mfu_sdk.drift.watch import Watch
-from mfu_sdk.guard import log, shield
+from mfu_sdk.guard import contained, log, shield
 from mfu_sdk.records import Count, DriftEvent, Peaks
 from mfu_sdk.run import configuration
 
@@ -99,13 +99,24 @@ class Drifting:
         self._exchanges: deque[tuple[int, float]] = deque(maxlen=64)
         self._least_exchange_s = math.inf
         self._step = self._steps = 0
+        self._failed = False
         self.wants_count = False
         """Whether the next step is to be counted, to see what has changed."""
 
     # --- the path of a step ----------------------------------------------------------------------------------------
 
     def add(self, work: Work, kind: Kind, duration_s: float, waited_s: float | None) -> None:
-        """Enter a timed step."""
+        """Enter a timed step. An error of ours ends the watch, and nothing else."""
+        if self._failed:
+            return
+        try:
+            self._add(work, kind, duration_s, waited_s)
+        except Exception as error:
+            self._failed = True
+            if not contained("the watch for drift", error):
+                raise
+
+    def _add(self, work: Work, kind: Kind, duration_s: float, waited_s: float | None) -> None:
         asked = kind.asked
         if asked is None and kind.held is not None:
             asked = kind.asked = self._asked(kind.held)
@@ -161,11 +172,12 @@ class Drifting:
 
     def counted(self, work: Work, count: Count) -> None:
         """A step was counted, and shows what it ran."""
-        self.wants_count = False
-        self._counted = configuration.counted(count)
-        self._see(work)
-        if self._waiting:
-            self._explain()
+        with shield("seeing a configuration"):
+            self.wants_count = False
+            self._counted = configuration.counted(count)
+            self._see(work)
+            if self._waiting:
+                self._explain()
 
     def _see(self, work: Work) -> None:
         first = not self._snapshots

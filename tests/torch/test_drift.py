@@ -336,6 +336,27 @@ def test_what_is_sent(clock: testing.FakeClock, quick: None, monkeypatch: pytest
     assert max(scores.get("train", 0.0) for scores in sink.drift_scored) >= 0.0
 
 
+def test_requests_that_become_slower(clock: testing.FakeClock, quick: None, sink: Sink) -> None:
+    """A handler's requests: a batch of 2 and one of 16 by turns are load; both taking twice as long is drift."""
+    model = nn.Linear(64, 64)
+
+    @mfu.inference(model, name="chat", peaks=PEAKS)
+    def handle(batch: int, slow: float) -> None:
+        with torch.no_grad():
+            model(torch.ones(batch, 64))
+        clock.advance(slow * (0.1 if batch == 2 else 0.15) * generator.uniform(0.98, 1.02))
+
+    generator = random.Random(0)
+    for index in range(400):
+        handle((2, 16)[index // 20 % 2], 1.0)
+    assert sink.drifts == []
+    for index in range(200):
+        handle((2, 16)[index // 20 % 2], 2.0)
+    handle.run.close()
+    assert {(event.phase, event.measure, event.kind) for event in sink.drifts} == {("inference", "efficiency", "drop")}
+    assert len(sink.drifts) == 2
+
+
 @pytest.mark.parametrize("on_drift", [3, "print"])
 def test_no_callback(on_drift: object) -> None:
     """What cannot be called is refused before anything starts."""

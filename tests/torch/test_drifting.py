@@ -160,3 +160,14 @@ def test_a_count_that_the_fault_itself_caused() -> None:
     books.steps(100, 1.4)
     [event] = books.told
     assert event.fingerprint_diff == ("dtype.products: −bfloat16 +float32",)
+
+
+def test_an_error_of_ours_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken watch costs the watch: every step is in the books, and one warning is said."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+    books = Books()
+    books.steps(10, 1.0)
+    monkeypatch.setattr(Watch, "add", lambda *_: 1 / 0)
+    books.steps(300, 1.4)
+    assert books.ledger.summary().timed_steps == 310
+    assert books.told == []
