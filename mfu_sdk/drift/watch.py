@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from mfu_sdk.drift.account import Asked, Took
+from mfu_sdk.drift.account import Asked
 from mfu_sdk.drift.budget import Budget
 from mfu_sdk.drift.detector import NAME, Tuning
 from mfu_sdk.drift.stream import MEASURES, Excursion, Stream
@@ -60,7 +60,7 @@ class Watch:
                 self.ignored["no_room"] += 1
                 return None
             stream = self._open(key)
-        return stream.add(Took(index, start_unix_ns, asked, duration_s, tokens, data_s, batch))
+        return stream.add((index, start_unix_ns, asked, duration_s, tokens, data_s, batch))
 
     @property
     def excursions(self) -> list[Excursion]:

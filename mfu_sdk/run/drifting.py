@@ -110,37 +110,27 @@ class Drifting:
         if self._failed:
             return
         try:
-            self._add(work, kind, duration_s, waited_s)
+            asked = kind.asked
+            if asked is None and kind.held is not None:
+                asked = kind.asked = self._asked(kind.held)
+            self._step = index = work.index
+            found = self._watch.add(
+                work.phase, asked, index, work.start_unix_ns, duration_s, work.tokens, waited_s, work.batch_running
+            )
+            self._steps = steps = self._steps + 1
+            if found is not None:
+                self._changed(found)
+            if self._waiting and index >= self._waiting[0][1]:
+                self._explain()
+            if steps == UNSEEN_STEPS and not self._snapshots:
+                # Work that is never counted as a step (requests) has a configuration all the same.
+                self._see(work)
+            if steps % TELL_EVERY == 0:
+                self._report()
         except Exception as error:
             self._failed = True
             if not contained("the watch for drift", error):
                 raise
-
-    def _add(self, work: Work, kind: Kind, duration_s: float, waited_s: float | None) -> None:
-        asked = kind.asked
-        if asked is None and kind.held is not None:
-            asked = kind.asked = self._asked(kind.held)
-        found = self._watch.add(
-            work.phase,
-            asked,
-            work.index,
-            work.start_unix_ns,
-            duration_s,
-            work.tokens,
-            waited_s,
-            work.batch_running,
-        )
-        self._step = work.index
-        self._steps += 1
-        if self._steps == UNSEEN_STEPS and not self._snapshots:
-            # Work that is never counted as a step (requests) has a configuration all the same.
-            self._see(work)
-        if found is not None:
-            self._changed(found)
-        if self._waiting and work.index >= self._waiting[0][1]:
-            self._explain()
-        if self._steps % TELL_EVERY == 0:
-            self._report()
 
     def _asked(self, held: Held) -> Asked:
         demand = held.demand
