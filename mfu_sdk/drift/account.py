@@ -127,14 +127,18 @@ def sums(steps: Sequence[Took]) -> Sums:
     data_s = None if None in waits_s else sum(map(min, waits_s, times_s))
     batch_sum = None if None in batches else sum(batches)
     if asked.count(first) == count:
-        work = count * first.model_flops, count * first.hardware_flops
+        model_flops, hardware_flops = count * first.model_flops, count * first.hardware_flops
         expected_s = _times(first.expected_s, count)
         available = _times(first.peak_flops_per_s, time_s)
         reference = _times(first.reference_flops_per_s, time_s)
     else:
-        work = sum(each.model_flops for each in asked), sum(each.hardware_flops for each in asked)
+        model_flops = sum(each.model_flops for each in asked)
+        hardware_flops = sum(each.hardware_flops for each in asked)
         expected_s = _sum([each.expected_s for each in asked])
         timed = list(zip(asked, times_s, strict=True))
         available = _sum([_times(each.peak_flops_per_s, each_s) for each, each_s in timed])
         reference = _sum([_times(each.reference_flops_per_s, each_s) for each, each_s in timed])
-    return count, time_s, *work, expected_s, available, reference, known_tokens, data_s, None, None, None, batch_sum
+    return (
+        count, time_s, model_flops, hardware_flops, expected_s, available, reference, known_tokens, data_s, None, None,
+        None, batch_sum,
+    )  # fmt: skip
