@@ -156,6 +156,7 @@ class Stream:
         now = median(levels[-_NOW_BLOCKS:])
         first = onset(levels, base.middle, now)
         since = blocks[first:]
+        self._kept = deque(since, maxlen=KEPT_BLOCKS)
         return Excursion(
             kind,
             self.phase,
@@ -183,7 +184,8 @@ class Stream:
             return None
         for each in self._detectors.values():
             each.restart()
-        blocks = [block for block in self._kept if measure in block.levels and block.first > excursion.onset_step]
+        # Only what came since the onset has been kept; indices say nothing of that where a run was started again.
+        blocks = [block for block in self._kept if measure in block.levels]
         levels = [block.levels[measure] for block in blocks]
         first = onset(levels, detector.baseline.middle + math.log(excursion.ratio), median(levels[-_NOW_BLOCKS:]))
         self.excursion = None

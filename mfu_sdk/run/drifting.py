@@ -188,6 +188,9 @@ class Drifting:
             self._telemetry.configured(complete.hash, complete.intent)
         if self._files is not None:
             self._files.begin(complete.hash, self._watch)
+            for excursion in self._watch.excursions:
+                # What an earlier attempt found and what has not recovered since is told of this one too.
+                self._changed(excursion)
 
     # --- events ----------------------------------------------------------------------------------------------------
 

@@ -340,6 +340,21 @@ def test_a_named_run_goes_on_after_a_restart(clock: testing.FakeClock, quick: No
     assert loop(clock, [0.75] * 150).summary().drift == ()
 
 
+def test_an_excursion_outlives_a_restart(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
+    """Found by the first attempt, told by the second as well, and recovered there; a broken state begins anew."""
+    named = settings(run_id="another-run-of-drift", cache_dir=tmp_path)
+    [found] = loop(clock, [0.5] * 200 + [0.75] * 100, using=named).summary().drift
+    distributed._opened.pop("another-run-of-drift")
+    told: list[DriftEvent] = []
+    loop(clock, [0.75] * 40 + [0.5] * 150, using=replace(named, run_attempt=1), on_drift=told.append)
+    assert [event.onset_step for event in told] == [found.onset_step] * 2
+    assert abs((told[1].recovered_step or 0) - 40) <= 8
+    [state] = (tmp_path / "drift").glob("run-*.json")
+    state.write_text("{")
+    distributed._opened.pop("another-run-of-drift")
+    assert loop(clock, [0.75] * 100, using=replace(named, run_attempt=2)).summary().drift == ()
+
+
 def test_the_fourth_run_needs_no_warm_up(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
     """Three runs of a configuration are a baseline for the next; another batch is another configuration."""
     using = settings(cache_dir=tmp_path)
