@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-WORLD, LATE, FAULT, STEPS = 4, 2, 180, 320
+WORLD, LATE, FAULT, STEPS = 4, 2, 180, 300
 LATE_S = 0.05
 
 
