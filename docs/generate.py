@@ -161,6 +161,7 @@ def python() -> str:
         records.Expectation,
         records.OpTime,
         records.StepRecord,
+        records.DriftEvent,
         records.RunSummary,
         bars.Bar,
         ranks.AllRanks,

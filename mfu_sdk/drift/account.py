@@ -1,7 +1,7 @@
 """What steps asked for and what they took, in sums: the material of levels, of causes, and of an event's figures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,9 @@ class Asked:
     reference_flops_per_s: float | None
 
 
-class Took(NamedTuple):
-    """One step of a block: when it ran, what it asked for, how long it took in seconds, and what it was for."""
-
-    step: int
-    start_unix_ns: int
-    asked: Asked
-    duration_s: float
-    tokens: int | None
-    data_s: float | None
-    batch: float | None
+Took = tuple[int, int, Asked, float, int | None, float | None, float | None]
+"""One step: its index, when it began in Unix nanoseconds, what it asked for, how long it took in seconds, its tokens,
+its wait for data in seconds, and the mean leading dimension of its calls. A plain tuple: every step makes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,41 +87,6 @@ class Account:
             clock,
         )
 
-    @classmethod
-    def of(cls, steps: list[Took]) -> "Account":
-        """The sums of `steps`. A wait for data is at most as long as its step."""
-        first = steps[0].asked
-        if all(step.asked is first for step in steps):
-            return cls._of_alike(steps, first)
-        return cls(
-            len(steps),
-            sum(step.duration_s for step in steps),
-            sum(step.asked.model_flops for step in steps),
-            sum(step.asked.hardware_flops for step in steps),
-            _sum([step.asked.expected_s for step in steps]),
-            _sum([_times(step.asked.peak_flops_per_s, step.duration_s) for step in steps]),
-            _sum([_times(step.asked.reference_flops_per_s, step.duration_s) for step in steps]),
-            _tokens(steps),
-            _waits(steps),
-            batch_sum=_sum([step.batch for step in steps]),
-        )
-
-    @classmethod
-    def _of_alike(cls, steps: list[Took], asked: Asked) -> "Account":
-        count, time_s = len(steps), sum([step.duration_s for step in steps])
-        return cls(
-            count,
-            time_s,
-            count * asked.model_flops,
-            count * asked.hardware_flops,
-            _times(asked.expected_s, count),
-            _times(asked.peak_flops_per_s, time_s),
-            _times(asked.reference_flops_per_s, time_s),
-            _tokens(steps),
-            _waits(steps),
-            batch_sum=_sum([step.batch for step in steps]),
-        )
-
 
 def _plus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
@@ -138,15 +96,49 @@ def _times(one: float | None, other: float) -> float | None:
     return None if one is None else one * other
 
 
-def _tokens(steps: list[Took]) -> int | None:
-    known = [step.tokens for step in steps if step.tokens is not None]
-    return sum(known) if len(known) == len(steps) else None
-
-
-def _waits(steps: list[Took]) -> float | None:
-    return _sum([None if step.data_s is None else min(step.data_s, step.duration_s) for step in steps])
-
-
 def _sum(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+Sums = tuple[
+    int,
+    float,
+    int,
+    int,
+    float | None,
+    float | None,
+    float | None,
+    int | None,
+    float | None,
+    None,
+    None,
+    None,
+    float | None,
+]
+"""The fields of an `Account` but for its clock: every block is summed, and few are ever asked for their account."""
+
+
+def sums(steps: Sequence[Took]) -> Sums:
+    """The sums of `steps`. A wait for data is at most as long as its step."""
+    _, _, asked, times_s, tokens, waits_s, batches = zip(*steps, strict=True)
+    count, time_s, first = len(steps), sum(times_s), asked[0]
+    known_tokens = None if None in tokens else sum(tokens)
+    data_s = None if None in waits_s else sum(map(min, waits_s, times_s))
+    batch_sum = None if None in batches else sum(batches)
+    if asked.count(first) == count:
+        model_flops, hardware_flops = count * first.model_flops, count * first.hardware_flops
+        expected_s = _times(first.expected_s, count)
+        available = _times(first.peak_flops_per_s, time_s)
+        reference = _times(first.reference_flops_per_s, time_s)
+    else:
+        model_flops = sum(each.model_flops for each in asked)
+        hardware_flops = sum(each.hardware_flops for each in asked)
+        expected_s = _sum([each.expected_s for each in asked])
+        timed = list(zip(asked, times_s, strict=True))
+        available = _sum([_times(each.peak_flops_per_s, each_s) for each, each_s in timed])
+        reference = _sum([_times(each.reference_flops_per_s, each_s) for each, each_s in timed])
+    return (
+        count, time_s, model_flops, hardware_flops, expected_s, available, reference, known_tokens, data_s, None, None,
+        None, batch_sum,
+    )  # fmt: skip

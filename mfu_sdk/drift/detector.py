@@ -116,9 +116,12 @@ class _Bets:
 
     def add(self, surplus: float) -> float:
         """Enter a block's X, in [−c, 1]: the evidence after it."""
-        values = self.values or [0.0] * len(self.bets)
-        self.values = [(1.0 - bet * surplus) * (1.0 + value) for bet, value in zip(self.bets, values, strict=True)]
-        return sum(self.values) / len(self.values)
+        values = self.values = self.values or [0.0] * len(self.bets)
+        total = 0.0
+        for index, bet in enumerate(self.bets):
+            values[index] = value = (1.0 - bet * surplus) * (1.0 + values[index])
+            total += value
+        return total / len(values)
 
     def clear(self) -> None:
         self.values = []
@@ -127,12 +130,13 @@ class _Bets:
 class Detector:
     """Watches one level against its baseline. `threshold` is A. Memory and time a block do not grow."""
 
-    __slots__ = ("_back", "_fall", "_rise", "_tuning", "baseline", "excursion", "score", "threshold")
+    __slots__ = ("_back", "_fall", "_rise", "_slack", "_tuning", "baseline", "excursion", "score", "threshold")
 
     def __init__(self, tuning: Tuning, baseline: Baseline, threshold: float) -> None:
         if not 1 < threshold < math.inf:
             raise ConfigurationError(f"threshold={threshold}: must be a number above 1; 1e4 is one in 10,000 blocks")
         self._tuning = tuning
+        self._slack = tuning.slack
         self.baseline = baseline
         self.threshold = threshold
         self._fall, self._rise, self._back = (_Bets(tuning.bets) for _ in range(3))
@@ -143,7 +147,7 @@ class Detector:
 
     def add(self, level: float) -> Change | None:
         """Enter a block's level, a finite number: what has now been shown, if anything."""
-        base, slack = self.baseline, self._tuning.slack
+        base, slack = self.baseline, self._slack
         if self.excursion is not None:
             beyond = base.low - slack - level if self.excursion == "drop" else level - base.high - slack
             self.score = self._back.add(self._clipped(beyond))
@@ -166,8 +170,8 @@ class Detector:
             bets.clear()
 
     def _clipped(self, surplus: float) -> float:
-        scaled = surplus / self.baseline.scale
-        return max(-self._tuning.clip, min(1.0, scaled))
+        scaled, least = surplus / self.baseline.scale, -self._tuning.clip
+        return 1.0 if scaled > 1.0 else max(scaled, least)
 
     def state(self) -> dict[str, Any]:
         """All of it as plain data, for `restored`."""

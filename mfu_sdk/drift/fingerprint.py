@@ -31,6 +31,8 @@ ENV: Final = (
 )  # fmt: skip
 """Switches that change how fast a run is. No other variable is ever read."""
 
+MOST_WORDS: Final = 5
+"""Of a set that changed, so many of what went and of what came are named."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:^=+-]{0,48}", re.ASCII)
 _LONG = re.compile(r"[A-Za-z0-9_+-]{21,}", re.ASCII)
 
@@ -96,7 +98,8 @@ def _words(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> st
     if isinstance(old, list) and isinstance(new, list):
         gone = [f"−{json.loads(each)}" for each in old if each not in new]
         come = [f"+{json.loads(each)}" for each in new if each not in old]
-        return " ".join(gone + come)
+        more = len(gone[MOST_WORDS:]) + len(come[MOST_WORDS:])
+        return " ".join([*gone[:MOST_WORDS], *come[:MOST_WORDS], *([f"and {more} more"] if more > 0 else [])])
     return f"{_said(old)} → {_said(new)}"
 
 

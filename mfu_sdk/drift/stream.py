@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final, Literal, NamedTuple
 
-from mfu_sdk.drift.account import Account, Took
+from mfu_sdk.drift.account import Account, Asked, Sums, Took, sums
 from mfu_sdk.drift.budget import Budget
 from mfu_sdk.drift.detector import Baseline, Detector, Tuning
 
@@ -33,7 +33,12 @@ class Block(NamedTuple):
     last: int
     end_unix_ns: int
     levels: Mapping[Measure, float]
-    account: Account
+    sums: Sums
+
+    @property
+    def account(self) -> Account:
+        """The sums as an account."""
+        return Account(*self.sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +142,12 @@ class Stream:
                 levels.clear()
 
     def _begin(self, measure: Measure, baseline: Baseline, before: Account) -> None:
+        self._detectors[measure] = Detector(self._tuning, baseline, self._threshold(before))
+
+    def _threshold(self, before: Account) -> float:
         block_s = before.time_s / before.steps * self._tuning.block_steps
         # Each measure is watched for drops and for rises.
-        threshold = self._budget.threshold(block_s, tests=2 * len(self._measures))
-        self._detectors[measure] = Detector(self._tuning, baseline, threshold)
+        return self._budget.threshold(block_s, tests=2 * len(self._measures))
 
     def _found(self, measure: Measure, detector: Detector, kind: Literal["drop", "rise"]) -> Excursion:
         base = detector.baseline
@@ -149,6 +156,7 @@ class Stream:
         now = median(levels[-_NOW_BLOCKS:])
         first = onset(levels, base.middle, now)
         since = blocks[first:]
+        self._kept = deque(since, maxlen=KEPT_BLOCKS)
         return Excursion(
             kind,
             self.phase,
@@ -176,7 +184,8 @@ class Stream:
             return None
         for each in self._detectors.values():
             each.restart()
-        blocks = [block for block in self._kept if measure in block.levels and block.first > excursion.onset_step]
+        # Only what came since the onset has been kept; indices say nothing of that where a run was started again.
+        blocks = [block for block in self._kept if measure in block.levels]
         levels = [block.levels[measure] for block in blocks]
         first = onset(levels, detector.baseline.middle + math.log(excursion.ratio), median(levels[-_NOW_BLOCKS:]))
         self.excursion = None
@@ -209,6 +218,10 @@ class Stream:
                 raise ValueError(f"excursion of {excursion.measure!r}: there is no detector of it")
         self._before, self._detectors, self.excursion = before, detectors, excursion
         self._own = {measure for measure in detectors if measure in state["own"]}
+        if before is not None:
+            # The budget is that of now.
+            for detector in detectors.values():
+                detector.threshold = self._threshold(before)
 
     def baselines(self) -> dict[str, Any] | None:
         """The run's own baselines and what is known of their steps, as plain data for `warm`; None without any."""
@@ -252,36 +265,34 @@ def onset(levels: Sequence[float], before: float, after: float) -> int:
     return first
 
 
-def _block(steps: list[Took], measures: Sequence[Measure]) -> Block:
-    first, last = steps[0], steps[-1]
+def _block(steps: Sequence[Took], measures: Sequence[Measure]) -> Block:
+    numbers, starts_unix_ns, asked, times_s, tokens, _, _ = zip(*steps, strict=True)
+    logs_s = [math.log(time_s) for time_s in times_s]
     levels: dict[Measure, float] = {}
-    # Most blocks are of steps that ask for the same: one sorting of their times does for all measures.
-    alike = all(step.asked is first.asked and step.tokens == first.tokens for step in steps)
-    usual = median([math.log(step.duration_s) for step in steps]) if alike else 0.0
     for measure in measures:
-        values = [_log_amount(measure, first)] if alike else [_level(measure, step) for step in steps]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            levels[measure] = median(known) - usual
-    end_unix_ns = last.start_unix_ns + round(last.duration_s * 1e9)
-    return Block(first.step, first.start_unix_ns, last.step, end_unix_ns, levels, Account.of(steps))
+        amounts = tokens if measure == "token_rate" else asked
+        # Most blocks are of steps that ask for the same.
+        if amounts.count(amounts[0]) == len(steps):
+            amount = _log_amount(measure, amounts[0])
+            if amount is not None:
+                levels[measure] = amount - median(logs_s)
+            continue
+        logs = [_log_amount(measure, amount) for amount in amounts]
+        known = [amount - log_s for amount, log_s in zip(logs, logs_s, strict=True) if amount is not None]
+        if len(known) == len(steps):
+            levels[measure] = median(known)
+    end_unix_ns = starts_unix_ns[-1] + round(times_s[-1] * 1e9)
+    return Block(numbers[0], starts_unix_ns[0], numbers[-1], end_unix_ns, levels, sums(steps))
 
 
-def _level(measure: Measure, step: Took) -> float | None:
-    amount = _log_amount(measure, step)
-    return None if amount is None else amount - math.log(step.duration_s)
-
-
-def _log_amount(measure: Measure, step: Took) -> float | None:
+def _log_amount(measure: Measure, amount: Asked | int | None) -> float | None:
     """The logarithm of what a step did by this measure; a whole number's has no upper end."""
-    amount: float | None
-    if measure == "flop_rate":
-        amount = step.asked.model_flops
-    elif measure == "token_rate":
-        amount = step.tokens
+    done: float | None
+    if isinstance(amount, Asked):
+        done = amount.model_flops if measure == "flop_rate" else amount.expected_s
     else:
-        amount = step.asked.expected_s
-    return math.log(amount) if amount is not None and amount > 0 else None
+        done = amount
+    return math.log(done) if done is not None and done > 0 else None
 
 
 def _total(blocks: Sequence[Block]) -> Account:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from mfu_sdk.drift.account import Asked, Took
+from mfu_sdk.drift.account import Asked
 from mfu_sdk.drift.budget import Budget
 from mfu_sdk.drift.detector import NAME, Tuning
 from mfu_sdk.drift.stream import MEASURES, Excursion, Stream
@@ -24,7 +24,7 @@ class Watch:
     """Which steps are what we expect. Not thread-safe; knows no clock and no file."""
 
     def __init__(self, tuning: Tuning | None = None, budget: Budget | None = None) -> None:
-        self._tuning = tuning or Tuning()
+        self.tuning = tuning or Tuning()
         self._budget = budget or Budget()
         self._streams: dict[_Key, Stream] = {}
         self._warm: dict[_Key, list[Mapping[str, Any]]] = {}
@@ -60,7 +60,7 @@ class Watch:
                 self.ignored["no_room"] += 1
                 return None
             stream = self._open(key)
-        return stream.add(Took(index, start_unix_ns, asked, duration_s, tokens, data_s, batch))
+        return stream.add((index, start_unix_ns, asked, duration_s, tokens, data_s, batch))
 
     @property
     def excursions(self) -> list[Excursion]:
@@ -76,7 +76,7 @@ class Watch:
         return found
 
     def _open(self, key: _Key) -> Stream:
-        stream = self._streams[key] = Stream(key[0], self._tuning, self._budget)
+        stream = self._streams[key] = Stream(key[0], self.tuning, self._budget)
         if (runs := self._warm.pop(key, None)) is not None:
             stream.warm(runs)
         return stream
@@ -96,7 +96,7 @@ class Watch:
                 return False
             streams: dict[_Key, Stream] = {}
             for phase, load, state in told["streams"]:
-                streams[str(phase), load] = stream = Stream(str(phase), self._tuning, self._budget)
+                streams[str(phase), load] = stream = Stream(str(phase), self.tuning, self._budget)
                 stream.restore(state)
         except (ValueError, KeyError, TypeError, ArithmeticError):
             return False
@@ -117,8 +117,12 @@ class Watch:
             shared = [key for key in (tables[-1] if tables else {}) if all(key in table for table in tables)]
             warm = {key: [table[key] for table in tables] for key in shared}
             for key, found in warm.items():
-                Stream(key[0], self._tuning, self._budget).warm(found)
+                Stream(key[0], self.tuning, self._budget).warm(found)
         except (ValueError, KeyError, TypeError, ArithmeticError):
             return False
         self._warm = dict(warm)
+        for key, stream in self._streams.items():
+            # It may have seen its first steps before the configuration was known.
+            if key in self._warm and not stream.watching:
+                stream.warm(self._warm.pop(key))
         return True

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import receive, report
+from mfu_sdk.provider import baseline, receive, report
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.store import Store
@@ -254,6 +254,15 @@ def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[]
         found, _ = asked(request)
         return Response(report.to_json(found), media_type="application/json", headers=_PAGE_HEADERS)
 
+    def baselines(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        query = request.query_params
+        span = report.parse_range(query.get("since", "30d"), query.get("until"), now_unix_ns())
+        fingerprint = query.get("fingerprint")
+        found = baseline.reached(store, fingerprint, span, tenant)
+        text = baseline.to_json(fingerprint or "", found)
+        return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
@@ -261,6 +270,7 @@ def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[]
     return [
         Route("/", _answering(page)),
         Route("/api/report", _answering(api)),
+        Route("/api/baseline", _answering(baselines)),
         Route("/healthz", _answering(healthz)),
     ]
 

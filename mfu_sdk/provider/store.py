@@ -23,7 +23,7 @@ from mfu_sdk.errors import MissingDependencyError, StoreError
 
 Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
-Reading = Literal["levels", "trend", "quality", "uncounted", "inference"]
+Reading = Literal["levels", "trend", "quality", "uncounted", "inference", "baseline"]
 """The names of the queries in sql/read."""
 
 _SQL: Final = resources.files("mfu_sdk.provider") / "sql"

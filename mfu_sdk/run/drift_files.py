@@ -53,11 +53,9 @@ class DriftFiles:
         """The configuration is known: go on where this run stopped, or begin with what earlier ones of it reached."""
         self._baselines = self._folder / f"baseline-{fingerprint}.json"
         with shield("reading what is known of drift"):
-            if self._state is not None and self._state.exists():
-                told = json.loads(self._state.read_text(encoding="utf-8"))
-                # A run that was started again with another configuration is held against what it was before.
-                if watch.restore(told["watch"]):
-                    return
+            # A run that was started again with another configuration is held against what it was before.
+            if self._state is not None and watch.restore(_text(self._state)):
+                return
             runs = self._runs()
             if len(runs) >= WARM_RUNS:
                 watch.warm(runs)
@@ -68,7 +66,7 @@ class DriftFiles:
             return
         with shield("keeping the state of drift"):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_text(self._state, json.dumps({"watch": watch.state()}))
+            write_text(self._state, watch.state())
             self._kept_s = self._monotonic_s()
 
     def keep_at_times(self, watch: Watch) -> None:
@@ -93,12 +91,20 @@ class DriftFiles:
         if self._baselines is None:
             return []
         try:
-            told = json.loads(self._baselines.read_text(encoding="utf-8"))
+            told = json.loads(_text(self._baselines))
             return list(told["runs"]) if told["version"] == STATE_VERSION else []
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return []
 
     def _prune(self) -> None:
         states = sorted(self._folder.glob("run-*.json"), key=os.path.getmtime) if self._folder.exists() else []
         for path in states[:-KEPT_STATES]:
             path.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    """What a file holds, nothing where it is missing or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

@@ -21,7 +21,7 @@ from mfu_sdk.drift.detector import NAME
 from mfu_sdk.drift.fingerprint import Fact, Fingerprint
 from mfu_sdk.drift.stream import Excursion
 from mfu_sdk.drift.watch import Watch
-from mfu_sdk.guard import log, shield
+from mfu_sdk.guard import contained, log, shield
 from mfu_sdk.records import Count, DriftEvent, Peaks
 from mfu_sdk.run import configuration
 
@@ -38,6 +38,8 @@ PATIENCE_STEPS: Final = 16
 """Steps that an event waits for one of them to be counted."""
 PATIENCE_BETWEEN_RANKS: Final = 128
 """Steps that it waits for the exchange of one of them to be timed, which torch does in every hundredth."""
+ONSET_BLOCKS: Final = 4
+"""Blocks by which an onset may be wrong."""
 TELL_EVERY: Final = 64
 """Steps between two reports of the evidence that there is."""
 BATCH_RATIO: Final = 1.05
@@ -97,37 +99,38 @@ class Drifting:
         self._exchanges: deque[tuple[int, float]] = deque(maxlen=64)
         self._least_exchange_s = math.inf
         self._step = self._steps = 0
+        self._failed = False
         self.wants_count = False
         """Whether the next step is to be counted, to see what has changed."""
 
     # --- the path of a step ----------------------------------------------------------------------------------------
 
     def add(self, work: Work, kind: Kind, duration_s: float, waited_s: float | None) -> None:
-        """Enter a timed step."""
-        asked = kind.asked
-        if asked is None and kind.held is not None:
-            asked = kind.asked = self._asked(kind.held)
-        found = self._watch.add(
-            work.phase,
-            asked,
-            work.index,
-            work.start_unix_ns,
-            duration_s,
-            work.tokens,
-            waited_s,
-            work.batch_running,
-        )
-        self._step = work.index
-        self._steps += 1
-        if self._steps == UNSEEN_STEPS and not self._snapshots:
-            # Work that is never counted as a step (requests) has a configuration all the same.
-            self._see(work)
-        if found is not None:
-            self._changed(found)
-        if self._waiting and work.index >= self._waiting[0][1]:
-            self._explain()
-        if self._steps % TELL_EVERY == 0:
-            self._report()
+        """Enter a timed step. An error of ours ends the watch, and nothing else."""
+        if self._failed:
+            return
+        try:
+            asked = kind.asked
+            if asked is None and kind.held is not None:
+                asked = kind.asked = self._asked(kind.held)
+            self._step = index = work.index
+            found = self._watch.add(
+                work.phase, asked, index, work.start_unix_ns, duration_s, work.tokens, waited_s, work.batch_running
+            )
+            self._steps = steps = self._steps + 1
+            if found is not None:
+                self._changed(found)
+            if self._waiting and index >= self._waiting[0][1]:
+                self._explain()
+            if steps == UNSEEN_STEPS and not self._snapshots:
+                # Work that is never counted as a step (requests) has a configuration all the same.
+                self._see(work)
+            if steps % TELL_EVERY == 0:
+                self._report()
+        except Exception as error:
+            self._failed = True
+            if not contained("the watch for drift", error):
+                raise
 
     def _asked(self, held: Held) -> Asked:
         demand = held.demand
@@ -159,11 +162,12 @@ class Drifting:
 
     def counted(self, work: Work, count: Count) -> None:
         """A step was counted, and shows what it ran."""
-        self.wants_count = False
-        self._counted = configuration.counted(count)
-        self._see(work)
-        if self._waiting:
-            self._explain()
+        with shield("seeing a configuration"):
+            self.wants_count = False
+            self._counted = configuration.counted(count)
+            self._see(work)
+            if self._waiting:
+                self._explain()
 
     def _see(self, work: Work) -> None:
         first = not self._snapshots
@@ -184,6 +188,9 @@ class Drifting:
             self._telemetry.configured(complete.hash, complete.intent)
         if self._files is not None:
             self._files.begin(complete.hash, self._watch)
+            for excursion in self._watch.excursions:
+                # What an earlier attempt found and what has not recovered since is told of this one too.
+                self._changed(excursion)
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -257,7 +264,7 @@ class Drifting:
         return found[0], found[1]
 
     def _diff(self, excursion: Excursion) -> tuple[str, ...]:
-        """What changed of the configuration since the last time that it was seen before the onset."""
+        """What changed of the configuration since the last time that it was seen well before the onset."""
         changed: list[str] = []
         # What was found may have begun in the middle of a block, and its onset is known to some blocks.
         before, after = excursion.before, excursion.now
@@ -265,7 +272,9 @@ class Drifting:
             changed += _other("batch", before.batch, after.batch)
             if before.tokens and after.tokens:
                 changed += _other("tokens a step", before.tokens / before.steps, after.tokens / after.steps)
-        earlier = [seen for seen in self._snapshots if seen.step < excursion.onset_step] or list(self._snapshots)[:1]
+        # New shapes are counted when they first come, which may be before the onset as it is known.
+        before_step = excursion.onset_step - ONSET_BLOCKS * self._watch.tuning.block_steps
+        earlier = [seen for seen in self._snapshots if seen.step < before_step] or list(self._snapshots)[:1]
         if earlier:
             changed += earlier[-1].fingerprint.diff(self._fingerprint())
         return tuple(changed)

@@ -359,6 +359,16 @@ def test_a_restored_baseline_needs_no_warm_up() -> None:
     assert run(Watch(QUICK), 200, 1.25) == []
 
 
+def test_a_restored_state_has_the_budget_of_now() -> None:
+    """A fleet that has grown needs more evidence, also of runs that were begun before."""
+    watch = Watch(QUICK, Budget(streams=100))
+    run(watch, 400, 1.0)
+    again = Watch(QUICK, Budget(streams=1000))
+    assert again.restore(watch.state())
+    before, now = (json.loads(each.state())["streams"][0][2]["detectors"]["flop_rate"] for each in (watch, again))
+    assert now["threshold"] == pytest.approx(10 * before["threshold"])
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -401,6 +411,11 @@ def test_warm_from_earlier_runs() -> None:
     assert slow.warm(told)
     [found] = run(slow, 100, 1.4)
     assert (found.kind, slow.baselines()) == ("drop", [])
+    # Also where steps came before it was known which runs were like this one.
+    late = Watch(QUICK)
+    assert run(late, 10, 1.4) == []
+    assert late.warm(told)
+    assert len(run(late, 100, 1.4, first=10)) == 1
     assert not Watch(QUICK).warm([["train", None, {"before": {}, "levels": {}}]])
 
 

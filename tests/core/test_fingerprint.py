@@ -53,6 +53,13 @@ def test_diff_in_words() -> None:
     assert Fingerprint.of(FACTS).diff(Fingerprint.of(FACTS)) == ()
 
 
+def test_a_long_diff_is_short() -> None:
+    """Of twenty operators that went and three that came, eight are named."""
+    before = Fingerprint.of({"operators": {f"old{number:02}" for number in range(20)}})
+    [told] = before.diff(Fingerprint.of({"operators": {"new1", "new2", "new3"}}))
+    assert told == "operators: −old00 −old01 −old02 −old03 −old04 +new1 +new2 +new3 and 15 more"
+
+
 @pytest.mark.parametrize("value", ["Ring", "^mlx5_3:1,mlx5_5:1", "1", "", "expandable_segments:True"])
 def test_plain_switches_are_told(value: str) -> None:
     """What is short and harmless is readable."""

@@ -24,11 +24,13 @@ from mfu_sdk.provider.serve import Server
 
 T0 = 1_780_000_200 * 10**9
 FREE = ("127.0.0.1", 0)
+FINGERPRINT = "00ff00ff00ff00ff"
 
 
 def request_of(tenant_flop: float) -> bytes:
     made = ExportTraceServiceRequest()
     group = made.resource_spans.add()
+    group.resource.attributes.add(key=semconv.CONFIG_FINGERPRINT).value.string_value = FINGERPRINT
     group.resource.attributes.add(key=semconv.WORKLOAD_NAME).value.string_value = f"gpt-{tenant_flop:g}"
     span = group.scope_spans.add().spans.add(
         name=semconv.SPAN_WINDOW,
@@ -116,6 +118,32 @@ def test_who_sees_what(guarded: Running) -> None:
     assert mfu("?since=1h&tenant=globex", "o") == 0.75
     assert mfu("?since=1h&tenant=acme", "a") == 0.25
     assert json.loads(guarded.get("/api/report?since=10s", _bearer("o"))[2])["fleet"]["mfu"] is None
+
+
+def test_baselines_are_ones_own(guarded: Running) -> None:
+    """A tenant is told what its own runs of a configuration reach, an operator what all do."""
+
+    def reached(query: str, token: str) -> list[float]:
+        status, headers, body = guarded.get(f"/api/baseline?{query}", _bearer(token))
+        assert (status, headers["content-type"]) == (200, "application/json")
+        told = json.loads(body)
+        assert told["fingerprint"] == FINGERPRINT
+        return [each["middle_mfu"] for each in told["reached"]]
+
+    asked = f"fingerprint={FINGERPRINT}"
+    assert [reached(asked, token) for token in "ago"] == [[0.25], [0.75], [0.5]]
+    assert reached(asked + "&tenant=globex", "o") == [0.75]
+    assert reached(asked + "&since=10s", "o") == []
+    assert guarded.get(f"/api/baseline?{asked}&tenant=acme", _bearer("g"))[0] == 403
+    assert guarded.get(f"/api/baseline?{asked}")[0] == 401
+
+
+@pytest.mark.parametrize("query", ["", "?fingerprint=", "?fingerprint=00FF", "?fingerprint=' OR 1=1 --"])
+def test_no_fingerprint(guarded: Running, query: str) -> None:
+    """What is none is refused with the rule."""
+    status, _, body = guarded.get("/api/baseline" + query.replace(" ", "%20"), _bearer("o"))
+    assert status == 400
+    assert "must be 16 hexadecimal digits" in body
 
 
 def test_a_tenant_asks_for_another(guarded: Running) -> None:

