@@ -12,12 +12,12 @@ is a container that is never called itself), steps end with the optimizer's, and
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +70,7 @@ class Engine:
         self._clock = ledger.clock
         self._model = model
         self._parameters = Parameters(model, ledger.note)
+        optimizer = _innermost(optimizer)
         # Weak: an optimizer that is gone ends no more steps, and the next one that steps takes its place.
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._thread = threading.get_ident()
@@ -110,7 +111,7 @@ class Engine:
         self._hooks.callback(provenance.observe())
         self._hooks.callback(cuda_graphs.keep())
         self._hooks.callback(register_optimizer_step_post_hook(self._after_optimizer).remove)
-        self._opened = (self._clock.mark(), time.time_ns())
+        self._opened = (self._clock.mark(), time_ns())
         if self._blind:
             # With no forward pass to wait for, the first unmarked step begins with the run.
             self._begin("train")
@@ -120,10 +121,10 @@ class Engine:
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if threading.get_ident() != self._thread:
             return
-        began = time.perf_counter_ns()
+        began = perf_counter_ns()
         with shield("seeing an optimizer step"):
             self._optimizer_stepped(optimizer)
-        self.ledger.overhead_ns += time.perf_counter_ns() - began
+        self.ledger.overhead_ns += perf_counter_ns() - began
 
     @property
     def step(self) -> Step | None:
@@ -187,7 +188,7 @@ class Engine:
             return
         if self._joined_late:
             self._joined_late = False
-            self._last_end = (self._clock.mark(), time.time_ns())
+            self._last_end = (self._clock.mark(), time_ns())
             self._begin("train")
             return
         if self._step is None:
@@ -229,7 +230,7 @@ class Engine:
 
     def marked_begins(self, phase: Phase, packed: Packed | None = None) -> None:
         """A step that the loop marks begins; an unmarked one that was under way was none."""
-        began = time.perf_counter_ns()
+        began = perf_counter_ns()
         try:
             if not self._marked:
                 self._marked = True
@@ -246,11 +247,11 @@ class Engine:
         except Exception as error:
             if not contained("beginning a step", error):
                 raise
-        self.ledger.overhead_ns += time.perf_counter_ns() - began
+        self.ledger.overhead_ns += perf_counter_ns() - began
 
     def marked_ends(self, tokens: int | None, samples: int | None, error_type: str | None) -> None:
         """The marked step that began last ends."""
-        began = time.perf_counter_ns()
+        began = perf_counter_ns()
         try:
             if self._depth_of_marks:
                 self._depth_of_marks -= 1
@@ -261,13 +262,13 @@ class Engine:
         except Exception as error:
             if not contained("ending a step", error):
                 raise
-        self.ledger.overhead_ns += time.perf_counter_ns() - began
+        self.ledger.overhead_ns += perf_counter_ns() - began
 
     def marked_abandoned(self) -> None:
         """What was marked last turned out to be no step; its time is no one's."""
         with shield("abandoning a step"):
             self._drop()
-            self._last_end = (self._clock.mark(), time.time_ns())
+            self._last_end = (self._clock.mark(), time_ns())
             if self._nesting.outer:
                 self._resume_outer()
 
@@ -276,7 +277,7 @@ class Engine:
         with shield("timing the loader"):
             if self._last_end is None and self._step is None:
                 # The first step begins where its data is asked for.
-                self._last_end = (self._clock.mark(), time.time_ns())
+                self._last_end = (self._clock.mark(), time_ns())
             self._times_data = True
             self._profile.pause()
             self._wait_began = self._clock.mark()
@@ -295,7 +296,7 @@ class Engine:
 
     def _begin(self, phase: Phase, *, over: bool = False, packed: Packed | None = None) -> None:
         """Begin a step; one that is over already, because nothing showed that it had begun, cannot be counted."""
-        start, start_unix_ns = self._last_end or (self._clock.mark(), time.time_ns())
+        start, start_unix_ns = self._last_end or (self._clock.mark(), time_ns())
         waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
         settings = self._parameters.wanted()
@@ -328,7 +329,7 @@ class Engine:
         now = self._clock.mark()
         self._nesting.enter(outer, self._depth_of_marks, now)
         self._depth_of_marks = 0
-        self._last_end = (now, time.time_ns())
+        self._last_end = (now, time_ns())
         self._begin(phase, packed=packed)
 
     def _resume_outer(self) -> None:
@@ -365,7 +366,7 @@ class Engine:
         if step.profiled:
             self._profile.end(step)
             # Reading a profile may take long, and is in no step's time.
-            self._last_end = (self._clock.mark(), time.time_ns())
+            self._last_end = (self._clock.mark(), time_ns())
         costs = self._costs
         for key, batch in step.elsewhere:
             call = costs.enter(key, batch)
@@ -409,7 +410,7 @@ class Engine:
             costs.forget_calls()
         self._index += 1
         if not step.profiled:
-            self._last_end = (end, time.time_ns())
+            self._last_end = (end, time_ns())
         self.ledger.add(step)
 
     def interlude(self, between: Callable[[], None]) -> bool:
@@ -430,7 +431,7 @@ class Engine:
             between()
         finally:
             self._waits.clear()
-            self._last_end = (self._clock.mark(), time.time_ns())
+            self._last_end = (self._clock.mark(), time_ns())
             if self._blind and not self._marked:
                 self._begin("train")
         return True
@@ -489,3 +490,10 @@ class Engine:
             self._end(step, end)
         elif step.last_call_end is not None:
             self._end(step, step.last_call_end)
+
+
+def _innermost(optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
+    """The optimizer that steps: what wraps one, as Accelerate's does, is an optimizer too and never steps itself."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer

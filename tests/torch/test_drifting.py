@@ -1,6 +1,7 @@
 """What a run makes of an excursion: the clock of its device, late ranks, and the configuration near the onset."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from mfu_sdk.drift.budget import Budget
 from mfu_sdk.drift.detector import Tuning
 from mfu_sdk.drift.watch import Watch
 from mfu_sdk.records import Count, DriftEvent, Peaks, Rate, RunIdentity
-from mfu_sdk.run.drifting import Drifting
+from mfu_sdk.run.drifting import SHORT_S, Drifting
+from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.work import Work
 
@@ -171,3 +173,23 @@ def test_an_error_of_ours_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> Non
     books.steps(300, 1.4)
     assert books.ledger.summary().timed_steps == 310
     assert books.told == []
+
+
+def test_short_steps_are_looked_at_by_chance() -> None:
+    """Of steps of 50 µs one in ten is, which is 2,000 a second; of those of half a millisecond and more each."""
+    looked = [0]
+
+    class Counting(Watch):
+        def add(self, *args: Any, **kwargs: Any) -> None:
+            looked[0] += 1
+
+    drifting = Drifting(Counting(Tuning(), Budget(1.0, 1)), PEAKS, {})
+    kind = Kind(None)
+    for index in range(20_000):
+        drifting.add(Work(index, "train", 0, 50_000, 0, None), kind, 5e-5, None)
+    # Binomial: 2,000 ± 42; six deviations away is one run in a billion.
+    assert abs(looked[0] - 2000) < 255
+    looked[0] = 0
+    for index in range(100):
+        drifting.add(Work(index, "train", 0, 500_000, 0, None), kind, SHORT_S, None)
+    assert looked[0] == 100

@@ -897,3 +897,26 @@ def test_a_checkpoint_is_time_without_arithmetic(model: nn.Module, clock: testin
     assert summary.mfu == sum(r.model_flops or 0 for r in timed) / sum(r.duration_s * 1e9 for r in timed)
     assert summary.waterfall["host_gap"] >= 4 / sum(r.duration_s for r in timed)
     assert summary.unknown_steps == 0
+
+
+class Wrapping(torch.optim.Optimizer):
+    """An optimizer around another, as Accelerate's is: it is one, and only the inner one's step is seen."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.optimizer = inner
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.optimizer.step()
+
+
+def test_an_optimizer_around_another(model: nn.Module, clock: testing.FakeClock) -> None:
+    """Given to the monitor, it stands for the one that it wraps."""
+    records: list[StepRecord] = []
+    inner = make_optimizer(model)
+    wrapping = Wrapping(inner)
+    with mfu.monitor(model, optimizer=wrapping, peaks=PEAKS, on_step=records.append):
+        for _ in range(4):
+            model(torch.randn(BATCH, WIDE)).square().mean().backward()
+            wrapping.step()
+            clock.advance(0.5)
+    assert [r.model_flops for r in records] == [TRAIN] * 4
