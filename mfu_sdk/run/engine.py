@@ -27,16 +27,14 @@ from mfu_sdk.counting import cuda_graphs, provenance
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, signature
 from mfu_sdk.guard import contained, shield, warn_once
-from mfu_sdk.ranks import Counted, RankTotals
 from mfu_sdk.records import Convention, Phase, RunSummary
-from mfu_sdk.run.board import Board
 from mfu_sdk.run.costs import Costs
 from mfu_sdk.run.ledger import Ledger
-from mfu_sdk.run.mesh import place_but_data
 from mfu_sdk.run.nesting import Nesting
 from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.sight import Sight
+from mfu_sdk.run.standing import Standing
 from mfu_sdk.run.step import Step
 from mfu_sdk.run.watched import others_than, watch
 
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mfu_sdk.run.clock import Mark
-    from mfu_sdk.run.demand import Demand
     from mfu_sdk.settings import Profiling
 
 MOST_EXTRA_COUNTS = 64
@@ -94,10 +91,8 @@ class Engine:
         # Whether the run began inside of a step, whose end is then the first step's beginning.
         self._joined_late = False
         self._profile = Profile(ledger, model, profiling)
-        self.board = Board.open(ledger.identity)
-        """Where the ranks of this run tell one another their totals; None for a process on its own."""
-        self._place = place_but_data(ledger.identity)
-        self._counted: Counted | None = None
+        self.standing = Standing(ledger, self._costs)
+        """What is told to other ranks, and heard of them."""
         self._hooks = ExitStack()
         self._sight: Sight | None = None
         if model is None:
@@ -380,8 +375,7 @@ class Engine:
                 costs.learn(costs.shown(seen), count)
                 # Its own count, not the mean of all that look like it.
                 own = self.ledger.counted(count)
-                if self.board is not None:
-                    self._post(step, costs.of_seen(seen), count.model_flops)
+                self.standing.counted(step, self._index, costs.of_seen(seen), count.model_flops)
             if outside := self._mode.outside():
                 self.ledger.note(
                     "in threads that the step started, operators ran that belong to no module of the model, and are in "
@@ -447,36 +441,16 @@ class Engine:
         self._hooks.close()
         for note in self._costs.notes():
             self.ledger.note(note)
-        ranks = None
-        if self.board is not None:
-            with shield("hearing of the other ranks"):
-                self.ledger.settle(wait=True)
-                # A run that fails does not wait for ranks that may be waiting for it.
-                ranks = self.board.close(self._standing(closed=True), wait=error_type is None)
-                self.ledger.gathered.heard(ranks.exchange_least_s)
+        # A run that fails does not wait for ranks that may be waiting for it.
+        ranks = self.standing.at_the_end(self._index, wait=error_type is None)
         return replace(self.ledger.close(error_type=error_type), ranks=ranks)
 
     def summary(self) -> RunSummary:
         """The totals so far."""
         self.ledger.settle()
-        ranks = None
-        if self.board is not None:
-            with shield("hearing of the other ranks"):
-                ranks = self.board.read(self._standing())
-                self.ledger.gathered.heard(ranks.exchange_least_s)
+        ranks = self.standing.now(self._index)
         found = self.ledger.summary()
         return replace(found, notes=(*found.notes, *self._costs.notes()), ranks=ranks)
-
-    def _post(self, step: Step, demand: Demand | None, model_flops: int) -> None:
-        """Let other ranks see what this one has counted, and its totals: once in a counted step, without waiting."""
-        assert self.board is not None
-        steady = demand is not None and demand.source == "cached" and demand.model_flops == model_flops
-        alike = f"{self._place} {self._costs.shapes(step.seen())}"
-        self._counted = Counted(self._index, model_flops, alike, steady)
-        self.board.post(self._standing())
-
-    def _standing(self, *, closed: bool = False) -> RankTotals:
-        return self.ledger.standing(self._index, self._counted, closed=closed)
 
     def _end_last(self, error_type: str | None) -> None:
         step = self._step

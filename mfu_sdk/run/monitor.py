@@ -193,7 +193,7 @@ class Monitor:
         if _open.get(id(self._model)) is self:
             del _open[id(self._model)]
         with shield("closing a monitor"):
-            self._board = engine.board
+            self._board = engine.standing.board
             self._summary = engine.close(None if kind is None else kind.__qualname__)
         self._summary = self._summary or engine.ledger.summary()
 
