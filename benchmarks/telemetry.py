@@ -7,12 +7,15 @@ are not installed are reported so (`overhead.py` says how to have them).
   a random order, a round of 1,000 steps each, so that a change of the machine's speed meets all of them: medians, with
   the quartiles. Ours builds the record too; the others are handed the values.
 - step_call: what of it the caller waits for.
+- longest step: of a loop that lets go of the interpreter's lock all the time, while 512 spans are encoded and sent.
 - pieces: what the export thread does without letting a waiting step have the interpreter's lock, in ms of CPU time.
 - memory: records through a run's books and its pipeline under a stand-in clock, resident memory at every tenth.
 """
 
 import argparse
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -26,6 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -35,6 +39,7 @@ from opentelemetry.trace import SpanContext
 from receiver import receiver
 
 from mfu_sdk.export.encode import Envelope, Span, encode
+from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.export.resource import SCOPE
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
@@ -42,7 +47,7 @@ from mfu_sdk.export.telemetry import Telemetry
 from mfu_sdk.export.windows import MAX_STEPS, Windows, sums
 from mfu_sdk.export.worker import TURN_ITEMS
 from mfu_sdk.peak.device import processor_name
-from mfu_sdk.records import Peaks, Rate, RunIdentity, StepRecord, step_record
+from mfu_sdk.records import PHASES, Peaks, Rate, RunIdentity, StepRecord, step_record
 from mfu_sdk.run.clock import HostClock
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.ledger import Ledger
@@ -50,6 +55,7 @@ from mfu_sdk.run.work import Work
 from mfu_sdk.settings import Settings
 
 ROUNDS, STEPS, REPEATS = 25, 1000, 9
+STALLS, STALLED_STEPS = 21, 300
 MEMORY_STEPS, SAMPLES = 1_000_000, 10
 STEP_S = 0.2
 IDENTITY = RunIdentity("bench", 0, "bench", None, 0, 0, 1, "cpu", None, None, time.time_ns())
@@ -113,6 +119,16 @@ class Ours:
         self._next += steps
         assert self._telemetry.flush(30.0), self._telemetry.dropped
 
+    def send(self) -> None:
+        """Have 512 spans made and sent meanwhile."""
+        for index in range(self._next, self._next + 512):
+            self._telemetry.step(partial(make, index))
+        self._next += 512
+        self._telemetry._worker._wake.set()
+
+    def settle(self) -> None:
+        assert self._telemetry.flush(30.0), self._telemetry.dropped
+
     def close(self) -> None:
         assert self._telemetry.stop(30.0)
 
@@ -130,6 +146,14 @@ class Stock:
         for index in range(steps):
             self._attributes["mfu.step.index"] = index
             self._tracer.start_span("step", attributes=self._attributes).end()
+        self.settle()
+
+    def send(self) -> None:
+        """Have 512 spans sent meanwhile: a batch, which the processor sends as soon as it is full."""
+        for _ in range(512):
+            self._tracer.start_span("step", attributes=self._attributes).end()
+
+    def settle(self) -> None:
         assert self._provider.force_flush(30_000)
 
     def close(self) -> None:
@@ -223,6 +247,9 @@ def pieces() -> dict[str, float]:
     resource = Resource({"service.name": "bench"})
     stock = [_stock(span, resource) for span in made]
     envelope = Envelope(resource)
+    metrics = Metrics(None, 0, delta=False)
+    for phase in PHASES:
+        metrics.step(dataclasses.replace(records[0], phase=phase))
     telemetry = Telemetry.open(IDENTITY, Settings(spans="windows"))
     assert telemetry is not None
     telemetry._worker._thread = object()  # type: ignore[assignment]  # nothing is taken out of the queue meanwhile
@@ -239,6 +266,9 @@ def pieces() -> dict[str, float]:
         ),
         "span_bytes": len(envelope.request([encode(span) for span in made])) / len(made),
         "window_bytes": len(envelope.request([encode(windowed)])),
+        "metrics_of_all_phases_ms": best_ms(
+            lambda: encode_metrics(metrics.snapshot(resource, 1, dropped={}, alive=True)).SerializeToString()
+        ),
         "turn_of_steps_ms": best_ms(lambda: _turn(spans, windows, records)),
         "window_1024_sums_ms": best_ms(lambda: sums(shared.steps)),
         "window_1024_span_and_encode_ms": best_ms(lambda: encode(spans.window(shared, total))),
@@ -264,6 +294,38 @@ def _stock(span: Span, resource: Resource) -> ReadableSpan:
         end_time=span.end_unix_ns,
         instrumentation_scope=SCOPE,
     )
+
+
+# --- how long a step waits -----------------------------------------------------------------------------------------
+
+
+def stalls() -> dict[str, Any]:
+    """The longest of the steps during which 512 spans are encoded and sent, in ms: median and worst of several times.
+
+    A step lets go of the interpreter's lock forty times, as one of torch's operators does, and has to have it back.
+    """
+    block = bytes(16 * 1024)
+    ours, stock = Ours("all"), Stock()
+    ours.round(1)
+    found: dict[str, list[float]] = {"nothing sent": [], "mfu_sdk": [], "OpenTelemetry": []}
+    for _ in range(STALLS):
+        for name, send in (("nothing sent", int), ("mfu_sdk", ours.send), ("OpenTelemetry", stock.send)):
+            send()
+            longest = 0.0
+            for _ in range(STALLED_STEPS):
+                began = time.perf_counter()
+                for _ in range(40):
+                    hashlib.sha256(block).digest()
+                longest = max(longest, time.perf_counter() - began)
+            found[name].append(longest * 1e3)
+            ours.settle()
+            stock.settle()
+    ours.close()
+    stock.close()
+    return {
+        name: {"median_ms": round(statistics.median(values), 2), "worst_ms": round(max(values), 2)}
+        for name, values in found.items()
+    }
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
@@ -337,6 +399,7 @@ def main() -> None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
         parts = pieces()
         found, absent = all_in(options.rounds)
+        waits = stalls()
         arrived = collector.spans()
         remembered = memory(options.memory_steps) if options.memory_steps else None
     report = {
@@ -348,6 +411,7 @@ def main() -> None:
         "absent": absent,
         "spans_that_arrived": arrived,
         "pieces": parts,
+        "longest_step_while_512_spans_go": waits,
         "memory": remembered,
         "bounds": bounds(found, parts, None if remembered is None else remembered["grown_after_the_first_tenth_mib"]),
     }

@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures, tables of prices.
+"""Writes docs/reference from the code: names from `semconv`, `settings` and click, signatures, prices, measurements.
 
 python docs/generate.py             write the pages
 python docs/generate.py --check     say which pages differ from the code, and exit with 1 if any does
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import measured
 
 import mfu_sdk
 from mfu_sdk import bars, ranks, records, semconv
@@ -338,6 +339,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "python.md": python,
     "report.md": report,
     "counting.md": counting,
+    "price.md": lambda: measured.price(table),
 }
 
 

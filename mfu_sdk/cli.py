@@ -261,7 +261,7 @@ def verify(target: str, arguments: tuple[str, ...], forward_only: bool, as_json:
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--otlp", help="The collector's base URL; what the environment names unless given.")
+@click.option("--otlp", help="The collector's base URL; else the provider's, else the tenant's.")
 def replay(files: tuple[Path, ...], otlp: str | None) -> None:
     """Deliver the steps that killed processes left in their flight recorders, once, under their original ids.
 
@@ -271,8 +271,9 @@ def replay(files: tuple[Path, ...], otlp: str | None) -> None:
     """
     from mfu_sdk.export.destination import for_replay
     from mfu_sdk.export.replay import replay as deliver
+    from mfu_sdk.settings import Settings
 
-    destination = for_replay(otlp)
+    destination = for_replay(otlp, Settings.from_env().provider)
     done = []
     for path in files:
         done.append(deliver(path, destination))

@@ -433,7 +433,11 @@ STEP_COMPONENT: Final = _attribute(
     "mfu.step.component", "string", "", "which part of the step: total, data or device", "metric"
 )
 DROP_REASON: Final = _attribute(
-    "mfu.drop.reason", "string", "", "why an item was dropped: queue_full, rejected or exit", "metric"
+    "mfu.drop.reason",
+    "string",
+    "",
+    "why an item was dropped: queue_full, rejected, budget (of overhead) or exit",
+    "metric",
 )
 
 METRIC_MODEL_FLOP: Final = _metric("mfu.model.flop", "counter", "{flop}", "FLOPs that the models needed")

@@ -6,7 +6,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -69,12 +69,31 @@ OPTIONS: tuple[Option, ...] = (
         "on the span; all: every step; windows: no step spans; off: metrics and the run's span only",
     ),
     Option(
+        "MFU_OVERHEAD_BUDGET",
+        "0.5",
+        "percent above 0, or off",
+        "what telling may take of the steps' time: beyond it step spans are left out first, then windows where they "
+        "alone take more, counters never",
+    ),
+    Option(
         "MFU_GEN_AI",
         "off",
         "off, chat, text_completion, generate_content or embeddings",
         "anything but off: requests also carry OpenTelemetry's `gen_ai.*` names (in development there), with this "
         "as `gen_ai.operation.name`",
     ),
+    Option(
+        "MFU_PROVIDER_ENDPOINT",
+        "nothing is sent",
+        "an http or https URL",
+        "the provider's collector, which is sent aggregates only, beside the tenant's own that OTEL_* names",
+    ),
+    Option("MFU_PROVIDER_HEADERS", "none", "key=value,…, URL-encoded", "headers of every request to it: a token"),
+    Option("MFU_PROVIDER_TIMEOUT", "10", "seconds above 0", "how long a request to it may take"),
+    Option("MFU_PROVIDER_COMPRESSION", "gzip", "none, gzip or deflate", "how requests to it are compressed"),
+    Option("MFU_PROVIDER_CERTIFICATE", "the system's", "a PEM file", "who may vouch for the provider"),
+    Option("MFU_PROVIDER_CLIENT_CERTIFICATE", "none", "a PEM file", "the certificate that is shown to the provider"),
+    Option("MFU_PROVIDER_CLIENT_KEY", "none", "a PEM file", "that certificate's key"),
     Option(
         "MFU_RECORDER",
         "on",
@@ -99,6 +118,49 @@ OPTIONS: tuple[Option, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class Provider:
+    """Where the provider's collector is and how it is spoken to; as OpenTelemetry's variables of the same endings say.
+
+    Raises `ConfigurationError` for a value that breaks its rule.
+    """
+
+    endpoint: str | None = None
+    # Headers carry credentials; they must not appear in a log or a traceback.
+    headers: str = field(default="", repr=False)
+    timeout_s: float = 10.0
+    compression: Literal["none", "gzip", "deflate"] = "gzip"
+    certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s < float("inf"):
+            raise ConfigurationError(
+                f"MFU_PROVIDER_TIMEOUT={self.timeout_s:g}: must be above 0 seconds; unset it for 10"
+            )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Provider":
+        """As the environment has it."""
+        timeout = env.get("MFU_PROVIDER_TIMEOUT") or "10"
+        try:
+            timeout_s = float(timeout)
+        except ValueError:
+            raise ConfigurationError(f"MFU_PROVIDER_TIMEOUT={timeout!r}: must be a number of seconds") from None
+        return cls(
+            endpoint=env.get("MFU_PROVIDER_ENDPOINT") or None,
+            headers=env.get("MFU_PROVIDER_HEADERS") or "",
+            timeout_s=timeout_s,
+            compression=_one_of(
+                env, "MFU_PROVIDER_COMPRESSION", "gzip", {"none": "none", "gzip": "gzip", "deflate": "deflate"}
+            ),
+            certificate=env.get("MFU_PROVIDER_CERTIFICATE") or None,
+            client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
+            client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The SDK's options. Raises `ConfigurationError` for a value that breaks its rule."""
 
@@ -108,9 +170,11 @@ class Settings:
     live: bool = False
     cache_dir: Path | None = None
     spans: Spans = "auto"
+    overhead_budget: float | None = 0.005
     gen_ai: GenAi = "off"
     recorder: Literal["on", "off"] = "on"
     recorder_dir: Path | None = None
+    provider: Provider = Provider()
     run_id: str | None = None
     run_attempt: int | None = None
 
@@ -144,9 +208,11 @@ class Settings:
             live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             spans=_one_of(env, "MFU_SPANS", "auto", _SPANS),
+            overhead_budget=_percent(env, "MFU_OVERHEAD_BUDGET", "0.5"),
             gen_ai=_one_of(env, "MFU_GEN_AI", "off", _GEN_AI),
             recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
             recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
+            provider=Provider.from_env(env),
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=None if attempt is None else int(attempt),
         )
@@ -158,6 +224,19 @@ class Settings:
     def resolved_recorder_dir(self, env: Mapping[str, str] | None = None) -> Path:
         """Where flight recorders lie: the option, else the platform's per-user state directory."""
         return self.recorder_dir or _of_user("XDG_STATE_HOME", ".local/state", env)
+
+
+def _percent(env: Mapping[str, str], variable: str, default: str) -> float | None:
+    text = env.get(variable, "").strip().lower() or default
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise ConfigurationError(f"{variable}={text!r}: must be a percentage above 0, or off; unset it for {default}")
+    return value / 100
 
 
 def _of_user(variable: str, otherwise: str, env: Mapping[str, str] | None) -> Path:

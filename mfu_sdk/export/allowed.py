@@ -3,10 +3,14 @@
 A flight recorder keeps no more than that either, since its file outlives the process.
 """
 
+import builtins
+import re
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import replace
+from typing import Final, TypeVar
 
 from mfu_sdk import semconv
+from mfu_sdk.records import PHASES, StepRecord
 
 RESOURCE: Final = frozenset(
     name for name, registered in semconv.ATTRIBUTES.items() if "resource" in registered.on and name != semconv.TENANT_ID
@@ -46,3 +50,56 @@ def resource(attributes: Mapping[str, object]) -> dict[str, str | int]:
         for name, value in attributes.items()
         if name in RESOURCE and isinstance(value, str | int) and not isinstance(value, bool)
     }
+
+
+SPANS: Final = frozenset({semconv.SPAN_RUN, semconv.SPAN_WINDOW, semconv.SPAN_STEP, semconv.SPAN_CALIBRATION})
+"""Spans of requests are none of the provider's: they are single calls of the tenant's users, in the trace of whoever
+called; what they add up to is in the windows."""
+
+_WORDS: Final[Mapping[str, re.Pattern[str]]] = {
+    semconv.PHASE: re.compile("|".join(PHASES)),
+    semconv.PEAK_DTYPE: re.compile("[a-z][a-z0-9_]{1,23}"),
+    semconv.COUNT_SOURCE: re.compile("measured|cached|predicted|sampled"),
+    semconv.CONVENTION: re.compile("exact|full"),
+    semconv.SAMPLE_REASON: re.compile("all|periodic|first|last|error|recorder"),
+    semconv.CALIBRATION_TIER: re.compile("burst|sustained|in situ"),
+    semconv.CALIBRATION_ID: re.compile("[0-9a-f-]{1,40}"),
+    semconv.PEAK_SOURCE: re.compile("calibrated|user|(prior|theory).*"),
+    semconv.ERROR_TYPE: re.compile(
+        "_OTHER|SIGTERM|OutOfMemoryError|"
+        + "|".join(name for name, kind in vars(builtins).items() if isinstance(kind, type) and name.endswith("Error"))
+        + "|KeyboardInterrupt|SystemExit|GeneratorExit|StopIteration"
+    ),
+}
+"""Attributes that are no numbers, and what each may say. A class of the tenant's own says more than that."""
+
+_OTHERWISE: Final = {semconv.ERROR_TYPE: "_OTHER", semconv.PEAK_SOURCE: "user"}
+"""What stands for a word that is not among them; else the attribute is left out."""
+
+
+def step(of: StepRecord) -> StepRecord:
+    """`of` as its metrics may tell it: their labels have one word that a tenant can choose, a denominator's dtype."""
+    if of.peak_dtype is None or _WORDS[semconv.PEAK_DTYPE].fullmatch(of.peak_dtype):
+        return of
+    return replace(of, peak_dtype=None)
+
+
+NUMBERS: Final = frozenset(
+    name
+    for name, registered in semconv.ATTRIBUTES.items()
+    if registered.type in ("int", "double", "int[]") and name.startswith("mfu.")
+)
+
+_Value = TypeVar("_Value")
+
+
+def attributes(of: Mapping[str, _Value]) -> dict[str, _Value | str]:
+    """The part of a span's attributes that may go, with words that are not in their vocabulary replaced."""
+    found: dict[str, _Value | str] = {}
+    for name, value in of.items():
+        words = _WORDS.get(name)
+        if name in NUMBERS or (words is not None and words.fullmatch(str(value))):
+            found[name] = value
+        elif name in _OTHERWISE:
+            found[name] = _OTHERWISE[name]
+    return found

@@ -1,21 +1,26 @@
-"""Where telemetry goes, as the standard OpenTelemetry variables say; importing this loads nothing heavy.
+"""Where telemetry goes: the tenant's own collector and the provider's, each if it is named; this loads nothing heavy.
 
-The variables are those of the OTLP exporter specification
-(https://opentelemetry.io/docs/specs/otel/protocol/exporter/), the signal's own before the general one, empty meaning
-unset. There is no default endpoint: nothing is sent to anyone whom the environment does not name.
+The tenant's is the one that the variables of the OTLP exporter specification name
+(https://opentelemetry.io/docs/specs/otel/protocol/exporter/): the signal's own before the general one, empty meaning
+unset. The provider's is named by variables of ours with the same endings. There is no default endpoint: nothing is sent
+to anyone whom the environment does not name.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, cast
 from urllib.parse import urlsplit
 
 from mfu_sdk import guard
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.settings import Provider
 
 Signal = Literal["traces", "metrics"]
 Compression = Literal["none", "gzip", "deflate"]
+
+TENANT: Final = "OTEL_EXPORTER_OTLP_"
+PROVIDER: Final = "MFU_PROVIDER_"
 
 _DEFAULT_TIMEOUT_S = 10.0
 _DEFAULT_METRIC_INTERVAL_MS = 60_000.0
@@ -33,11 +38,39 @@ class Destination:
     certificate: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
+    # What the variables begin with that named it.
+    prefix: str = TENANT
 
 
-def configured(env: Mapping[str, str] | None = None) -> bool:
+def configured(env: Mapping[str, str] | None = None, provider: Provider = Provider()) -> bool:  # noqa: B008 - frozen
     """Whether any signal has somewhere to go. Raises `ConfigurationError` for an endpoint that is not a URL."""
-    return destination("traces", env) is not None or destination("metrics", env) is not None
+    signals: tuple[Signal, ...] = ("traces", "metrics")
+    return any(destination(each, env) or of_provider(each, provider, env) for each in signals)
+
+
+def of_provider(signal: Signal, provider: Provider, env: Mapping[str, str] | None = None) -> Destination | None:
+    """Where `signal` goes for the provider, None where no endpoint is named or OTEL_SDK_DISABLED stops everything.
+
+    Raises `ConfigurationError` for an endpoint that is not a URL.
+    """
+    env = os.environ if env is None else env
+    if provider.endpoint is None or _disabled(env):
+        return None
+    if not _is_url(provider.endpoint):
+        raise ConfigurationError(
+            f"MFU_PROVIDER_ENDPOINT={provider.endpoint!r}: must be an http or https URL; "
+            "write it like https://mfu.example.org"
+        )
+    return Destination(
+        url=f"{provider.endpoint.removesuffix('/')}/v1/{signal}",
+        headers=provider.headers,
+        timeout_s=provider.timeout_s,
+        compression=provider.compression,
+        certificate=provider.certificate,
+        client_certificate=provider.client_certificate,
+        client_key=provider.client_key,
+        prefix=PROVIDER,
+    )
 
 
 def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destination | None:
@@ -49,7 +82,7 @@ def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destina
     platform did not mean to stop this program.
     """
     env = os.environ if env is None else env
-    if env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if _disabled(env):
         return None
     if env.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() == "none":
         return None
@@ -82,23 +115,30 @@ def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destina
     )
 
 
-def for_replay(url: str | None, env: Mapping[str, str] | None = None) -> Destination:
-    """Where `mfu replay` sends spans: to the base `url`, with all else as the environment has it; without one, to where
-    a run here would send them. Raises `ConfigurationError` where neither names a collector.
+def for_replay(url: str | None, provider: Provider, env: Mapping[str, str] | None = None) -> Destination:
+    """Where `mfu replay` sends spans: to the base `url`, else to the provider's collector, else to the tenant's.
+
+    With a `url`, headers, TLS and compression are the provider's where any of its variables is set, else the tenant's.
+    Raises `ConfigurationError` where nothing names a collector.
     """
     env = os.environ if env is None else env
-    if url is not None:
+    found = None
+    if url is None:
+        found = of_provider("traces", provider, env) or destination("traces", env)
+    elif not _is_url(url):
+        raise ConfigurationError(f"--otlp {url!r}: must be an http or https URL; write it like http://collector:4318")
+    else:
         # What turns a run's own telemetry off does not turn off what somebody asks for.
         off = ("OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         env = {name: value for name, value in env.items() if name not in off} | {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
-        if not _is_url(url):
-            raise ConfigurationError(
-                f"--otlp {url!r}: must be an http or https URL; write it like http://collector:4318"
-            )
-    found = destination("traces", env)
+        if provider != Provider():
+            found = of_provider("traces", replace(provider, endpoint=url), env)
+        else:
+            found = destination("traces", env)
     if found is None:
         raise ConfigurationError(
-            "mfu replay: no collector is named; give --otlp URL or set OTEL_EXPORTER_OTLP_ENDPOINT"
+            "mfu replay: no collector is named; give --otlp URL or set MFU_PROVIDER_ENDPOINT or "
+            "OTEL_EXPORTER_OTLP_ENDPOINT"
         )
     return found
 
@@ -115,6 +155,10 @@ def delta_metrics(env: Mapping[str, str] | None = None) -> bool:
     env = os.environ if env is None else env
     wanted = env.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower()
     return wanted in ("delta", "lowmemory")
+
+
+def _disabled(env: Mapping[str, str]) -> bool:
+    return env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def _is_url(text: str) -> bool:

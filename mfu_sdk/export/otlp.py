@@ -128,7 +128,7 @@ def _tls(destination: Destination) -> ssl.SSLContext | None:
             context.load_cert_chain(destination.client_certificate, destination.client_key)
     except OSError as error:
         raise ConfigurationError(
-            f"TLS for {destination.url}: {error}; OTEL_EXPORTER_OTLP_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY "
-            "must name readable PEM files"
+            f"TLS for {destination.url}: {error}; {destination.prefix}CERTIFICATE, _CLIENT_CERTIFICATE and "
+            "_CLIENT_KEY must name readable PEM files"
         ) from error
     return context

@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import thread_time
 
 from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import guard
+from mfu_sdk.export import allowed
+from mfu_sdk.export.budget import Budget
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.encode import Envelope, Span
@@ -52,12 +55,16 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds."""
+    """Where a run's signals go and how: None for a signal that is not sent, `metric_interval_s` in seconds.
+
+    `aggregates_only`: they are the provider's, and no more goes there than `allowed` lists.
+    """
 
     traces: Destination | None
     metrics: Destination | None
     metric_interval_s: float = 60.0
     delta_metrics: bool = False
+    aggregates_only: bool = False
 
 
 class Pipeline:
@@ -82,8 +89,13 @@ class Pipeline:
         self.overflowed: Callable[[], int] = lambda: 0
         self._unix_ns = unix_ns
         self._resource = resource or resource_of(identity)
+        gen_ai = settings.gen_ai
+        if exports.aggregates_only:
+            self._resource = Resource(dict(allowed.resource(self._resource.attributes)))
+            gen_ai = "off"
         self._recorder = recorder
-        self._spans = Spans(identity, settings.gen_ai)
+        self._spans = Spans(identity, gen_ai)
+        self._aggregates_only = exports.aggregates_only
         self._lost: Counter[str] = Counter()
         self._traces: SpanDelivery | None = None
         if exports.traces is not None:
@@ -93,10 +105,9 @@ class Pipeline:
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(
-            identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=settings.gen_ai
-        )
+        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
         self._windows = Windows()
+        self._budget = Budget(settings.overhead_budget)
         self._totals = Totals()
         self._mode = settings.spans
         self._steps = Sampler(self._mode)
@@ -125,6 +136,7 @@ class Pipeline:
             self._inference(item)
         elif isinstance(item, Overhead):
             self._measured.overhead(item.seconds)
+            self._budget.spend(item.seconds)
         elif isinstance(item, Calibration):
             if self._mode != "off":
                 self._add(self._spans.calibration(item.peaks, item.start_unix_ns, item.end_unix_ns), essential=True)
@@ -140,6 +152,7 @@ class Pipeline:
 
     def deliver(self, deadline_s: float | None) -> float | None:
         """Send at most one request a signal (`worker.Pipeline.deliver`)."""
+        began_s = thread_time()
         self._end(self._windows.expire(self._unix_ns()))
         waits_s: list[float | None] = []
         # Metrics go first: they are small, and their running totals stand in for every span that is lost.
@@ -156,14 +169,15 @@ class Pipeline:
             )
         if self._traces is not None:
             waits_s.append(self._traces.deliver(deadline_s))
+        self._budget.spend(thread_time() - began_s)
         return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
-    def abandon(self) -> None:
-        """Drop what did not arrive, and count it."""
-        lost = self._traces.abandon() if self._traces is not None else 0
+    def abandon(self, unread: int = 0) -> None:
+        """Drop what did not arrive, and `unread` records with it, and count it."""
+        lost = unread + (self._traces.abandon() if self._traces is not None else 0)
         if lost:
             self._lost["exit"] += lost
-            guard.warn_once("export", f"{lost} spans were not delivered before the end; the run's work is not affected")
+            guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
 
     def retire(self) -> None:
         """Let go of the recorder."""
@@ -171,18 +185,39 @@ class Pipeline:
             self._recorder.retire()
 
     def _step(self, step: StepRecord, sequence: int) -> None:
-        self._measured.step(step)
+        began_s = thread_time()
+        self._measured.step(allowed.step(step) if self._aggregates_only else step)
         window, closed = self._windows.add(step)
         kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
+        if kept and not self._budget.keeps_spans:
+            kept = None
+            self._lost["budget"] += 1
         if self._recorder is not None:
             self._recorder.joined(sequence, window, kept)
+        counted_s = thread_time()
         self._unkept = None if kept else (step, window)
         if kept:
             self._add([self._spans.step(step, window, kept)], essential=False)
+        told_s = thread_time()
         self._end(closed)
+        self._budget.spend(counted_s - began_s)
+        if self._budget.step(step.duration_s, told_s - counted_s, thread_time() - told_s):
+            self._say_what_is_kept()
+
+    def _say_what_is_kept(self) -> None:
+        budget = self._budget
+        if not budget.keeps_spans and budget.share is not None:
+            what = "step spans" if budget.keeps_windows else "step spans and windows"
+            guard.warn_once(
+                "export",
+                f"telling about the steps took {budget.cost_share:.2%} of their time, more than {budget.share:.2%} "
+                f"(MFU_OVERHEAD_BUDGET); {what} are left out while it does",
+            )
 
     def _inference(self, request: InferenceRecord) -> None:
         self._measured.inference(request)
+        if self._aggregates_only:
+            return
         index, self._request_count = self._request_count, self._request_count + 1
         failed = request.error_type is not None
         kept = self._requests.keep(index, request.start_unix_ns, request.duration_s, failed=failed)
@@ -209,10 +244,17 @@ class Pipeline:
             arrived = None
             if self._recorder is not None:
                 arrived = partial(self._recorder.arrived, self._recorder.closed(window))
-            if self._mode != "off":
+            if self._mode == "off":
+                continue
+            if self._budget.keeps_windows:
                 self._add([self._spans.window(window, total)], essential=True, arrived=arrived)
+            else:
+                self._lost["budget"] += 1
 
     def _add(self, spans: Iterable[Span], *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
         if self._traces is not None:
-            for span in spans:
+            for made in spans:
+                span = made
+                if self._aggregates_only:
+                    span = made._replace(attributes=allowed.attributes(made.attributes))
                 self._traces.add(span, essential=essential, arrived=arrived)

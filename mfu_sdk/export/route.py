@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from mfu_sdk import guard
 from mfu_sdk.export.destination import Destination, Signal
@@ -27,7 +28,9 @@ class Route:
         monotonic_s: Callable[[], float],
     ) -> None:
         self.sender = Sender(destination, lambda: unix_ns() / 1e9)
-        self._signal = signal
+        parts = urlsplit(destination.url)
+        # Without a name and password that the URL may hold.
+        self._to = f"{signal} to {parts.hostname}:{parts.port}" if parts.port else f"{signal} to {parts.hostname}"
         self._monotonic_s = monotonic_s
         self._not_before_s = 0.0
         self._failures = 0
@@ -59,10 +62,10 @@ class Route:
                 # One warning a signal, not one a try: what the tries die of differs from one to the next.
                 self._said = True
                 guard.warn_once(
-                    "export", f"{self._signal} are not delivered yet ({outcome.detail}); trying on, the run goes on"
+                    "export", f"{self._to} are not delivered yet ({outcome.detail}); trying on, the run goes on"
                 )
             return None
         self._failures, self._not_before_s = 0, 0.0
         if outcome.kind == "rejected":
-            guard.warn_once("export", f"the collector rejects {self._signal} ({outcome.detail}); they are dropped")
+            guard.warn_once("export", f"the collector rejects {self._to} ({outcome.detail}); they are dropped")
         return outcome

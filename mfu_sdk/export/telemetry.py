@@ -1,16 +1,19 @@
-"""One run's way out: records in, and nothing ever comes back to the user's code.
+"""One run's ways out: records in, and nothing ever comes back to the user's code.
 
-The caller pays for an append to a bounded queue. Windows, spans, metrics, encoding and delivery are the export
-thread's (`worker`, `pipeline`).
+The caller pays for a record in the flight recorder and an append to a bounded queue. Windows, spans, metrics, encoding
+and delivery are the export thread's (`worker`, `pipeline`). The tenant's collector and the provider's have a queue, a
+thread and a back-off each, so that neither waits for the other.
 """
 
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from time import monotonic, time_ns
 
 from mfu_sdk import guard
 from mfu_sdk.export import allowed, sigterm
-from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s
+from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s, of_provider
 from mfu_sdk.export.flight import Row
 from mfu_sdk.export.pipeline import Calibration, Close, Exports, Overhead, Pipeline
 from mfu_sdk.export.recorder import Recorder
@@ -21,15 +24,24 @@ from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
 
 
-class Telemetry:
-    """Made by `open`. Only `flush` and `stop` wait, nothing raises, and in a forked child nothing happens."""
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One collector's pipeline and the thread that runs it."""
 
-    def __init__(
-        self, pipeline: Pipeline, worker: Worker, unix_ns: Callable[[], int], recorder: Recorder | None = None
-    ) -> None:
+    pipeline: Pipeline
+    worker: Worker
+
+
+class Telemetry:
+    """Made by `open`. Only `flush`, `stop` and `terminate` wait, nothing raises, and in a forked child nothing happens.
+
+    `recorder` keeps what the provider's collector has not got, or, where there is none, the tenant's.
+    """
+
+    def __init__(self, lanes: tuple[Lane, ...], unix_ns: Callable[[], int], recorder: Recorder | None = None) -> None:
         self.recorder = recorder
-        self._pipeline = pipeline
-        self._worker = worker
+        self._lanes = lanes
+        self._workers = tuple(lane.worker for lane in lanes)
         self._unix_ns = unix_ns
         self._dropped = 0
         self._end: Callable[[], object] = lambda: None
@@ -41,32 +53,41 @@ class Telemetry:
         settings: Settings,
         *,
         env: Mapping[str, str] | None = None,
-        unix_ns: Callable[[], int] = time.time_ns,
-        monotonic_s: Callable[[], float] = time.monotonic,
+        unix_ns: Callable[[], int] = time_ns,
+        monotonic_s: Callable[[], float] = monotonic,
     ) -> "Telemetry | None":
-        """The way out for `identity`, or None if the environment names no collector (`destination.configured`).
+        """The way out for `identity`, or None if nothing names a collector (`destination.configured`).
 
-        Loads OpenTelemetry's resource, starts no thread. `env` is the process's environment unless given; the
-        resource's variables are always the process's. Raises `ConfigurationError` for an endpoint that is not a URL
-        and for certificates that cannot be read.
+        Loads OpenTelemetry's resource, starts no thread but the one that watches for SIGTERM (`sigterm`). `env` is the
+        process's environment unless given; the resource's variables are always the process's. Raises
+        `ConfigurationError` for an endpoint that is not a URL and for certificates that cannot be read.
         """
         if not settings.enabled:
             return None
-        exports = Exports(
-            destination("traces", env), destination("metrics", env), metric_interval_s(env), delta_metrics(env)
-        )
-        if exports.traces is None and exports.metrics is None:
+        sinks = tuple(_sinks(settings, env))
+        if not sinks:
             return None
         who = resource(identity)
         recorder = None
-        if exports.traces is not None:
+        if any(exports.traces is not None for exports in sinks):
             recorder = Recorder.open(identity, allowed.resource(who.attributes), settings)
-        pipeline = Pipeline(
-            identity, settings, exports, unix_ns=unix_ns, monotonic_s=monotonic_s, resource=who, recorder=recorder
-        )
-        worker = Worker(str(identity.rank), pipeline, monotonic_s)
-        pipeline.overflowed = lambda: worker.overflowed
-        opened = cls(pipeline, worker, unix_ns, recorder)
+        kept_for = next((exports for exports in sinks if exports.traces is not None), None)
+        lanes = []
+        for exports in sinks:
+            pipeline = Pipeline(
+                identity,
+                settings,
+                exports,
+                unix_ns=unix_ns,
+                monotonic_s=monotonic_s,
+                resource=who,
+                recorder=recorder if exports is kept_for else None,
+            )
+            name = f"provider-{identity.rank}" if exports.aggregates_only else str(identity.rank)
+            worker = Worker(name, pipeline, monotonic_s)
+            pipeline.overflowed = _overflowed(worker)
+            lanes.append(Lane(pipeline, worker))
+        opened = cls(tuple(lanes), unix_ns, recorder)
         with guard.shield("SIGTERM"):
             sigterm.watch(opened)
         return opened
@@ -82,33 +103,35 @@ class Telemetry:
         `row` is the same step for the flight recorder (`recorder`), where there is one.
         """
         recorder = self.recorder
-        if recorder is None:
-            self._worker.put(record)
-        elif row is not None:
-            self._worker.put((recorder.append(row), record))
-        elif isinstance(record, StepRecord):
-            self._worker.put((recorder.step(record), record))
-        else:
-            self._worker.put(record)
+        item: object = record
+        if recorder is not None:
+            if row is not None:
+                item = (recorder.append(row), record)
+            elif isinstance(record, StepRecord):
+                item = (recorder.step(record), record)
+        for worker in self._workers:
+            worker.put(item)
 
     def inference(self, record: InferenceRecord) -> None:
         """Report one handled request."""
-        self._worker.put(record)
+        self._put(record)
 
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
-        self._worker.put(Calibration(peaks, start_unix_ns, end_unix_ns))
+        self._put(Calibration(peaks, start_unix_ns, end_unix_ns))
 
     def overhead(self, seconds: float) -> None:
         """Add `seconds` that the SDK took on the step path, since the last call."""
-        self._worker.put(Overhead(seconds))
+        self._put(Overhead(seconds))
 
     def close(self, summary: RunSummary, *, error_type: str | None = None) -> None:
         """End the run now, without waiting; later records are ignored.
 
         What is left is delivered for at most `worker.LINGER_S`, and at the end of the process for `worker.EXIT_S`.
         """
-        self._worker.close(Close(summary, error_type, self._unix_ns()))
+        last = Close(summary, error_type, self._unix_ns())
+        for worker in self._workers:
+            worker.close(last)
         with guard.shield("SIGTERM"):
             sigterm.forget(self)
 
@@ -116,32 +139,64 @@ class Telemetry:
         """Send all that was recorded since the last flush: whether it was delivered, in full and within `timeout_s`.
 
         Closes the open window, so call it at the end of a phase and not at every step. After `close` it also waits
-        for the thread to end.
+        for the threads to end.
         """
         with guard.shield("export"):
-            sent = self._worker.flush(timeout_s)
+            until_s = monotonic() + timeout_s
+            # All begin at once; one that hangs takes nothing from the other but this caller's time.
+            asked = [(worker, worker.ask()) for worker in self._workers]
+            sent = [worker.wait(mine, max(0.0, until_s - monotonic())) for worker, mine in asked]
             before, self._dropped = self._dropped, sum(self.dropped.values())
-            return sent and self._dropped == before
+            return all(sent) and self._dropped == before
         return False
 
     def stop(self, timeout_s: float) -> bool:
-        """Deliver for at most `timeout_s`, then give up what is left: whether the thread has ended."""
+        """Deliver for at most `timeout_s`, then give up what is left: whether the threads have ended."""
         with guard.shield("SIGTERM"):
             sigterm.forget(self)
         with guard.shield("export"):
-            return self._worker.stop(timeout_s)
+            until_s = monotonic() + timeout_s
+            for worker in self._workers:
+                if worker.alive:
+                    worker.hurry(until_s)
+            ended = [worker.stop(max(0.0, until_s - monotonic())) for worker in self._workers]
+            return all(ended)
         return False
 
     def terminate(self, timeout_s: float) -> None:
         """Close the run, as far as that takes no longer than half of `timeout_s`, and deliver it in what is left."""
-        until_s = time.monotonic() + timeout_s
+        until_s = monotonic() + timeout_s
         # What closes a run waits for the device, which may be what hangs.
         closing = threading.Thread(target=self._end, name="mfu-sigterm-close", daemon=True)
         closing.start()
         closing.join(timeout_s / 2)
-        self._worker.stop(max(0.0, until_s - time.monotonic()))
+        self.stop(max(0.0, until_s - monotonic()))
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """Items that will never arrive, by reason: `queue_full`, `rejected` or `exit`."""
-        return self._pipeline.dropped
+        """Items that will never arrive, over both collectors, by reason: `queue_full`, `rejected`, `budget`, `exit`."""
+        return dict(sum((Counter(lane.pipeline.dropped) for lane in self._lanes), Counter()))
+
+    def _put(self, item: object) -> None:
+        for worker in self._workers:
+            worker.put(item)
+
+
+def _sinks(settings: Settings, env: Mapping[str, str] | None) -> Iterator[Exports]:
+    """The provider's first: the recorder is kept for it where there is one."""
+    interval_s, delta = metric_interval_s(env), delta_metrics(env)
+    theirs = Exports(
+        of_provider("traces", settings.provider, env),
+        of_provider("metrics", settings.provider, env),
+        interval_s,
+        delta,
+        aggregates_only=True,
+    )
+    ours = Exports(destination("traces", env), destination("metrics", env), interval_s, delta)
+    for exports in (theirs, ours):
+        if exports.traces is not None or exports.metrics is not None:
+            yield exports
+
+
+def _overflowed(worker: Worker) -> Callable[[], int]:
+    return lambda: worker.overflowed

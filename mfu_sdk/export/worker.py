@@ -8,9 +8,11 @@ waited for or started. At the end of the process all workers together get `EXIT_
 import atexit
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
+
+# By their names: a test of the user's may put a clock that stands still into the module.
+from time import monotonic
 from typing import Final, Protocol
 
 from opentelemetry import context
@@ -31,6 +33,9 @@ so a loop of up to 800 steps a second loses nothing to one."""
 TURN_ITEMS: Final = 32
 """Items taken at a time, a millisecond's work at most: between them the user's threads have the interpreter's lock."""
 
+PORTION_ITEMS: Final = 512
+"""Records that are consumed between two looks at what there is to send."""
+
 POLL_S: Final = 1.0
 """How often the thread looks. Nobody wakes it for a step: setting an event would cost the step more than the queue."""
 
@@ -50,8 +55,8 @@ class Pipeline(Protocol):
         `deadline_s` is on the monotonic clock and bounds the request.
         """
 
-    def abandon(self) -> None:
-        """Give up what is left: nobody will ask again."""
+    def abandon(self, unread: int) -> None:
+        """Give up what is left, and `unread` items that were never consumed: nobody will ask again."""
 
     def retire(self) -> None:
         """The thread ends, having delivered or given up everything."""
@@ -60,7 +65,7 @@ class Pipeline(Protocol):
 class Worker:
     """Runs a pipeline. `put`, `close` and `flush` may be called from any thread and never raise."""
 
-    def __init__(self, name: str, pipeline: Pipeline, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, pipeline: Pipeline, monotonic_s: Callable[[], float] = monotonic) -> None:
         self._name = name
         self._pipeline = pipeline
         self._monotonic_s = monotonic_s
@@ -107,18 +112,28 @@ class Worker:
 
         On a closed run this also waits for the thread to end.
         """
+        return self.wait(self.ask(), timeout_s)
+
+    def ask(self) -> int:
+        """Begin to deliver all that was put before, without waiting: a number for `wait`."""
         if self._inert() or self._thread is None:
-            return not self._queue
-        until_s = time.monotonic() + timeout_s
+            return 0
         with self._changed:
             self._asked += 1
             mine = self._asked
         self._wake.set()
+        return mine
+
+    def wait(self, mine: int, timeout_s: float) -> bool:
+        """Wait until what `ask` began is delivered, for at most `timeout_s`: whether it is."""
+        if self._inert() or self._thread is None:
+            return not self._queue
+        until_s = monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: self._served >= mine or self._ended, timeout_s)
             done = self._served >= mine or self._complete
         if self._shut:
-            self._thread.join(max(0.0, until_s - time.monotonic()))
+            self._thread.join(max(0.0, until_s - monotonic()))
         return done
 
     def stop(self, timeout_s: float) -> bool:
@@ -183,36 +198,43 @@ class Worker:
                 self._changed.notify_all()
 
     def _loop(self) -> None:
-        begun = 0
+        seen = begun = due = 0
         while True:
             # Both are read before the queue is: whatever was put before the question is drained after it.
             asked, shut = self._asked, self._shut
-            self._drain()
-            if asked > begun:
+            if asked > seen:
+                seen, due = asked, len(self._queue)
+            due -= self._drain()
+            if seen > begun and due <= 0:
                 self._pipeline.flush()
-                begun = asked
+                begun = seen
             wait_s = self._pipeline.deliver(self._deadline_s)
-            if wait_s is None and not self._queue and self._served < begun:
+            if wait_s is None and self._served < begun:
                 with self._changed:
                     self._served = begun
                     self._changed.notify_all()
             left_s = POLL_S if self._deadline_s is None else self._deadline_s - self._monotonic_s()
-            if shut and wait_s is None:
+            if shut and wait_s is None and not self._queue:
                 self._complete = True
                 return
             if shut and left_s <= 0:
-                self._pipeline.abandon()
+                self._pipeline.abandon(len(self._queue))
                 return
+            if len(self._queue) >= (1 if shut or due > 0 else PORTION_ITEMS):
+                continue
             self._wake.wait(max(0.0, min(POLL_S if wait_s is None else wait_s, POLL_S, left_s)))
             self._wake.clear()
 
-    def _drain(self) -> None:
-        # No more than what was there: a fast producer must not keep the thread from delivering.
-        for done in range(len(self._queue)):
+    def _drain(self) -> int:
+        # No more than what was there: a fast producer must not keep the thread from delivering. And in portions: at
+        # the end of the process a full queue takes longer to encode than there is time to deliver.
+        items = min(len(self._queue), PORTION_ITEMS)
+        for done in range(items):
             if done % TURN_ITEMS == TURN_ITEMS - 1:
                 give_way()
             with guard.shield("export"):
                 self._pipeline.consume(self._queue.popleft())
+        return items
 
 
 # --- one hook each for the whole process --------------------------------------------------------------------------
@@ -242,12 +264,12 @@ def _in_child() -> None:
 
 
 def _at_exit() -> None:
-    deadline_s = time.monotonic() + EXIT_S
+    deadline_s = monotonic() + EXIT_S
     # A fork that went past Python's own leaves the list as it was; the threads are the parent's.
     workers = [worker for worker in tuple(_LIVE) if worker.alive]
     for worker in workers:
         worker.hurry(deadline_s)
     for worker in workers:
-        worker.stop(max(0.0, deadline_s - time.monotonic()))
+        worker.stop(max(0.0, deadline_s - monotonic()))
     if any(worker.alive for worker in workers):
         guard.warn_once("export", f"not everything was delivered within the {EXIT_S:g} s that an exit may take")

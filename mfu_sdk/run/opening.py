@@ -98,7 +98,7 @@ def _telemetry(identity: RunIdentity, settings: Settings) -> Telemetry | None:
     """The way out, or None where the environment names no collector; OpenTelemetry is loaded only where it does."""
     from mfu_sdk.export.destination import configured
 
-    if not configured():
+    if not configured(provider=settings.provider):
         return None
     from mfu_sdk.export.telemetry import Telemetry
 

@@ -3,8 +3,10 @@
 import dataclasses
 import gzip
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -61,7 +63,7 @@ class Received:
 class Collector:
     """Answers with `status` (or not at all while `hung`), after the `script` of (status, Retry-After) has run out."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.requests: list[Received] = []
         self.status = 200
         self.hung = False
@@ -102,7 +104,8 @@ class Collector:
                 # A client that hung up or failed its handshake is what some tests are about.
                 pass
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -116,8 +119,16 @@ class Collector:
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.url = self.url.replace("http:", "https:")
 
-    def stop(self) -> None:
+    def let_go(self) -> None:
+        """End the requests that hang."""
+        self.hung = False
         self._release.set()
+
+    def stop(self) -> None:
+        """Be gone; a second time does nothing."""
+        self._release.set()
+        if not self._thread.is_alive():
+            return
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -178,6 +189,36 @@ def _no_otel_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program to make certificates")
+    certificate, key = tmp_path / "loopback.pem", tmp_path / "key.pem"
+    make_certificate(certificate, key)
+    return certificate, key
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Write a certificate of 127.0.0.1 that vouches for itself, and its key."""
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [*make, "-subj", "/CN=loopback", *names, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def other_collector() -> Iterator[Collector]:
+    """A second one, for the provider where the first is the tenant's."""
     running = Collector()
     yield running
     running.stop()

@@ -1,7 +1,5 @@
 """One request against a real HTTP server that answers in every way it may."""
 
-import shutil
-import subprocess
 import zlib
 
 import pytest
@@ -100,18 +98,9 @@ def test_certificates(tmp_path):
         send("https://c", certificate=str(broken))
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program to make certificates")
-def test_mutual_tls(collector, tmp_path):
+def test_mutual_tls(collector, loopback):
     """The variables' certificates are used: ours to trust the collector, the client's to be trusted by it."""
-    certificate, key = tmp_path / "loopback.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(
-        [*make, "-subj", "/CN=loopback", *names, "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    certificate, key = loopback
     collector.speak_tls(certificate, key)
     trusted = {"certificate": str(certificate)}
     own = {"client_certificate": str(certificate), "client_key": str(key)}

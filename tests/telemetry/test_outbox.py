@@ -1,6 +1,6 @@
 """What waits for a collector is bounded, and the least valuable goes first."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfu_sdk.export.outbox import REQUEST_BYTES, REQUEST_SPANS, Chunk, Outbox
@@ -66,6 +66,7 @@ def test_shedding():
     assert box.peek() is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 9), st.booleans()), max_size=40))
 def test_ledger(puts):
     """Every span is sent, shed or cleared, once."""

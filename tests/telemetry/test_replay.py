@@ -128,7 +128,7 @@ def test_only_what_is_missing(die, collector):
         assert telemetry.flush(20.0)
         for index in range(10, 20):
             telemetry.step(make_step(index))
-        telemetry._worker._wake.set()
+        telemetry._workers[0]._wake.set()
         while not telemetry.recorder._joined:
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -207,7 +207,7 @@ def test_the_same_window_as_alive(die, collector, refused):
     collector.requests.clear()
     body += """
         while sum(len(steps) for _, steps in telemetry.recorder._joined.values()) < 7:
-            telemetry._worker._wake.set()
+            telemetry._workers[0]._wake.set()
             time.sleep(0.001)
         os._exit(1)
     """
@@ -390,7 +390,7 @@ def test_no_collector(left):
     """Without --otlp and without an endpoint in the environment nothing can be sent."""
     done = mfu_replay(left)
     assert done.returncode == 2
-    assert "no collector is named; give --otlp URL or set OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
+    assert "no collector is named; give --otlp URL or set MFU_PROVIDER_ENDPOINT" in done.stderr
     assert "must be an http or https URL" in mfu_replay(left, "--otlp", "collector:4317").stderr
 
 

@@ -1,7 +1,7 @@
 """Which steps get a span, and that the weights of those that do add up to all."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfu_sdk.export.sampling import Kept, Sampler
@@ -69,6 +69,7 @@ def test_recovers():
     assert len(later) == 30
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 40))
 def test_weights(period_ms, windows):
     """Σ 1/ratio over the kept steps is the number of steps, to within one period at either end of each window."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import threading
 
 import pytest
@@ -26,7 +27,7 @@ def opened(collector, identity):
     def open_(spans="all", *, url=None, clock=lambda: EPOCH_NS, **env):
         found = Telemetry.open(
             identity,
-            Settings(spans=spans),
+            Settings(spans=spans, overhead_budget=None),
             env={"OTEL_EXPORTER_OTLP_ENDPOINT": url or collector.url, **env},
             unix_ns=clock,
         )
@@ -173,7 +174,7 @@ def test_last(opened, collector, step, summary):
 def test_one_signal(identity, collector, step, summary):
     """With an endpoint for metrics only, no span goes anywhere."""
     env = {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{collector.url}/v1/metrics"}
-    telemetry = Telemetry.open(identity, Settings(spans="all"), env=env, unix_ns=lambda: EPOCH_NS)
+    telemetry = Telemetry.open(identity, Settings(spans="all", overhead_budget=None), env=env, unix_ns=lambda: EPOCH_NS)
     assert telemetry is not None
     telemetry.step(step(0))
     telemetry.close(summary)
@@ -232,7 +233,7 @@ def test_rejected(opened, collector, step, summary, caplog):
     assert not telemetry.flush(20.0)
     # One step, one window, one run, and the metrics: once more where the flush comes after the run's own.
     assert telemetry.dropped == {"rejected": 3 + len(collector.bodies("/v1/metrics"))}
-    assert "rejects traces (HTTP 400 Bad Request)" in caplog.text
+    assert re.search(r"rejects traces to 127.0.0.1:\d+ \(HTTP 400 Bad Request\)", caplog.text)
 
 
 def test_partly_rejected(opened, collector, step, caplog):
@@ -275,7 +276,11 @@ def pipeline(collector, identity, clocks):
             **changes,
         )
         return Pipeline(
-            identity, Settings(spans=spans), exports, unix_ns=clocks.unix_ns, monotonic_s=clocks.monotonic_s
+            identity,
+            Settings(spans=spans, overhead_budget=None),
+            exports,
+            unix_ns=clocks.unix_ns,
+            monotonic_s=clocks.monotonic_s,
         )
 
     return make
@@ -321,7 +326,11 @@ def test_batches(identity, collector, clocks, step, compression):
     """Spans are encoded 32 at a time and sent 512 at a time, as one message whatever the compression."""
     traces = Destination(f"{collector.url}/v1/traces", compression=compression)
     made = Pipeline(
-        identity, Settings(spans="all"), Exports(traces, None), unix_ns=clocks.unix_ns, monotonic_s=clocks.monotonic_s
+        identity,
+        Settings(spans="all", overhead_budget=None),
+        Exports(traces, None),
+        unix_ns=clocks.unix_ns,
+        monotonic_s=clocks.monotonic_s,
     )
     consumed(made, step, 1100)
     made.flush()

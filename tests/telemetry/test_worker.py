@@ -1,12 +1,14 @@
 """The thread: bounded, patient with nobody, and gone when its run is."""
 
+import itertools
 import os
 import threading
 
 import pytest
 from opentelemetry import context
 
-from mfu_sdk.export.worker import QUEUE_ITEMS, Worker
+from mfu_sdk.export import worker as worker_module
+from mfu_sdk.export.worker import PORTION_ITEMS, QUEUE_ITEMS, TURN_ITEMS, Worker
 from mfu_sdk.testing import leaked_hooks
 
 
@@ -16,7 +18,8 @@ class Notebook:
     def __init__(self):
         self.items = []
         self.flushes = 0
-        self.abandoned = 0
+        self.abandoned = self.unread = 0
+        self.looks = []
         self.sendable = True
         self.gate = threading.Event()
         self.gate.set()
@@ -33,13 +36,15 @@ class Notebook:
         self.flushes += 1
 
     def deliver(self, deadline_s):
+        self.looks.append(len(self.items))
         return None if self.sendable else 0.01
 
     def retire(self):
         pass
 
-    def abandon(self):
+    def abandon(self, unread):
         self.abandoned += 1
+        self.unread += unread
 
 
 @pytest.fixture
@@ -174,3 +179,50 @@ def test_child(worker, notebook, started):
     worker.put("after")
     assert worker.flush(20.0)
     assert notebook.items == (["parent's", "after"] if started else ["after"])
+
+
+def test_turns(worker, notebook, monkeypatch):
+    """With much to do the thread lets others have the interpreter's lock after every 32 items."""
+    taken = []
+    monkeypatch.setattr(worker_module, "give_way", lambda: taken.append(len(notebook.items)))
+    notebook.gate.clear()
+    worker.put(0)
+    assert notebook.entered.wait(20)
+    for item in range(1, 101):
+        worker.put(item)
+    notebook.gate.set()
+    assert worker.flush(20.0)
+    assert notebook.items == list(range(101))
+    # The first was taken alone, before the rest came.
+    assert taken == [TURN_ITEMS, 2 * TURN_ITEMS, 3 * TURN_ITEMS]
+
+
+def test_portions(worker, notebook):
+    """A long queue is consumed in portions with a delivery after each, and a flush comes when all of it is."""
+    notebook.gate.clear()
+    worker.put("held")
+    assert notebook.entered.wait(20)
+    for item in range(2000):
+        worker.put(item)
+    asked = worker.ask()
+    notebook.gate.set()
+    assert worker.wait(asked, 20.0)
+    assert max(after - before for before, after in itertools.pairwise([0, *notebook.looks])) <= PORTION_ITEMS
+    assert notebook.flushes == 1
+    assert len(notebook.items) == 2001
+
+
+def test_the_end_comes_too_soon(worker, notebook):
+    """What no portion has come to by the deadline is told as given up."""
+    notebook.gate.clear()
+    notebook.sendable = False
+    worker.put("held")
+    assert notebook.entered.wait(20)
+    for item in range(2000):
+        worker.put(item)
+    worker.hurry(0.0)
+    notebook.gate.set()
+    worker._thread.join(20.0)
+    assert notebook.abandoned == 1
+    assert len(notebook.items) + notebook.unread == 2001
+    assert notebook.unread >= 2000 - PORTION_ITEMS
