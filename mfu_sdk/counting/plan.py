@@ -173,6 +173,11 @@ class Plan:
         """Whether step `index` is counted while it runs: 0, 1, 2, 4, 8, … up to 512, then every 1,000th."""
         return index % 1000 == 0 if index >= 1000 else index & (index - 1) == 0
 
+    @staticmethod
+    def counted_after(index: int) -> int:
+        """The first index after `index` that `should_count`."""
+        return (index // 1000 + 1) * 1000 if index >= 512 else 1 << index.bit_length()
+
     def lookup(self, key: Hashable) -> tuple[Count, CountSource] | None:
         """The count of a step with this signature, or None if none was stored.
 

@@ -85,6 +85,8 @@ class Drifting:
         self._watch = watch
         # Our own generator: the user's are not touched.
         self._random = random.Random().random  # noqa: S311 - it thins out, and keeps no secret
+        self.passes = 0
+        """Timed steps that need not be entered before the next one that must: whoever passes one by takes one off."""
         self._opened = opened
         self._device_kind = device_kind
         self._asks_for_counts = asks_for_counts
@@ -113,9 +115,13 @@ class Drifting:
     # --- the path of a step ----------------------------------------------------------------------------------------
 
     def add(self, work: Work, kind: Kind, duration_s: float, waited_s: float | None) -> None:
-        """Enter a timed step, or one of several short ones. An error of ours ends the watch, and nothing else."""
-        if self._failed or (0.0 < duration_s < SHORT_S and self._random() * SHORT_S > duration_s):
+        """Enter a timed step. An error of ours ends the watch, and nothing else."""
+        if self._failed:
             return
+        # Steps up to the next one that each is looked at with this probability: a geometric number.
+        self.passes = 0
+        if 0.0 < duration_s < SHORT_S:
+            self.passes = int(math.log(1.0 - self._random()) / math.log1p(-duration_s / SHORT_S))
         try:
             asked = kind.asked
             if asked is None and kind.held is not None:

@@ -29,8 +29,10 @@ from mfu_sdk.counting.plan import Packed, Plan, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
 from mfu_sdk.run.costs import Costs
+from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.nesting import Nesting
+from mfu_sdk.run.op_times import EVERY, FIRST
 from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.sight import Sight
@@ -86,6 +88,8 @@ class Engine:
         # Ranks must not wait for one another's slow steps, so only a process on its own counts out of turn.
         self._alone = ledger.identity.world_size == 1
         self._extra_counts = 0
+        # The number of the next step that is counted in any case, or of the first one after it that can be.
+        self._due = 0
         # Whether work comes before the model's first call of a step.
         self._works_early = False
         # Whether the run began inside of a step, whose end is then the first step's beginning.
@@ -303,18 +307,16 @@ class Engine:
             if self._nesting.counts(phase):
                 self._count(step)
             return
-        if Plan.should_count(number):
+        drift = self.ledger.drift
+        if number >= self._due:
+            self._due = Plan.counted_after(number)
             self._count(step)
-        elif self._wants_count() and self._may_count():
+        elif (self._costs.wants_count or (drift is not None and drift.wants_count)) and self._may_count():
+            # A cost that is not known, or what has changed.
             self._extra_counts += 1
             self._count(step)
-        else:
+        elif self._profile.times_work and (number - FIRST) % EVERY == 0:
             self._profile.begin(step, number)
-
-    def _wants_count(self) -> bool:
-        """Whether counting the next step would tell what is not known: a cost, or what has changed."""
-        drift = self.ledger.drift
-        return self._costs.wants_count or (drift is not None and drift.wants_count)
 
     def _begin_within(self, outer: Step, phase: Phase, packed: Packed | None) -> None:
         """A step of another phase begins within `outer`, whose time and work go on when it has ended."""
@@ -390,7 +392,9 @@ class Engine:
         if error_type is None and (step.profiled or self._profile.sees_exchanges):
             self._profile.gather(step, demand)
         step.index = self._index
-        step.finish(end)
+        step.end = end
+        if step.parts:
+            step.slices = (*step.parts, Slice(step.since, end, 1.0))
         step.tokens = tokens
         step.samples = samples
         step.error_type = error_type

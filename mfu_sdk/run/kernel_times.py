@@ -17,12 +17,11 @@ import torch
 from mfu_sdk.counting import cuda_graphs
 from mfu_sdk.guard import shield
 from mfu_sdk.run.kernels import Kernel, Spent, kind_of, spent
+from mfu_sdk.run.op_times import EVERY, FIRST
 
 if TYPE_CHECKING:
     from mfu_sdk.run.evidence import Gathered
 
-EVERY, FIRST = 8, 13
-"""As `op_times`: from one such step to the next that may be one, and the index of the first; never a counted step's."""
 FIRST_COST_S: Final = 2.0
 """What starting the profiler for the first time is reckoned to take: 1.2 s on a processor (AMD EPYC, torch 2.13,
 November 2026), and on a GPU its hooks into the driver besides."""

@@ -134,7 +134,7 @@ class Ledger:
 
     def settle(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""
-        pending, clock = self._pending, self.clock
+        pending, clock, totals = self._pending, self.clock, self._totals
         while pending:
             work = pending[0]
             if wait:
@@ -145,10 +145,19 @@ class Ledger:
             pending.popleft()
             waited_s = None if work.waits is None else self._waited_s(work.waits)
             kind = self._kind(work.demand)
-            if self._is_timed(work, duration_s):
+            totals.steps += 1
+            if work.tokens is not None and work.error_type is None:
+                totals.tokens = (totals.tokens or 0) + work.tokens
+            if not (work.counting or work.profiled or work.error_type is not None):
                 kind.add(duration_s, work.tokens, waited_s)
-                if self.drift is not None:
-                    self.drift.add(work, kind, duration_s, waited_s)
+                if (drift := self.drift) is not None:
+                    drift.passes -= 1
+                    if drift.passes < 0:
+                        drift.add(work, kind, duration_s, waited_s)
+            elif work.counting and work.error_type is None and totals.steps > 1:
+                # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
+                totals.counted += 1
+                totals.counted_s += duration_s
             if self.telemetry is not None or self._on_step is not None:
                 self._tell(Timed(work, kind.held, duration_s, waited_s))
         if self.live is not None and self.live.due:
@@ -235,22 +244,6 @@ class Ledger:
 
     def _expected_mfu(self, held: Held | None) -> float | None:
         return self._expected if held is None or self._expected is not None else held.expected_mfu
-
-    def _is_timed(self, work: Work, duration_s: float) -> bool:
-        """Enter a step that has ended, and say whether its time is that of a step like it."""
-        totals = self._totals
-        totals.steps += 1
-        if work.error_type is not None:
-            return False
-        if work.tokens is not None:
-            totals.tokens = (totals.tokens or 0) + work.tokens
-        if work.counting:
-            # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
-            if totals.steps > 1:
-                totals.counted += 1
-                totals.counted_s += duration_s
-            return False
-        return not work.profiled
 
     def _enter_kinds(self) -> None:
         """Enter into the totals what was summed up by kinds."""

@@ -243,7 +243,7 @@ class Monitor:
         return MarkedStep(
             self._engine,
             # What need not be looked at is not: this is on the path of every step.
-            tokens if tokens is None else amount("run.step(tokens=…)", tokens),
+            tokens if tokens is None or (type(tokens) is int and tokens >= 0) else amount("run.step(tokens=…)", tokens),
             samples if samples is None else amount("run.step(samples=…)", samples),
             phase,
             None if seq_lens is None or self._engine is None else _lengths(seq_lens),

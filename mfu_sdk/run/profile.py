@@ -52,6 +52,8 @@ class Profile:
         self.sees_exchanges = self._exchanges is not None
         """Whether each step is asked for what the exchange of its gradients took."""
         self._times = _times(ledger.clock, profiling)
+        self.times_work = self._times is not None
+        """Whether the work of any step is timed."""
         if isinstance(self._times, OpTimes):
             self._times.sees_waits = not waits_unseen(model)
 

@@ -19,6 +19,10 @@ class Step(Work):
     Nothing is copied from one object to another: the object is made once a step, on the step's path.
     """
 
+    # What came before steps of other phases that lay within it, and where it went on after the last of them.
+    parts: tuple[Slice, ...] = ()
+    since: Mark = None
+
     def __init__(
         self,
         phase: Phase,
@@ -43,23 +47,14 @@ class Step(Work):
         # Where the optimizer stepped last, and how many of the waits came before.
         self.optimized: tuple[Mark, int] | None = None
         self.last_call_end: Mark | None = None
-        # What came before steps of other phases that lay within it, and where it went on after the last of them.
-        self.parts: list[Slice] = []
-        self.since = start
 
     def pause(self, at: Mark) -> None:
         """A step of another phase begins within it."""
-        self.parts.append(Slice(self.since, at, 1.0))
+        self.parts = (*self.parts, Slice(self.since if self.parts else self.start, at, 1.0))
 
     def resume(self, at: Mark) -> None:
         """That one has ended."""
         self.since = at
-
-    def finish(self, end: Mark) -> None:
-        """It has ended."""
-        self.end = end
-        if self.parts:
-            self.slices = (*self.parts, Slice(self.since, end, 1.0))
 
     def seen(self) -> Seen:
         """What its cost is looked up by."""

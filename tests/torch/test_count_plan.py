@@ -170,3 +170,10 @@ def test_lengths_that_cannot_be_read(lengths: object, words: str) -> None:
     """What would have to wait for a device, or is no whole number, is refused with the remedy."""
     with pytest.raises(ValueError, match=words):
         packed(lengths)
+
+
+def test_the_next_step_that_is_counted() -> None:
+    """From each index the schedule's next: 0, 1, 2, 4, … 512, 1,000, 2,000."""
+    counted = [index for index in range(5001) if Plan.should_count(index)]
+    for index in range(4999):
+        assert Plan.counted_after(index) == next(each for each in counted if each > index)

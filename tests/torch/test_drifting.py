@@ -185,11 +185,16 @@ def test_short_steps_are_looked_at_by_chance() -> None:
 
     drifting = Drifting(Counting(Tuning(), Budget(1.0, 1)), PEAKS, {})
     kind = Kind(None)
-    for index in range(20_000):
-        drifting.add(Work(index, "train", 0, 50_000, 0, None), kind, 5e-5, None)
+
+    def enter(steps: int, duration_s: float) -> None:
+        for index in range(steps):
+            drifting.passes -= 1
+            if drifting.passes < 0:
+                drifting.add(Work(index, "train", 0, 1, 0, None), kind, duration_s, None)
+
+    enter(20_000, 5e-5)
     # Binomial: 2,000 ± 42; six deviations away is one run in a billion.
     assert abs(looked[0] - 2000) < 255
-    looked[0] = 0
-    for index in range(100):
-        drifting.add(Work(index, "train", 0, 500_000, 0, None), kind, SHORT_S, None)
+    drifting.passes = looked[0] = 0
+    enter(100, SHORT_S)
     assert looked[0] == 100
