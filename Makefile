@@ -1,5 +1,6 @@
 # One command for each thing that a contributor does; `make` alone lists them.
-# PYTHON chooses the interpreter of a new .venv (make PYTHON=python3.13 test); ARGS go on to pytest.
+# PYTHON chooses the interpreter of a new .venv (make PYTHON=python3.13 test); ARGS go on to pytest
+# (make ARGS="-n 0 -k word" test runs one after the other, for a debugger).
 
 PYTHON ?= python3
 ARGS ?=
@@ -20,7 +21,7 @@ demo: $(DEMO)  ## train a small GPT here, measure its MFU, print the fleet repor
 	$(BIN)/mfu demo
 
 test: $(DEV)  ## the tests that need neither Debian packages nor a GPU
-	$(BIN)/python -m pytest -m "not services and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not services and not gpu" $(ARGS)
 
 test-services: $(DEV)  ## the tests that need Debian packages; installs them where it may
 	@.ci/packages chromium chromium-driver

@@ -8,9 +8,10 @@ so; to have all of them: pip install fvcore ptflops, and DS_BUILD_OPS=0 pip inst
   The variants run in a new random order in each round, on one model, so that a change of the machine's speed meets all
   of them. Figures are medians of process CPU time, with the quartiles. "First" is a counter that has met nothing yet.
 - A forward, for the counters that know no backward.
+- A cached step: what a monitor adds, on the main thread, to a step that it looks up instead of counting. Its model is
+  one small layer, so that little hides the difference. In a whole training step, whose own work takes the caches in
+  between, it is more: `overhead.py`.
 - A 126-layer Llama of 405 billion parameters from its configuration, on meta tensors.
-
-What a monitor adds to a step that it looks up instead of counting is in `overhead.py`.
 
 Prints JSON, or writes it with `-o FILE`.
 """
@@ -46,10 +47,12 @@ from model import ByteGPT, Config
 
 import mfu_sdk as mfu
 from mfu_sdk.counting.dispatch import CountingMode
+from mfu_sdk.counting.plan import Plan
 from mfu_sdk.peak.device import processor_name
 from mfu_sdk.records import Peaks, Rate
 
 ROUNDS, WARM_UP = 80, 5
+CACHED_STEPS = 4000
 PEERS = ("fvcore", "ptflops", "deepspeed")
 PEAKS = Peaks(
     "cpu", {}, {"float32": Rate(1e11, 1e11, 1e11, "user", 0.0)}, Rate(1e10, 1e10, 1e10, "user", 0.0), None, {}
@@ -228,6 +231,36 @@ def operators(work: Work) -> int:
     return mode.seen
 
 
+def cached_step_us() -> dict[str, float]:
+    """Main-thread CPU time that a monitor adds to a step whose count it looks up, in microseconds."""
+    x = torch.randn(1, 4)
+    plain, watched = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def timed(work: Work) -> float:
+        began = time.thread_time_ns()
+        work()
+        return (time.thread_time_ns() - began) / 1e3
+
+    bare: list[float] = []
+    monitored: list[float] = []
+    with mfu.monitor(watched, peaks=PEAKS) as run:
+
+        def step() -> None:
+            with run.step(tokens=16):
+                watched(x)
+
+        for index in range(CACHED_STEPS):
+            bare.append(timed(lambda: plain(x)))
+            taken = timed(step)
+            if index > 16 and not Plan.should_count(index):
+                monitored.append(taken)
+    without = statistics.median(bare)
+    low, median, high = statistics.quantiles(monitored, n=4)
+    return {
+        name: round(us - without, 2) for name, us in (("median", median), ("quartile_1", low), ("quartile_3", high))
+    }
+
+
 def llama_405b_s() -> dict[str, Any]:
     """Wall seconds to count one training step of 8,192 tokens, with the imports before it apart."""
     began = time.perf_counter()
@@ -297,6 +330,7 @@ def main() -> None:
         "unit": "process CPU time, median and quartiles",
         "step": steps,
         "forward": forwards,
+        "cached_step_added_us": cached_step_us(),
         "llama_405b": llama,
     }
     text = json.dumps(report, indent=2)

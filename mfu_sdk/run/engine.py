@@ -350,6 +350,8 @@ class Engine:
             self._profile.end(self._step)
         if self._step is not None and self._step.counting:
             self._mode.stop()
+            # Its number will be another step's.
+            self._due = self._index - self._first
         self._step = None
 
     def _end(

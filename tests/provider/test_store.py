@@ -364,7 +364,7 @@ def test_migrations_run_once(data_dir: Path) -> None:
         data_dir,
     )
     first, second, refused = done.stdout.splitlines()
-    assert first == second == "[{'n': 7, 'last': 7}]"
+    assert first == second == "[{'n': 8, 'last': 8}]"
     assert re.search(r"written by a newer mfu-sdk \(schema 99, this one knows 7\); upgrade it", refused)
 
 

@@ -14,7 +14,7 @@ from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.otlp import Outcome, Sender
 from mfu_sdk.export.outbox import MAX_BYTES
 from mfu_sdk.export.pipeline import Exports, Pipeline
-from mfu_sdk.export.telemetry import Telemetry
+from mfu_sdk.export.telemetry import Lane, Telemetry
 from mfu_sdk.export.worker import QUEUE_ITEMS, Worker
 from mfu_sdk.records import Peaks, Rate
 from mfu_sdk.run.clock import HostClock
@@ -28,7 +28,7 @@ from .conftest import EPOCH_NS, make_step
 PACKAGE = str(Path(mfu_sdk.__file__).parent)
 NOWHERE = Destination("http://127.0.0.1:9")
 RATE = Rate(100.0, 90.0, 110.0, "calibrated", 0.0)
-CALLS = {"windows": 25, "auto": 31, "all": 49}
+CALLS = {"windows": 28, "auto": 33, "all": 51}
 
 
 def calls_of(work):
@@ -53,15 +53,16 @@ def pipeline(identity, spans):
 
 
 def test_caller(identity):
-    """The thread that trains is called twice for a step, and what it hands over is not looked at."""
-    telemetry = Telemetry(None, Worker("price", None), lambda: EPOCH_NS)
+    """The thread that trains makes three calls for a step, and what it hands over is not looked at."""
+    worker = Worker("price", None)
+    telemetry = Telemetry((Lane(None, worker),), lambda: EPOCH_NS)
     # A thread that takes nothing: what is queued stays there to be counted.
-    telemetry._worker._thread = object()
+    worker._thread = object()
     assert calls_of(lambda: telemetry.step(lambda: pytest.fail("built by the caller"))) == 2
-    assert len(telemetry._worker._queue) == 1
+    assert len(worker._queue) == 1
     for _ in range(QUEUE_ITEMS + 5):
         telemetry.step(None)
-    assert (len(telemetry._worker._queue), telemetry._worker.overflowed) == (QUEUE_ITEMS, 6)
+    assert (len(worker._queue), worker.overflowed) == (QUEUE_ITEMS, 6)
 
 
 @pytest.mark.parametrize("spans", CALLS)

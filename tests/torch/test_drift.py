@@ -29,7 +29,7 @@ from mfu_sdk import testing
 from mfu_sdk.drift.detector import Tuning
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.records import DriftEvent, Peaks, Rate
-from mfu_sdk.run import distributed, opening
+from mfu_sdk.run import attempts, opening
 from mfu_sdk.run.clock import HostClock
 from mfu_sdk.run.monitor import Monitor
 from mfu_sdk.settings import Settings
@@ -333,7 +333,7 @@ def test_a_named_run_goes_on_after_a_restart(clock: testing.FakeClock, quick: No
     """The second attempt is slower from its first step on, and is held against what the first one was."""
     named = settings(run_id="named-run-of-drift")
     assert loop(clock, [0.5] * 200, using=named).summary().drift == ()
-    distributed._opened.pop("named-run-of-drift")
+    attempts._opened.pop("named-run-of-drift")
     [event] = loop(clock, [0.75] * 150, using=replace(named, run_attempt=1)).summary().drift
     assert event.kind == "drop"
     # A run of another name knows nothing of it.
@@ -344,14 +344,14 @@ def test_an_excursion_outlives_a_restart(clock: testing.FakeClock, quick: None, 
     """Found by the first attempt, told by the second as well, and recovered there; a broken state begins anew."""
     named = settings(run_id="another-run-of-drift", cache_dir=tmp_path)
     [found] = loop(clock, [0.5] * 200 + [0.75] * 100, using=named).summary().drift
-    distributed._opened.pop("another-run-of-drift")
+    attempts._opened.pop("another-run-of-drift")
     told: list[DriftEvent] = []
     loop(clock, [0.75] * 40 + [0.5] * 150, using=replace(named, run_attempt=1), on_drift=told.append)
     assert [event.onset_step for event in told] == [found.onset_step] * 2
     assert abs((told[1].recovered_step or 0) - 40) <= 8
     [state] = (tmp_path / "drift").glob("run-*.json")
     state.write_text("{")
-    distributed._opened.pop("another-run-of-drift")
+    attempts._opened.pop("another-run-of-drift")
     assert loop(clock, [0.75] * 100, using=replace(named, run_attempt=2)).summary().drift == ()
 
 

@@ -34,7 +34,15 @@ print(run.summary().steps)
 def run_on(stderr: int, rank: str = "0") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
-        env=os.environ | {"MFU_LIVE": "1", "TERM": "xterm-256color", "COLUMNS": "160", "RANK": rank, "WORLD_SIZE": "2"},
+        env=os.environ
+        | {
+            "MFU_LIVE": "1",
+            "TERM": "xterm-256color",
+            "COLUMNS": "160",
+            "RANK": rank,
+            "WORLD_SIZE": "2",
+            "MFU_RUN_ID": "a-run",
+        },
         stdout=stderr,
         stderr=stderr,
         stdin=subprocess.DEVNULL,
