@@ -365,7 +365,7 @@ def test_migrations_run_once(data_dir: Path) -> None:
     )
     first, second, refused = done.stdout.splitlines()
     assert first == second == "[{'n': 8, 'last': 8}]"
-    assert re.search(r"written by a newer mfu-sdk \(schema 99, this one knows 7\); upgrade it", refused)
+    assert re.search(r"written by a newer mfu-sdk \(schema 99, this one knows 8\); upgrade it", refused)
 
 
 def test_unreadable_store(data_dir: Path) -> None:
