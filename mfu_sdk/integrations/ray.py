@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
-import ray.train
+import ray.train  # pyright: ignore[reportMissingImports]  # an extra of its own
 
 import mfu_sdk as mfu
 from mfu_sdk.integrations.logged import Logged

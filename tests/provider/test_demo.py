@@ -101,8 +101,15 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's process table")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", ["2. a provider", "OTLP in on", "step   0"])
+@pytest.mark.parametrize(
+    ("number", "after"),
+    [
+        (signal.SIGINT, "2. a provider"),
+        (signal.SIGTERM, "OTLP in on"),
+        (signal.SIGINT, "step   0"),
+        (signal.SIGTERM, "step   0"),
+    ],
+)
 def test_stopping_leaves_nothing(number: signal.Signals, after: str, tmp_path: Path) -> None:
     """Ctrl-C or SIGTERM, whenever it comes: no process, no scratch folder, no page, no traceback."""
     scratch = tmp_path / "tmp"
