@@ -108,7 +108,9 @@ class Ours:
     """Records through `Telemetry`, as a run hands them over: to be built on the export thread."""
 
     def __init__(self, spans: str) -> None:
-        found = Telemetry.open(IDENTITY, Settings(spans=spans))  # type: ignore[arg-type]  # one of its literals
+        # No budget that would leave spans out; what the flight recorder takes is told by overhead.py and recorder.py.
+        settings = Settings(spans=spans, overhead_budget=None, recorder="off")  # type: ignore[arg-type]  # a literal
+        found = Telemetry.open(IDENTITY, settings)
         assert found is not None
         self._telemetry = found
         self._next = 0
@@ -124,7 +126,7 @@ class Ours:
         for index in range(self._next, self._next + 512):
             self._telemetry.step(partial(make, index))
         self._next += 512
-        self._telemetry._worker._wake.set()
+        self._telemetry._workers[0]._wake.set()
 
     def settle(self) -> None:
         assert self._telemetry.flush(30.0), self._telemetry.dropped
@@ -250,12 +252,12 @@ def pieces() -> dict[str, float]:
     metrics = Metrics(None, 0, delta=False)
     for phase in PHASES:
         metrics.step(dataclasses.replace(records[0], phase=phase))
-    telemetry = Telemetry.open(IDENTITY, Settings(spans="windows"))
+    telemetry = Telemetry.open(IDENTITY, Settings(spans="windows", recorder="off"))
     assert telemetry is not None
-    telemetry._worker._thread = object()  # type: ignore[assignment]  # nothing is taken out of the queue meanwhile
+    telemetry._workers[0]._thread = object()  # type: ignore[assignment]  # nothing is taken out of the queue meanwhile
     call_ms = best_ms(lambda: [telemetry.step(partial(make, 1)) for _ in range(800)])
-    telemetry._worker._queue.clear()
-    telemetry._worker._thread = None
+    telemetry._workers[0]._queue.clear()
+    telemetry._workers[0]._thread = None
     return {
         "step_call_us": round(call_ms * 1e3 / 800, 3),
         "record_us": round(best_ms(lambda: [make(index) for index in range(512)]) * 1e3 / 512, 3),
@@ -334,7 +336,7 @@ def stalls() -> dict[str, Any]:
 def memory(steps: int) -> dict[str, Any]:
     """Steps of 0.1 s by a clock that is told, so that a million of them fill three thousand windows."""
     peaks = Peaks("cpu", {}, {"float32": Rate(1e11, 1e11, 1e11, "user", 0.0)}, None, None, {})
-    telemetry = Telemetry.open(IDENTITY, Settings(spans="auto"))
+    telemetry = Telemetry.open(IDENTITY, Settings(spans="auto", recorder="off"))
     assert telemetry is not None
     ledger = Ledger(IDENTITY, peaks, HostClock(), telemetry=telemetry)
     demand = Demand(10**9, 10**9, {"float32": 10**9}, 0, 0, 10**8, 1e8, 0.05, "cached")
