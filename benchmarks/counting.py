@@ -10,7 +10,7 @@ so; to have all of them: pip install fvcore ptflops, and DS_BUILD_OPS=0 pip inst
 - A forward, for the counters that know no backward.
 - A cached step: what a monitor adds, on the main thread, to a step that it looks up instead of counting. Its model is
   one small layer, so that little hides the difference. In a whole training step, whose own work takes the caches in
-  between, it is more: `overhead.py`.
+  between, it is three times as much: `overhead.py`.
 - A 126-layer Llama of 405 billion parameters from its configuration, on meta tensors.
 
 Prints JSON, or writes it with `-o FILE`.

@@ -85,8 +85,8 @@ class Drifting:
         self._watch = watch
         # Our own generator: the user's are not touched.
         self._random = random.Random().random  # noqa: S311 - it thins out, and keeps no secret
-        self.passes = 0
-        """Timed steps that need not be entered before the next one that must: whoever passes one by takes one off."""
+        self.rest_s = 0.0
+        """Time of steps that need not be entered: whoever passes one by takes its own off, and enters what ends it."""
         self._opened = opened
         self._device_kind = device_kind
         self._asks_for_counts = asks_for_counts
@@ -118,10 +118,12 @@ class Drifting:
         """Enter a timed step. An error of ours ends the watch, and nothing else."""
         if self._failed:
             return
-        # Steps up to the next one that each is looked at with this probability: a geometric number.
-        self.passes = 0
+        self.rest_s = 0.0
         if 0.0 < duration_s < SHORT_S:
-            self.passes = int(math.log(1.0 - self._random()) / math.log1p(-duration_s / SHORT_S))
+            # As many steps like this one as are passed by where each is looked at with the same probability. In time,
+            # so that long steps behind a short one are not passed by for it.
+            passed = int(math.log(1.0 - self._random()) / math.log1p(-duration_s / SHORT_S))
+            self.rest_s = (passed + 0.5) * duration_s if passed else 0.0
         try:
             asked = kind.asked
             if asked is None and kind.held is not None:

@@ -151,8 +151,9 @@ class Ledger:
             if not (work.counting or work.profiled or work.error_type is not None):
                 kind.add(duration_s, work.tokens, waited_s)
                 if (drift := self.drift) is not None:
-                    drift.passes -= 1
-                    if drift.passes < 0:
+                    drift.rest_s -= duration_s
+                    # A time that is no number is looked at, and ignored there.
+                    if not drift.rest_s > 0.0:
                         drift.add(work, kind, duration_s, waited_s)
             elif work.counting and work.error_type is None and totals.steps > 1:
                 # The first step also warms up kernels and caches, which cannot be told from the counting's own time.

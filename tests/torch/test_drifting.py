@@ -188,13 +188,17 @@ def test_short_steps_are_looked_at_by_chance() -> None:
 
     def enter(steps: int, duration_s: float) -> None:
         for index in range(steps):
-            drifting.passes -= 1
-            if drifting.passes < 0:
+            drifting.rest_s -= duration_s
+            if not drifting.rest_s > 0.0:
                 drifting.add(Work(index, "train", 0, 1, 0, None), kind, duration_s, None)
 
     enter(20_000, 5e-5)
     # Binomial: 2,000 ± 42; six deviations away is one run in a billion.
     assert abs(looked[0] - 2000) < 255
-    drifting.passes = looked[0] = 0
+    # However long the last short one lets the watch rest, some milliseconds at the most are passed by for it.
+    looked[0] = 0
+    enter(100, 1.0)
+    assert looked[0] == 100
+    drifting.rest_s = looked[0] = 0
     enter(100, SHORT_S)
     assert looked[0] == 100
