@@ -118,10 +118,34 @@ DIST_AXES: Final = {
     )
 }
 """The attribute of each axis of `ranks.AXES`."""
+MODEL_CLASS: Final = _attribute(
+    "mfu.model.class", "string", "", "what kind of model it is (llama, mixtral, vit), with consent only", "resource"
+)
+ALLOCATION_ID: Final = _attribute(
+    "mfu.allocation.id", "string", "", "what the scheduler calls the allocation: a pod's UID or a Slurm job", "resource"
+)
+MIG_UUID: Final = _attribute("mfu.mig.uuid", "string", "", "the MIG slice", "resource")
+MIG_PROFILE: Final = _attribute("mfu.mig.profile", "string", "", "its profile, such as 3g.40gb", "resource")
+TOPOLOGY_LINK: Final = _attribute(
+    "mfu.topology.link",
+    "string",
+    "",
+    "the path that this rank's collectives take: nvlink, pcie, system, network or none",
+    "resource",
+)
+TOPOLOGY_LINK_BEST: Final = _attribute(
+    "mfu.topology.link.best", "string", "", "the best path between two devices of this machine, likewise", "resource"
+)
 HOST_NAME: Final = _attribute("host.name", "string", "", "the host", "resource")
 HW_ID: Final = _attribute("hw.id", "string", "", "the device: a GPU or MIG UUID", "resource", "metric")
-HW_NAME: Final = _attribute("hw.name", "string", "", "the device's name as the driver gives it", "resource")
+HW_NAME: Final = _attribute(
+    "hw.name", "string", "", "the device's name as the driver gives it; a MIG slice's is its GPU's", "resource"
+)
+HW_PARENT: Final = _attribute("hw.parent", "string", "", "the UUID of the GPU that a MIG slice is of", "resource")
 HW_VENDOR: Final = _attribute("hw.vendor", "string", "", "the device's vendor", "resource")
+K8S_NODE_NAME: Final = _attribute(
+    "k8s.node.name", "string", "", "the node, where a pod's host name is not it", "resource"
+)
 DISTRO_NAME: Final = _attribute("telemetry.distro.name", "string", "", "always mfu_sdk", "resource")
 DISTRO_VERSION: Final = _attribute("telemetry.distro.version", "string", "", "the SDK's version", "resource")
 TENANT_ID: Final = _attribute(
@@ -274,16 +298,23 @@ STEP_COMM_TIME: Final = _attribute(
     "double",
     "s",
     "exposed communication without skew, of all timed steps, by those in which it was timed",
+    "window",
     "run",
 )
 STEP_SKEW_TIME: Final = _attribute(
-    "mfu.step.skew_time", "double", "s", "waiting for ranks that came late, of all timed steps, likewise", "run"
+    "mfu.step.skew_time",
+    "double",
+    "s",
+    "waiting for ranks that came late, of all timed steps, likewise",
+    "window",
+    "run",
 )
 STEP_HOST_TIME: Final = _attribute(
     "mfu.step.host_time",
     "double",
     "s",
     "the device had nothing to do and waited for nobody, of all timed steps, likewise",
+    "window",
     "run",
 )
 STEP_DEVICE_TIME: Final = _attribute(
@@ -352,6 +383,34 @@ KV_CACHE_FREE_RATIO: Final = _attribute(
 )
 LATENCY_TARGET: Final = _attribute(
     "mfu.latency.target", "double", "s", "time per output token that the service promises (load=)", "step", "window"
+)
+COMM_BYTES: Final = _attribute(
+    "mfu.comm.bytes", "double", "By", "what collectives moved, by the bus convention of nccl-tests", "window"
+)
+COMM_BUS_RATE: Final = _attribute(
+    "mfu.comm.bus_rate", "double", "By/s", "the rate at which they moved it, while they were timed", "window"
+)
+COMM_BUS_RATE_PEAK: Final = _attribute(
+    "mfu.comm.bus_rate.peak", "double", "By/s", "the measured rate of these links at this message size", "window"
+)
+COMM_IDEAL_RATIO: Final = _attribute(
+    "mfu.comm.ideal_ratio", "double", "1", "communication / computation on ideal links, by roofline", "window"
+)
+CLOCK_RATIO: Final = _attribute(
+    "mfu.clock.ratio", "double", "1", "the SM clock / the clock of the peak, the mean over the window", "window"
+)
+THROTTLE_REASONS: Final = _attribute(
+    "mfu.throttle.reasons", "string[]", "", "why the driver held the clock back, as NVML names it", "window"
+)
+WITNESS_UTILIZATION: Final = _attribute(
+    "mfu.witness.utilization",
+    "double",
+    "1",
+    "tensor pipes busy × clock ratio, counted by the device itself (NVML GPM, since Hopper)",
+    "window",
+)
+EXPECTED_FEASIBLE: Final = _attribute(
+    "mfu.expected.feasible", "double", "1", "the expected MFU at the batch that would fit (inference)", "step", "window"
 )
 REQUEST_RUNNING: Final = _attribute(
     "mfu.request.running",

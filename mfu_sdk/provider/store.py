@@ -217,11 +217,12 @@ class Store:
         rows = _run(self._writer, "SELECT max(version) AS version FROM otel.mfu_migrations", {})
         applied = int(rows[0]["version"])
         ours = sorted(entry.name for entry in _SQL.iterdir() if _MIGRATION.fullmatch(entry.name))
-        if applied > len(ours):
+        newest = int(ours[-1][:4])
+        if applied > newest:
             raise StoreError(
-                f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {len(ours)}); upgrade it"
+                f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {newest}); upgrade it"
             )
-        for name in ours[applied:]:
+        for name in (name for name in ours if int(name[:4]) > applied):
             for statement in re.split(r";[ \t]*\n", (_SQL / name).read_text("utf-8")):
                 if statement.strip():
                     _run(self._writer, statement, {})
