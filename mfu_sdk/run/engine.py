@@ -399,10 +399,10 @@ class Engine:
             own = self.ledger.nothing()
         known = costs.quick.get(seen)
         if own is None and known is not None:
-            demand, step.batch_running = known
+            step.demand, step.batch_running = known
         else:
-            demand, step.batch_running = own or costs.of_seen(seen), costs.batch(step.calls)
-        step.demand = demand
+            step.demand, step.batch_running = own or costs.of_seen(seen), costs.batch(step.calls)
+        demand = step.demand
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             costs.wants_count = True
