@@ -18,6 +18,7 @@ from mfu_sdk.export.flight import Row
 from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, Pipeline
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource
+from mfu_sdk.export.signals import Observer
 from mfu_sdk.export.worker import Worker
 from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -70,7 +71,8 @@ class Telemetry:
         who = resource(identity)
         recorder = None
         if any(exports.traces is not None for exports in sinks):
-            recorder = Recorder.open(identity, allowed.resource(who.attributes), settings)
+            kept = allowed.resource(who.attributes, model_class=settings.provider.model_class)
+            recorder = Recorder.open(identity, kept, settings)
         kept_for = next((exports for exports in sinks if exports.traces is not None), None)
         lanes = []
         for exports in sinks:
@@ -95,6 +97,11 @@ class Telemetry:
     def on_termination(self, close: Callable[[], object]) -> None:
         """What closes the run where SIGTERM ends the process (`sigterm`); it calls `close` in its turn."""
         self._end = close
+
+    def observe(self, make: Callable[[], Observer]) -> None:
+        """Have windows tell what an observer has seen, one for each collector; before the first record."""
+        for lane in self._lanes:
+            lane.pipeline.observer = make()
 
     def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.

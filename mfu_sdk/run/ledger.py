@@ -205,7 +205,7 @@ class Ledger:
             None if held is None else held.coverage,
             work.tokens,
             timed.waited_s,
-            None,
+            work.exchange_s,
             None,
             self._convention,
             start_unix_ns=work.start_unix_ns,
@@ -225,6 +225,7 @@ class Ledger:
             queue_waiting=None if work.load is None else work.load.queue_waiting,
             kv_cache_free_ratio=None if work.load is None else work.load.kv_cache_free_ratio,
             latency_target_s=None if work.load is None else work.load.latency_target_s,
+            expected_feasible_mfu=None if work.fitting is None else timed.expected_feasible_mfu,
         )
 
     def _kind(self, demand: Demand | None) -> Kind:

@@ -122,12 +122,12 @@ def test_the_end_of_a_run():
         (lambda data: data[:100], "header is torn"),
         (lambda data: b"hello", "is no flight recorder's file; give one that ends in .mfurec"),
         (lambda data: b"", "is no flight recorder's file"),
-        (lambda data: data[:8] + struct.pack("<H", 2) + data[10:], "has version 2 of the layout and this SDK reads up"),
+        (lambda data: data[:8] + struct.pack("<H", 1) + data[10:], "has version 1 of the layout and this SDK reads 2"),
         (lambda data: data[:70] + b"x" + data[71:], "header is torn, so nothing tells whose steps it holds; delete it"),
     ],
 )
 def test_other_files(change, told):
-    """What is no recorder's file, or one of a newer SDK, is refused with the reason."""
+    """What is no recorder's file, or one of another SDK, is refused with the reason."""
     with pytest.raises(ConfigurationError, match=f"x.mfurec: .*{told}"):
         flight.read(bytes(change(bytes(image([])))), "x.mfurec")
 
