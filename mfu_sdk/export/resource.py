@@ -40,7 +40,6 @@ def resource(identity: RunIdentity) -> Resource:
         semconv.DIST_WORLD_SIZE: identity.world_size,
         **{semconv.DIST_AXES[name]: axis.size for name, axis in identity.axes.items()},
         semconv.MODEL_CLASS: identity.model_class,
-        semconv.ALLOCATION_ID: identity.allocation_id,
         semconv.MIG_UUID: identity.device_id if (identity.device_id or "").startswith("MIG-") else None,
         semconv.MIG_PROFILE: identity.mig_profile,
         semconv.TOPOLOGY_LINK: identity.link,
@@ -59,9 +58,14 @@ def resource(identity: RunIdentity) -> Resource:
     # What the SDK calls a service that nobody named is no name.
     if str(detected.get(semconv.SERVICE_NAME, "")).startswith("unknown_service"):
         del detected[semconv.SERVICE_NAME]
+    ours[semconv.ALLOCATION_ID] = identity.allocation_id or _text(detected.get("k8s.pod.uid"))
     known = {name: value for name, value in ours.items() if value is not None}
     own = {name: value for name, value in known.items() if name.startswith(("mfu.", "telemetry."))}
     return Resource({**known, **detected, **own})
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _instance_id() -> str:
