@@ -43,7 +43,8 @@ class OpCost:
     """What one kind of executed operator cost: `calls` times the same `flops` and `bytes_moved`.
 
     `flops` are hardware FLOPs of one call, in `dtype`; `bytes_moved` are the bytes of one call's tensor inputs and
-    outputs, zero for views. A roofline needs no more than this (`counting.expect`).
+    outputs, zero for views. A roofline needs no more than this (`counting.expect`). `weight_bytes` of them are read
+    whatever the batch is: the right-hand side of a product, a convolution's kernel, and what is added to each row.
     """
 
     op: str
@@ -51,6 +52,7 @@ class OpCost:
     flops: int
     bytes_moved: int
     calls: int
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

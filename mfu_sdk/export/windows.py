@@ -94,7 +94,7 @@ class Sums:
     sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
     long as the peaks stand still, and `batch_running` is a mean over time. So are what a server tells of its load and
-    `requests_running`, over the steps that have them, and `expected_feasible_mfu`, which is weighted by available FLOPs.
+    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs.
     `coverage` is the least of any step.
     """
 

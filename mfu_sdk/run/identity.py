@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# What a model is wrapped in for several ranks, and what torch.compile returns.
+_WRAPPERS: Final = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
 _PROFILE: Final = re.compile(r"\bMIG (\S+)$")
 
 
@@ -83,11 +90,8 @@ def _wiring(device: Device, where: Place) -> Wiring:
 
 def _kind(model: nn.Module | None) -> tuple[str | None, str | None]:
     """What kind of model it is ("llama"; without a configuration its class), and what its authors call it."""
-    from torch import nn
-
-    # Beneath what wraps it for several ranks, and what torch.compile returned.
-    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
-        model = inner
+    while (holds := _WRAPPERS.get(type(model).__name__)) is not None:
+        model = getattr(model, holds)
     if model is None:
         return None, None
     config = getattr(model, "config", None)

@@ -148,7 +148,9 @@ class Nvml:
         """The GPUs that NVML gives this process, whole ones, by bus; empty where it does not tell."""
         from mfu_sdk.peak.nvml.gpu import Gpu
 
-        handles = (self.ask("nvmlDeviceGetHandleByIndex", index) for index in range(self.ask("nvmlDeviceGetCount") or 0))
+        handles = (
+            self.ask("nvmlDeviceGetHandleByIndex", index) for index in range(self.ask("nvmlDeviceGetCount") or 0)
+        )
         return [Gpu(self, handle) for handle in handles if handle is not None]
 
     def find(self, uuid: str) -> tuple[Any, int]:
