@@ -471,6 +471,14 @@ GEN_AI_OPERATION_NAME: Final = _attribute(
 GEN_AI_PROVIDER_NAME: Final = _attribute(
     "gen_ai.provider.name", "string", "", "whose flavour of these names it is: mfu_sdk", "inference", "metric"
 )
+GEN_AI_REQUEST_MODEL: Final = _attribute(
+    "gen_ai.request.model",
+    "string",
+    "",
+    "the model's name, where its configuration has one (name_or_path)",
+    "inference",
+    "metric",
+)
 GEN_AI_INPUT_TOKENS: Final = _attribute(
     "gen_ai.usage.input_tokens", "int", "{token}", "the same as mfu.token.input", "inference"
 )
@@ -571,6 +579,12 @@ METRIC_STEP_TIME: Final = _metric("mfu.step.time", "counter", "s", "time in time
 METRIC_UTILIZATION: Final = _metric("mfu.utilization", "gauge", "1", "MFU of the latest timed step")
 METRIC_EXPECTED: Final = _metric("mfu.expected", "gauge", "1", "expected MFU of the latest timed step")
 METRIC_PEAK_FLOP_RATE: Final = _metric("mfu.peak.flop_rate", "gauge", "{flop}/s", "the denominator's rate")
+METRIC_PEAK_RATIO: Final = _metric(
+    "mfu.peak.ratio",
+    "gauge",
+    "1",
+    "rate that `run.calibrate()` measured between two steps / the measured rate that the run began with",
+)
 METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "1", "1 while the run lives")
 METRIC_STEP_DURATION: Final = _metric(
     "mfu.step.duration",

@@ -140,7 +140,11 @@ class Tally:
         sums = deepcopy(self._folded)
         self._fold(sums)
         stages = sums.stages
-        kinds = [OpCost(*kind, calls, weights) for (*kind, weights), calls in sums.kinds.items() if calls]
+        kinds = [
+            OpCost(op, dtype, flops, moved, calls, weights)
+            for (op, dtype, flops, moved, weights), calls in sums.kinds.items()
+            if calls
+        ]
         kinds += [
             OpCost(*key, flops // n, moved // n, n, weights // n)
             for key, (flops, moved, weights, n) in sums.rest.items()

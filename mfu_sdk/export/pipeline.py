@@ -61,6 +61,13 @@ class DriftScores:
 
 
 @dataclass(frozen=True, slots=True)
+class PeakRatios:
+    """By dtype: what the device was measured to reach in the run, over what it reached before."""
+
+    ratios: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """The run is over: `error_type` is the class of the user's exception that ended it, if one did."""
 
@@ -126,7 +133,13 @@ class Pipeline:
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
+        self._measured = Metrics(
+            identity.device_id,
+            identity.start_unix_ns,
+            delta=exports.delta_metrics,
+            gen_ai=gen_ai,
+            model_name=identity.model_name,
+        )
         self._windows = Windows()
         self._budget = Budget(settings.overhead_budget)
         self._totals = Totals()
@@ -162,6 +175,8 @@ class Pipeline:
             self._drift(item)
         elif isinstance(item, DriftScores):
             self._measured.drift_scores(item.scores)
+        elif isinstance(item, PeakRatios):
+            self._measured.peak_ratios(item.ratios)
         elif isinstance(item, Configured):
             self._configured(item)
         elif isinstance(item, Calibration):

@@ -278,6 +278,7 @@ class Spans:
             values |= {
                 semconv.GEN_AI_OPERATION_NAME: self._gen_ai,
                 semconv.GEN_AI_PROVIDER_NAME: semconv.SCOPE,
+                semconv.GEN_AI_REQUEST_MODEL: self._who.model_name,
                 semconv.GEN_AI_INPUT_TOKENS: request.input_tokens,
                 semconv.GEN_AI_OUTPUT_TOKENS: request.output_tokens,
             }

@@ -15,7 +15,7 @@ from mfu_sdk import guard
 from mfu_sdk.export import allowed, sigterm
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s, of_provider
 from mfu_sdk.export.flight import Row
-from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, Pipeline
+from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, PeakRatios, Pipeline
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource
 from mfu_sdk.export.signals import Observer
@@ -126,6 +126,10 @@ class Telemetry:
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
         self._put(Calibration(peaks, start_unix_ns, end_unix_ns))
+
+    def peak_ratios(self, ratios: Mapping[str, float]) -> None:
+        """Report by dtype what the device was measured to reach in the run, over what it reached before."""
+        self._put(PeakRatios(ratios))
 
     def configured(self, fingerprint: str, intent: str) -> None:
         """From here on the resource says by which hashes the run's configuration is known."""

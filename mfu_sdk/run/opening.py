@@ -202,10 +202,24 @@ def calibrate_between(
     except Exception as error:  # noqa: BLE001 - no room on the device, a driver's error: whatever it is
         warn_once("run.calibrate", f"{type(error).__name__}: {error}; the run goes on with {_next_best(ledger.peaks)}")
         return []
+    before = ledger.peaks
     ledger.recalibrated(found)
     if ledger.telemetry is not None:
         ledger.telemetry.calibration(found, started, time.time_ns())
+        ledger.telemetry.peak_ratios(_ratios(found, before, dtypes))
     return [found]
+
+
+def _ratios(found: Peaks, before: Peaks, dtypes: Sequence[str] | None) -> dict[str, float]:
+    """What was measured just now, which is `dtypes` or all, over what had been measured before."""
+    ratios = {}
+    for dtype, rate in before.achievable.items():
+        if dtypes is not None and dtype not in dtypes:
+            continue
+        now = found.state.get(f"{dtype}_in_situ_flops_per_s")
+        if isinstance(now, float) and now > 0 and rate.flops_per_s > 0:
+            ratios[dtype] = now / rate.flops_per_s
+    return ratios
 
 
 def _next_best(found: Peaks) -> str:

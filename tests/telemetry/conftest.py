@@ -245,6 +245,7 @@ IDENTITY = RunIdentity(
     device_vendor=None,
     device_id=None,
     start_unix_ns=EPOCH_NS,
+    model_name="acme/llama-tiny",
 )
 SUMMARY = RunSummary(
     name="bytegpt",
