@@ -69,8 +69,9 @@ def _of(session: Nvml, device_id: str, visible: Sequence[str], here: int | None,
     if known is None and here is not None:
         peers = _peers(session, own, every, visible, here)
         paths = [_wire(own, peer) for peer in peers or ()]
-        if paths and None not in paths:
-            known = max((path for path in paths if path is not None), key=WIRES.index)
+        told: list[Wire] = [path for path in paths if path is not None]
+        if told and len(told) == len(paths):
+            known = max(told, key=WIRES.index)
     return Wiring(known, best)
 
 
