@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mfu_sdk.counting.collective_time import seconds
@@ -58,10 +58,12 @@ class Gathered:
 
     Steps of different dtypes have different peaks: their seconds are weighted with those (`seconds` × FLOP/s), so that
     a share of the sum is a share of the available FLOPs. `ranks` is the number of all ranks, this one among them.
+    `listen` has this rank hear of the others' exchanges (`heard`), soon.
     One thread enters; what another reads (`run.observer`) is replaced as a whole, never changed.
     """
 
     ranks: int
+    listen: Callable[[], None] | None = None
     steps: int = 0
     time_s: float = 0.0
     model_flops: int = 0

@@ -36,7 +36,9 @@ class Observer:
         self._looks = looks
 
     def look(self, now_unix_ns: int) -> None:
-        """Look at the device."""
+        """Look at the device, and listen to the other ranks."""
+        if self._gathered.listen is not None and self._gathered.exchange is not None:
+            self._gathered.listen()
         if self._looks is not None:
             self._looks.look(now_unix_ns)
 
