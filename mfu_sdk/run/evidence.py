@@ -222,7 +222,7 @@ class Gathered:
     def sent(self, phase: Phase) -> tuple[Sent | None, float | None]:
         """What a step of this phase sends to other ranks, and the bus rate in bytes/s at which it was seen to."""
         found, exchanged = self._sent.get(phase), self._exchanged.get(phase)
-        if found is None or found.bus_bytes is None or exchanged is None or not exchanged.least_whole_s:
+        if found is None or not found.bus_bytes or exchanged is None or not exchanged.least_whole_s:
             return found, None
         return found, found.bus_bytes / exchanged.least_whole_s
 
@@ -242,7 +242,8 @@ class Gathered:
         mean_s = exchanged.sum_s / exchanged.steps
         transfer_s = None if self._of_all and not self._only_reduces else self._transfer_s
         least_s = min(s for s in (exchanged.least_s, self._anywhere_s, transfer_s) if s is not None)
-        return least_s * steps, (mean_s - least_s) * steps
+        # A mean of equal numbers may be rounded below them.
+        return least_s * steps, max(0.0, mean_s - least_s) * steps
 
 
 def _products_memory_s(count: Count, peaks: Peaks) -> float | None:
