@@ -400,7 +400,12 @@ CLOCK_RATIO: Final = _attribute(
     "mfu.clock.ratio", "double", "1", "the SM clock / the clock of the peak, the mean over the window", "window"
 )
 THROTTLE_REASONS: Final = _attribute(
-    "mfu.throttle.reasons", "string[]", "", "why the driver held the clock back, as NVML names it", "window"
+    "mfu.throttle.reasons",
+    "string[]",
+    "",
+    "why the driver held the clock back, in words for NVML's bits: software power cap, power brake, hardware slowdown, "
+    "software thermal slowdown, hardware thermal slowdown and the like; empty where nothing did",
+    "window",
 )
 WITNESS_UTILIZATION: Final = _attribute(
     "mfu.witness.utilization",

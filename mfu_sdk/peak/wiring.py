@@ -68,7 +68,7 @@ def _of(session: Nvml, device_id: str, visible: Sequence[str], here: int | None,
     best = _best(pairs)
     if known is None and here is not None:
         peers = _peers(session, own, every, visible, here)
-        paths = [_wire(own, peer) for peer in peers or ()]
+        paths: list[Wire | None] = [_wire(own, peer) for peer in peers or ()]
         told: list[Wire] = [path for path in paths if path is not None]
         if told and len(told) == len(paths):
             known = max(told, key=WIRES.index)
