@@ -90,16 +90,19 @@ def _wiring(device: Device, where: Place) -> Wiring:
 
 def _kind(model: nn.Module | None) -> tuple[str | None, str | None]:
     """What kind of model it is ("llama"; without a configuration its class), and what its authors call it."""
-    while (holds := _WRAPPERS.get(type(model).__name__)) is not None:
-        model = getattr(model, holds)
-    if model is None:
-        return None, None
-    config = getattr(model, "config", None)
-    kind, name = getattr(config, "model_type", None), getattr(config, "name_or_path", None)
-    return (
-        kind if isinstance(kind, str) and kind else type(model).__name__,
-        name if isinstance(name, str) and name else None,
-    )
+    # A configuration may be anything, and what it computes may fail.
+    with shield("naming the model's kind"):
+        while (holds := _WRAPPERS.get(type(model).__name__)) is not None and hasattr(model, holds):
+            model = getattr(model, holds)
+        if model is None:
+            return None, None
+        config = getattr(model, "config", None)
+        kind, name = getattr(config, "model_type", None), getattr(config, "name_or_path", None)
+        return (
+            kind if isinstance(kind, str) and kind else type(model).__name__,
+            name if isinstance(name, str) and name else None,
+        )
+    return None, None
 
 
 def family(model: nn.Module) -> str:

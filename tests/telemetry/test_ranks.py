@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LATE_S = 0.1
 """Rank 1 is late by so much in every step."""
 STEPS = 24

@@ -43,6 +43,20 @@ def test_kinds(model: nn.Module | None, kind: tuple[str | None, str | None]) -> 
     assert _kind(model) == kind
 
 
+class DataParallel(nn.Linear):
+    """A class of the user's that is called as a wrapper is, and wraps nothing."""
+
+    @property
+    def config(self) -> object:
+        raise RuntimeError("not loaded")
+
+
+def test_a_configuration_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs the run the kind of its model, and nothing else."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+    assert _kind(DataParallel(2, 2)) == (None, None)
+
+
 def test_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process on its own, under a scheduler: it has no peers, no slice, and the job that it was given."""
     monkeypatch.delenv("MFU_ALLOCATION_ID", raising=False)
