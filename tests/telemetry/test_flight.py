@@ -80,6 +80,15 @@ def test_nothing_known():
     assert flight.read(bytes(image([bare])), "x").entries[0].step == bare
 
 
+def test_what_a_step_waited_and_what_would_fit():
+    """Both are kept to the bit; of more requests than a slot has room for, as many as fit."""
+    step = make_step(0, comm_s=0.1, expected_feasible_mfu=1 / 3, requests=2**31 - 1, requests_failed=0)
+    many = make_step(1, requests=2**40, requests_failed=2**32)
+    found = flight.read(bytes(image([step, many])), "x").entries
+    assert found[0].step == step
+    assert (found[1].step.requests, found[1].step.requests_failed) == (2**31 - 1, 2**31 - 1)
+
+
 def test_the_ring_goes_round():
     """The newest 8,192 steps are there, in their order; a mark of the step before in a slot does not count."""
     steps = [make_step(index) for index in range(3)]
