@@ -400,7 +400,12 @@ CLOCK_RATIO: Final = _attribute(
     "mfu.clock.ratio", "double", "1", "the SM clock / the clock of the peak, the mean over the window", "window"
 )
 THROTTLE_REASONS: Final = _attribute(
-    "mfu.throttle.reasons", "string[]", "", "why the driver held the clock back, as NVML names it", "window"
+    "mfu.throttle.reasons",
+    "string[]",
+    "",
+    "why the driver held the clock back, in words for NVML's bits: software power cap, power brake, hardware slowdown, "
+    "software thermal slowdown, hardware thermal slowdown and the like; empty where nothing did",
+    "window",
 )
 WITNESS_UTILIZATION: Final = _attribute(
     "mfu.witness.utilization",
@@ -470,6 +475,14 @@ GEN_AI_OPERATION_NAME: Final = _attribute(
 )
 GEN_AI_PROVIDER_NAME: Final = _attribute(
     "gen_ai.provider.name", "string", "", "whose flavour of these names it is: mfu_sdk", "inference", "metric"
+)
+GEN_AI_REQUEST_MODEL: Final = _attribute(
+    "gen_ai.request.model",
+    "string",
+    "",
+    "the model's name, where its configuration has one (name_or_path)",
+    "inference",
+    "metric",
 )
 GEN_AI_INPUT_TOKENS: Final = _attribute(
     "gen_ai.usage.input_tokens", "int", "{token}", "the same as mfu.token.input", "inference"
@@ -571,6 +584,12 @@ METRIC_STEP_TIME: Final = _metric("mfu.step.time", "counter", "s", "time in time
 METRIC_UTILIZATION: Final = _metric("mfu.utilization", "gauge", "1", "MFU of the latest timed step")
 METRIC_EXPECTED: Final = _metric("mfu.expected", "gauge", "1", "expected MFU of the latest timed step")
 METRIC_PEAK_FLOP_RATE: Final = _metric("mfu.peak.flop_rate", "gauge", "{flop}/s", "the denominator's rate")
+METRIC_PEAK_RATIO: Final = _metric(
+    "mfu.peak.ratio",
+    "gauge",
+    "1",
+    "rate that `run.calibrate()` measured between two steps / the measured rate that the run began with",
+)
 METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "1", "1 while the run lives")
 METRIC_STEP_DURATION: Final = _metric(
     "mfu.step.duration",

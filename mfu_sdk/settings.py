@@ -25,6 +25,7 @@ _GEN_AI: dict[str, GenAi] = {
     "generate_content": "generate_content",
     "embeddings": "embeddings",
 }
+_SWITCH = {"1": True, "0": False, "true": True, "false": False}
 _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
 _Rule = tuple[Callable[[float], bool], str]
@@ -124,6 +125,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("MFU_PROVIDER_CLIENT_CERTIFICATE", "none", "a PEM file", "the certificate that is shown to the provider"),
     Option("MFU_PROVIDER_CLIENT_KEY", "none", "a PEM file", "that certificate's key"),
     Option(
+        "MFU_PROVIDER_MODEL_CLASS",
+        "0",
+        "0 or 1",
+        "1: the provider is told what kind of model it is (`mfu.model.class`: llama, vit), to compare it with its like",
+    ),
+    Option(
         "MFU_RECORDER",
         "on",
         "on or off",
@@ -136,6 +143,12 @@ OPTIONS: tuple[Option, ...] = (
         "a new UUID, the same on all ranks and over torchrun's restarts",
         "a string",
         "the run's id, to join restarts and ranks",
+    ),
+    Option(
+        "MFU_ALLOCATION_ID",
+        "the pod's UID (POD_UID, k8s.pod.uid) or slurm-<job>",
+        "a string",
+        "what the scheduler calls what this process was given, for a provider that knows its allocations by it",
     ),
     Option(
         "MFU_RUN_ATTEMPT",
@@ -161,6 +174,7 @@ class Provider:
     certificate: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
+    model_class: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -186,6 +200,7 @@ class Provider:
             certificate=env.get("MFU_PROVIDER_CERTIFICATE") or None,
             client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
             client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
+            model_class=_one_of(env, "MFU_PROVIDER_MODEL_CLASS", "0", _SWITCH),
         )
 
 
@@ -210,6 +225,7 @@ class Settings:
     provider: Provider = Provider()
     run_id: str | None = None
     run_attempt: int | None = None
+    allocation_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.run_attempt is not None and self.run_attempt < 0:
@@ -243,10 +259,10 @@ class Settings:
             raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for the usual")
         cache_dir, recorder_dir = env.get("MFU_CACHE_DIR"), env.get("MFU_RECORDER_DIR")
         return cls(
-            enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
+            enabled=_one_of(env, "MFU_ENABLED", "1", _SWITCH),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
             profile=_one_of(env, "MFU_PROFILE", "auto", _PROFILING),
-            live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
+            live=_one_of(env, "MFU_LIVE", "0", _SWITCH),
             drift=_one_of(env, "MFU_DRIFT", "auto", {"auto": "auto", "off": "off"}),
             drift_tolerance=_number(env, "MFU_DRIFT_TOLERANCE", float, "0.02", _SHARE),
             drift_alarms_per_week=_number(env, "MFU_DRIFT_ALARMS_PER_WEEK", float, "1", _ABOVE_ZERO),
@@ -260,6 +276,7 @@ class Settings:
             provider=Provider.from_env(env),
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=None if attempt is None else int(attempt),
+            allocation_id=env.get("MFU_ALLOCATION_ID") or None,
         )
 
     def resolved_cache_dir(self, env: Mapping[str, str] | None = None) -> Path:

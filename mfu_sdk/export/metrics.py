@@ -96,7 +96,15 @@ class Metrics:
     `delta`: each delivered export starts the counters and histograms over; otherwise they run from `start_unix_ns`.
     """
 
-    def __init__(self, device_id: str | None, start_unix_ns: int, *, delta: bool, gen_ai: GenAi = "off") -> None:
+    def __init__(
+        self,
+        device_id: str | None,
+        start_unix_ns: int,
+        *,
+        delta: bool,
+        gen_ai: GenAi = "off",
+        model_name: str | None = None,
+    ) -> None:
         self._device: _Labels = ((semconv.HW_ID, device_id),) if device_id else ()
         self._start_unix_ns = start_unix_ns
         self._delta = delta
@@ -106,6 +114,7 @@ class Metrics:
                 *self._device,
                 (semconv.GEN_AI_OPERATION_NAME, gen_ai),
                 (semconv.GEN_AI_PROVIDER_NAME, semconv.SCOPE),
+                *(() if model_name is None else ((semconv.GEN_AI_REQUEST_MODEL, model_name),)),
             )
         self._numbers: dict[tuple[str, _Labels], _Number] = {}
         self._histograms: dict[tuple[str, _Labels], _Buckets] = {}
@@ -197,6 +206,11 @@ class Metrics:
             active = self._number(semconv.METRIC_DRIFT_ACTIVE, labels)
             if active.value is None:
                 active.set(0)
+
+    def peak_ratios(self, ratios: Mapping[str, float]) -> None:
+        """Set what the device was measured to reach in the run over what it reached before, by dtype."""
+        for dtype, found in ratios.items():
+            self._number(semconv.METRIC_PEAK_RATIO, (*self._device, (semconv.PEAK_DTYPE, dtype))).set(found)
 
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""

@@ -19,10 +19,11 @@ from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource as resource_of
 from mfu_sdk.export.route import Route
 from mfu_sdk.export.sampling import Kept, Sampler
+from mfu_sdk.export.signals import UNSEEN, Observer, Signals
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.turn import give_way
-from mfu_sdk.export.windows import Window, Windows, sums
+from mfu_sdk.export.windows import Sums, Window, Windows, sums
 from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
@@ -57,6 +58,13 @@ class DriftScores:
     """By phase: how much evidence for drift there is, over what an alarm needs."""
 
     scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PeakRatios:
+    """By dtype: what the device was measured to reach in the run, over what it reached before."""
+
+    ratios: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +110,15 @@ class Pipeline:
         recorder: Recorder | None = None,
     ) -> None:
         self.overflowed: Callable[[], int] = lambda: 0
+        self.observer: Observer | None = None
+        """Who is asked what else there is to tell of a window; set before the first record comes."""
         self._unix_ns = unix_ns
         self._resource = resource or resource_of(identity)
         gen_ai = settings.gen_ai
         if exports.aggregates_only:
-            self._resource = Resource(dict(allowed.resource(self._resource.attributes)))
+            self._resource = Resource(
+                dict(allowed.resource(self._resource.attributes, model_class=settings.provider.model_class))
+            )
             gen_ai = "off"
         self._recorder = recorder
         self._spans = Spans(identity, gen_ai)
@@ -121,7 +133,13 @@ class Pipeline:
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
+        self._measured = Metrics(
+            identity.device_id,
+            identity.start_unix_ns,
+            delta=exports.delta_metrics,
+            gen_ai=gen_ai,
+            model_name=identity.model_name,
+        )
         self._windows = Windows()
         self._budget = Budget(settings.overhead_budget)
         self._totals = Totals()
@@ -157,6 +175,8 @@ class Pipeline:
             self._drift(item)
         elif isinstance(item, DriftScores):
             self._measured.drift_scores(item.scores)
+        elif isinstance(item, PeakRatios):
+            self._measured.peak_ratios(item.ratios)
         elif isinstance(item, Configured):
             self._configured(item)
         elif isinstance(item, Calibration):
@@ -175,6 +195,9 @@ class Pipeline:
     def deliver(self, deadline_s: float | None) -> float | None:
         """Send at most one request a signal (`worker.Pipeline.deliver`)."""
         began_s = thread_time()
+        if self.observer is not None and self._windows.open:
+            with guard.shield("observing the device"):
+                self.observer.look(self._unix_ns())
         self._end(self._windows.expire(self._unix_ns()))
         waits_s: list[float | None] = []
         # Metrics go first: they are small, and their running totals stand in for every span that is lost.
@@ -202,7 +225,10 @@ class Pipeline:
             guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
 
     def retire(self) -> None:
-        """Let go of the recorder."""
+        """Let go of the recorder and the observer."""
+        if self.observer is not None:
+            with guard.shield("observing the device"):
+                self.observer.close()
         if self._recorder is not None:
             self._recorder.retire()
 
@@ -288,9 +314,16 @@ class Pipeline:
             if self._mode == "off":
                 continue
             if self._budget.keeps_windows:
-                self._add([self._spans.window(window, total)], essential=True, arrived=arrived)
+                span = self._spans.window(window, total, self._seen(window, total))
+                self._add([span], essential=True, arrived=arrived)
             else:
                 self._lost["budget"] += 1
+
+    def _seen(self, window: Window, total: Sums) -> Signals:
+        if self.observer is not None:
+            with guard.shield("observing a window"):
+                return self.observer.signals(window, total)
+        return UNSEEN
 
     def _add(self, spans: Iterable[Span], *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
         if self._traces is not None:

@@ -14,6 +14,7 @@ from mfu_sdk.export import identity
 from mfu_sdk.export.encode import Span, Value
 from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
+from mfu_sdk.export.signals import UNSEEN, Signals
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Sums, Window
 from mfu_sdk.records import DriftEvent, Peaks, Rate, RunIdentity, RunSummary, StepRecord
@@ -70,6 +71,7 @@ _STEP_FIELDS: Final[Mapping[str, str]] = {
     semconv.ACHIEVABLE_UTILIZATION: "achievable_mfu",
     semconv.DTYPE_UTILIZATION: "mfu_by_dtype",
     semconv.EXPECTED: "expected_mfu",
+    semconv.EXPECTED_FEASIBLE: "expected_feasible_mfu",
     semconv.MODEL_FLOP: "model_flops",
     semconv.HARDWARE_FLOP: "hardware_flops",
     semconv.AVAILABLE_FLOP: "available_flops",
@@ -136,8 +138,8 @@ class Spans:
             attributes=self._step_attributes(step, kept),
         )
 
-    def window(self, window: Window, total: Sums) -> Span:
-        """The span of one window, linked to the run's, with its steps' sums `total` and their arrays."""
+    def window(self, window: Window, total: Sums, seen: Signals = UNSEEN) -> Span:
+        """The span of one window, linked to the run's: its steps' sums `total` and arrays, and what else was `seen`."""
         shared = window.denominator
         return Span(
             semconv.SPAN_WINDOW,
@@ -159,6 +161,7 @@ class Spans:
                     semconv.ACHIEVABLE_UTILIZATION: total.achievable_mfu,
                     semconv.DTYPE_UTILIZATION: total.mfu_by_dtype,
                     semconv.EXPECTED: total.expected_mfu,
+                    semconv.EXPECTED_FEASIBLE: total.expected_feasible_mfu,
                     semconv.MODEL_FLOP: total.model_flops,
                     semconv.HARDWARE_FLOP: total.hardware_flops,
                     semconv.AVAILABLE_FLOP: total.available_flops,
@@ -169,6 +172,16 @@ class Spans:
                     semconv.COUNT_COVERAGE: total.coverage,
                     semconv.STEP_TIME: total.time_s,
                     semconv.STEP_DATA_TIME: total.data_wait_s,
+                    semconv.STEP_COMM_TIME: seen.comm_s,
+                    semconv.STEP_SKEW_TIME: seen.skew_s,
+                    semconv.STEP_HOST_TIME: seen.host_s,
+                    semconv.COMM_BYTES: seen.comm_bytes,
+                    semconv.COMM_BUS_RATE: seen.bus_bytes_per_s,
+                    semconv.COMM_BUS_RATE_PEAK: seen.bus_peak_bytes_per_s,
+                    semconv.COMM_IDEAL_RATIO: seen.ideal_ratio,
+                    semconv.CLOCK_RATIO: seen.clock_ratio,
+                    semconv.THROTTLE_REASONS: seen.throttled,
+                    semconv.WITNESS_UTILIZATION: seen.witness,
                     semconv.STEP_DEVICE_TIME: total.device_s,
                     semconv.TOKEN_COUNT: total.tokens,
                     semconv.SAMPLE_COUNT: total.samples,
@@ -265,6 +278,7 @@ class Spans:
             values |= {
                 semconv.GEN_AI_OPERATION_NAME: self._gen_ai,
                 semconv.GEN_AI_PROVIDER_NAME: semconv.SCOPE,
+                semconv.GEN_AI_REQUEST_MODEL: self._who.model_name,
                 semconv.GEN_AI_INPUT_TOKENS: request.input_tokens,
                 semconv.GEN_AI_OUTPUT_TOKENS: request.output_tokens,
             }

@@ -15,9 +15,10 @@ from mfu_sdk import guard
 from mfu_sdk.export import allowed, sigterm
 from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s, of_provider
 from mfu_sdk.export.flight import Row
-from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, Pipeline
+from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, PeakRatios, Pipeline
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource
+from mfu_sdk.export.signals import Observer
 from mfu_sdk.export.worker import Worker
 from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -70,7 +71,8 @@ class Telemetry:
         who = resource(identity)
         recorder = None
         if any(exports.traces is not None for exports in sinks):
-            recorder = Recorder.open(identity, allowed.resource(who.attributes), settings)
+            kept = allowed.resource(who.attributes, model_class=settings.provider.model_class)
+            recorder = Recorder.open(identity, kept, settings)
         kept_for = next((exports for exports in sinks if exports.traces is not None), None)
         lanes = []
         for exports in sinks:
@@ -96,6 +98,11 @@ class Telemetry:
         """What closes the run where SIGTERM ends the process (`sigterm`); it calls `close` in its turn."""
         self._end = close
 
+    def observe(self, make: Callable[[], Observer]) -> None:
+        """Have windows tell what an observer has seen, one for each collector; before the first record."""
+        for lane in self._lanes:
+            lane.pipeline.observer = make()
+
     def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
 
@@ -119,6 +126,10 @@ class Telemetry:
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
         self._put(Calibration(peaks, start_unix_ns, end_unix_ns))
+
+    def peak_ratios(self, ratios: Mapping[str, float]) -> None:
+        """Report by dtype what the device was measured to reach in the run, over what it reached before."""
+        self._put(PeakRatios(ratios))
 
     def configured(self, fingerprint: str, intent: str) -> None:
         """From here on the resource says by which hashes the run's configuration is known."""

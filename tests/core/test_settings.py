@@ -36,10 +36,12 @@ def test_every_variable_is_read() -> None:
         "MFU_PROVIDER_CERTIFICATE": "/ca.pem",
         "MFU_PROVIDER_CLIENT_CERTIFICATE": "/me.pem",
         "MFU_PROVIDER_CLIENT_KEY": "/me.key",
+        "MFU_PROVIDER_MODEL_CLASS": "1",
         "MFU_RECORDER": "off",
         "MFU_RECORDER_DIR": "/somewhere/else",
         "MFU_RUN_ID": "run-7",
         "MFU_RUN_ATTEMPT": "3",
+        "MFU_ALLOCATION_ID": "slot-4",
     }
     # MFU_GUARD is read by the guard itself.
     assert set(changed) | {"MFU_GUARD"} == {option.variable for option in OPTIONS}

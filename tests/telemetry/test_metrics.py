@@ -68,11 +68,12 @@ def test_buckets(step):
 
 def test_registered(step):
     """Every instrument is emitted with its registered unit, and only registered metric attributes are on it."""
-    metrics = make(device_id="GPU-1", gen_ai="chat")
+    metrics = make(device_id="GPU-1", gen_ai="chat", model_name="acme/llama")
     metrics.step(step(0, device_s=0.5, batch_feasible=16.0))
     metrics.inference(STREAMED)
     metrics.inference(dataclasses.replace(STREAMED, outcome="failed", error_type="KeyError"))
     metrics.overhead(0.001)
+    metrics.peak_ratios({"float32": 0.9})
     metrics.drift_scores({"train": 0.5})
     metrics.drift("train", found=True, active=1)
     found = taken(metrics, dropped={"exit": 1})

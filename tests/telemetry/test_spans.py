@@ -197,6 +197,7 @@ def test_gen_ai_names_are_opt_in(identity):
             {
                 ("gen_ai.operation.name", "chat"),
                 ("gen_ai.provider.name", "mfu_sdk"),
+                ("gen_ai.request.model", "acme/llama-tiny"),
                 ("gen_ai.usage.input_tokens", 2),
                 ("gen_ai.usage.output_tokens", 1),
             },
@@ -216,7 +217,7 @@ def test_gen_ai_names_are_opentelemetrys():
         if name.startswith("GEN_AI_")
     }
     ours = {name for name in (*semconv.ATTRIBUTES, *semconv.METRICS) if name.startswith("gen_ai")}
-    assert len(ours) == 7
+    assert len(ours) == 8
     assert ours <= theirs
 
 
