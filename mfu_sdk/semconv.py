@@ -554,6 +554,13 @@ DRIFT_DIFF: Final = _attribute(
 STEP_COMPONENT: Final = _attribute(
     "mfu.step.component", "string", "", "which part of the step: total, data or device", "metric"
 )
+SDK_THREAD: Final = _attribute(
+    "mfu.sdk.thread",
+    "string",
+    "",
+    "whose time it is: step, of the threads that make steps; export, of the threads that send",
+    "metric",
+)
 DROP_REASON: Final = _attribute(
     "mfu.drop.reason",
     "string",
@@ -636,5 +643,10 @@ METRIC_GEN_AI_OUTPUT_TOKEN: Final = _metric(
     "the same as mfu.inference.time_per_output_token, where MFU_GEN_AI says so",
     (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
 )
-METRIC_SDK_OVERHEAD: Final = _metric("mfu.sdk.overhead", "counter", "s", "time that the SDK took on the step path")
+METRIC_SDK_OVERHEAD: Final = _metric(
+    "mfu.sdk.overhead",
+    "counter",
+    "s",
+    "time that the SDK took: elapsed on the step path, and the processor's of all export threads",
+)
 METRIC_SDK_DROPPED: Final = _metric("mfu.sdk.dropped", "counter", "{item}", "items never delivered, by reason")

@@ -3,7 +3,8 @@
 Not the OpenTelemetry MeterProvider: it takes 6 µs a measurement, nine of which make a step, and it leaves a handler
 behind that runs resource detectors in every child that the user's program ever forks. These sums are touched by
 one thread only, cost a dictionary look-up each, and end with the run. Attributes are `hw.id`, `mfu.phase` and
-`mfu.peak.dtype`, besides the component of a time and the reason of a drop; those of `gen_ai.*` have that convention's.
+`mfu.peak.dtype`, besides the component of a time, the reason of a drop and the thread of an overhead; those of `gen_ai.*`
+have that convention's.
 All values are doubles.
 """
 
@@ -112,6 +113,7 @@ class Metrics:
         # What steps of one phase and dtype are added to, so that a step looks up but that.
         self._kinds: dict[tuple[Phase, str | None], _Kind] = {}
         self._dropped: dict[str, int] = {}
+        self._export_s = 0.0
 
     def step(self, step: StepRecord) -> None:
         """Count one step: every step as a step, one that did not fail in the tokens, a timed one in the times, a
@@ -200,13 +202,25 @@ class Metrics:
 
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""
-        self._number(semconv.METRIC_SDK_OVERHEAD, self._device).add(seconds)
+        self._overhead("step").add(seconds)
 
-    def snapshot(self, resource: Resource, now_unix_ns: int, *, dropped: Mapping[str, int], alive: bool) -> MetricsData:
+    def snapshot(
+        self,
+        resource: Resource,
+        now_unix_ns: int,
+        *,
+        dropped: Mapping[str, int],
+        alive: bool,
+        export_s: float = 0.0,
+    ) -> MetricsData:
         """Everything as it stands. `dropped`: items lost since the run began, by reason.
 
-        `alive`: whether the run still lives (`mfu.run.info` is 1 then, and 0 in its last export).
+        `alive`: whether the run still lives (`mfu.run.info` is 1 then, and 0 in its last export). `export_s`: processor
+        time of the export threads since the run began.
         """
+        if export_s > self._export_s:
+            self._overhead("export").add(export_s - self._export_s)
+            self._export_s = export_s
         for reason, total in dropped.items():
             number = self._number(semconv.METRIC_SDK_DROPPED, (*self._device, (semconv.DROP_REASON, reason)))
             number.add(total - self._dropped.get(reason, 0))
@@ -255,6 +269,9 @@ class Metrics:
         ]
         data = Sum(numbers, temporality, is_monotonic=True) if registered.kind == "counter" else Gauge(numbers)
         return Metric(name, registered.brief, registered.unit, data) if numbers else None
+
+    def _overhead(self, thread: str) -> _Number:
+        return self._number(semconv.METRIC_SDK_OVERHEAD, (*self._device, (semconv.SDK_THREAD, thread)))
 
     def _number(self, name: str, labels: _Labels) -> _Number:
         return self._numbers.setdefault((name, labels), _Number())

@@ -86,7 +86,8 @@ class Pipeline:
     """One run's pipeline; its methods are called on the export thread only (`worker.Pipeline`).
 
     `unix_ns` is the wall clock in nanoseconds, `monotonic_s` a monotonic one in seconds. `overflowed` gives the
-    number of records that never came in because the queue was full. `resource` and `recorder` are the run's, where
+    number of records that never came in because the queue was full, `export_s` the processor time of all the run's
+    export threads in seconds. `resource` and `recorder` are the run's, where
     the caller has them. Raises `ConfigurationError` when made, for certificates that cannot be read.
     """
 
@@ -102,6 +103,7 @@ class Pipeline:
         recorder: Recorder | None = None,
     ) -> None:
         self.overflowed: Callable[[], int] = lambda: 0
+        self.export_s: Callable[[], float] = lambda: 0.0
         self._unix_ns = unix_ns
         self._resource = resource or resource_of(identity)
         gen_ai = settings.gen_ai
@@ -183,7 +185,11 @@ class Pipeline:
             waits_s.append(
                 self._metrics.deliver(
                     lambda: self._measured.snapshot(
-                        self._resource, now_unix_ns, dropped=self.dropped, alive=not self._closed
+                        self._resource,
+                        now_unix_ns,
+                        dropped=self.dropped,
+                        alive=not self._closed,
+                        export_s=self.export_s(),
                     ),
                     lambda: self._measured.delivered(now_unix_ns),
                     deadline_s,

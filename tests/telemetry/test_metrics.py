@@ -16,8 +16,8 @@ REQUEST = InferenceRecord("handle", EPOCH_NS, 0.004, 10, 10, "cached", 3, 1, 1)
 STREAMED = dataclasses.replace(REQUEST, time_to_first_token_s=0.1, time_per_output_token_s=0.02)
 
 
-def taken(metrics, *, dropped=None, alive=True, now_ns=EPOCH_NS + 60):
-    data = metrics.snapshot(Resource({}), now_ns, dropped=dropped or {}, alive=alive)
+def taken(metrics, *, dropped=None, alive=True, now_ns=EPOCH_NS + 60, export_s=0.0):
+    data = metrics.snapshot(Resource({}), now_ns, dropped=dropped or {}, alive=alive, export_s=export_s)
     return {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
 
 
@@ -105,6 +105,20 @@ def test_drops_once():
     metrics = make()
     taken(metrics, dropped={"queue_full": 5})
     assert value(taken(metrics, dropped={"queue_full": 7}), "mfu.sdk.dropped") == 7.0
+
+
+def test_overhead_by_thread():
+    """Time on the step path adds up as it is told; that of export threads is told as a total, counted once."""
+    metrics = make(delta=True)
+    metrics.overhead(0.25)
+    metrics.overhead(0.5)
+    found = taken(metrics, export_s=0.125)
+    assert value(found, "mfu.sdk.overhead", **{"mfu.sdk.thread": "step"}) == 0.75
+    assert value(found, "mfu.sdk.overhead", **{"mfu.sdk.thread": "export"}) == 0.125
+    metrics.delivered(EPOCH_NS + 60)
+    found = taken(metrics, export_s=0.375)
+    (point,) = found["mfu.sdk.overhead"].data.data_points
+    assert (point.attributes["mfu.sdk.thread"], point.value) == ("export", 0.25)
 
 
 def test_alive():
