@@ -117,6 +117,12 @@ OPTIONS: tuple[Option, ...] = (
         "an http or https URL",
         "the provider's collector, which is sent aggregates only, beside the tenant's own that OTEL_* names",
     ),
+    Option(
+        "MFU_PROVIDER_PROTOCOL",
+        "http/protobuf",
+        "http/protobuf or grpc",
+        "how it is spoken to; grpc needs the extra `mfu-sdk[grpc]`, and the endpoint then has no path",
+    ),
     Option("MFU_PROVIDER_HEADERS", "none", "key=value,…, URL-encoded", "headers of every request to it: a token"),
     Option("MFU_PROVIDER_TIMEOUT", "10", "seconds above 0", "how long a request to it may take"),
     Option("MFU_PROVIDER_COMPRESSION", "gzip", "none, gzip or deflate", "how requests to it are compressed"),
@@ -161,6 +167,7 @@ class Provider:
     certificate: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -186,6 +193,9 @@ class Provider:
             certificate=env.get("MFU_PROVIDER_CERTIFICATE") or None,
             client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
             client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
+            protocol=_one_of(
+                env, "MFU_PROVIDER_PROTOCOL", "http/protobuf", {"http/protobuf": "http/protobuf", "grpc": "grpc"}
+            ),
         )
 
 

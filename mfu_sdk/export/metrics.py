@@ -3,9 +3,8 @@
 Not the OpenTelemetry MeterProvider: it takes 6 µs a measurement, nine of which make a step, and it leaves a handler
 behind that runs resource detectors in every child that the user's program ever forks. These sums are touched by
 one thread only, cost a dictionary look-up each, and end with the run. Attributes are `hw.id`, `mfu.phase` and
-`mfu.peak.dtype`, besides the component of a time, the reason of a drop and the thread of an overhead; those of `gen_ai.*`
-have that convention's.
-All values are doubles.
+`mfu.peak.dtype`, besides the component of a time, the reason of a drop and the thread of an overhead; those of
+`gen_ai.*` have that convention's. All values are doubles.
 """
 
 from bisect import bisect_left

@@ -208,7 +208,10 @@ class Pipeline:
             guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
 
     def retire(self) -> None:
-        """Let go of the recorder."""
+        """Let go of the connections and of the recorder."""
+        for delivery in (self._traces, self._metrics):
+            if delivery is not None:
+                delivery.close()
         if self._recorder is not None:
             self._recorder.retire()
 
