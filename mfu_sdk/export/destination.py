@@ -151,8 +151,8 @@ def for_replay(url: str | None, provider: Provider, env: Mapping[str, str] | Non
     """Where `mfu replay` sends spans: to the base `url`, else to the provider's collector, else to the tenant's.
 
     With a `url`, protocol, headers, TLS and compression are the provider's where any of its variables is set, else the
-    tenant's. Raises `ConfigurationError` where nothing names a collector, and `MissingDependencyError` for gRPC without its
-    extra.
+    tenant's. Raises `ConfigurationError` where nothing names a collector, and `MissingDependencyError` for gRPC without
+    its extra.
     """
     env = os.environ if env is None else env
     if provider == Provider() and (_either(env, "traces", "PROTOCOL") or "").strip().lower() == "grpc":

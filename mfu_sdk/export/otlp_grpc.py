@@ -115,8 +115,8 @@ def _retry_after_s(details: bytes | str | None) -> float | None:
     """Seconds that a RetryInfo among the details asks for (google/rpc/error_details.proto)."""
     if not isinstance(details, bytes):
         return None
-    from google.rpc.error_details_pb2 import RetryInfo
-    from google.rpc.status_pb2 import Status
+    from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]  # generated, ships no types
+    from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # as above
 
     try:
         for detail in Status.FromString(details).details:
