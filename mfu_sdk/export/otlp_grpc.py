@@ -68,13 +68,11 @@ class GrpcSender:
         try:
             return Outcome("delivered", answer=self._call(body, timeout=limit_s, metadata=self._metadata))
         except grpc.RpcError as error:
-            code, detail = error.code().name, f"{error.code().name}: {error.details()}"
-            retry_after_s = _retry_after_s(dict(error.trailing_metadata() or ()).get(DETAILS))
-            if code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after_s is not None):
+            outcome = _outcome(error)
+            if outcome.kind == "retry":
                 # A channel waits longer and longer between its connections; when to try again is the route's to say.
                 self.close()
-                return Outcome("retry", detail, retry_after_s)
-            return Outcome("rejected", detail)
+            return outcome
 
     def close(self) -> None:
         """Let go of the connection; a later request makes another."""
@@ -109,6 +107,14 @@ def _channel(grpc: Any, destination: Destination) -> Any:
 
 def _read(path: str | None) -> bytes | None:
     return Path(path).read_bytes() if path else None
+
+
+def _outcome(error: Any) -> Outcome:
+    """What an RpcError of a blocking call means: it is also the call, which its type does not say."""
+    code = error.code().name
+    retry_after_s = _retry_after_s(dict(error.trailing_metadata() or ()).get(DETAILS))
+    again = code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after_s is not None)
+    return Outcome("retry" if again else "rejected", f"{code}: {error.details()}", retry_after_s)
 
 
 def _retry_after_s(details: bytes | str | None) -> float | None:
