@@ -8,7 +8,7 @@ https://opentelemetry.io/docs/specs/otlp/#otlpgrpc.
 """
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -51,7 +51,7 @@ class GrpcSender:
                     "write it in printable ASCII"
                 )
         self._channel: Any = None
-        self._call: Callable[..., bytes] | None = None
+        self._call: Any = None
 
     def compress(self, body: bytes) -> bytes:
         """`body` as it is: gRPC compresses by itself, as the channel says."""
@@ -62,11 +62,12 @@ class GrpcSender:
         import grpc
 
         limit_s = self._destination.timeout_s if timeout_s is None else min(timeout_s, self._destination.timeout_s)
-        if self._call is None:
+        call = self._call
+        if call is None:
             self._channel = _channel(grpc, self._destination)
-            self._call = self._channel.unary_unary(self._method)
+            call = self._call = self._channel.unary_unary(self._method)
         try:
-            return Outcome("delivered", answer=self._call(body, timeout=limit_s, metadata=self._metadata))
+            return Outcome("delivered", answer=call(body, timeout=limit_s, metadata=self._metadata))
         except grpc.RpcError as error:
             outcome = _outcome(error)
             if outcome.kind == "retry":
