@@ -578,7 +578,7 @@ METRIC_STEP_TIME: Final = _metric("mfu.step.time", "counter", "s", "time in time
 METRIC_UTILIZATION: Final = _metric("mfu.utilization", "gauge", "1", "MFU of the latest timed step")
 METRIC_EXPECTED: Final = _metric("mfu.expected", "gauge", "1", "expected MFU of the latest timed step")
 METRIC_PEAK_FLOP_RATE: Final = _metric("mfu.peak.flop_rate", "gauge", "{flop}/s", "the denominator's rate")
-METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "1", "1 while the run lives")
+METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "{run}", "1 while the run lives")
 METRIC_STEP_DURATION: Final = _metric(
     "mfu.step.duration",
     "histogram",
@@ -620,7 +620,7 @@ METRIC_BATCH_FILL_RATIO: Final = _metric(
 METRIC_DRIFT_SCORE: Final = _metric(
     "mfu.drift.score", "gauge", "1", "the most evidence for a drift, or for its recovery, over what an alarm needs"
 )
-METRIC_DRIFT_ACTIVE: Final = _metric("mfu.drift.active", "gauge", "1", "excursions that have not recovered")
+METRIC_DRIFT_ACTIVE: Final = _metric("mfu.drift.active", "gauge", "{excursion}", "excursions that have not recovered")
 METRIC_DRIFT_COUNT: Final = _metric("mfu.drift.count", "counter", "{excursion}", "excursions that were found")
 METRIC_GEN_AI_DURATION: Final = _metric(
     "gen_ai.server.request.duration",

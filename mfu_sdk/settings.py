@@ -29,6 +29,7 @@ _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
 _Rule = tuple[Callable[[float], bool], str]
 _SHARE: _Rule = (lambda number: 0 < number < 1, "a number between 0 and 1")
+_PORT: _Rule = (lambda number: 0 <= number <= 65535, "a number from 0 to 65535")
 _ABOVE_ZERO: _Rule = (lambda number: 0 < number < math.inf, "a number above 0")
 
 
@@ -130,6 +131,19 @@ OPTIONS: tuple[Option, ...] = (
     Option("MFU_PROVIDER_CLIENT_CERTIFICATE", "none", "a PEM file", "the certificate that is shown to the provider"),
     Option("MFU_PROVIDER_CLIENT_KEY", "none", "a PEM file", "that certificate's key"),
     Option(
+        "MFU_PROMETHEUS_PORT",
+        "0",
+        "0 to 65535",
+        "the port where Prometheus may scrape the run's metrics, one more for each local rank; 0: none. Needs the "
+        "extra `mfu-sdk[prometheus]`",
+    ),
+    Option(
+        "MFU_PROMETHEUS_HOST",
+        "127.0.0.1",
+        "an address of this machine",
+        "where it listens; whoever reaches that can read the metrics",
+    ),
+    Option(
         "MFU_RECORDER",
         "on",
         "on or off",
@@ -218,6 +232,8 @@ class Settings:
     recorder: Literal["on", "off"] = "on"
     recorder_dir: Path | None = None
     provider: Provider = Provider()
+    prometheus_port: int = 0
+    prometheus_host: str = "127.0.0.1"
     run_id: str | None = None
     run_attempt: int | None = None
 
@@ -228,6 +244,7 @@ class Settings:
             ("drift_tolerance", self.drift_tolerance, _SHARE),
             ("drift_alarms_per_week", self.drift_alarms_per_week, _ABOVE_ZERO),
             ("drift_streams", self.drift_streams, _ABOVE_ZERO),
+            ("prometheus_port", self.prometheus_port, _PORT),
         ):
             if not holds(number):
                 raise ConfigurationError(f"{name}={number}: must be {rule}")
@@ -268,6 +285,8 @@ class Settings:
             recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
             recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
             provider=Provider.from_env(env),
+            prometheus_port=_number(env, "MFU_PROMETHEUS_PORT", int, "0", _PORT),
+            prometheus_host=env.get("MFU_PROMETHEUS_HOST", "").strip() or "127.0.0.1",
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=None if attempt is None else int(attempt),
         )

@@ -61,7 +61,7 @@ def of_provider(signal: Signal, provider: Provider, env: Mapping[str, str] | Non
     extra.
     """
     env = os.environ if env is None else env
-    if provider.endpoint is None or _disabled(env):
+    if provider.endpoint is None or disabled(env):
         return None
     if not _is_url(provider.endpoint):
         raise ConfigurationError(
@@ -96,7 +96,7 @@ def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destina
     `opentelemetry-instrument` sets gRPC where nobody has set anything.)
     """
     env = os.environ if env is None else env
-    if _disabled(env):
+    if disabled(env):
         return None
     if env.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() == "none":
         return None
@@ -192,7 +192,9 @@ def delta_metrics(env: Mapping[str, str] | None = None) -> bool:
     return wanted in ("delta", "lowmemory")
 
 
-def _disabled(env: Mapping[str, str]) -> bool:
+def disabled(env: Mapping[str, str] | None = None) -> bool:
+    """Whether OTEL_SDK_DISABLED stops everything."""
+    env = os.environ if env is None else env
     return env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 

@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import semconv
 from mfu_sdk.export.resource import SCOPE
-from mfu_sdk.records import Phase, StepRecord
+from mfu_sdk.records import DriftEvent, Phase, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import GenAi
 
@@ -113,6 +113,8 @@ class Metrics:
         self._kinds: dict[tuple[Phase, str | None], _Kind] = {}
         self._dropped: dict[str, int] = {}
         self._export_s = 0.0
+        # Those that have not recovered: phase and onset.
+        self._excursions: set[tuple[str, int]] = set()
 
     def step(self, step: StepRecord) -> None:
         """Count one step: every step as a step, one that did not fail in the tokens, a timed one in the times, a
@@ -184,9 +186,15 @@ class Metrics:
         self._histogram(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai).add(first_token_s)
         self._histogram(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai).add(output_token_s)
 
-    def drift(self, phase: str, *, found: bool, active: int) -> None:
-        """Count an excursion that was found, and set how many of its phase have not recovered."""
-        labels: _Labels = (*self._device, (semconv.PHASE, phase))
+    def drift(self, event: DriftEvent) -> None:
+        """Count an excursion that was not told of before, and set how many of its phase have not recovered."""
+        key = (event.phase, event.onset_step)
+        found = key not in self._excursions
+        self._excursions.discard(key)
+        if event.recovered_step is None:
+            self._excursions.add(key)
+        active = sum(phase == event.phase for phase, _ in self._excursions)
+        labels: _Labels = (*self._device, (semconv.PHASE, event.phase))
         self._number(semconv.METRIC_DRIFT_COUNT, labels).add(1 if found else 0)
         self._number(semconv.METRIC_DRIFT_ACTIVE, labels).set(active)
 

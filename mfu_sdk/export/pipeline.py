@@ -257,13 +257,12 @@ class Pipeline:
 
     def _drift(self, event: DriftEvent) -> None:
         key = (event.phase, event.onset_step)
-        is_new = self._drifts.pop(key, None) is None
+        self._drifts.pop(key, None)
         if event.recovered_step is None:
             self._drifts[key] = event
         elif self._mode != "off":
             self._add([self._spans.drift(event, event.recovered_unix_ns or event.found_unix_ns)], essential=True)
-        active = sum(open_event.phase == event.phase for open_event in self._drifts.values())
-        self._measured.drift(event.phase, found=is_new, active=active)
+        self._measured.drift(event)
 
     def _configured(self, known: Configured) -> None:
         more = {semconv.CONFIG_FINGERPRINT: known.fingerprint, semconv.CONFIG_INTENT: known.intent}

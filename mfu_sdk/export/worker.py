@@ -153,6 +153,8 @@ class Worker:
         # First of all: in a forked child not even a lock may be taken, its holder may not exist there.
         if self._inert() or self._thread is None:
             self.disown()
+            if not self._inert():
+                self._pipeline.retire()
             return True
         self.hurry(self._monotonic_s() + timeout_s)
         self._thread.join(timeout_s)

@@ -10,7 +10,7 @@ from mfu_sdk import semconv
 from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.requests import InferenceRecord
 
-from .conftest import EPOCH_NS
+from .conftest import DRIFT, EPOCH_NS
 
 REQUEST = InferenceRecord("handle", EPOCH_NS, 0.004, 10, 10, "cached", 3, 1, 1)
 STREAMED = dataclasses.replace(REQUEST, time_to_first_token_s=0.1, time_per_output_token_s=0.02)
@@ -74,7 +74,7 @@ def test_registered(step):
     metrics.inference(dataclasses.replace(STREAMED, outcome="failed", error_type="KeyError"))
     metrics.overhead(0.001)
     metrics.drift_scores({"train": 0.5})
-    metrics.drift("train", found=True, active=1)
+    metrics.drift(DRIFT)
     found = taken(metrics, dropped={"exit": 1})
     assert set(found) == set(semconv.METRICS)
     for name, metric in found.items():
@@ -197,9 +197,10 @@ def test_drift():
     metrics = make()
     metrics.drift_scores({"train": 0.25, "eval": 0.0})
     assert value(taken(metrics), "mfu.drift.active", **{"mfu.phase": "train"}) == 0.0
-    metrics.drift("train", found=True, active=1)
+    metrics.drift(dataclasses.replace(DRIFT, recovered_step=None))
+    assert value(taken(metrics), "mfu.drift.active", **{"mfu.phase": "train"}) == 1.0
     metrics.drift_scores({"train": 1.5})
-    metrics.drift("train", found=False, active=0)
+    metrics.drift(DRIFT)
     found = taken(metrics)
     assert value(found, "mfu.drift.count", **{"mfu.phase": "train"}) == 1.0
     assert value(found, "mfu.drift.active", **{"mfu.phase": "train"}) == 0.0
