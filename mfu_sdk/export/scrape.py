@@ -6,13 +6,15 @@ sums, with all that was recorded before it. The step path pays for one more appe
 
 import importlib.util
 import os
+import socket
 import socketserver
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
@@ -158,31 +160,33 @@ class _Listening(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, ask: Callable[[Asked], None]) -> None:
-        self.address_family = socketserver.socket.AF_INET6 if ":" in host else socketserver.socket.AF_INET
-        self.ask = ask
-        super().__init__((host, port), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), partial(_Handler, ask))
 
     def server_bind(self) -> None:
         # The HTTP server's own asks the name service what the host is called, which may take seconds.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = "", self.socket.getsockname()[1]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A scraper that hung up in the middle is nobody's concern."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Listening
     timeout = CLIENT_S
     server_version = "mfu_sdk"
     sys_version = ""
+
+    def __init__(self, ask: Callable[[Asked], None], *connection: Any) -> None:
+        self._ask = ask
+        super().__init__(*connection)
 
     def do_GET(self) -> None:
         if self.path.partition("?")[0] != "/metrics":
             self._answer(404, "text/plain", b"there is /metrics\n")
             return
         asked = Asked()
-        self.server.ask(asked)
+        self._ask(asked)
         try:
             data = asked.answer.get(timeout=ANSWER_S)
         except Empty:
@@ -197,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - the base class's names
         """The user's standard error is the user's."""
 
 
