@@ -14,7 +14,7 @@ from mfu_sdk import semconv
 _WORDS: Final = {"s": "seconds", "By": "bytes", "us": "microseconds", "Hz": "hertz"}
 """UCUM's units in Prometheus' words (https://prometheus.io/docs/practices/naming/#base-units)."""
 
-SCOPE_LABELS: Final = ("otel_scope_name", "otel_scope_version")
+SCOPE_LABELS: Final[tuple[str, str]] = ("otel_scope_name", "otel_scope_version")
 """Labels that every series has: who made it."""
 
 TARGET_INFO: Final = "target_info"

@@ -5,7 +5,7 @@ columns against it. Names that OpenTelemetry owns (``hw.*``, ``host.*``, ``servi
 ours lives in one of its namespaces. Units are UCUM, annotations in braces.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 SCOPE: Final = "mfu_sdk"
@@ -28,13 +28,16 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One instrument: its wire name, kind, UCUM unit, meaning, and explicit bucket bounds for a histogram."""
+    """One instrument: its wire name, kind, UCUM unit, meaning, explicit bucket bounds for a histogram, and the
+    attributes that its points may have.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
     brief: str
     bounds: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ def _metric(
 ) -> str:
     METRICS[name] = Metric(name, kind, unit, brief, bounds)
     return name
+
+
+def _labelled(labels: tuple[str, ...], *names: str) -> None:
+    for name in names:
+        METRICS[name] = replace(METRICS[name], labels=labels)
 
 
 # --- spans ---------------------------------------------------------------------------------------------------------
@@ -650,3 +658,36 @@ METRIC_SDK_OVERHEAD: Final = _metric(
     "time that the SDK took: elapsed on the step path, and the processor's of all export threads",
 )
 METRIC_SDK_DROPPED: Final = _metric("mfu.sdk.dropped", "counter", "{item}", "items never delivered, by reason")
+
+ALWAYS_ON_METRICS: Final = frozenset({PHASE, STEP_COMPONENT, SDK_THREAD, DROP_REASON})
+"""Attributes that every point has whose metric has them at all; the others are there where they are known."""
+
+_labelled((HW_ID,), METRIC_RUN_INFO)
+_labelled((HW_ID, SDK_THREAD), METRIC_SDK_OVERHEAD)
+_labelled((HW_ID, DROP_REASON), METRIC_SDK_DROPPED)
+_labelled((HW_ID, PHASE, STEP_COMPONENT), METRIC_STEP_TIME)
+_labelled(
+    (HW_ID, PHASE),
+    METRIC_STEP_COUNT,
+    METRIC_TOKEN_COUNT,
+    METRIC_STEP_DURATION,
+    METRIC_BATCH_FILL_RATIO,
+    METRIC_DRIFT_SCORE,
+    METRIC_DRIFT_ACTIVE,
+    METRIC_DRIFT_COUNT,
+    METRIC_INFERENCE_DURATION,
+    METRIC_TIME_TO_FIRST_TOKEN,
+    METRIC_TIME_PER_OUTPUT_TOKEN,
+)
+_labelled(
+    (HW_ID, PHASE, PEAK_DTYPE),
+    METRIC_MODEL_FLOP,
+    METRIC_HARDWARE_FLOP,
+    METRIC_AVAILABLE_FLOP,
+    METRIC_PEAK_FLOP_RATE,
+    METRIC_UTILIZATION,
+    METRIC_EXPECTED,
+    METRIC_STEP_UTILIZATION,
+)
+_labelled((HW_ID, GEN_AI_OPERATION_NAME, GEN_AI_PROVIDER_NAME, ERROR_TYPE), METRIC_GEN_AI_DURATION)
+_labelled((HW_ID, GEN_AI_OPERATION_NAME, GEN_AI_PROVIDER_NAME), METRIC_GEN_AI_FIRST_TOKEN, METRIC_GEN_AI_OUTPUT_TOKEN)

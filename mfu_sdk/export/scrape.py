@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - the base class's names
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's names
         """The user's standard error is the user's."""
 
 

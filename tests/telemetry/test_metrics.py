@@ -79,6 +79,8 @@ def test_registered(step):
     assert set(found) == set(semconv.METRICS)
     for name, metric in found.items():
         assert metric.unit == semconv.METRICS[name].unit
+        labels = {label for point in metric.data.data_points for label in point.attributes}
+        assert labels == set(semconv.METRICS[name].labels)
         for point in metric.data.data_points:
             for label, text in point.attributes.items():
                 assert "metric" in semconv.ATTRIBUTES[label].on
