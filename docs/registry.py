@@ -2,9 +2,9 @@
 
 The form is version 1 of the semantic convention schema (https://github.com/open-telemetry/weaver at afa9700c,
 schemas/semconv-syntax.md and semconv.schema.json): groups of attributes, entities, spans and metrics. Names that
-OpenTelemetry owns are references into its own registry, on which this one depends; `gen_ai.*`, which we send only where
-MFU_GEN_AI asks for it, is in a third and left out. Units of attributes and bounds of histograms, which the schema has no
-field for, are annotations.
+OpenTelemetry owns are references into its own registry, on which this one depends; `gen_ai.*`, which we send only
+where MFU_GEN_AI asks for it, is in a third and left out. Units of attributes and bounds of histograms, which the schema
+has no field for, are annotations.
 """
 
 from collections.abc import Iterable, Mapping
