@@ -5,6 +5,7 @@ sums, with all that was recorded before it. The step path pays for one more appe
 """
 
 import importlib.util
+import ipaddress
 import os
 import socket
 import socketserver
@@ -15,6 +16,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, SimpleQueue
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
@@ -161,7 +163,7 @@ class _Listening(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, ask: Callable[[Asked], None]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), partial(_Handler, ask))
+        super().__init__((host, port), partial(_Handler, ask, _is_loopback(host)))
 
     def server_bind(self) -> None:
         # The HTTP server's own asks the name service what the host is called, which may take seconds.
@@ -177,11 +179,16 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "mfu_sdk"
     sys_version = ""
 
-    def __init__(self, ask: Callable[[Asked], None], *connection: Any) -> None:
+    def __init__(self, ask: Callable[[Asked], None], on_loopback: bool, *connection: Any) -> None:
         self._ask = ask
+        # A web page elsewhere could point its own name at 127.0.0.1, and read through its visitor's browser.
+        self._on_loopback = on_loopback
         super().__init__(*connection)
 
     def do_GET(self) -> None:
+        if self._on_loopback and not _names_loopback(self.headers.get("Host", "")):
+            self._answer(403, "text/plain", b"only loopback is served, by its own name\n")
+            return
         if self.path.partition("?")[0] != "/metrics":
             self._answer(404, "text/plain", b"there is /metrics\n")
             return
@@ -203,6 +210,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's names
         """The user's standard error is the user's."""
+
+
+def _names_loopback(host: str) -> bool:
+    try:
+        return _is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def need_prometheus() -> None:

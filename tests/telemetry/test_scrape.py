@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import shutil
@@ -203,6 +204,23 @@ def test_beyond_the_last_port(opened, caplog):
     """A rank whose port does not exist is told so."""
     opened(port=65535, local_rank=1)
     assert "127.0.0.1:65536 cannot be listened on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [("localhost:9464", True), ("[::1]:9464", True), ("127.0.0.1", True), ("evil.example:9464", False), ("", False),
+     ("[::", False)],
+)  # fmt: skip
+def test_by_its_own_name(opened, host, served):
+    """On loopback a request that names another host is refused: a web page's name may have been pointed here."""
+    telemetry, _ = opened()
+    port = telemetry._lanes[-1].pipeline.server.port
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("GET", "/metrics", skip_host=True)
+    connection.putheader("Host", host)
+    connection.endheaders()
+    assert connection.getresponse().status == (200 if served else 403)
+    connection.close()
 
 
 def test_other_paths(opened):
