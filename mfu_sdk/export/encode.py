@@ -83,7 +83,7 @@ class Envelope:
     def request(self, spans: Sequence[bytes]) -> bytes:
         """An ExportTraceServiceRequest of spans that `encode` made; two of them, one after the other, are one too."""
         # ScopeSpans.spans and ResourceSpans.scope_spans are both field 2, as ExportTraceServiceRequest's is 1.
-        scope = b"".join([self._scope, *[delimited(2, span) for span in spans]])
+        scope = b"".join([self._scope, *[b"%b%b%b" % (_SPAN, varint(len(span)), span) for span in spans]])
         return delimited(1, self._sender + delimited(2, scope))
 
 
@@ -141,6 +141,7 @@ def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
 
 # --- pieces --------------------------------------------------------------------------------------------------------
 
+_SPAN: Final = b"\x12"
 _TRACE_ID: Final = b"\x0a\x10"
 _SPAN_ID: Final = b"\x12\x08"
 _PARENT_ID: Final = b"\x22\x08"
