@@ -8,8 +8,10 @@ https://opentelemetry.io/docs/specs/otlp/#otlpgrpc.
 """
 
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from time import time as now_unix_s
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -66,8 +68,10 @@ class GrpcSender:
         if call is None:
             self._channel = _channel(grpc, self._destination)
             call = self._call = self._channel.unary_unary(self._method)
+        # gRPC makes a point in time of it by `time.time`, into which the user may have put a clock that stands still.
+        timeout_by_their_clock_s = limit_s + (now_unix_s() - time.time())
         try:
-            return Outcome("delivered", answer=call(body, timeout=limit_s, metadata=self._metadata))
+            return Outcome("delivered", answer=call(body, timeout=timeout_by_their_clock_s, metadata=self._metadata))
         except grpc.RpcError as error:
             outcome = _outcome(error)
             if outcome.kind == "retry":

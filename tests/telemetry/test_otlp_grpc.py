@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -217,6 +218,14 @@ def test_hung(server, sending):
     server.hung = True
     outcome = sending(server.url, timeout_s=0.05)
     assert (outcome.kind, outcome.detail.split(":")[0]) == ("retry", "DEADLINE_EXCEEDED")
+
+
+def test_a_patched_clock(server, sending, monkeypatch):
+    """A clock of the user's that stands still neither ends a request at once nor keeps it from ending."""
+    monkeypatch.setattr(time, "time", lambda: 12.0)
+    assert sending(server.url).kind == "delivered"
+    server.hung = True
+    assert sending(server.url, timeout_s=0.05).detail.startswith("DEADLINE_EXCEEDED")
 
 
 def test_mutual_tls(loopback, sending):
