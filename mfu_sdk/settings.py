@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
 _Rule = tuple[Callable[[float], bool], str]
 _SHARE: _Rule = (lambda number: 0 < number < 1, "a number between 0 and 1")
+_PORT: _Rule = (lambda number: 0 <= number <= 65535, "a number from 0 to 65535")
 _ABOVE_ZERO: _Rule = (lambda number: 0 < number < math.inf, "a number above 0")
 
 
@@ -118,6 +119,12 @@ OPTIONS: tuple[Option, ...] = (
         "an http or https URL",
         "the provider's collector, which is sent aggregates only, beside the tenant's own that OTEL_* names",
     ),
+    Option(
+        "MFU_PROVIDER_PROTOCOL",
+        "http/protobuf",
+        "http/protobuf or grpc",
+        "how it is spoken to; grpc needs the extra `mfu-sdk[grpc]`, and the endpoint then has no path",
+    ),
     Option("MFU_PROVIDER_HEADERS", "none", "key=value,…, URL-encoded", "headers of every request to it: a token"),
     Option("MFU_PROVIDER_TIMEOUT", "10", "seconds above 0", "how long a request to it may take"),
     Option("MFU_PROVIDER_COMPRESSION", "gzip", "none, gzip or deflate", "how requests to it are compressed"),
@@ -129,6 +136,19 @@ OPTIONS: tuple[Option, ...] = (
         "0",
         "0 or 1",
         "1: the provider is told what kind of model it is (`mfu.model.class`: llama, vit), to compare it with its like",
+    ),
+    Option(
+        "MFU_PROMETHEUS_PORT",
+        "0",
+        "0 to 65535",
+        "the port where Prometheus may scrape the run's metrics, one more for each local rank; 0: none. Needs the "
+        "extra `mfu-sdk[prometheus]`",
+    ),
+    Option(
+        "MFU_PROMETHEUS_HOST",
+        "127.0.0.1",
+        "an address of this machine",
+        "where it listens; whoever reaches that can read the metrics",
     ),
     Option(
         "MFU_RECORDER",
@@ -175,6 +195,7 @@ class Provider:
     client_certificate: str | None = None
     client_key: str | None = None
     model_class: bool = False
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -201,6 +222,9 @@ class Provider:
             client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
             client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
             model_class=_one_of(env, "MFU_PROVIDER_MODEL_CLASS", "0", _SWITCH),
+            protocol=_one_of(
+                env, "MFU_PROVIDER_PROTOCOL", "http/protobuf", {"http/protobuf": "http/protobuf", "grpc": "grpc"}
+            ),
         )
 
 
@@ -223,6 +247,8 @@ class Settings:
     recorder: Literal["on", "off"] = "on"
     recorder_dir: Path | None = None
     provider: Provider = Provider()
+    prometheus_port: int = 0
+    prometheus_host: str = "127.0.0.1"
     run_id: str | None = None
     run_attempt: int | None = None
     allocation_id: str | None = None
@@ -234,6 +260,7 @@ class Settings:
             ("drift_tolerance", self.drift_tolerance, _SHARE),
             ("drift_alarms_per_week", self.drift_alarms_per_week, _ABOVE_ZERO),
             ("drift_streams", self.drift_streams, _ABOVE_ZERO),
+            ("prometheus_port", self.prometheus_port, _PORT),
         ):
             if not holds(number):
                 raise ConfigurationError(f"{name}={number}: must be {rule}")
@@ -274,6 +301,8 @@ class Settings:
             recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
             recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
             provider=Provider.from_env(env),
+            prometheus_port=_number(env, "MFU_PROMETHEUS_PORT", int, "0", _PORT),
+            prometheus_host=env.get("MFU_PROMETHEUS_HOST", "").strip() or "127.0.0.1",
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=None if attempt is None else int(attempt),
             allocation_id=env.get("MFU_ALLOCATION_ID") or None,

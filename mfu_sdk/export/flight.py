@@ -48,7 +48,11 @@ _JOINED = struct.Struct("<QqBB")
 _END = struct.Struct("<qqdddddddddqBBB40s")
 _CHECK = struct.Struct("<I")
 _ARRIVED = struct.Struct("<Q")
-_pack_step, _pack_check, _crc32 = _STEP.pack, _CHECK.pack, zlib.crc32
+_CHECKED = struct.Struct(f"<I{_STEP.size}s")
+pack_body: Final = _STEP.pack
+"""The first part of a slot without its checksum: a step's number, which begins at 1, and its row."""
+put_checked: Final = _CHECKED.pack_into
+"""Put that part into a mapped file: where, the checksum (`zlib.crc32`), the body."""
 _JOINED_AT: Final = 226
 _ARRIVED_AT: Final = 248
 _IDENTITY_AT: Final = 64
@@ -207,9 +211,8 @@ def slot_at(sequence: int) -> int:
 
 def pack_step(sequence: int, row: Row) -> tuple[int, bytes]:
     """The first part of a slot, and where it goes; numbers begin at 1, so that an empty slot has none."""
-    body = _pack_step(sequence, *row)
-    # `slot_at`, without the call: this is on the path of every step.
-    return RING_AT + (sequence - 1) % CAPACITY * SLOT_BYTES, _pack_check(_crc32(body)) + body
+    body = pack_body(sequence, *row)
+    return slot_at(sequence), _CHECKED.pack(zlib.crc32(body), body)
 
 
 def pack_joined(sequence: int, first: int, kept: Kept | None) -> bytes:

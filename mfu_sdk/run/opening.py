@@ -137,10 +137,10 @@ def _pulse(device: Device) -> tuple[float | None, tuple[str, ...]]:
 
 
 def _telemetry(identity: RunIdentity, settings: Settings) -> Telemetry | None:
-    """The way out, or None where the environment names no collector; OpenTelemetry is loaded only where it does."""
+    """The way out, or None where no collector or scrape port is named; OpenTelemetry is loaded only where one is."""
     from mfu_sdk.export.destination import configured
 
-    if not configured(provider=settings.provider):
+    if not configured(provider=settings.provider) and not settings.prometheus_port:
         return None
     from mfu_sdk.export.telemetry import Telemetry
 

@@ -155,7 +155,9 @@ def test_labels_of_metrics(both, other_collector, collector, step, summary):
                 names.add(metric.name)
                 for point in getattr(metric, metric.WhichOneof("data")).data_points:
                     labels |= attributes_of(point.attributes).keys()
-    assert labels <= {"hw.id", "mfu.phase", "mfu.peak.dtype", "mfu.step.component", "mfu.drop.reason"}
+    assert labels <= {
+        "hw.id", "mfu.phase", "mfu.peak.dtype", "mfu.step.component", "mfu.drop.reason", "mfu.sdk.thread",
+    }  # fmt: skip
     assert all(name.startswith("mfu.") for name in names)
     theirs, ours = (
         sorted(value for _, value in each.points()["mfu.model.flop"]) for each in (other_collector, collector)
