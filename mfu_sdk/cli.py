@@ -118,7 +118,7 @@ def report(
         width = shutil.get_terminal_size().columns if terminal else 100
         text = reports.render_text(found, width, color=terminal)
     else:
-        text = reports.to_json(found) if form == "json" else reports.render_html(found)
+        text = reports.to_json(found) if form == "json" else _provider("pages").render_html(found)
     if output is None:
         click.echo(text.rstrip("\n"))
     else:

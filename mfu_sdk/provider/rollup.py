@@ -275,3 +275,13 @@ def _sums(row: Row) -> Sums:
         batch_s=value("batch_s"),
         batch_device_s=value("batch_time_s"),
     )
+
+
+def scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+    """The parameters that every reading takes: a range, and one tenant or everyone."""
+    return _scope(span, tenant)
+
+
+def sums(row: Row) -> Sums:
+    """The sums of a row; what its query did not ask for is None."""
+    return _sums(row)

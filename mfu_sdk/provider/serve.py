@@ -19,30 +19,22 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, receive, report
+from mfu_sdk.provider import baseline, pages, receive, report
+from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.pages.routes import HEADERS, Reader
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.store import Store
 
 Address = tuple[str, int]
 
-RANGES: Final = ("1h", "24h", "7d", "30d")
-"""The ranges that the page links to."""
-
 _GRACE_S: Final = 5
-# The page has neither scripts nor anything from elsewhere, and says so.
-_PAGE_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +73,10 @@ class Server:
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
             self._store = Store(data_dir)
             undo.pop_all()
+        self._artist = Artist()
         routes = [
             receive.routes(self._store, credentials, now_unix_ns),
-            _web_routes(self._store, credentials, now_unix_ns),
+            _web_routes(self._store, self._artist, credentials, now_unix_ns),
         ]
         self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,6 +105,7 @@ class Server:
         """Give up sockets and store, for a server that never served; a second call does nothing."""
         for bound in self._sockets:
             bound.close()
+        self._artist.close()
         self._store.close()
 
     async def _serve(self, on_ready: Callable[[Addresses], None] | None) -> None:
@@ -239,20 +233,19 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
-    def asked(request: Request) -> tuple[Report, str | None]:
+def _web_routes(store: Store, artist: Artist, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
+    def reader(request: Request) -> Reader:
+        identity = _identity(request, credentials)
+        asked = _tenant(identity, request.query_params.get("tenant"))
+        # An operator may read everything; the tenant that one asks for is a filter.
+        return Reader(identity.name, None if identity.operator else asked, identity.operator)
+
+    def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return report.build(store, span, tenant), query.get("tenant")
-
-    def page(request: Request) -> Response:
-        found, tenant = asked(request)
-        return HTMLResponse(report.render_html(found, RANGES, tenant), headers=_PAGE_HEADERS)
-
-    def api(request: Request) -> Response:
-        found, _ = asked(request)
-        return Response(report.to_json(found), media_type="application/json", headers=_PAGE_HEADERS)
+        found: Report = report.build(store, span, tenant, query.get("gpu_type") or None)
+        return Response(report.to_json(found), media_type="application/json", headers=HEADERS)
 
     def baselines(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
@@ -261,14 +254,14 @@ def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[]
         fingerprint = query.get("fingerprint")
         found = baseline.reached(store, fingerprint, span, tenant)
         text = baseline.to_json(fingerprint or "", found)
-        return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+        return Response(text, media_type="application/json", headers=HEADERS)
 
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
 
     return [
-        Route("/", _answering(page)),
+        *pages.routes(store, artist, reader, _answering, now_unix_ns),
         Route("/api/report", _answering(api)),
         Route("/api/baseline", _answering(baselines)),
         Route("/healthz", _answering(healthz)),

@@ -23,7 +23,10 @@ from mfu_sdk.errors import MissingDependencyError, StoreError
 
 Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
-Reading = Literal["levels", "trend", "quality", "uncounted", "inference", "baseline"]
+Reading = Literal[
+    "levels", "trend", "quality", "uncounted", "inference", "baseline",
+    "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
+]  # fmt: skip
 """The names of the queries in sql/read."""
 
 _SQL: Final = resources.files("mfu_sdk.provider") / "sql"

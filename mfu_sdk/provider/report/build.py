@@ -34,12 +34,17 @@ _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
-def build(store: Store, span: Range, tenant: str | None) -> Report:
-    """The report on `span` of `tenant` alone, or of the whole fleet where it is None."""
-    usages = rollup.usages(store, span, tenant)
-    previous = rollup.level(rollup.usages(store, span.previous, tenant)).sums if _has_previous(span) else Sums()
-    bucket_s = _bucket_s(span)
+def build(store: Store, span: Range, tenant: str | None, gpu_type: str | None = None) -> Report:
+    """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
+
+    Inference requests name no device, so a report of one GPU type holds none.
+    """
+    usages = _of_type(rollup.usages(store, span, tenant), gpu_type)
+    before = rollup.usages(store, span.previous, tenant) if _has_previous(span) else ()
+    previous = rollup.level(_of_type(before, gpu_type)).sums
+    bucket_s = bucket_seconds(span)
     moments = rollup.moments(store, span, tenant, bucket_s)
+    moments = tuple(m for m in moments if gpu_type is None or m.job.gpu_type == gpu_type)
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
@@ -50,7 +55,7 @@ def build(store: Store, span: Range, tenant: str | None) -> Report:
         workloads=workloads,
         gpu_types=_gpu_types(usages),
         scaling=scaling,
-        inference=rollup.requests(store, span, tenant),
+        inference=rollup.requests(store, span, tenant) if gpu_type is None else (),
         questions=Questions(
             low_workloads=_low(workloads, moments),
             by_gpu_type=_families_by_type(usages),
@@ -64,9 +69,14 @@ def _has_previous(span: Range) -> bool:
     return span.previous.since_unix_ns >= 0
 
 
-def _bucket_s(span: Range) -> int:
+def _of_type(usages: tuple[Usage, ...], gpu_type: str | None) -> tuple[Usage, ...]:
+    return usages if gpu_type is None else tuple(usage for usage in usages if usage.gpu_type == gpu_type)
+
+
+def bucket_seconds(span: Range, most: int = _MOST_POINTS) -> int:
+    """How long the buckets of a trend over `span` are, so that there are at most `most`; at least five minutes."""
     length_s = (span.until_unix_ns - span.since_unix_ns) / 1e9
-    return next((size for size in _BUCKETS_S if length_s / size <= _MOST_POINTS), _BUCKETS_S[-1])
+    return next((size for size in _BUCKETS_S if length_s / size <= most), _BUCKETS_S[-1])
 
 
 def _figures(level: Level) -> dict[str, Any]:
