@@ -4,7 +4,7 @@ SELECT
     device,
     sum(counted.model_flop) AS model_flop,
     sum(counted.available_flop) AS available_flop
-FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}) AS counted
+FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = {bucket_s:UInt32}) AS counted
 WHERE host = {host:String} AND ({everyone:UInt8} OR tenant = {tenant:String})
 GROUP BY bucket_unix_s, device
 ORDER BY device, bucket_unix_s

@@ -11,7 +11,7 @@ SELECT
     sum(counted.expected_available_flop) AS expected_available_flop,
     sum(counted.step_time_s) AS step_time_s,
     sum(counted.tokens) AS tokens
-FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}) AS counted
+FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = 3600) AS counted
 WHERE run_id = {run_id:String} AND ({everyone:UInt8} OR tenant = {tenant:String})
 GROUP BY tenant, rank, host, device
 ORDER BY tenant, rank, host, device
