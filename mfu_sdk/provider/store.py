@@ -256,7 +256,9 @@ class Store:
             if row["fives_off"]:
                 _run(self._writer, f"ALTER TABLE otel.mfu_sums_5m DROP PARTITION '{day}'", {})
                 # Whatever is inserted here is fed on into the hours.
-                insert = "mfu_sums_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums WHERE toDate(Timestamp, 'UTC')"
+                insert = (
+                    "mfu_sums_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums WHERE toDate(Timestamp, 'UTC')"
+                )
             else:
                 insert = (
                     "mfu_sums_1h SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m"

@@ -287,7 +287,7 @@ def test_without_files() -> None:
         ("prices: []\nprices: []", "the key 'prices' stands twice"),
         ("prices: []", "lacks `currency`; give its code of ISO 4217"),
         ("currency: dollars", "currency='dollars' must be a code of ISO 4217, such as USD"),
-        ("currency: USD\nprice: []", "'price' is no table of this file; it may hold costs, currency, prices"),
+        ("currency: USD\nprice: []", "'price' is no table of this file; it may hold costs, currency, prices, provider"),
         ("currency: USD\nprices: {a: 1}", "prices must be a list of rows"),
         ("currency: USD\nprices: [1]", "prices row 1: must map keys to values"),
         (
