@@ -1,7 +1,7 @@
 """Sums of what was asked for and what was available, on every level: workload, node, GPU type, fleet.
 
 A level's MFU is Σ model FLOPs / Σ available FLOPs over its rows, so a level is the sum of any split of it, and no
-ratio is ever averaged. Which rows count, and with what weight, is decided in sql/0002 and sql/0004.
+ratio is ever averaged. Which rows count, and with what weight, is decided in sql/0002, sql/0010 and sql/0011.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -36,7 +36,11 @@ class Sums:
     `model_flops` and `available_flops` are over the same steps: timed, and with both known; `unknown_steps` are the
     timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `device_s` is the
     Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over `batch_device_s`. `tokens` are those
-    of all steps that did not fail, timed or not.
+    of all steps that did not fail, timed or not. `hardware_flops` are over the steps of `model_flops` that know them.
+
+    For each component of a step (data, comm, skew, host), `x_s` is Σ of its seconds, over steps of `x_known_s` seconds
+    in all. For each load or quality, `x_weighted` is Σ value × step seconds over `x_s`, the seconds of the steps that
+    know it; the property `x` is the mean over their time.
     """
 
     steps: float | None = None
@@ -50,6 +54,39 @@ class Sums:
     tokens: float | None = None
     batch_s: float | None = None
     batch_device_s: float | None = None
+    hardware_flops: float | None = None
+    data_s: float | None = None
+    data_known_s: float | None = None
+    comm_s: float | None = None
+    comm_known_s: float | None = None
+    skew_s: float | None = None
+    skew_known_s: float | None = None
+    host_s: float | None = None
+    host_known_s: float | None = None
+    bus_rate_weighted: float | None = None
+    bus_rate_s: float | None = None
+    bus_peak_weighted: float | None = None
+    bus_peak_s: float | None = None
+    ideal_ratio_weighted: float | None = None
+    ideal_ratio_s: float | None = None
+    clock_weighted: float | None = None
+    clock_s: float | None = None
+    witness_weighted: float | None = None
+    witness_s: float | None = None
+    batch_feasible_weighted: float | None = None
+    batch_feasible_s: float | None = None
+    queue_weighted: float | None = None
+    queue_s: float | None = None
+    kv_free_weighted: float | None = None
+    kv_free_s: float | None = None
+    intensity_weighted: float | None = None
+    intensity_s: float | None = None
+    memory_rate_weighted: float | None = None
+    memory_rate_s: float | None = None
+    feasible_mfu_weighted: float | None = None
+    feasible_mfu_s: float | None = None
+    latency_target_weighted: float | None = None
+    latency_target_s: float | None = None
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
@@ -76,10 +113,73 @@ class Sums:
         """Mean batch over time."""
         return ratio(self.batch_s, self.batch_device_s)
 
+    @property
+    def bus_rate(self) -> float | None:
+        """Mean over time: bytes/s that collectives moved."""
+        return ratio(self.bus_rate_weighted, self.bus_rate_s)
+
+    @property
+    def bus_peak(self) -> float | None:
+        """Mean over time: bytes/s that these links were measured to move."""
+        return ratio(self.bus_peak_weighted, self.bus_peak_s)
+
+    @property
+    def ideal_ratio(self) -> float | None:
+        """Mean over time: communication / computation on ideal links."""
+        return ratio(self.ideal_ratio_weighted, self.ideal_ratio_s)
+
+    @property
+    def clock(self) -> float | None:
+        """Mean over time: clock / clock of the peak."""
+        return ratio(self.clock_weighted, self.clock_s)
+
+    @property
+    def witness(self) -> float | None:
+        """Mean over time: tensor pipes busy × clock ratio, by the device's own counters."""
+        return ratio(self.witness_weighted, self.witness_s)
+
+    @property
+    def batch_feasible(self) -> float | None:
+        """Mean over time: the batch that would fit."""
+        return ratio(self.batch_feasible_weighted, self.batch_feasible_s)
+
+    @property
+    def queue(self) -> float | None:
+        """Mean over time: requests that wait."""
+        return ratio(self.queue_weighted, self.queue_s)
+
+    @property
+    def kv_free(self) -> float | None:
+        """Mean over time: free share of the key-value cache."""
+        return ratio(self.kv_free_weighted, self.kv_free_s)
+
+    @property
+    def intensity(self) -> float | None:
+        """Mean over time: FLOPs per byte moved."""
+        return ratio(self.intensity_weighted, self.intensity_s)
+
+    @property
+    def memory_rate(self) -> float | None:
+        """Mean over time: bytes/s that the device's memory was measured to move."""
+        return ratio(self.memory_rate_weighted, self.memory_rate_s)
+
+    @property
+    def feasible_mfu(self) -> float | None:
+        """Mean over time: expected MFU at the batch that would fit."""
+        return ratio(self.feasible_mfu_weighted, self.feasible_mfu_s)
+
+    @property
+    def latency_target(self) -> float | None:
+        """Mean over time: seconds per output token that are promised."""
+        return ratio(self.latency_target_weighted, self.latency_target_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one device did for one workload; `world_size`, `host` and the names are None where nobody said."""
+    """What one device did for one workload; `world_size`, `host` and the names are None where nobody said.
+
+    `parent` is the UUID of the GPU that a MIG slice is of; `link` and `link_best` are the paths of semconv.
+    """
 
     tenant: str
     workload: str | None
@@ -90,6 +190,14 @@ class Usage:
     device: str
     run_ids: tuple[str, ...]
     sums: Sums
+    phase: str | None = None
+    intent: str | None = None
+    fingerprint: str | None = None
+    link: str | None = None
+    link_best: str | None = None
+    mig_profile: str | None = None
+    parent: str | None = None
+    allocation_id: str | None = None
 
     @property
     def job(self) -> "Job":
@@ -165,6 +273,14 @@ def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
             device=row["device"],
             run_ids=tuple(sorted(run_id for run_id in row["run_ids"] if run_id)),
             sums=_sums(row),
+            phase=row["phase"] or None,
+            intent=row["intent"] or None,
+            fingerprint=row["fingerprint"] or None,
+            link=row["link"] or None,
+            link_best=row["link_best"] or None,
+            mig_profile=row["mig_profile"] or None,
+            parent=row["parent"] or None,
+            allocation_id=row["allocation_id"] or None,
         )
         for row in store.read("levels", **_scope(span, tenant))
     )
@@ -259,19 +375,34 @@ def _job(row: Row) -> Job:
     return Job(row["tenant"], row["workload"] or None, row["gpu_type"] or None, _said(row["world_size"]))
 
 
+# Names of columns beside those of fields, where they differ: columns follow the attributes, fields the units.
+_COLUMNS: Final = {
+    "model_flops": "model_flop",
+    "available_flops": "available_flop",
+    "expected_flops": "expected_flop",
+    "expected_available_flops": "expected_available_flop",
+    "hardware_flops": "hardware_flop",
+    "device_s": "step_time_s",
+    "batch_device_s": "batch_time_s",
+}
+_PARTS: Final = tuple(
+    (field.name, field.name.removesuffix("_known_s") + "_s")
+    for field in fields(Sums)
+    if field.name.endswith("_known_s")
+) + tuple(
+    (field.name.removesuffix("_weighted") + "_s", field.name)
+    for field in fields(Sums)
+    if field.name.endswith("_weighted")
+)
+"""Seconds in which a part is known, and the part: a table holds zero for both where nobody knew it."""
+
+
 def _sums(row: Row) -> Sums:
-    # The query on time asks for the FLOPs only.
-    value: Callable[[str], Any] = row.get
-    return Sums(
-        steps=value("steps"),
-        timed_steps=value("timed_steps"),
-        unknown_steps=value("unknown_steps"),
-        model_flops=value("model_flop"),
-        available_flops=value("available_flop"),
-        expected_flops=value("expected_flop"),
-        expected_available_flops=value("expected_available_flop"),
-        device_s=value("step_time_s"),
-        tokens=value("tokens"),
-        batch_s=value("batch_s"),
-        batch_device_s=value("batch_time_s"),
-    )
+    # Not every query asks for every sum.
+    values: dict[str, float | None] = {
+        field.name: row.get(_COLUMNS.get(field.name, field.name)) for field in fields(Sums)
+    }
+    for known_s, part in _PARTS:
+        if not values[known_s]:
+            values[known_s] = values[part] = None
+    return Sums(**values)
