@@ -23,8 +23,13 @@ from mfu_sdk.errors import MissingDependencyError, StoreError
 
 Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
-Reading = Literal["levels", "trend", "quality", "uncounted", "inference", "baseline"]
+Reading = Literal[
+    "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
+    "heard", "windows", "findings", "finding_states", "judged_days",
+]  # fmt: skip
 """The names of the queries in sql/read."""
+Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]
+"""Tables that `Store.insert` writes."""
 
 _SQL: Final = resources.files("mfu_sdk.provider") / "sql"
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
@@ -153,6 +158,11 @@ class Store:
             for table, columns in tables.items():
                 self._insert(table, columns)
 
+    def insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store rows of one of the tables of ours that hold no telemetry. When it returns they are on disk."""
+        with self._write_lock:
+            self._insert(table, rows)
+
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
         return self.query((_SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
@@ -256,7 +266,9 @@ class Store:
             if row["fives_off"]:
                 _run(self._writer, f"ALTER TABLE otel.mfu_sums_5m DROP PARTITION '{day}'", {})
                 # Whatever is inserted here is fed on into the hours.
-                insert = "mfu_sums_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums WHERE toDate(Timestamp, 'UTC')"
+                insert = (
+                    "mfu_sums_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums WHERE toDate(Timestamp, 'UTC')"
+                )
             else:
                 insert = (
                     "mfu_sums_1h SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m"

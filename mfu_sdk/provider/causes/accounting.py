@@ -44,8 +44,8 @@ def _witness(e: Evidence) -> _Found | None:
     if counted > OVER * witness and counted > witness + POINTS:
         loss = 1 - witness / counted
         remedy = (
-            f"The count says {counted:.1%} of the peak, the device's own counter {witness:.1%}: check the formulas that "
-            "were registered, sparsity and `mfu verify`, and whether the peak is this device's."
+            f"The count says {counted:.1%} of the peak, the device's own counter {witness:.1%}: check registered "
+            "formulas, sparsity and `mfu verify`, and whether the peak is this device's."
         )
     elif witness > UNDER * counted and witness > counted + POINTS:
         loss = 1 - counted / witness
@@ -73,7 +73,7 @@ def _peak(e: Evidence) -> _Found | None:
         return None
     loss = 1 - min(e.claimed_peak, 1 / e.claimed_peak)
     remedy = (
-        f"Its peak is {e.claimed_peak:.2f} of this GPU type's on paper: calibrate on a device that nobody else uses, or "
+        f"Its peak is {e.claimed_peak:.2f} of this GPU type's on paper: calibrate on a device of its own, or "
         "drop `peaks=`."
     )
     return loss, confidence(e.witness is not None), {"claimed_peak_over_theory": e.claimed_peak}, remedy
@@ -90,7 +90,12 @@ def _ranks(e: Evidence) -> _Found | None:
     if e.rank_spread is None or e.rank_spread <= RANK_SPREAD or 1 - 1 / e.rank_spread < MATERIAL_LOSS:
         return None
     remedy = (
-        f"Data-parallel ranks differ by {e.rank_spread - 1:.0%} in FLOPs per token: what one of them runs is not counted "
-        "(`uncounted`), or tokens are told wrongly."
+        f"Data-parallel ranks differ by {e.rank_spread - 1:.0%} in FLOPs per token: part of what one runs is not "
+        "counted (`uncounted`), or tokens are told wrongly."
     )
-    return 1 - 1 / e.rank_spread, confidence(e.rank_tokens is not None), {"most_over_least_flops_per_token": e.rank_spread}, remedy
+    return (
+        1 - 1 / e.rank_spread,
+        confidence(e.rank_tokens is not None),
+        {"most_over_least_flops_per_token": e.rank_spread},
+        remedy,
+    )

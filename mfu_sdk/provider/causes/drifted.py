@@ -17,6 +17,9 @@ from mfu_sdk.provider.causes.waiting import DATA_SHARE, SKEW_SHARE
 
 LOAD_RATIO: Final = 1.25
 """By which factor the batch of requests must change to be another load."""
+OTHER_DTYPE: Final = 1.5
+"""By which factor the denominators of two dtypes differ at least."""
+_RIVALS: Final = ("data", "skew", "clock")
 _TRAINING: Final = ("train", "eval")
 
 
@@ -43,8 +46,8 @@ def _within(e: Evidence) -> Verdict | None:
             "time_share": worst.time_share,
             "changed": changed,
         },
-        f"Since step {worst.onset_step:,} the run is {-worst.change:.0%} slower, and this changed then: {changed}. Undo "
-        "it, or take it as the new normal by starting the run anew.",
+        f"Since step {worst.onset_step:,} the run is {-worst.change:.0%} slower, and this changed then: {changed}. "
+        "Undo it, or take it as the new normal by starting the run anew.",
     )
 
 
@@ -73,16 +76,15 @@ def _between(e: Evidence) -> Verdict | None:
         # With this very configuration it was as fast.
         return None
     shown = _shown(e, before, name)
-    changed = f"{before[-1].peak_dtype} → {e.peak_dtype}" if shown.get("dtype_before") else "see the fingerprints"
     return Verdict(
         "configuration_drift",
         loss,
         # Two earlier runs agree by more than chance; rivals that nothing here tells of stay possible.
-        confidence(len(before) > 1, e.tokens_per_s is not None, "clock" not in e.untold, "data" not in e.untold),
+        confidence(len(before) > 1, e.tokens_per_s is not None, *(name not in e.untold for name in _RIVALS)),
         shown,
         f"Earlier runs of this workload ({before[-1].run_id or name}) did the same work in {1 - loss:.0%} of the time "
-        f"under another configuration ({changed}): compare their versions, dtypes, batch and switches, and undo what "
-        "was not meant.",
+        f"under another configuration{_dtype(shown)}: compare their versions, dtypes, batch and switches, and undo "
+        "what was not meant.",
     )
 
 
@@ -140,7 +142,14 @@ def _shown(e: Evidence, before: list[Earlier], name: str) -> Mapping[str, float 
             "mfu_over_bf16_reference": e.flops_per_s / e.reference_flops_per_s,
             "mfu_over_bf16_reference_before": _flops_per_s(before) / e.reference_flops_per_s,
         }
-    dtypes = {run.peak_dtype for run in before if run.peak_dtype}
-    if e.peak_dtype and dtypes and e.peak_dtype not in dtypes:
-        shown |= {"dtype": e.peak_dtype, "dtype_before": ", ".join(sorted(dtypes))}
+    peaks = [run.peak_flops_per_s for run in before if run.peak_flops_per_s]
+    if e.peak_flops_per_s and peaks:
+        shown |= {"peak_flops_per_s": e.peak_flops_per_s, "peak_before_flops_per_s": median(peaks)}
     return shown
+
+
+def _dtype(shown: Mapping[str, float | str]) -> str:
+    now, before = shown.get("peak_flops_per_s"), shown.get("peak_before_flops_per_s")
+    if not isinstance(now, float) or not isinstance(before, float) or max(now / before, before / now) < OTHER_DTYPE:
+        return ""
+    return f", with a peak of {before / 1e12:.0f} TFLOP/s instead of {now / 1e12:.0f} TFLOP/s, which is another dtype's"

@@ -31,7 +31,7 @@ class Drift:
 class Earlier:
     """An earlier run of the same tenant, workload, structure, GPU type, world size and phase.
 
-    Rates are a device's: model FLOPs and tokens over seconds of steps.
+    Rates are a device's: model FLOPs and tokens over seconds of steps; the peak is the denominator that it told.
     """
 
     run_id: str
@@ -39,7 +39,7 @@ class Earlier:
     flops_per_s: float
     tokens_per_s: float | None = None
     batch: float | None = None
-    peak_dtype: str | None = None
+    peak_flops_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Evidence:
     tokens_per_s: float | None = None
     reference_flops_per_s: float | None = None
     """The dense bf16 peak of its GPU type on paper."""
-    peak_dtype: str | None = None
+    peak_flops_per_s: float | None = None
+    """The denominator that it tells."""
     rank_tokens: float | None = None
     """Tokens of one rank in one step."""
 

@@ -52,7 +52,7 @@ class Finding:
     @property
     def series(self) -> str:
         """16 hexadecimal digits that stand for the workload and the cause, on whatever day."""
-        key = (self.tenant, self.workload, self.gpu_type, self.world_size, self.phase, self.cause)
+        key = (self.tenant, self.workload, self.gpu_type, self.world_size, self.cause)
         return blake2b(repr(key).encode(), digest_size=8).hexdigest()
 
     @property

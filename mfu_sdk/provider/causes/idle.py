@@ -19,7 +19,7 @@ def idle_allocation(e: Evidence) -> Verdict | None:
     if e.idle is None or e.idle < IDLE_SHARE:
         return None
     serves = e.phase not in ("train", "eval", "checkpoint")
-    if serves and (e.queue is None or e.queue > QUEUE):
+    if serves and (e.queue > QUEUE if e.queue is not None else "queue" not in e.untold):
         return None
     shown: dict[str, float | str] = {"idle_share_of_allocated_hours": e.idle}
     if e.queue is not None:
@@ -27,7 +27,7 @@ def idle_allocation(e: Evidence) -> Verdict | None:
     if e.replicas is not None:
         shown["replicas"] = float(e.replicas)
     if not serves:
-        remedy = "give the allocation back between runs, or queue them one behind the other"
+        remedy = "see whether the process hangs, and end it when its work is done"
     elif e.replicas is not None and e.replicas > 1:
         remedy = f"serve on {max(1, round(e.replicas * (1 - e.idle)))} replicas instead of {e.replicas}"
     else:

@@ -31,9 +31,18 @@ _EXPLAINS: Final = frozenset({"mig_fragmentation", "idle_allocation"})
 
 
 def judge(evidence: Iterable[Evidence]) -> tuple[Finding, ...]:
-    """All findings, the largest losses first; of equal ones by name."""
-    found = [each for one in evidence for each in findings(one)]
-    return tuple(sorted(found, key=lambda each: (-each.loss_share, each.tenant, each.workload or "", each.cause)))
+    """All findings, the largest losses first; of equal ones by name.
+
+    Of one cause that several configurations or phases of a workload have, the one that cost the most time.
+    """
+    found: dict[str, tuple[float, Finding]] = {}
+    for e in evidence:
+        for each in findings(e):
+            cost = each.loss_share * (e.time_s or 0.0)
+            if each.id not in found or cost > found[each.id][0]:
+                found[each.id] = cost, each
+    ordered = (each for _, each in found.values())
+    return tuple(sorted(ordered, key=lambda each: (-each.loss_share, each.tenant, each.workload or "", each.cause)))
 
 
 def findings(e: Evidence) -> list[Finding]:
@@ -69,8 +78,8 @@ def unknown(e: Evidence) -> Verdict | None:
         # How sure it is that none of the named causes is it, by how many of them could have been seen.
         0.95 * (1 - len(missing) / len(_told(e))),
         shown,
-        "Nothing that is known explains it: take a profile of some steps (`run.summary().waterfall` says where their time "
-        f"went){', and let the run tell ' + ', '.join(missing) if missing else ''}.",
+        "Nothing that is known explains it: take a profile of some steps (`run.summary().waterfall` says where their "
+        f"time went){', and let the run tell ' + ', '.join(missing) if missing else ''}.",
     )
 
 

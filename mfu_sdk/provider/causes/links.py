@@ -125,7 +125,7 @@ def _remedy(e: Evidence, ratio: float | None, worse: str | None) -> str:
         return f"{told}: its {e.world_size or 'few'} ranks fit on one machine; ask for one node instead of several."
     if e.link_best in LINKS and LINKS.index(e.link_best) > LINKS.index(e.link or "none"):
         return (
-            f"{told}, over {e.link} where this machine has {worse}: unset NCCL_P2P_DISABLE and NCCL_P2P_LEVEL, and place "
-            f"the ranks on devices that {worse} joins."
+            f"{told}, over {e.link} where this machine has {worse}: unset NCCL_P2P_DISABLE and NCCL_P2P_LEVEL, and "
+            f"place the ranks on devices that {worse} joins."
         )
     return f"{told}, over {e.link}: machines of this GPU type have {worse}; ask for those."

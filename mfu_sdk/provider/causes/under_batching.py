@@ -59,7 +59,7 @@ def under_batched_inference(e: Evidence) -> Verdict | None:
         + (
             f"raise max_num_seqs from {e.batch:.3g} towards {batch:.0f}, or serve the same requests on fewer replicas."
             if e.phase == "decode"
-            else f"batch requests dynamically towards {batch:.0f} within the promised latency, or serve on fewer replicas."
+            else f"batch requests dynamically towards {batch:.0f} within that latency, or serve on fewer replicas."
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Time in which devices wait for data, or for ranks that come late. Both are measured, so the loss is what was waited."""
+"""Time in which devices wait for data, or for ranks that come late. Both are measured: the loss is what was waited."""
 
 from typing import Final
 
