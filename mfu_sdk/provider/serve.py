@@ -5,6 +5,7 @@ import base64
 import binascii
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -25,16 +26,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, pages, receive, report
+from mfu_sdk.provider import baseline, findings, pages, receive, report
 from mfu_sdk.provider.artist import Artist
+from mfu_sdk.provider.books import Books, Holdings
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
 from mfu_sdk.provider.report import Report
+from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import Store
 
 Address = tuple[str, int]
 
 _GRACE_S: Final = 5
+_MOST_BYTES: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Server:
 
     Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
-    `now_unix_ns` is the clock that ranges and the times of spans are held against.
+    `books` is what the provider owns and asks. `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Server:
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
         tokens: str | os.PathLike[str] | None = None,
+        books: Books | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         for host, _ in (http, web):
@@ -76,7 +81,7 @@ class Server:
         self._artist = Artist()
         routes = [
             receive.routes(self._store, credentials, now_unix_ns),
-            _web_routes(self._store, self._artist, credentials, now_unix_ns),
+            _web_routes(self._store, self._artist, credentials, books, now_unix_ns),
         ]
         self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -233,37 +238,85 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _web_routes(store: Store, artist: Artist, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
+def _web_routes(
+    store: Store, artist: Artist, credentials: Credentials, books: Books | None, now_unix_ns: Callable[[], int]
+) -> list[Route]:
+    kept = findings.Findings(store)
+
+    def holdings() -> Holdings | None:
+        inventory = None if books is None else books.current().inventory
+        return None if inventory is None else Holdings(inventory)
+
     def reader(request: Request) -> Reader:
         identity = _identity(request, credentials)
         asked = _tenant(identity, request.query_params.get("tenant"))
         # An operator may read everything; the tenant that one asks for is a filter.
         return Reader(identity.name, None if identity.operator else asked, identity.operator)
 
+    def build(span: Range, tenant: str | None, gpu_type: str | None) -> Report:
+        return report.build(store, span, tenant, gpu_type, holdings())
+
     def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        found: Report = report.build(store, span, tenant, query.get("gpu_type") or None)
-        return Response(report.to_json(found), media_type="application/json", headers=HEADERS)
+        built = build(span, tenant, query.get("gpu_type") or None)
+        return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def baselines(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since", "30d"), query.get("until"), now_unix_ns())
         fingerprint = query.get("fingerprint")
-        found = baseline.reached(store, fingerprint, span, tenant)
-        text = baseline.to_json(fingerprint or "", found)
+        runs = baseline.reached(store, fingerprint, span, tenant)
+        text = baseline.to_json(fingerprint or "", runs)
         return Response(text, media_type="application/json", headers=HEADERS)
+
+    def found(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        query = request.query_params
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        kept.judge(span, holdings(), now_unix_ns())
+        text = findings.to_json(kept.kept(span, tenant))
+        return Response(text, media_type="application/json", headers=HEADERS)
+
+    async def decide(request: Request) -> Response:
+        # A page elsewhere cannot make a browser send this type without asking first.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return PlainTextResponse("send application/json\n", 415)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MOST_BYTES:
+                return PlainTextResponse(f"more than {_MOST_BYTES} bytes; send state and note only\n", 413)
+        return await _answering(lambda asked: _decided(asked, body))(request)
+
+    def _decided(request: Request, body: bytes) -> Response:
+        identity = _identity(request, credentials)
+        # Without a tokens file there is nobody on this machine but its owner.
+        if not identity.operator and credentials.path is not None:
+            raise _RefusedError(403, "an operator decides about findings; ask with an operator's token")
+        try:
+            asked = json.loads(body)
+            state, note = str(asked["state"]), str(asked.get("note", ""))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise _RefusedError(400, 'send {"state": "acknowledged", "note": "why"}') from None
+        try:
+            now = kept.decide(request.path_params["finding_id"], state, identity.name, note, now_unix_ns())
+        except KeyError:
+            raise _RefusedError(404, "no such finding; GET /api/findings tells their ids") from None
+        return Response(findings.one_to_json(now), media_type="application/json", headers=HEADERS)
 
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
 
     return [
-        *pages.routes(store, artist, reader, _answering, now_unix_ns),
+        *pages.routes(store, build, artist, reader, _answering, now_unix_ns),
         Route("/api/report", _answering(api)),
         Route("/api/baseline", _answering(baselines)),
+        Route("/api/findings", _answering(found)),
+        Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),
         Route("/healthz", _answering(healthz)),
     ]
 

@@ -18,6 +18,9 @@ from mfu_sdk.provider.report.model import Node, Workload
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import Store
 
+Build = Callable[[Range, str | None, str | None], Report]
+"""The report on a range, of one tenant or of all, on one GPU type or on all."""
+
 Answer = Callable[[Request], Response]
 Answering = Callable[[Answer], Callable[[Request], Awaitable[Response]]]
 
@@ -50,13 +53,14 @@ class Reader:
 
 def routes(
     store: Store,
+    build: Build,
     artist: Artist,
     reader: Callable[[Request], Reader],
     answering: Answering,
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
-    """The pages. `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer."""
-    pages = _Pages(store, Engine(artist), now_unix_ns)
+    """The pages of what `build` makes of `store`. `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer."""
+    pages = _Pages(store, build, Engine(artist), now_unix_ns)
 
     def page(show: Callable[[_Asked], Response]) -> Callable[[Request], Awaitable[Response]]:
         return answering(lambda request: show(pages.asked(request, reader(request))))
@@ -84,8 +88,9 @@ class _Asked:
 
 
 class _Pages:
-    def __init__(self, store: Store, engine: Engine, now_unix_ns: Callable[[], int]) -> None:
+    def __init__(self, store: Store, build: Build, engine: Engine, now_unix_ns: Callable[[], int]) -> None:
         self._store = store
+        self._build = build
         self._engine = engine
         self._now_unix_ns = now_unix_ns
 
@@ -200,7 +205,7 @@ class _Pages:
         return self._show("money", asked, report=self._report(asked))
 
     def _report(self, asked: _Asked, tenant: str | None = None) -> Report:
-        return report.build(self._store, asked.span, tenant or self._tenant(asked), asked.view.gpu_type)
+        return self._build(asked.span, tenant or self._tenant(asked), asked.view.gpu_type)
 
     def _tenant(self, asked: _Asked) -> str | None:
         return asked.view.tenant if asked.reader.is_operator else asked.reader.tenant

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from mfu_sdk.provider import rollup
+from mfu_sdk.provider import findings, rollup
+from mfu_sdk.provider.books import Holdings
+from mfu_sdk.provider.causes import systemic
 from mfu_sdk.provider.report.model import (
+    Cause,
     Change,
     Factors,
     FamilyByType,
@@ -19,6 +22,7 @@ from mfu_sdk.provider.report.model import (
     Report,
     ScalePoint,
     Scaling,
+    SharedCause,
     TrendPoint,
     Window,
     Workload,
@@ -34,10 +38,12 @@ _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
-def build(store: Store, span: Range, tenant: str | None, gpu_type: str | None = None) -> Report:
+def build(store: Store, span: Range, tenant: str | None, gpu_type: str | None = None,
+    holdings: Holdings | None = None,
+) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
-    Inference requests name no device, so a report of one GPU type holds none.
+    `holdings` is the inventory. Inference requests name no device, so a report of one GPU type holds none.
     """
     usages = _of_type(rollup.usages(store, span, tenant), gpu_type)
     before = rollup.usages(store, span.previous, tenant) if _has_previous(span) else ()
@@ -48,6 +54,9 @@ def build(store: Store, span: Range, tenant: str | None, gpu_type: str | None = 
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
+    # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
+    judged = findings.judge(store, span, holdings)
+    causes = tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type))
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
         fleet=_fleet(fleet, previous, moments, bucket_s),
@@ -62,6 +71,24 @@ def build(store: Store, span: Range, tenant: str | None, gpu_type: str | None = 
             by_scale=tuple(curve for curve in scaling if len(curve.points) > 1),
             trend=Change(fleet.sums.mfu, previous.mfu, rollup.ratio(fleet.sums.mfu, previous.mfu)),
         ),
+        causes=causes,
+        causes_left_out=judged.left_out,
+        shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
+    )
+
+
+def _causes(store: Store, judged: findings.Judged, tenant: str | None) -> tuple[Cause, ...]:
+    found = (each for each in judged.findings if tenant in (None, each.tenant))
+    # A range is told with what is decided by now, not with what was on its first day.
+    kept = findings.decided(store, found, latest=True)
+    names = [field.name for field in fields(Cause) if field.name != "state"]
+    return tuple(Cause(**{name: getattr(each.finding, name) for name in names}, state=each.state) for each in kept)
+
+
+def _shared(judged: findings.Judged) -> tuple[SharedCause, ...]:
+    return tuple(
+        SharedCause(**{field.name: getattr(each, field.name) for field in fields(SharedCause)})
+        for each in systemic(judged.evidence, judged.findings)
     )
 
 
