@@ -256,6 +256,10 @@ def _web_routes(
     def build(span: Range, tenant: str | None, gpu_type: str | None) -> Report:
         return report.build(store, span, tenant, gpu_type, holdings())
 
+    def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
+        kept.judge(span, holdings(), now_unix_ns())
+        return kept.kept(span, tenant)
+
     def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
@@ -276,8 +280,7 @@ def _web_routes(
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        kept.judge(span, holdings(), now_unix_ns())
-        text = findings.to_json(kept.kept(span, tenant))
+        text = findings.to_json(findings_of(span, tenant))
         return Response(text, media_type="application/json", headers=HEADERS)
 
     async def decide(request: Request) -> Response:
@@ -312,7 +315,7 @@ def _web_routes(
         return PlainTextResponse("ok\n")
 
     return [
-        *pages.routes(store, build, artist, reader, _answering, now_unix_ns),
+        *pages.routes(store, build, artist, findings_of, reader, _answering, now_unix_ns),
         Route("/api/report", _answering(api)),
         Route("/api/baseline", _answering(baselines)),
         Route("/api/findings", _answering(found)),

@@ -19,6 +19,28 @@ ASSETS: Final = {"page.css": "text/css", "live.js": "text/javascript", "icon.svg
 """What a served page asks for besides itself, from its own address, with the media type of each."""
 
 
+_WORDS: Final = {
+    "under_batched_inference": "under-batched inference",
+    "mig_fragmentation": "MIG fragmentation",
+    "thermal_or_power": "thermal or power limit",
+    "input_bound": "waiting for input",
+    "unknown": "a shortfall without a known cause",
+    "mig_stranded": "stranded between MIG slices",
+    "unavailable": "not available",
+    "unobserved": "not observed",
+    "input": "waiting for input",
+    "skew": "waiting for late ranks",
+    "comm_topology": "communication: topology",
+    "comm_scale": "communication: scale",
+    "under_batch": "under-batching",
+    "clock": "clock held down",
+    "unattainable": "beyond reach, by roofline",
+    "on_demand": "on demand",
+    "per_token": "by the token",
+}
+"""Names that read otherwise than with blanks for their underscores."""
+
+
 class Engine:
     """Renders the templates in `web`; `artist` draws their charts."""
 
@@ -43,7 +65,8 @@ class Engine:
             words.si,
             words.line,
             words.money,
-            words.told,
+            words.evidence,
+            told,
         ):
             self._environment.filters[spell.__name__] = spell
         self._environment.globals |= {"picture": self._picture, "asset": asset, "version": version}
@@ -66,6 +89,11 @@ class Engine:
         # Both are finished by us: text in them is escaped by ElementTree.
         told = Markup("<figcaption>{}</figcaption>").format(caption) if caption else Markup()
         return Markup("<figure>{}{}</figure>").format(Markup(drawn), told)  # noqa: S704
+
+
+def told(name: str) -> str:
+    """A name of ours as people read it: of a cause, a stage, a kind of evidence."""
+    return _WORDS.get(name, words.name(name.replace("_", " ")))
 
 
 @cache

@@ -12,7 +12,7 @@ from mfu_sdk.provider.pages.view import View
 from mfu_sdk.provider.report import words
 from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Moment, Sums
-from mfu_sdk.provider.report.model import LowWorkload, Report, Scaling, Workload
+from mfu_sdk.provider.report.model import Cause, LowWorkload, Report, Scaling, Workload
 
 SHOWN: Final = 10
 """Rows of a table on the fleet's page; the pages of the levels have them all."""
@@ -47,6 +47,7 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
         report=report,
         fleet=report.fleet,
         view=view,
+        causes=next_steps(report),
         shown=SHOWN,
         top=end,
         trend=trend_chart(report),
@@ -63,6 +64,16 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
         least_coverage=report.least_coverage,
         **context,
     )
+
+
+def next_steps(report: Report) -> tuple[Cause, ...]:
+    """What is open, the most device time lost first: a large loss of a small workload is not the first thing to do."""
+    hours: dict[tuple[str, str | None, str | None], float] = {}
+    for w in report.workloads:
+        key = (w.tenant, w.workload, w.gpu_type)
+        hours[key] = hours.get(key, 0.0) + (w.gpu_hours or 0.0)
+    open_ones = (cause for cause in report.causes if cause.state == "open")
+    return tuple(sorted(open_ones, key=lambda c: -c.loss_share * hours.get((c.tenant, c.workload, c.gpu_type), 0.0)))
 
 
 def scale_end(report: Report) -> float:

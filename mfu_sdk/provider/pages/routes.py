@@ -10,16 +10,18 @@ from starlette.routing import Route
 
 from mfu_sdk.provider import report, rollup
 from mfu_sdk.provider.artist import Artist
+from mfu_sdk.provider.findings import STATES, Kept
 from mfu_sdk.provider.pages import charts, fleet, nodes, runs
-from mfu_sdk.provider.pages.engine import ASSETS, Engine, asset
+from mfu_sdk.provider.pages.engine import ASSETS, Engine, asset, told
+from mfu_sdk.provider.pages.reports import Build, Reports
 from mfu_sdk.provider.pages.view import RANGES, Listing, View, listing, read
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.report.model import Node, Workload
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import Store
 
-Build = Callable[[Range, str | None, str | None], Report]
-"""The report on a range, of one tenant or of all, on one GPU type or on all."""
+KeptOf = Callable[[Range, str | None], tuple[Kept, ...]]
+"""The findings of a range's days, of one tenant or of all, and what was decided about them."""
 
 Answer = Callable[[Request], Response]
 Answering = Callable[[Answer], Callable[[Request], Awaitable[Response]]]
@@ -39,6 +41,7 @@ WORKLOAD_ORDERS: Final = {
     "mfu": "lowest MFU first",
     "name": "by name",
 }
+CAUSE_ORDERS: Final = {"": "latest day first", "loss": "largest loss first", "state": "open ones first"}
 NODE_ORDERS: Final = {"": "lowest MFU first", "time": "most device time first", "name": "by name"}
 
 
@@ -55,12 +58,13 @@ def routes(
     store: Store,
     build: Build,
     artist: Artist,
+    kept: KeptOf,
     reader: Callable[[Request], Reader],
     answering: Answering,
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
-    """The pages of what `build` makes of `store`. `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer."""
-    pages = _Pages(store, build, Engine(artist), now_unix_ns)
+    """The pages of what `build` makes of `store`, and of the findings `kept`. `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer."""
+    pages = _Pages(store, Reports(build), kept, Engine(artist), now_unix_ns)
 
     def page(show: Callable[[_Asked], Response]) -> Callable[[Request], Awaitable[Response]]:
         return answering(lambda request: show(pages.asked(request, reader(request))))
@@ -88,9 +92,12 @@ class _Asked:
 
 
 class _Pages:
-    def __init__(self, store: Store, build: Build, engine: Engine, now_unix_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, reports: Reports, kept: KeptOf, engine: Engine, now_unix_ns: Callable[[], int]
+    ) -> None:
         self._store = store
-        self._build = build
+        self._reports = reports
+        self._kept = kept
         self._engine = engine
         self._now_unix_ns = now_unix_ns
 
@@ -128,7 +135,7 @@ class _Pages:
         moments = rollup.moments(self._store, asked.span, tenant, bucket_s := report.bucket_seconds(asked.span))
         low = [row for row in found.questions.low_workloads if row.workload == name]
         runs_of = sorted({run_id for w in jobs for run_id in w.run_ids})
-        causes = [c for c in found.causes or () if c.workload == name]
+        causes = [c for c in found.causes if c.workload == name]
         return self._show(
             "workload",
             asked,
@@ -138,7 +145,6 @@ class _Pages:
             low=low,
             runs=runs_of,
             causes=causes,
-            has_causes=found.causes is not None,
             top=charts.top([value for w in jobs for value in (w.mfu, w.expected_mfu)]),
             trend=fleet.workload_trend(moments, name, bucket_s, jobs),
             curves=[curve for curve in found.scaling if curve.workload_family in {w.workload_family for w in jobs}],
@@ -194,18 +200,25 @@ class _Pages:
 
     def causes(self, asked: _Asked) -> Response:
         found = self._report(asked)
+        kept = [
+            one
+            for one in self._kept(asked.span, self._tenant(asked))
+            if asked.view.gpu_type in (None, one.finding.gpu_type)
+        ]
         rows = listing(
-            found.causes or (),
+            sorted(kept, key=_KEPT_KEYS.get(asked.view.order, _as_is)),
             asked.view,
-            lambda c: f"{c.workload or ''} {c.tenant} {c.cause} {c.run_id or ''}",
+            lambda k: (
+                f"{k.finding.workload or ''} {k.finding.tenant} {told(k.finding.cause)} {k.state} {k.finding.day}"
+            ),
         )
-        return self._show("causes", asked, report=found, rows=rows)
+        return self._show("causes", asked, report=found, rows=rows, orders=CAUSE_ORDERS)
 
     def money(self, asked: _Asked) -> Response:
         return self._show("money", asked, report=self._report(asked))
 
     def _report(self, asked: _Asked, tenant: str | None = None) -> Report:
-        return self._build(asked.span, tenant or self._tenant(asked), asked.view.gpu_type)
+        return self._reports.get(asked.view, asked.span, tenant or self._tenant(asked))
 
     def _tenant(self, asked: _Asked) -> str | None:
         return asked.view.tenant if asked.reader.is_operator else asked.reader.tenant
@@ -244,6 +257,10 @@ _WORKLOAD_KEYS: Final[dict[str, Callable[[Workload], Any]]] = {
     "attained": _attained,
     "mfu": lambda w: (w.mfu is None, w.mfu or 0.0),
     "name": lambda w: (w.workload or "", w.tenant),
+}
+_KEPT_KEYS: Final[dict[str, Callable[[Kept], Any]]] = {
+    "loss": lambda k: -k.finding.loss_share,
+    "state": lambda k: (STATES.index(k.state) != 0, -k.finding.loss_share),
 }
 _NODE_KEYS: Final[dict[str, Callable[[Node], Any]]] = {"time": lambda n: -(n.gpu_hours or 0.0), "name": nodes.by_name}
 

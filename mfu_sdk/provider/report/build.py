@@ -38,7 +38,11 @@ _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
-def build(store: Store, span: Range, tenant: str | None, gpu_type: str | None = None,
+def build(
+    store: Store,
+    span: Range,
+    tenant: str | None,
+    gpu_type: str | None = None,
     holdings: Holdings | None = None,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.

@@ -84,7 +84,7 @@ def money(value: float | None, currency: str) -> str:
     return f"{shown} {name(currency, 8)}"
 
 
-def told(value: float | str | None) -> str:
+def evidence(value: float | str | None) -> str:
     """A piece of evidence: a number with four significant digits, a text made safe."""
     if value is None:
         return UNKNOWN

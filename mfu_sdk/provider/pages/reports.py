@@ -1,0 +1,50 @@
+"""Reports that are shown for a few seconds: what one page was made of, the next is made of too."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from mfu_sdk.provider.pages.view import View
+from mfu_sdk.provider.report import Report
+from mfu_sdk.provider.rollup import Range
+
+Build = Callable[[Range, str | None, str | None], Report]
+"""The report on a range, of one tenant or of all, on one GPU type or on all."""
+
+FRESH_S: Final = 10.0
+"""How old a report may be when it is shown; its own window says until when it is."""
+_MOST: Final = 16
+
+_Key = tuple[str, str | None, str | None, str | None]
+
+
+class Reports:
+    """Builds a report once for all who ask for the same within `fresh_s`; `clock` is monotonic, in seconds."""
+
+    def __init__(self, build: Build, fresh_s: float = FRESH_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._build = build
+        self._fresh_s = fresh_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._locks: OrderedDict[_Key, threading.Lock] = OrderedDict()
+        self._kept: dict[_Key, tuple[float, Report]] = {}
+
+    def get(self, view: View, span: Range, tenant: str | None) -> Report:
+        """The report of `tenant`, or of all where it is None, on what `view` names; `span` is its range as of now."""
+        key = (view.since, view.until, tenant, view.gpu_type)
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+            self._locks.move_to_end(key)
+            while len(self._locks) > _MOST:
+                oldest, _ = self._locks.popitem(last=False)
+                self._kept.pop(oldest, None)
+        with lock:
+            kept = self._kept.get(key)
+            if kept is None or self._clock() - kept[0] > self._fresh_s:
+                kept = self._clock(), self._build(span, tenant, view.gpu_type)
+                with self._lock:
+                    if key in self._locks:
+                        self._kept[key] = kept
+            return kept[1]
