@@ -1,11 +1,13 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from mfu_sdk.provider import rollup
+from mfu_sdk.provider import economics, rollup
+from mfu_sdk.provider.books import Snapshot
+from mfu_sdk.provider.economics import Assessment
 from mfu_sdk.provider.report.model import (
     Change,
     Factors,
@@ -34,8 +36,21 @@ _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
-def build(store: Store, span: Range, tenant: str | None) -> Report:
-    """The report on `span` of `tenant` alone, or of the whole fleet where it is None."""
+_FLEET_ONLY: Final = "No money: it is reckoned for the whole fleet; ask as an operator, without a tenant."
+
+
+def build(
+    store: Store,
+    span: Range,
+    tenant: str | None,
+    books: Snapshot | None = None,
+    findings: Iterable[Mapping[str, Any]] = (),
+) -> Report:
+    """The report on `span` of `tenant` alone, or of the whole fleet where it is None.
+
+    `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants.
+    `findings` are mappings with the keys of `causes`.
+    """
     usages = rollup.usages(store, span, tenant)
     previous = rollup.level(rollup.usages(store, span.previous, tenant)).sums if _has_previous(span) else Sums()
     bucket_s = _bucket_s(span)
@@ -43,9 +58,10 @@ def build(store: Store, span: Range, tenant: str | None) -> Report:
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
+    money = assessment(store, span, books, findings)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
-        fleet=_fleet(fleet, previous, moments, bucket_s),
+        fleet=_fleet(fleet, previous, moments, bucket_s, money),
         nodes=_nodes(usages),
         workloads=workloads,
         gpu_types=_gpu_types(usages),
@@ -57,7 +73,25 @@ def build(store: Store, span: Range, tenant: str | None) -> Report:
             by_scale=tuple(curve for curve in scaling if len(curve.points) > 1),
             trend=Change(fleet.sums.mfu, previous.mfu, rollup.ratio(fleet.sums.mfu, previous.mfu)),
         ),
+        economics=money.economics,
+        economics_missing=money.missing,
+        hours=money.hours,
     )
+
+
+def assessment(
+    store: Store, span: Range, books: Snapshot | None, findings: Iterable[Mapping[str, Any]] = ()
+) -> Assessment:
+    """Capacity and money of the whole fleet over `span`, as far as `books` allow."""
+    if books is None:
+        return Assessment(None, (), None, _FLEET_ONLY)
+    if books.inventory is None:
+        return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
+    usages = rollup.usages(store, span, None)
+    before = rollup.level(rollup.usages(store, span.previous, None)).sums if _has_previous(span) else Sums()
+    ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
+    growth = None if ratio is None else ratio - 1
+    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, findings, growth)
 
 
 def _has_previous(span: Range) -> bool:
@@ -85,13 +119,17 @@ def _figures(level: Level) -> dict[str, Any]:
     }
 
 
-def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: int) -> Fleet:
-    sums = fleet.sums
+def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: int, money: Assessment) -> Fleet:
+    sums, owned = fleet.sums, money.capacity
+    factors = Factors(None, None, sums.mfu)
+    if owned is not None:
+        factors = Factors(owned.allocation, owned.runtime, owned.step)
     return Fleet(
         mfu=sums.mfu,
-        owned_mfu=None,
-        factors=Factors(allocation=None, runtime=None, step=sums.mfu),
-        observed_share=None,
+        owned_mfu=None if owned is None else owned.owned_mfu,
+        factors=factors,
+        observed_share=None if owned is None else owned.observed_share,
+        allocated_observed_share=None if owned is None else owned.allocated_observed_share,
         model_flop=sums.model_flops,
         available_flop=sums.available_flops,
         gpus=fleet.devices,
