@@ -74,12 +74,20 @@ def demo(output: Path) -> None:
 @click.option("--http", default="127.0.0.1:4318", show_default=True, help="HOST:PORT for OTLP over HTTP.")
 @click.option("--web", default="127.0.0.1:8080", show_default=True, help="HOST:PORT for the page and the JSON API.")
 @click.option("--tokens", type=click.Path(dir_okay=False, path_type=Path), help="Who may send and read, and as whom.")
-def serve(data: Path, http: str, web: str, tokens: Path | None) -> None:
+@click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="Prices and costs, YAML or CSV.")
+@click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="What is owned, and who holds it.")
+def serve(
+    data: Path, http: str, web: str, tokens: Path | None, prices: tuple[Path, ...], inventory: tuple[Path, ...]
+) -> None:
     """Receive OTLP, store it, and serve the fleet's page and JSON API. Loopback unless told otherwise.
 
-    The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM.
+    The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM. --prices and
+    --inventory take a file or a directory, and may be repeated; they are read again when they change.
     """
-    server = _provider("serve").Server(data, http=_address("--http", http), web=_address("--web", web), tokens=tokens)
+    server = _provider("serve").Server(
+        data, http=_address("--http", http), web=_address("--web", web), tokens=tokens, prices=prices,
+        inventory=inventory,
+    )  # fmt: skip
     server.serve_until_stopped(
         lambda at: click.echo(f"OTLP/HTTP on http://{_shown(at.http)}, page on http://{_shown(at.web)}/")
     )
@@ -94,25 +102,54 @@ def serve(data: Path, http: str, web: str, tokens: Path | None) -> None:
 )
 @click.option("--until", help="The end, exclusive, ISO 8601; now unless given.")
 @click.option("--tenant", help="Only this tenant.")
-@click.option("--format", "form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
+@click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="With --data: prices and costs.")
+@click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="With --data: nodes, allocations.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "html", "csv"]),
+    default="text",
+    show_default=True,
+    help="csv is the money, in the columns of FOCUS.",
+)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; standard output unless given."
 )
 def report(
     data: Path | None, url: str | None, token_file: Path | None, since: str, until: str | None, tenant: str | None,
-    form: str, output: Path | None,
+    prices: tuple[Path, ...], inventory: tuple[Path, ...], form: str, output: Path | None,
 ) -> None:  # fmt: skip
-    """Print the fleet report: levels, expected against observed, what was not counted."""
+    """Print the fleet report: levels, expected against observed, what was not counted, and money where there are books.
+
+    --prices and --inventory take a file or a directory, and may be repeated; a provider at --url has its own.
+    """
     reports = _provider("report")
 
     if (data is None) == (url is None):
         raise ConfigurationError("mfu report: needs either --data DIR or --url URL, and not both")
+    if url is not None and (prices or inventory):
+        raise ConfigurationError("--prices, --inventory: go with --data; the provider at --url has books of its own")
+    if form == "csv" and tenant is not None:
+        raise ConfigurationError("--format csv: is the money of the whole fleet; leave --tenant out")
+    when = {"since": since, "until": until}
     if data is not None:
-        found = reports.from_data_dir(data, since=since, until=until, tenant=tenant, now_unix_ns=time.time_ns())
+        held = _provider("books").Books(prices, inventory).current()
+        when_here = {**when, "now_unix_ns": time.time_ns()}
+        if form == "csv":
+            text = reports.focus_from_data_dir(data, held, **when_here)
+        else:
+            found = reports.from_data_dir(data, tenant=tenant, books=held, **when_here)
     else:
         assert url is not None
-        found = reports.from_url(url, _read_token(token_file), since=since, until=until, tenant=tenant)
-    if form == "text":
+        token = _read_token(token_file)
+        if form == "csv":
+            text = reports.focus_from_url(url, token, **when)
+        else:
+            found = reports.from_url(url, token, tenant=tenant, **when)
+    if form == "csv":
+        # Its lines end as RFC 4180 has it; the last one too, once.
+        text = text.rstrip("\r\n")
+    elif form == "text":
         # A terminal's own width and colours; 100 plain columns in a pipe or a file.
         terminal = output is None and sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else 100

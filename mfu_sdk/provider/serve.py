@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, findings, pages, receive, report
 from mfu_sdk.provider.artist import Artist
-from mfu_sdk.provider.books import Books, Holdings
+from mfu_sdk.provider.books import Books, Holdings, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
 from mfu_sdk.provider.report import Report
@@ -52,9 +52,10 @@ class Addresses:
 class Server:
     """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
 
-    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
+    `prices` and `inventory` are the provider's books, files or directories, read again when they change.
+    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file or book,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
-    `books` is what the provider owns and asks. `now_unix_ns` is the clock that ranges and the times of spans are held against.
+    `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Server:
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
         tokens: str | os.PathLike[str] | None = None,
-        books: Books | None = None,
+        prices: Sequence[str | os.PathLike[str]] = (),
+        inventory: Sequence[str | os.PathLike[str]] = (),
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         for host, _ in (http, web):
@@ -73,6 +75,7 @@ class Server:
                     f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
                 )
         credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
+        books = Books(map(Path, prices), map(Path, inventory))
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
@@ -147,10 +150,13 @@ def serve(
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
     tokens: str | os.PathLike[str] | None = None,
+    prices: Sequence[str | os.PathLike[str]] = (),
+    inventory: Sequence[str | os.PathLike[str]] = (),
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
-    Server(data_dir, http=http, web=web, tokens=tokens).serve_until_stopped(on_ready)
+    server = Server(data_dir, http=http, web=web, tokens=tokens, prices=prices, inventory=inventory)
+    server.serve_until_stopped(on_ready)
 
 
 # --- sockets and signals -------------------------------------------------------------------------------------------
@@ -239,22 +245,31 @@ class _RefusedError(Exception):
 
 
 def _web_routes(
-    store: Store, artist: Artist, credentials: Credentials, books: Books | None, now_unix_ns: Callable[[], int]
+    store: Store, artist: Artist, credentials: Credentials, books: Books, now_unix_ns: Callable[[], int]
 ) -> list[Route]:
     kept = findings.Findings(store)
 
     def holdings() -> Holdings | None:
-        inventory = None if books is None else books.current().inventory
+        inventory = books.current().inventory
         return None if inventory is None else Holdings(inventory)
+
+    def whole(identity: Identity) -> bool:
+        """Whether the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
+        return identity.operator or credentials.path is None
+
+    def seen(request: Request) -> Snapshot | None:
+        """The books, for whom the whole fleet is theirs to see."""
+        is_whole = whole(_identity(request, credentials)) and not request.query_params.get("tenant")
+        return books.current() if is_whole else None
 
     def reader(request: Request) -> Reader:
         identity = _identity(request, credentials)
         asked = _tenant(identity, request.query_params.get("tenant"))
         # An operator may read everything; the tenant that one asks for is a filter.
-        return Reader(identity.name, None if identity.operator else asked, identity.operator)
+        return Reader(identity.name, None if identity.operator else asked, identity.operator, whole(identity))
 
-    def build(span: Range, tenant: str | None, gpu_type: str | None) -> Report:
-        return report.build(store, span, tenant, gpu_type, holdings())
+    def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
+        return report.build(store, span, tenant, books.current() if is_whole else None, gpu_type=gpu_type)
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())
@@ -264,8 +279,16 @@ def _web_routes(
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        built = build(span, tenant, query.get("gpu_type") or None)
+        built = report.build(store, span, tenant, seen(request), gpu_type=query.get("gpu_type") or None)
         return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
+
+    def focus(request: Request) -> Response:
+        query = request.query_params
+        held = seen(request)
+        if held is None:
+            raise _RefusedError(403, "the money of the whole fleet is for operators; ask with an operator's token")
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        return Response(report.focus(store, span, held), media_type="text/csv", headers=HEADERS)
 
     def baselines(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
@@ -317,6 +340,7 @@ def _web_routes(
     return [
         *pages.routes(store, build, artist, findings_of, reader, _answering, now_unix_ns),
         Route("/api/report", _answering(api)),
+        Route("/api/focus", _answering(focus)),
         Route("/api/baseline", _answering(baselines)),
         Route("/api/findings", _answering(found)),
         Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),

@@ -61,7 +61,7 @@ def adapted(
     used: list[Used] = []
     strays: dict[str, int] = {}
     for usage in usages:
-        host = _host(holdings, usage)
+        host = places.host(usage)
         if host is None or (host, usage.gpu_type) not in places.owned:
             name = usage.host or usage.device
             strays[name] = strays.get(name, 0) + 1
@@ -112,6 +112,17 @@ class _Places:
                 self._by_uuid.setdefault(uuid, set()).add(key)
         self._extra: dict[tuple[str, str, str], tuple[int, dict[str, int]]] = {}
 
+    def host(self, usage: Usage) -> str | None:
+        """Its host by the provider's records of the UUID, else as the run tells it."""
+        for uuid in (usage.device, usage.parent or ""):
+            node = self._holdings.node_of(uuid)
+            if node is not None:
+                return node.host
+            hosts = {host for _, _, host in self._by_uuid.get(uuid, ())}
+            if len(hosts) == 1:
+                return hosts.pop()
+        return usage.host
+
     def of(self, usage: Usage, host: str, row: Used) -> list[tuple[int, float]]:
         """The indices of the allocations that the row was under, with its share for each."""
         mine = [
@@ -151,8 +162,8 @@ class _Places:
         for (tenant, _, _), (_, devices) in self._extra.items():
             hours[tenant] = hours.get(tenant, 0) + sum(devices.values())
         return [
-            f"{ns / HOUR_NS:,.1f} GPU-hours of steps of {tenant} are covered by no allocation: nothing is billed for them;"
-            " add the allocation, or look who runs there."
+            f"{ns / HOUR_NS:,.1f} GPU-hours of steps of {tenant} are covered by no allocation, and nothing is billed"
+            " for them: add the allocation, or look who runs there."
             for tenant, ns in hours.items()
         ]
 
@@ -224,7 +235,7 @@ def _weighed(row: Used, weight: float) -> dict[str, Any]:
 
 
 def _trusted(ledger: Ledger, used: Sequence[Used], recorded: int) -> list[Used]:
-    """Rows that contradict nothing the provider knows are `consistent`: allocated, within its time, of a possible MFU."""
+    """Rows that contradict nothing known are `consistent`: allocated, within the time held, of a possible MFU."""
     step_ns: dict[int, float] = {}
     for row in used:
         step_ns[row.held] = step_ns.get(row.held, 0.0) + (row.device_s + row.unknown_s) * float(row.sm_share) * 1e9
@@ -252,11 +263,6 @@ def _losses(claims: Iterable[Claim]) -> dict[tuple[str, str | None, str | None],
             key = (claim.tenant, claim.workload, claim.gpu_type)
             found[key] = replace(found.get(key, Losses()), **{fields[claim.cause]: claim.loss_share})
     return found
-
-
-def _host(holdings: Holdings, usage: Usage) -> str | None:
-    node = holdings.node_of(usage.device) or holdings.node_of(usage.parent or "")
-    return usage.host if node is None else node.host
 
 
 def _stray(strays: Mapping[str, int]) -> list[str]:

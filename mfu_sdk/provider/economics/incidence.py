@@ -3,7 +3,7 @@
 | hours | on_demand | reserved | per_token |
 | --- | --- | --- | --- |
 | down, unsold, between MIG slices | provider: nobody pays for them | provider | provider |
-| held, however they are used | tenant, on its bill | tenant, until it renews | provider: less to sell at the same cost |
+| held, however they are used | tenant, on its bill | tenant, until it renews | provider: fewer tokens to sell |
 
 What a tenant bears by the hour is the provider's too in the end: as tenants that leave, or as room to sell again.
 """

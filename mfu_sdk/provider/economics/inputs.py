@@ -42,7 +42,8 @@ class Held:
 
     `gpus` are devices, slices counted as devices. `bill` is what its hours are billed at, None without a price row;
     for `per_token` it is None and `per_million_tokens` is the price, meaned over the time held. `list_value` is the
-    hours at list price, `commitment_hours` what a reservation commits its tenant to. `contract` is None where steps were seen that no allocation covers.
+    hours at list price, `commitment_hours` what a reservation commits its tenant to, of one GPU. `contract` is None
+    where steps were seen that no allocation covers.
     """
 
     tenant: str

@@ -123,9 +123,9 @@ def _add(
         for since, until in pieces(part.since_unix_ns, part.until_unix_ns, prices.changes() if prices else ()):
             within = int(part.gpus * (until - since))
             price = _price(prices, part.allocation, node.gpu_type, since)
-            row.bill.add(within, price and price.per_gpu_hour)
-            row.tokens.add(within, price and price.per_million_tokens)
-            row.at_list.add(within, prices and prices.list_price(node.gpu_type, since))
+            row.bill.add(within, price.per_gpu_hour if price else None)
+            row.tokens.add(within, price.per_million_tokens if price else None)
+            row.at_list.add(within, prices.list_price(node.gpu_type, since) if prices else None)
             row.committed = price.commitment_hours if price else None
     hours = holdings.hours(*piece, host=node.host, gpu_type=node.gpu_type)
     # A GPU sold whole has nothing to strand, whatever its layout says.

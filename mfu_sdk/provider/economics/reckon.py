@@ -20,11 +20,14 @@ MOSTLY_OBSERVED: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of the waterfall: its hours, what they cost, and its share of the owned hours."""
+    """One stage of the waterfall: its hours, what they cost, and its share of the owned hours.
+
+    `cost` is None without a cost book that covers all of the hours.
+    """
 
     stage: str
     gpu_hours: float
-    cost: float
+    cost: float | None
     share: float
 
 
@@ -134,9 +137,15 @@ def stages(found: Waterfall) -> tuple[Stage, ...]:
     """The waterfall's stages, in order and all of them; their costs in whole cents add up to the rounded whole."""
     sums = found.by_stage()
     whole = sum(ns for ns, _ in sums.values())
-    in_cents = apportioned([cost or Fraction(0) for _, cost in sums.values()])
+    costs = [cost for _, cost in sums.values() if cost is not None]
+    in_cents = apportioned(costs) if len(costs) == len(STAGES) else [None] * len(STAGES)
     return tuple(
-        Stage(stage, sums[stage][0] / HOUR_NS, cents / 100, sums[stage][0] / whole if whole else 0.0)
+        Stage(
+            stage,
+            sums[stage][0] / HOUR_NS,
+            None if cents is None else cents / 100,
+            sums[stage][0] / whole if whole else 0.0,
+        )
         for stage, cents in zip(STAGES, in_cents, strict=True)
     )
 

@@ -10,14 +10,14 @@ from mfu_sdk.provider.pages.view import View
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 
-Build = Callable[[Range, str | None, str | None], Report]
-"""The report on a range, of one tenant or of all, on one GPU type or on all."""
+Build = Callable[[Range, str | None, str | None, bool], Report]
+"""The report on a range, of one tenant or of all, on one GPU type or on all, and whether with the provider's books."""
 
 FRESH_S: Final = 10.0
 """How old a report may be when it is shown; its own window says until when it is."""
 _MOST: Final = 16
 
-_Key = tuple[str, str | None, str | None, str | None]
+_Key = tuple[str, str | None, str | None, str | None, bool]
 
 
 class Reports:
@@ -31,9 +31,9 @@ class Reports:
         self._locks: OrderedDict[_Key, threading.Lock] = OrderedDict()
         self._kept: dict[_Key, tuple[float, Report]] = {}
 
-    def get(self, view: View, span: Range, tenant: str | None) -> Report:
+    def get(self, view: View, span: Range, tenant: str | None, has_books: bool) -> Report:
         """The report of `tenant`, or of all where it is None, on what `view` names; `span` is its range as of now."""
-        key = (view.since, view.until, tenant, view.gpu_type)
+        key = (view.since, view.until, tenant, view.gpu_type, has_books)
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
             self._locks.move_to_end(key)
@@ -43,7 +43,7 @@ class Reports:
         with lock:
             kept = self._kept.get(key)
             if kept is None or self._clock() - kept[0] > self._fresh_s:
-                kept = self._clock(), self._build(span, tenant, view.gpu_type)
+                kept = self._clock(), self._build(span, tenant, view.gpu_type, has_books)
                 with self._lock:
                     if key in self._locks:
                         self._kept[key] = kept

@@ -47,11 +47,15 @@ NODE_ORDERS: Final = {"": "lowest MFU first", "time": "most device time first", 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads: `name`, and `tenant`, the only one whose rows may be read, or None for every tenant's."""
+    """Who reads: `name`, and `tenant`, the only one whose rows may be read, or None for every tenant's.
+
+    `sees_books`: the provider's own prices and inventory are theirs to see.
+    """
 
     name: str
     tenant: str | None
     is_operator: bool
+    sees_books: bool
 
 
 def routes(
@@ -218,7 +222,10 @@ class _Pages:
         return self._show("money", asked, report=self._report(asked))
 
     def _report(self, asked: _Asked, tenant: str | None = None) -> Report:
-        return self._reports.get(asked.view, asked.span, tenant or self._tenant(asked))
+        whose = tenant or self._tenant(asked)
+        # Money is of the whole fleet; part of it would be told as if it were all.
+        is_whole = asked.reader.sees_books and whose == asked.reader.tenant
+        return self._reports.get(asked.view, asked.span, whose, is_whole)
 
     def _tenant(self, asked: _Asked) -> str | None:
         return asked.view.tenant if asked.reader.is_operator else asked.reader.tenant

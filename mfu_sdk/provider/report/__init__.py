@@ -2,7 +2,7 @@
 
 from mfu_sdk.provider.report.build import bucket_seconds, build
 from mfu_sdk.provider.report.model import Report, from_json, to_json
-from mfu_sdk.provider.report.source import from_data_dir, from_url
+from mfu_sdk.provider.report.source import focus, focus_from_data_dir, focus_from_url, from_data_dir, from_url
 from mfu_sdk.provider.report.text import render_text
 from mfu_sdk.provider.report.window import iso, parse_range
 
@@ -10,6 +10,9 @@ __all__ = [
     "Report",
     "bucket_seconds",
     "build",
+    "focus",
+    "focus_from_data_dir",
+    "focus_from_url",
     "from_data_dir",
     "from_json",
     "from_url",
