@@ -367,7 +367,7 @@ def _percent(*, grid: bool = True) -> dict[str, Any]:
 
 
 def _number(unit: str, width: int) -> dict[str, Any]:
-    return {**_axis(), "title": unit, "format": "~s", "tickCount": 5 if width > NARROW else 3, "grid": True}
+    return {**_axis(), "title": unit, "format": ".2~s", "tickCount": 5 if width > NARROW else 3, "grid": True}
 
 
 def _time(*, ticks: int) -> dict[str, Any]:

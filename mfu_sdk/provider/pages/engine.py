@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any, Final
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.pages import picture
@@ -67,6 +67,7 @@ class Engine:
             words.money,
             words.evidence,
             told,
+            coded,
         ):
             self._environment.filters[spell.__name__] = spell
         self._environment.globals |= {"picture": self._picture, "asset": asset, "version": version}
@@ -89,6 +90,16 @@ class Engine:
         # Both are finished by us: text in them is escaped by ElementTree.
         told = Markup("<figcaption>{}</figcaption>").format(caption) if caption else Markup()
         return Markup("<figure>{}{}</figure>").format(Markup(drawn), told)  # noqa: S704
+
+
+def coded(text: str) -> Markup:
+    """A sentence of one line, what stands in `backticks` as code."""
+    parts = words.line(text, 600).split("`")
+    if len(parts) % 2 == 0:
+        return escape("`".join(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts)
+    )
 
 
 def told(name: str) -> str:

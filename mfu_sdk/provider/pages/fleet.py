@@ -8,6 +8,7 @@ from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.pages import charts, nodes
 from mfu_sdk.provider.pages.charts import Chart, Row
 from mfu_sdk.provider.pages.engine import Engine
+from mfu_sdk.provider.pages.money import waterfall_chart
 from mfu_sdk.provider.pages.view import View
 from mfu_sdk.provider.report import words
 from mfu_sdk.provider.report.window import iso
@@ -59,6 +60,7 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
         cells=cells,
         heat=nodes.heat_map(cells, node_end(report)),
         heat_end=node_end(report),
+        waterfall=waterfall_chart(report.hours, None if report.economics is None else report.economics.currency),
         peaks=peaks(report.workloads),
         uncounted=[w for w in report.workloads if w.uncounted],
         least_coverage=report.least_coverage,
@@ -163,7 +165,7 @@ def peaks(workloads: Sequence[Workload]) -> list[str]:
 
 
 def _drawn(curves: Sequence[Scaling]) -> tuple[Series, ...]:
-    found = []
+    found: list[Series] = []
     for curve in curves:
         drawn = sum(1 for series in found if series.number is not None)
         is_line = sum(1 for point in curve.points if point.mfu is not None) > 1

@@ -13,6 +13,7 @@ from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.findings import STATES, Kept
 from mfu_sdk.provider.pages import charts, fleet, nodes, runs
 from mfu_sdk.provider.pages.engine import ASSETS, Engine, asset, told
+from mfu_sdk.provider.pages.money import waterfall_chart
 from mfu_sdk.provider.pages.reports import Build, Reports
 from mfu_sdk.provider.pages.view import RANGES, Listing, View, listing, read
 from mfu_sdk.provider.report import Report
@@ -219,7 +220,10 @@ class _Pages:
         return self._show("causes", asked, report=found, rows=rows, orders=CAUSE_ORDERS)
 
     def money(self, asked: _Asked) -> Response:
-        return self._show("money", asked, report=self._report(asked))
+        found = self._report(asked)
+        money = found.economics
+        picture = waterfall_chart(found.hours, None if money is None else money.currency)
+        return self._show("money", asked, report=found, waterfall=picture)
 
     def _report(self, asked: _Asked, tenant: str | None = None) -> Report:
         whose = tenant or self._tenant(asked)

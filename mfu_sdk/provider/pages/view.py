@@ -49,7 +49,7 @@ def read(query: Mapping[str, str]) -> View:
         raise ConfigurationError(
             f"page={page[:40]!r}: must be a number from 1 to 1,000,000; follow the page's own links"
         )
-    return View(**asked, page=int(page[:9]))  # type: ignore[arg-type]  # every other field is a string
+    return View(**asked, page=int(page[:9]))
 
 
 @dataclass(frozen=True, slots=True)
