@@ -183,10 +183,10 @@ def waterfall(stages: Sequence[Stage], *, whole: str, unit: str | None) -> Chart
         return None
     values, before = [], total
     for number, stage in enumerate(shown):
-        after = before - stage.amount
+        after = max(before - stage.amount, 0.0)
         # What is left is drawn from zero: it is what the others left of the whole.
         values.append(
-            {"s": stage.name, "from": max(after, 0.0), "to": before, "left": stage.is_left, "d": f"#{number}"}
+            {"s": stage.name, "from": after, "to": before, "left": stage.is_left, "d": f"#{number}"}
         )
         before = after
     names = [stage.name for stage in shown]

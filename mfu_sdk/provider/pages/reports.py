@@ -1,7 +1,6 @@
 """Reports that are shown for a few seconds: what one page was made of, the next is made of too."""
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -13,7 +12,7 @@ from mfu_sdk.provider.rollup import Range
 Build = Callable[[Range, str | None, str | None, bool], Report]
 """The report on a range, of one tenant or of all, on one GPU type or on all, and whether with the provider's books."""
 
-FRESH_S: Final = 10.0
+FRESH_NS: Final = 10 * 10**9
 """How old a report may be when it is shown; its own window says until when it is."""
 _MOST: Final = 16
 
@@ -21,15 +20,14 @@ _Key = tuple[str, str | None, str | None, str | None, bool]
 
 
 class Reports:
-    """Builds a report once for all who ask for the same within `fresh_s`; `clock` is monotonic, in seconds."""
+    """Builds a report once for all who ask for the same within `FRESH_NS` of the clock that ranges are held against."""
 
-    def __init__(self, build: Build, fresh_s: float = FRESH_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, build: Build, now_unix_ns: Callable[[], int]) -> None:
         self._build = build
-        self._fresh_s = fresh_s
-        self._clock = clock
+        self._now_unix_ns = now_unix_ns
         self._lock = threading.Lock()
         self._locks: OrderedDict[_Key, threading.Lock] = OrderedDict()
-        self._kept: dict[_Key, tuple[float, Report]] = {}
+        self._kept: dict[_Key, tuple[int, Report]] = {}
 
     def get(self, view: View, span: Range, tenant: str | None, has_books: bool) -> Report:
         """The report of `tenant`, or of all where it is None, on what `view` names; `span` is its range as of now."""
@@ -42,8 +40,8 @@ class Reports:
                 self._kept.pop(oldest, None)
         with lock:
             kept = self._kept.get(key)
-            if kept is None or self._clock() - kept[0] > self._fresh_s:
-                kept = self._clock(), self._build(span, tenant, view.gpu_type, has_books)
+            if kept is None or not 0 <= self._now_unix_ns() - kept[0] <= FRESH_NS:
+                kept = self._now_unix_ns(), self._build(span, tenant, view.gpu_type, has_books)
                 with self._lock:
                     if key in self._locks:
                         self._kept[key] = kept

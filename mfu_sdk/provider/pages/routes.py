@@ -69,7 +69,7 @@ def routes(
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
     """The pages of what `build` makes of `store`, and of the findings `kept`. `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer."""
-    pages = _Pages(store, Reports(build), kept, Engine(artist), now_unix_ns)
+    pages = _Pages(store, Reports(build, now_unix_ns), kept, Engine(artist), now_unix_ns)
 
     def page(show: Callable[[_Asked], Response]) -> Callable[[Request], Awaitable[Response]]:
         return answering(lambda request: show(pages.asked(request, reader(request))))
@@ -112,7 +112,9 @@ class _Pages:
             # A tenant's links say nothing of whom they are for: whoever follows one sees their own.
             view = replace(view, tenant=None)
         span = report.parse_range(view.since, view.until, self._now_unix_ns())
-        return _Asked(reader, view, span, dict(request.path_params), request.url.path)
+        # As it was asked for: a name that holds "/../" is one step of a path only while it is quoted.
+        path = request.scope["raw_path"].decode("ascii", "replace")
+        return _Asked(reader, view, span, dict(request.path_params), path)
 
     def fleet(self, asked: _Asked) -> Response:
         found = self._report(asked)
@@ -190,7 +192,7 @@ class _Pages:
         if tenant is None:
             whose = runs.tenants(self._store, asked.span, None, run_id)
             if len(whose) > 1:
-                return self._show("which", asked, run_id=run_id, tenants=whose)
+                return self._show("which", asked, run_id=run_id, owners=whose)
             tenant = whose[0] if whose else ""
         found = runs.read(self._store, asked.span, tenant, run_id)
         if found is None:
@@ -249,7 +251,8 @@ class _Pages:
             "path": asked.path,
             "ranges": RANGES,
             "tenants": sorted({row["tenant"] for row in rows}),
-            "gpu_types": sorted({row["gpu_type"] for row in rows if row["gpu_type"]}),
+            # What no keyboard can type is no choice; its own row still links to it.
+            "gpu_types": sorted({row["gpu_type"] for row in rows if row["gpu_type"].isprintable() and row["gpu_type"]}),
             "since": report.iso(asked.span.since_unix_ns),
             "until": report.iso(asked.span.until_unix_ns),
         }
