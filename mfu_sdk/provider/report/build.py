@@ -40,15 +40,16 @@ _MOST_POINTS: Final = 96
 
 def build(store: Store, span: Range, tenant: str | None, holdings: Holdings | None = None) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; `holdings` is the inventory."""
-    usages = rollup.usages(store, span, tenant)
+    # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
+    everyone = rollup.usages(store, span, None)
+    usages = tuple(usage for usage in everyone if tenant in (None, usage.tenant))
     previous = rollup.level(rollup.usages(store, span.previous, tenant)).sums if _has_previous(span) else Sums()
     bucket_s = _bucket_s(span)
     moments = rollup.moments(store, span, tenant, bucket_s)
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
-    # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
-    judged = findings.judge(store, span, holdings)
+    judged = findings.judge(store, span, holdings, usages=everyone)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
         fleet=_fleet(fleet, previous, moments, bucket_s),
