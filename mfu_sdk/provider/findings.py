@@ -28,8 +28,8 @@ FRESH_NS: Final = 600 * 10**9
 """A day that may still change is judged again when its judgement is this old."""
 MOST_DAYS: Final = 31
 """Days that one request judges, the latest ones."""
-LOOK_BACK_NS: Final = 14 * 86_400 * 10**9
-"""How far back the provider's own search for drift reads windows, to learn what a run was like before."""
+LOOK_BACK_NS: Final = 2 * 86_400 * 10**9
+"""How far back the provider's own search for drift begins, to learn what a run was like before."""
 _DAY_NS: Final = 86_400 * 10**9
 _LONGEST_NOTE: Final = 1000
 

@@ -25,7 +25,7 @@ Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
-    "heard", "windows", "findings", "finding_states", "judged_days",
+    "heard", "windows", "window_counts", "findings", "finding_states", "judged_days",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]

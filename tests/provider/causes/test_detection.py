@@ -126,6 +126,17 @@ def test_window_by_window(store: Store, tenant: str) -> None:
     assert len(found[key][1]) == 1
 
 
+def test_parts(store: Store, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than fits into memory is read part by part, and more than a look may take is left to the next one."""
+    store.insert_spans(tenant, sent(list(steps(slower)), tenant))
+    monkeypatch.setattr("mfu_sdk.provider.detection.MOST_WINDOWS", 1)
+    detection = Detection(store)
+    first = detection.look(T0 - 1, T0 + 10**13, most_steps=1)
+    assert all(not events for _, events in first.values())
+    last = detection.look(T0 - 1, T0 + 10**13)
+    assert [events for (owner, _, _), (_, events) in last.items() if owner == tenant] == [found_in(store, tenant)]
+
+
 def test_quiet(tenant: str) -> None:
     """A run with nothing wrong has no event, and neither has one whose own process tells of drift."""
     following = Following()
