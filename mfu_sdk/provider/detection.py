@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from mfu_sdk.drift.account import Account, Asked
 from mfu_sdk.drift.attribution import attribute
@@ -24,9 +24,15 @@ BATCH_RATIO: Final = 1.05
 """By which factor the mean batch, or the tokens of a step, must change to be another configuration."""
 LATE_NS: Final = 3600 * 10**9
 """How long after its start a window may arrive and still be taken in its order."""
-MOST_RUNS: Final = 2000
+MOST_RUNS: Final = 1000
 """Runs that are followed; of more, those that were heard of last."""
-KEPT_WINDOWS: Final = 4096
+KEPT_WINDOWS: Final = 256
+"""Windows of a run whose shares, clocks and configuration are remembered: two hours."""
+MOST_WINDOWS: Final = 20_000
+"""Windows that are read at once, and with their arrays held in memory."""
+MOST_STEPS: Final = 1_000_000
+"""Steps after which a look ends; the next one goes on there."""
+_BUCKET_NS: Final = 300 * 10**9
 _HEAT: Final = ("thermal", "hardware slowdown", "power brake")
 
 
@@ -60,10 +66,26 @@ class Window:
     """What of its configuration shows: fingerprint, dtype of the peak, convention."""
     throttled: tuple[str, ...] = ()
 
-    @property
-    def time_s(self) -> float:
-        """Seconds of its timed steps."""
-        return sum(each for each in self.durations_us if each > 0) / 1e6
+
+class _Seen(NamedTuple):
+    """What is remembered of a window: where its time went, and its configuration."""
+
+    phase: str
+    start_unix_ns: int
+    time_s: float
+    comm_s: float | None
+    skew_s: float | None
+    host_s: float | None
+    clock: float | None
+    facts: Mapping[str, str]
+    throttled: tuple[str, ...]
+
+    @classmethod
+    def of(cls, window: Window) -> "_Seen":
+        return cls(
+            window.phase, window.start_unix_ns, sum(each for each in window.durations_us if each > 0) / 1e6,
+            window.comm_s, window.skew_s, window.host_s, window.clock, window.facts, window.throttled,
+        )  # fmt: skip
 
 
 class Following:
@@ -72,14 +94,14 @@ class Following:
     def __init__(self, watch: Watch | None = None, reference_flops_per_s: float | None = None) -> None:
         self._watch = watch or Watch()
         self._reference_flops_per_s = reference_flops_per_s
-        self._seen: deque[Window] = deque(maxlen=KEPT_WINDOWS)
+        self._seen: deque[_Seen] = deque(maxlen=KEPT_WINDOWS)
         self.events: list[DriftEvent] = []
         """What was found so far; an excursion that has recovered says so."""
         self.last_start_unix_ns = -1
 
     def add(self, window: Window) -> None:
         """Enter a window; one that starts no later than its predecessor in the same phase was entered before."""
-        self._seen.append(window)
+        self._seen.append(_Seen.of(window))
         self.last_start_unix_ns = window.start_unix_ns
         for found in self._excursions(window):
             if found.recovered_step is None:
@@ -132,8 +154,8 @@ class Following:
         )
 
     def _event(self, excursion: Excursion) -> DriftEvent:
-        earlier: list[Window] = []
-        later: list[Window] = []
+        earlier: list[_Seen] = []
+        later: list[_Seen] = []
         for window in self._seen:
             if window.phase == excursion.phase:
                 (later if window.start_unix_ns >= excursion.onset_unix_ns else earlier).append(window)
@@ -164,7 +186,7 @@ class Following:
             fingerprint_diff=diff,
         )
 
-    def _diff(self, excursion: Excursion, earlier: list[Window], later: list[Window]) -> tuple[str, ...]:
+    def _diff(self, excursion: Excursion, earlier: list[_Seen], later: list[_Seen]) -> tuple[str, ...]:
         before, now = excursion.before, excursion.now
         changed: list[str] = []
         if excursion.phase in ("train", "eval"):
@@ -181,6 +203,11 @@ class Following:
         return tuple(changed)
 
 
+Rank = tuple[str, str, int]
+"""Tenant, run and rank."""
+Found = tuple[Row, list[DriftEvent]]
+
+
 class Detection:
     """Follows the runs in a store. Not thread-safe."""
 
@@ -189,23 +216,45 @@ class Detection:
         self._runs: dict[tuple[str, str, int], tuple[Row, Following]] = {}
         self._until_unix_ns: int | None = None
 
-    def look(self, since_unix_ns: int, until_unix_ns: int) -> dict[tuple[str, str, int], tuple[Row, list[DriftEvent]]]:
-        """What was found of each run up to `until`: its latest window's row and its events.
+    def look(self, since_unix_ns: int, until_unix_ns: int, most_steps: int = MOST_STEPS) -> dict[Rank, Found]:
+        """What was found of each run up to `until`: its latest window's row, without arrays, and its events.
 
-        The first look reads from `since` on; a later one only what has come in between.
+        The first look reads from `since` on; a later one only what has come in between. One that has seen `most_steps`
+        steps ends, and the next one goes on there.
         """
         since = since_unix_ns if self._until_unix_ns is None else max(since_unix_ns, self._until_unix_ns - LATE_NS)
-        for row in self._store.read("windows", since=since, until=until_unix_ns):
-            key = row["tenant"], row["run_id"], row["rank"]
-            known = self._runs.pop(key, None)
-            following = Following() if known is None else known[1]
-            if row["start_unix_ns"] > following.last_start_unix_ns and (window := window_of(row)) is not None:
-                following.add(window)
-            self._runs[key] = row, following
+        steps = 0
+        for start, end in self._parts(since, until_unix_ns):
+            if steps >= most_steps:
+                break
+            for row in self._store.read("windows", since=start, until=end):
+                steps += self._enter(row)
+            self._until_unix_ns = max(end, self._until_unix_ns or 0)
         for key in list(self._runs)[:-MOST_RUNS]:
             del self._runs[key]
-        self._until_unix_ns = max(until_unix_ns, self._until_unix_ns or 0)
         return {key: (row, following.events) for key, (row, following) in self._runs.items()}
+
+    def _parts(self, since_unix_ns: int, until_unix_ns: int) -> Iterator[tuple[int, int]]:
+        """[since, until) in parts of so many windows that they fit into memory."""
+        start, held = since_unix_ns, 0
+        for row in self._store.read("window_counts", since=since_unix_ns, until=until_unix_ns):
+            bucket = row["bucket"] * _BUCKET_NS
+            if held and held + row["windows"] > MOST_WINDOWS:
+                yield start, bucket
+                start, held = bucket, 0
+            held += row["windows"]
+        if start < until_unix_ns:
+            yield start, until_unix_ns
+
+    def _enter(self, row: Row) -> int:
+        key = row["tenant"], row["run_id"], row["rank"]
+        known = self._runs.pop(key, None)
+        following = Following() if known is None else known[1]
+        window = window_of(row) if row["start_unix_ns"] > following.last_start_unix_ns else None
+        if window is not None:
+            following.add(window)
+        self._runs[key] = {**row, "durations_us": "", "utilizations_bp": ""}, following
+        return 0 if window is None else len(window.durations_us)
 
 
 def window_of(row: Row) -> Window | None:
@@ -248,7 +297,7 @@ def _known(value: float | None) -> float | None:
     return value if value is not None and 0 < value < math.inf else None
 
 
-def _with(account: Account, windows: Iterable[Window]) -> Account:
+def _with(account: Account, windows: Iterable[_Seen]) -> Account:
     """The account with what its windows tell of communication, skew, the host and the clock, as shares of its time."""
     windows = list(windows)
 

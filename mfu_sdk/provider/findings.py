@@ -6,7 +6,7 @@ hours. What was decided about a cause of a workload, on whatever day, holds for 
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, Literal, get_args
@@ -16,7 +16,7 @@ from mfu_sdk.provider import causes
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes import Drift, Evidence, Finding, Unit
 from mfu_sdk.provider.detection import Detection
-from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.rollup import Range, Usage
 from mfu_sdk.provider.store import Row, Store
 from mfu_sdk.records import DriftEvent
 
@@ -28,8 +28,8 @@ FRESH_NS: Final = 600 * 10**9
 """A day that may still change is judged again when its judgement is this old."""
 MOST_DAYS: Final = 31
 """Days that one request judges, the latest ones."""
-LOOK_BACK_NS: Final = 14 * 86_400 * 10**9
-"""How far back the provider's own search for drift reads windows, to learn what a run was like before."""
+LOOK_BACK_NS: Final = 2 * 86_400 * 10**9
+"""How far back the provider's own search for drift begins, to learn what a run was like before."""
 _DAY_NS: Final = 86_400 * 10**9
 _LONGEST_NOTE: Final = 1000
 
@@ -121,9 +121,10 @@ def judge(
     span: Range,
     holdings: Holdings | None = None,
     drifts: Mapping[Unit, tuple[Drift, ...]] | None = None,
+    usages: Sequence[Usage] | None = None,
 ) -> Judged:
-    """The findings of all tenants over `span`, with what is known of their workloads."""
-    evidence = tuple(causes.evidence(store, span, holdings, drifts))
+    """The findings of all tenants over `span`, with what is known of their workloads; `usages` as in `evidence`."""
+    evidence = tuple(causes.evidence(store, span, holdings, drifts, usages))
     left_out = {}
     if holdings is None:
         left_out = dict.fromkeys(("mig_fragmentation", "idle_allocation"), "no inventory")

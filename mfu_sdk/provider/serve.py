@@ -269,7 +269,8 @@ def _web_routes(
         return Reader(identity.name, None if identity.operator else asked, identity.operator, whole(identity))
 
     def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
-        return report.build(store, span, tenant, books.current() if is_whole else None, gpu_type=gpu_type)
+        held = books.current() if is_whole else None
+        return report.build(store, span, tenant, held, holdings=holdings(), gpu_type=gpu_type)
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())
@@ -279,7 +280,8 @@ def _web_routes(
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        built = report.build(store, span, tenant, seen(request), gpu_type=query.get("gpu_type") or None)
+        gpu_type = query.get("gpu_type") or None
+        built = report.build(store, span, tenant, seen(request), holdings=holdings(), gpu_type=gpu_type)
         return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def focus(request: Request) -> Response:

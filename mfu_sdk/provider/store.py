@@ -25,7 +25,7 @@ Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
-    "heard", "windows", "findings", "finding_states", "judged_days",
+    "heard", "windows", "window_counts", "findings", "finding_states", "judged_days",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
 ]  # fmt: skip
 """The names of the queries in sql/read."""

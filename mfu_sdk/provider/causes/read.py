@@ -14,7 +14,7 @@ from mfu_sdk.provider.causes.context import complete
 from mfu_sdk.provider.causes.evidence import Drift, Earlier, Evidence
 from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather
 from mfu_sdk.provider.causes.held import held
-from mfu_sdk.provider.rollup import Range, ratio
+from mfu_sdk.provider.rollup import Range, Usage, ratio
 from mfu_sdk.provider.store import Row, Store
 
 HISTORY_NS: Final = 90 * 86_400 * 10**9
@@ -26,8 +26,12 @@ def evidence(
     span: Range,
     holdings: Holdings | None = None,
     found: Mapping[Unit, tuple[Drift, ...]] | None = None,
+    usages: Sequence[Usage] | None = None,
 ) -> list[Evidence]:
-    """What is known of every workload over `span`, of all tenants. `found` are excursions that the provider found."""
+    """What is known of every workload over `span`, of all tenants. `found` are excursions that the provider found.
+
+    `usages` are all tenants' sums over `span`, where they have been read already.
+    """
     bounds = {"since": span.since_unix_ns, "until": span.until_unix_ns}
     day = f"{datetime.fromtimestamp(span.since_unix_ns / 1e9, UTC):%Y-%m-%d}"
     signs: dict[Unit, list[Sign]] = {}
@@ -41,7 +45,7 @@ def evidence(
         (row["tenant"], row["workload"] or None): (_finite(row["token_s"]), _finite(row["request_s"]))
         for row in store.read("answers", **bounds)
     }
-    usages = rollup.usages(store, span, None)
+    usages = rollup.usages(store, span, None) if usages is None else usages
     gathered = gather(day, usages, signs, drifts, answers)
     since = max(0, span.since_unix_ns - HISTORY_NS)
     runs: dict[tuple[object, ...], list[Run]] = {}

@@ -48,14 +48,17 @@ def build(
     tenant: str | None,
     books: Snapshot | None = None,
     *,
+    holdings: Holdings | None = None,
     gpu_type: str | None = None,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants and
-    GPU types. Inference requests name no device, so a report of one GPU type holds none.
+    GPU types. `holdings` is the inventory that causes are held against. Inference requests name no device, so a report of one GPU type holds none.
     """
-    usages = _of_type(rollup.usages(store, span, tenant), gpu_type)
+    # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
+    everyone = rollup.usages(store, span, None)
+    usages = _of_type(tuple(usage for usage in everyone if tenant in (None, usage.tenant)), gpu_type)
     before = rollup.usages(store, span.previous, tenant) if _has_previous(span) else ()
     previous = rollup.level(_of_type(before, gpu_type)).sums
     bucket_s = bucket_seconds(span)
@@ -64,9 +67,7 @@ def build(
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
-    # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
-    inventory = None if books is None else books.inventory
-    judged = findings.judge(store, span, None if inventory is None else Holdings(inventory))
+    judged = findings.judge(store, span, holdings, usages=everyone)
     causes = tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type))
     claims = [asdict(each) for each in _causes(store, judged, None)] if books is not None else ()
     money = assessment(store, span, books, claims)

@@ -1,6 +1,6 @@
 -- What the last judgement of each day in [first, last] found.
 SELECT
-    toString(day) AS day, tenant, workload, run_id, gpu_type, world_size, phase, cause, loss_share, confidence, evidence,
+    day, tenant, workload, run_id, gpu_type, world_size, phase, cause, loss_share, confidence, evidence,
     remedy
 FROM otel.mfu_findings AS found FINAL
 WHERE found.day >= toDate({first:String}) AND found.day <= toDate({last:String})
