@@ -228,7 +228,7 @@ def test_json_is_read_back(found: Report) -> None:
 
 
 def test_without_books(reports: dict[str, Report]) -> None:
-    """Without a book there is no money and a sentence; with an inventory alone there are hours; a tenant sees neither."""
+    """Without a book there is no money and a sentence; with an inventory alone there are hours; a tenant sees none."""
     said = {name: " ".join(report.render_text(each).split()) for name, each in reports.items()}
     assert all(reports[name].economics is None for name in ("inventory", "none", "tenant"))
     assert "No money: the price and cost books are not given; name them with --prices FILE" in said["inventory"]

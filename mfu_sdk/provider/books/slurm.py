@@ -86,19 +86,19 @@ def _job(job: dict[str, str], zone: tzinfo, found: list[Row], left_out: list[str
             f" `scontrol show job --details {job['JobID']}` and write a row for each node"
         )
         return
-    for host in nodes:
-        found.append(
-            Row(
-                tenant=job["Account"],
-                workload=job.get("JobName") or None,
-                allocation_id=job["JobID"],
-                host=host,
-                gpus=gpus // len(nodes),
-                profile=profile,
-                since=stamp(since),
-                until=None if until is None else stamp(until),
-            )
+    found += [
+        Row(
+            tenant=job["Account"],
+            workload=job.get("JobName") or None,
+            allocation_id=job["JobID"],
+            host=host,
+            gpus=gpus // len(nodes),
+            profile=profile,
+            since=stamp(since),
+            until=None if until is None else stamp(until),
         )
+        for host in nodes
+    ]
 
 
 def _gpus(tres: str) -> tuple[int, str | None]:
