@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -191,6 +192,54 @@ def calibrate(
         found = measure(device, list(dtypes) or None, budget_s, sustained, collectives=collectives, progress=progress)
     if rank == 0:
         click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
+
+
+@main.group()
+def provider() -> None:
+    """The provider's own books."""
+
+
+@provider.command("import")
+@click.argument("scheduler", type=click.Choice(["slurm", "k8s"]))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
+@click.option("--contract", "contracts", multiple=True, help="[TENANT=]on_demand|reserved|per_token; may be repeated.")
+@click.option("--tenant", "tenants", multiple=True, help="THEIRS=OURS: a tenant whom the scheduler calls otherwise.")
+@click.option("--zone", help="With slurm: the cluster's time zone, such as Europe/Berlin; UTC unless given.")
+@click.option("--tenant-label", help="With k8s: the pods' label that names the tenant; the namespace unless given.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; standard output unless given."
+)
+def import_allocations(
+    scheduler: str, file: Path, contracts: tuple[str, ...], tenants: tuple[str, ...], zone: str | None,
+    tenant_label: str | None, output: Path | None,
+) -> None:  # fmt: skip
+    """Turn what a scheduler prints into allocations for --inventory: `sacct --parsable2` or `kubectl get pods -o json`.
+
+    Reads FILE or standard input. The contract is on_demand unless told. Allocations that have to be written by hand
+    are named on standard error, and then the exit code is 1.
+    """
+    imported = _provider("books.imported")
+    if zone is not None and scheduler != "slurm":
+        raise ConfigurationError("--zone: goes with slurm, whose times have none; leave it out")
+    if tenant_label is not None and scheduler != "k8s":
+        raise ConfigurationError("--tenant-label: goes with k8s; leave it out")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error}); name a readable file in UTF-8") from error
+    if scheduler == "slurm":
+        found = _provider("books.slurm").from_sacct(text, _zone(zone))
+    else:
+        found = _provider("books.kubernetes").from_pods(text, tenant_label)
+    table = imported.to_yaml(found, contracts, tenants)
+    if output is None:
+        click.echo(table.rstrip("\n"))
+    else:
+        write_file(output, table)
+    for line in found.left_out:
+        click.echo(f"mfu: {line}", err=True)
+    if found.left_out:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -392,6 +441,13 @@ def _address(option: str, text: str) -> tuple[str, int]:
 def _shown(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigurationError(f"--zone={name!r}: must be a zone such as Europe/Berlin") from None
 
 
 def _read_token(path: Path | None) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfu_sdk.provider import economics
@@ -35,9 +35,13 @@ DAY = 24 * HOUR_NS
 def node(host: str = "n1", gpu_type: str = H100, gpus: int = 1, rate: str = "2", **ns: int) -> Owned:
     """A node over a day: what is not given in `ns` is held."""
     owned = ns.get("owned_ns", gpus * DAY)
-    parts = [ns.get(name, 0) for name in ("unavailable_ns", "stranded_ns", "unsold_ns")]
-    costs = [Fraction(rate) * part / HOUR_NS for part in (owned, *parts)]
-    return Owned(host, gpu_type, gpus, owned, *parts, *costs)
+    down, stranded, unsold = (ns.get(name, 0) for name in ("unavailable_ns", "stranded_ns", "unsold_ns"))
+
+    def cost(of_ns: int) -> Fraction:
+        return Fraction(rate) * of_ns / HOUR_NS
+
+    amounts = cost(owned), cost(down), cost(stranded), cost(unsold)
+    return Owned(host, gpu_type, gpus, owned, down, stranded, unsold, *amounts)
 
 
 def held(host: str = "n1", gpu_type: str = H100, gpus: int = 1, **more: Any) -> Held:
@@ -89,7 +93,8 @@ def hours(row: Used, step_hours: float = 24.0) -> dict[str, float]:
 # --- cents ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.fractions(0, 10**9, max_denominator=10**12), max_size=30))
+@given(st.lists(st.fractions(0, 10**9, max_denominator=10**12), max_size=20))
+@settings(max_examples=50)
 def test_cents_add_up(parts: list[Fraction]) -> None:
     """Parts in cents add up to the rounded whole, each within a cent of its amount."""
     found = apportioned(parts)
@@ -108,7 +113,7 @@ def test_largest_remainder() -> None:
 
 
 def test_named_losses() -> None:
-    """24 h of steps by hand: waits as measured, claims of the rest, out of reach by the work done, the gap what is left.
+    """24 h of steps by hand: waits as measured, claims of the rest, out of reach by the work done, the gap the rest.
 
     Useful 0.3 × 24 = 7.2; at an expected MFU of 0.6 that work takes 12, so 4.8 is out of reach.
     24 − 7.2 − (2.4 + 1.2 + 1.2 + 2.4 + 1.2) − 4.8 = 3.6 is the kernel gap.
@@ -246,22 +251,19 @@ def _books(draw: st.DrawFn) -> tuple[Ledger, list[Used]]:
         rate = draw(st.fractions(0, 100, max_denominator=10**6))
         cuts = sorted(draw(st.lists(st.integers(0, gpus * DAY), min_size=4, max_size=4)))
         parts = [b - a for a, b in pairwise([0, *cuts, gpus * DAY])]
+        down, stranded, unsold = parts[:3]
+        whole = gpus * DAY
+        amounts = rate * whole, rate * down, rate * stranded, rate * unsold
+        costs = [each / HOUR_NS for each in amounts]
         owned.append(
-            Owned(
-                f"n{place}",
-                H100,
-                gpus,
-                gpus * DAY,
-                *parts[:3],
-                rate * gpus * 24,
-                *(rate * part / HOUR_NS for part in parts[:3]),
-            )
+            Owned(f"n{place}", H100, gpus, whole, down, stranded, unsold, costs[0], costs[1], costs[2], costs[3])
         )
         rows += [held(host=f"n{place}", gpus=gpus, gpu_ns=ns, cost=rate * ns / HOUR_NS) for ns in parts[3:]]
     return ledger(tuple(owned), tuple(rows)), draw(st.lists(_use(len(rows)), max_size=6))
 
 
 @given(_books())
+@settings(max_examples=60)
 def test_closes(drawn: tuple[Ledger, list[Used]]) -> None:
     """Whatever rows claim, hours add up to the owned ones exactly, costs to the cent, and no stage is negative."""
     books, rows = drawn
@@ -400,7 +402,7 @@ def test_prices_of_the_moment(tmp_path: Path) -> None:
 
 
 def test_contracts(tmp_path: Path) -> None:
-    """By the hour the tenant bears what it does with its hours, by the token the provider; what is unsold is its own."""
+    """By the hour the tenant bears what it does with its hours, by the token the provider; what is unsold too."""
     rows = ", ".join(
         f"{{tenant: {tenant}, host: n1, gpus: 2, contract: {contract}, allocation_id: {tenant}, {ALL_DAY}}}"
         for tenant, contract in (("acme", "on_demand"), ("globex", "reserved"), ("initech", "per_token"))
@@ -414,11 +416,13 @@ def test_contracts(tmp_path: Path) -> None:
     # 2 × 12 × (2.95 + 3.45), 48 × 1.80, 60 million tokens at 0.60.
     assert [row.revenue for row in sorted(found.tenants, key=lambda row: row.tenant or "")] == [153.6, 86.4, 36.0]
     assert found.revenue == 276.0
-    bearers = {(row.contract, row.stage): (row.borne_by, row.billed) for row in found.incidence}
-    assert bearers["on_demand", "kernel_gap"] == ("tenant", pytest.approx(76.8))
-    assert bearers["reserved", "kernel_gap"] == ("tenant until renewal", pytest.approx(43.2))
-    assert bearers["per_token", "kernel_gap"] == ("provider", None)
-    assert bearers[None, "unsold"] == ("provider", None)
+    bearers = {(row.contract, row.stage): row.borne_by for row in found.incidence}
+    assert bearers["on_demand", "kernel_gap"] == "tenant"
+    assert bearers["reserved", "kernel_gap"] == "tenant until renewal"
+    assert bearers["per_token", "kernel_gap"] == bearers[None, "unsold"] == "provider"
+    billed = {(row.contract, row.stage): row.billed for row in found.incidence}
+    assert [billed[contract, "kernel_gap"] for contract in ("on_demand", "reserved")] == pytest.approx([76.8, 43.2])
+    assert billed["per_token", "kernel_gap"] is billed[None, "unsold"] is None
     assert sum(round(row.cost * 100) for row in found.incidence) == round(found.cost * 100)
     # Every level's costs add up: types and nodes to all, tenants to all but what nobody holds.
     assert sum(row.cost for row in found.gpu_types) == found.cost == sum(row.cost for row in found.nodes)
@@ -490,11 +494,11 @@ def test_revenue_by_token_needs_tokens() -> None:
 
 
 def test_rows_join_by_uuid_then_node(tmp_path: Path) -> None:
-    """A device is under the allocation that names it, else its tenant's on the node; another tenant's is never taken."""
+    """A device is under the allocation that names it, else its tenant's on the node; never under another tenant's."""
     rows = (
         f"{{tenant: acme, host: n1, gpus: 1, gpu_uuids: [GPU-a], allocation_id: one, contract: on_demand, {ALL_DAY}}},"
         f"{{tenant: acme, host: n1, gpus: 1, allocation_id: two, contract: reserved, {ALL_DAY}}},"
-        f"{{tenant: globex, host: n1, gpus: 1, gpu_uuids: [GPU-c], allocation_id: three, contract: on_demand, {ALL_DAY}}}"
+        f"{{tenant: globex, host: n1, gpus: 1, gpu_uuids: [GPU-c], allocation_id: 3rd, contract: on_demand, {ALL_DAY}}}"
     )
     uses = [
         usage(12, 0.3, "GPU-a", host="a name of its own"),
@@ -509,7 +513,8 @@ def test_rows_join_by_uuid_then_node(tmp_path: Path) -> None:
         (found.ledger.held[one.used.held].allocation_id, one.used.device, one.step_ns / HOUR_NS)
         for one in found.waterfall.splits
     }
-    # The record of GPU-a goes before the host that its run tells; acme's GPU-c is globex's by the records, and is spread over what acme holds.
+    # The record of GPU-a goes before the host that its run tells. acme's GPU-c is globex's by the records: its steps
+    # are spread over what acme holds.
     assert shares == {("one", "GPU-a", 12.0), ("two", "GPU-b", 12.0), ("one", "GPU-c", 3.0), ("two", "GPU-c", 3.0)}
 
 
@@ -579,7 +584,8 @@ def test_gpus_avoided() -> None:
 def test_demand(tmp_path: Path) -> None:
     """Demand is what waits, a slice by its share, and the growth of the work over the range before."""
     queue = (
-        f"queue: [{{profile: 3g.40gb, waiting: 7, at: 2026-11-01}}, {{profile: 3g.40gb, waiting: 0, at: 2026-11-01T06:00:00Z}},"
+        "queue: [{profile: 3g.40gb, waiting: 7, at: 2026-11-01},"
+        " {profile: 3g.40gb, waiting: 0, at: 2026-11-01T06:00:00Z},"
         f' {{profile: "{H100}", waiting: 2, at: 2026-11-01}}, {{profile: "{H100}", waiting: 90, at: 2026-12-01}}]'
     )
     text = inventory(f"{{tenant: acme, host: n1, gpus: 4, contract: on_demand, {ALL_DAY}}}") + queue
@@ -603,7 +609,8 @@ def test_new_hardware() -> None:
         ]
     )
     (row,) = found
-    assert (row.before, row.after, row.intents, row.saved) == (H100, H200, 2, pytest.approx(3.0))
+    assert (row.before, row.after, row.intents) == (H100, H200, 2)
+    assert row.saved == pytest.approx(3.0)
     assert row.cost_per_useful_pflop_hour_before == pytest.approx(9 / 5)
     assert row.cost_per_useful_pflop_hour_after == pytest.approx(6 / 5)
 
@@ -654,10 +661,8 @@ def test_calls() -> None:
         Claim("acme", "w", H100, "accounting", 0.9, 0.9, "Check the formulas."),
     ]
     found = economics.calls(books, economics.waterfall(books, uses), claims, "USD")
-    assert [(call.tenant, call.money, call.borne_by) for call in found] == [
-        ("globex", pytest.approx(24.0), "provider"),
-        ("acme", pytest.approx(14.4), "tenant"),
-    ]
+    assert [(call.tenant, call.borne_by) for call in found] == [("globex", "provider"), ("acme", "tenant")]
+    assert [call.money for call in found] == pytest.approx([24.0, 14.4])
     assert found[1].sentence == "w: Raise num_workers. You paid USD 14 for it in this time (5 GPU-hours)."
 
 
@@ -688,8 +693,8 @@ def test_findings(tmp_path: Path) -> None:
 def test_focus(tmp_path: Path) -> None:
     """Rows of FOCUS bill what the contracts say, and the provider's cost in them is that of all owned hours."""
     rows = ", ".join(
-        f"{{tenant: {tenant}, workload: w-{tenant}, host: n1, gpus: 2, contract: {c}, allocation_id: {tenant}, {ALL_DAY}}}"
-        for tenant, c in (("acme", "on_demand"), ("globex", "reserved"), ("initech", "per_token"))
+        f"{{tenant: {t}, workload: w-{t}, host: n1, gpus: 2, contract: {c}, allocation_id: {t}, {ALL_DAY}}}"
+        for t, c in (("acme", "on_demand"), ("globex", "reserved"), ("initech", "per_token"))
     )
     uses = [usage(24, 0.5, f"initech-{i}", "initech", sums={"tokens": 30e6}) for i in range(2)]
     found = assessed(books(tmp_path, inventory(rows)), uses)

@@ -82,6 +82,8 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
         "questions",
         "causes",
         "economics",
+        "economics_missing",
+        "hours",
     }
     assert found["window"] == {"since": "2026-05-28T20:30:00Z", "until": "2026-05-28T21:30:00Z"}
     assert set(found["fleet"]) >= {

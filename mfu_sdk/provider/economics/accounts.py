@@ -39,7 +39,8 @@ class Account:
     `gpu_hours` and `cost` are of owned hours for a GPU type or node, of held ones for a tenant or workload.
     `attained` = MFU / expected MFU over the steps that have both. `efficiency_gap` is the list value of observed hours
     less that of the hours which the same work takes at the expected MFU. `tokens` are those that count: not of steps
-    that were done again. What a missing price leaves open is None.
+    that were done again; None where some were trained on and others served. What a missing price leaves open is None,
+    and so is the work of hours that were held and not observed at all.
     """
 
     gpu_type: str | None
@@ -50,8 +51,8 @@ class Account:
     cost: float
     revenue: float | None
     margin: float | None
-    useful_gpu_hours: float
-    useful_pflop_hours: float
+    useful_gpu_hours: float | None
+    useful_pflop_hours: float | None
     cost_per_useful_pflop_hour: float | None
     attained: float | None
     efficiency_gap: Interval | None
@@ -163,6 +164,8 @@ def accounts(ledger: Ledger, found: Waterfall, level: Level) -> tuple[Account, .
 def _account(ledger: Ledger, name: _Name, cells: Sequence[Cell], splits: Sequence[Split], cost_cents: int) -> Account:
     cost = cost_cents / 100
     revenue = _revenue(ledger, cells, splits)
+    # Of hours that were held and not seen nobody knows what they did.
+    unseen = not splits and any(cell.stage == "unobserved" for cell in cells)
     flops = sum(one.useful_flops for one in splits)
     tokens = _tokens(splits)
     hours = sum(cell.gpu_ns for cell in cells) / 3.6e12
@@ -177,8 +180,8 @@ def _account(ledger: Ledger, name: _Name, cells: Sequence[Cell], splits: Sequenc
         cost,
         None if revenue is None else float(revenue),
         None if revenue is None else float(revenue) - cost,
-        losses.get("useful", 0) / 3.6e12,
-        flops / PFLOP_HOUR,
+        None if unseen else losses.get("useful", 0) / 3.6e12,
+        None if unseen else flops / PFLOP_HOUR,
         cost * PFLOP_HOUR / flops if flops else None,
         attained(splits),
         None if value is None else value.gap,
@@ -190,8 +193,10 @@ def _account(ledger: Ledger, name: _Name, cells: Sequence[Cell], splits: Sequenc
 
 
 def _tokens(splits: Iterable[Split]) -> float | None:
-    known = [one.used.tokens_good for one in splits if one.used.tokens_good is not None]
-    return sum(known) if known else None
+    known = [one.used for one in splits if one.used.tokens_good is not None]
+    if len({row.phase in _AT_WORK for row in known}) != 1:
+        return None
+    return sum(row.tokens_good or 0.0 for row in known)
 
 
 def _revenue(ledger: Ledger, cells: Iterable[Cell], splits: Iterable[Split]) -> Fraction | None:

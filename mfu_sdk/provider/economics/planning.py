@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR, Ledger
 from mfu_sdk.provider.economics.waterfall import Split, Waterfall
 
-_OUTSIDE = frozenset({"unavailable", "unsold", "mig_stranded"})
+_OUTSIDE = frozenset({"unavailable", "unsold", "mig_stranded", "unobserved"})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One GPU type. `gpus` are the mean number held; `mfu` is that of the held hours at the reference peak.
+    """One GPU type. `gpus` are the mean number that was held and observed; `mfu` is theirs, at the reference peak.
 
     At one point (0.01) more MFU the work of `gpus_per_point` = gpus × 0.01 / mfu GPUs is done beside. That many need
     not be bought as far as somebody wants them: `demand_gpus` wait in the queue or are the growth of the work over the

@@ -1,6 +1,7 @@
 """The money as text, for who reads the books: what it cost and brought, where it went, who bears it, what to do."""
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Final
 
 from rich.console import Console
@@ -9,11 +10,12 @@ from rich.text import Text
 
 from mfu_sdk.provider.economics import Economics, Stage
 from mfu_sdk.provider.economics.accounts import Account, Interval
+from mfu_sdk.provider.economics.cents import apportioned
 from mfu_sdk.provider.report import words
 from mfu_sdk.provider.report.model import Report
 from mfu_sdk.provider.report.tables import Column, table
 
-_LABEL_WIDTH: Final = 21
+_LABEL_WIDTH: Final = 24
 _MOST_ROWS: Final = 10
 _STAGES: Final = {
     "unavailable": "down",
@@ -51,7 +53,7 @@ def print_money(console: Console, report: Report) -> None:
     grid = Table.grid()
     grid.add_column(width=_LABEL_WIDTH, style="dim")
     grid.add_column(overflow="fold")
-    for label, value in _figures(found):
+    for label, value in _figures(report, found):
         grid.add_row(f"  {label}", Text(value))
     console.print(grid)
     _waterfall(console, found.waterfall, found.currency)
@@ -72,36 +74,43 @@ def print_money(console: Console, report: Report) -> None:
         console.print(Text(f"Note. {note}"))
 
 
-def _figures(found: Economics) -> list[tuple[str, str]]:
+def _figures(report: Report, found: Economics) -> list[tuple[str, str]]:
     per_hour = found.cost / found.owned_gpu_hours if found.owned_gpu_hours else None
-    bound = " at most: more than a tenth of the held hours was not observed" if found.cost_is_upper_bound else ""
     rows = [
         ("cost", f"{_money(found.cost)} for {found.owned_gpu_hours:,.1f} owned GPU-hours, {_rate(per_hour)} each"),
         ("revenue", f"{_money(found.revenue)}, {_rate(found.revenue_per_gpu_hour)} per owned GPU-hour"),
         ("margin", f"{_money(found.margin)}, {_rate(found.margin_per_gpu_hour)} per owned GPU-hour"),
         ("useful compute", f"{found.useful_pflop_hours:,.1f} PFLOP-hours of model FLOPs"),
-        ("a useful PFLOP-hour", f"costs {_rate(found.cost_per_useful_pflop_hour)} of owned hours{bound}"),
-        ("", f"costs {_rate(found.cost_per_useful_pflop_hour_observed)} of observed hours alone"),
+        ("a useful PFLOP-hour", f"{_rate(found.cost_per_useful_pflop_hour)}, all owned hours counted{_bound(report)}"),
+        ("", f"{_rate(found.cost_per_useful_pflop_hour_observed)}, observed hours alone"),
     ]
     reach = found.attainable_cost_per_useful_pflop_hour
     if reach is not None:
-        rows.append(("", f"would cost {_interval(reach, _rate)} if all steps ran at their expected MFU"))
+        rows.append(("", f"{_interval(reach, _rate)}, hours of steps alone, had all run at their expected MFU"))
     for label, value in (
         ("a million tokens", found.cost_per_million_tokens),
         ("a million trained on", found.cost_per_million_training_tokens),
     ):
         if value is not None:
-            rows.append((label, f"costs {_rate(value)} of held hours"))
+            rows.append((label, f"{_rate(value)}, held hours counted"))
     if found.delivered_value is not None and found.efficiency_gap is not None:
         rows.append(("delivered", f"{_interval(found.delivered_value, _money)} worth at list price"))
         rows.append(("efficiency gap", f"{_interval(found.efficiency_gap, _money)} at list price"))
     return rows
 
 
+def _bound(report: Report) -> str:
+    seen = report.fleet.allocated_observed_share
+    if report.economics is None or not report.economics.cost_is_upper_bound or seen is None:
+        return ""
+    return f"; an upper bound, for {words.percent(1 - seen)} of the held hours was not observed"
+
+
 def _waterfall(console: Console, stages: Sequence[Stage], currency: str | None) -> None:
     shown = [stage for stage in stages if stage.gpu_hours]
-    whole = sum(stage.gpu_hours for stage in stages)
-    hours = (*(f"{stage.gpu_hours:,.1f}" for stage in shown), f"{whole:,.1f}")
+    # Tenths of hours by largest remainders, as cents are: what is printed adds up.
+    tenths = apportioned([Fraction(stage.gpu_hours) / 10 for stage in shown])
+    hours = (*(f"{tenth / 10:,.1f}" for tenth in tenths), f"{sum(tenths) / 10:,.1f}")
     columns = [
         Column("where they went", (*(_STAGES[stage.stage] for stage in shown), "all owned hours"), is_name=True),
         Column("GPU-hours", hours),
@@ -150,8 +159,8 @@ def _accounts(
             Column("cost", tuple(_money(row.cost) for row in rows)),
             Column("revenue", tuple(_money(row.revenue) for row in rows), drop=5),
             Column("margin", tuple(_money(row.margin) for row in rows)),
-            Column("PFLOP-h", tuple(f"{row.useful_pflop_hours:,.1f}" for row in rows), drop=3),
-            Column("each", tuple(_rate(row.cost_per_useful_pflop_hour) for row in rows)),
+            Column("PFLOP-h", tuple(_pflop_hours(row) for row in rows), drop=3),
+            Column("per PFLOP-h", tuple(_rate(row.cost_per_useful_pflop_hour) for row in rows)),
             Column("attained", tuple(words.percent(row.attained, 0) for row in rows)),
             Column("per 1M tokens", tuple(_known(row.cost_per_million_tokens) for row in rows), drop=6),
         ),
@@ -164,14 +173,14 @@ def _planning(console: Console, found: Economics) -> None:
         if plan.gpus_per_point is None:
             continue
         text = (
-            f"{plan.gpu_type}: a point more MFU does the work of {plan.gpus_per_point:,.1f} GPUs more, {plan.gpus:,.1f}"
+            f"{plan.gpu_type}: one point more MFU does the work of {plan.gpus_per_point:,.1f} GPUs more"
+            f" ({plan.gpus:,.1f} are held and observed)"
         )
-        text += " being held"
         if plan.gpus_avoided is None:
             text += "; whether anybody wants them is not known (no `queue`, no earlier range)."
         else:
-            text += f"; demand is for {plan.demand_gpus:,.1f}, so that {plan.gpus_avoided:,.1f} need not be bought"
-            text += "." if plan.capex_avoided is None else f", {_money(plan.capex_avoided)} to buy."
+            text += f". Demand is for {plan.demand_gpus:,.1f}: {plan.gpus_avoided:,.1f} need not be bought"
+            text += "." if plan.capex_avoided is None else f", {_money(plan.capex_avoided)} of capex."
         lines.append(text)
     for row in found.new_hardware:
         verb = "cost less" if row.saved >= 0 else "cost more"
@@ -185,7 +194,8 @@ def _planning(console: Console, found: Economics) -> None:
 
 def _advice(console: Console, found: Economics) -> None:
     rows = found.tiers
-    if rows:
+    # One tier alone pays what it pays.
+    if len(rows) > 1:
         table(
             console,
             "Priced by delivered hours at unchanged revenue",
@@ -223,6 +233,10 @@ def _rate(amount: float | None) -> str:
     if amount is None:
         return words.UNKNOWN
     return f"{amount:,.2f}" if abs(amount) >= 0.1 or amount == 0 else f"{amount:#.2g}"
+
+
+def _pflop_hours(row: Account) -> str:
+    return words.UNKNOWN if row.useful_pflop_hours is None else f"{row.useful_pflop_hours:,.1f}"
 
 
 def _known(amount: float | None) -> str:

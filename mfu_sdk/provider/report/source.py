@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.provider.books import Snapshot
+from mfu_sdk.provider.books import Holdings, Snapshot
 from mfu_sdk.provider.economics import focus_csv
 from mfu_sdk.provider.report.build import assessment, build
 from mfu_sdk.provider.report.model import Report, from_json
@@ -37,7 +37,9 @@ def from_data_dir(
     """
     span = parse_range(since, until, now_unix_ns)
     with _opened(path) as store:
-        return build(store, span, tenant, None if tenant is not None else books or Snapshot())
+        held = books or Snapshot()
+        holdings = None if held.inventory is None else Holdings(held.inventory)
+        return build(store, span, tenant, None if tenant is not None else held, holdings=holdings)
 
 
 def focus_from_data_dir(
