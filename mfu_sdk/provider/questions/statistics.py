@@ -3,8 +3,9 @@
 Pure, in a few lines each, because the provider has no library of statistics and needs four formulas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import exp, log, sqrt
 from statistics import NormalDist, mean, median, stdev
 from typing import Final
@@ -42,14 +43,15 @@ def trend(series: Sequence[Sequence[tuple[float, float]]]) -> Trend | None:
     """The common trend of `series` of (time, value), each in order of time; None without `LEAST_POINTS` in any.
 
     Mann and Kendall's S, summed over series that are each compared with themselves only (the regional Kendall test), so
-    that what differs between series is no trend. Its variance has the correction for ties, and for each series that of
-    Hamed and Rao for dependence: lags whose autocorrelation is significant, up to a quarter of the series; a factor
-    below 1 is not used. The slope is the median of all slopes between two points of a series (Theil, Sen), its interval
-    the order statistics at S ± 1.96 √variance (Sen 1968; Gilbert 1987, section 16.4.2).
+    that what differs between series is no trend. Its variance has the correction for ties, and for each series one for
+    dependence in time, never below 1 (`_inflation`). The slope is the median of all slopes between two points of a
+    series (Theil, Sen), its interval the order statistics at S ± 1.96 √variance (Sen 1968; Gilbert 1987, section
+    16.4.2).
 
     Assumed: points are evenly apart, dependence is stationary, and series are independent given their own past. A shock
-    common to all makes p too small. Sources: K. H. Hamed and A. R. Rao, J. Hydrology 204 (1998) 182-196; D. R. Helsel
-    and L. M. Frans, Environ. Sci. Technol. 40 (2006) 4066-4073.
+    common to all makes p too small, and so does strong dependence (0.8) in few points: a sixth instead of a twentieth.
+    Sources: K. H. Hamed and A. R. Rao, J. Hydrology 204 (1998) 182-196; D. R. Helsel and L. M. Frans, Environ. Sci.
+    Technol. 40 (2006) 4066-4073.
     """
     long = [points for points in series if len(points) >= LEAST_POINTS]
     if not long:
@@ -159,18 +161,38 @@ def _variance(values: Sequence[float]) -> float:
 
 
 def _inflation(residuals: Sequence[float]) -> float:
-    """n / n*, by which dependence widens Var S: equation 8 of Hamed and Rao, on ranks of detrended values."""
+    """n / n*, by which dependence widens Var S: equation 8 of Hamed and Rao, on ranks of detrended values.
+
+    The larger of two: with the autocorrelations that are significant, up to a quarter of the series (a daily cycle),
+    and with those of an autoregression of the first order, its one corrected for the bias that short, detrended series
+    give it (Kendall 1954: (r + 1/n) / (1 - 4/n)). By the first alone, series of 28 with an autocorrelation of 0.6 show
+    a trend that is not there in a quarter of cases, by both in a tenth.
+    """
     n = len(residuals)
-    ranks = [0.0] * n
-    for rank, index in enumerate(sorted(range(n), key=residuals.__getitem__)):
-        ranks[index] = rank - (n - 1) / 2
+    ranks = _ranks(residuals)
     power = sum(rank * rank for rank in ranks)
-    total = 0.0
-    for lag in range(1, max(1, n // 4) + 1):
-        correlation = sum(ranks[i] * ranks[i + lag] for i in range(n - lag)) / power
-        if abs(correlation) > _Z / sqrt(n):
-            total += (n - lag) * (n - lag - 1) * (n - lag - 2) * correlation
-    return max(1.0, 1 + 2 * total / (n * (n - 1) * (n - 2)))
+    if power == 0:
+        return 1.0
+    lags = [sum(ranks[i] * ranks[i + lag] for i in range(n - lag)) / power for lag in range(1, max(1, n // 4) + 1)]
+    first = min(0.95, max(0.0, (lags[0] + 1 / n) / (1 - 4 / n)))
+
+    def widened(correlations: Iterable[float]) -> float:
+        terms = ((n - k) * (n - k - 1) * (n - k - 2) * each for k, each in enumerate(correlations, 1))
+        return 1 + 2 * sum(terms) / (n * (n - 1) * (n - 2))
+
+    significant = (each if abs(each) > _Z / sqrt(n) else 0.0 for each in lags)
+    return max(1.0, widened(significant), widened(first**lag for lag in range(1, n)))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks about their mean; ties share theirs."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    for _, tied in groupby(enumerate(order), key=lambda place: values[place[1]]):
+        places = list(tied)
+        for _, index in places:
+            ranks[index] = (places[0][0] + places[-1][0]) / 2 - (len(values) - 1) / 2
+    return ranks
 
 
 def _inverse(matrix: Sequence[Sequence[float]]) -> list[list[float]] | None:
