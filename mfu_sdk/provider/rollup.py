@@ -281,7 +281,7 @@ def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
             host=row["host"] or None,
             device=row["device"],
             run_ids=tuple(sorted(run_id for run_id in row["run_ids"] if run_id)),
-            sums=_sums(row),
+            sums=sums_of(row),
             phase=row["phase"] or None,
             intent=row["intent"] or None,
             fingerprint=row["fingerprint"] or None,
@@ -291,7 +291,7 @@ def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
             parent=row["parent"] or None,
             allocation_id=row["allocation_id"] or None,
         )
-        for row in store.read("levels", **_scope(span, tenant))
+        for row in store.read("levels", **scope(span, tenant))
     )
 
 
@@ -316,8 +316,8 @@ def by(parts: Iterable[Usage], key: Callable[[Usage], K]) -> dict[K, Level]:
 def moments(store: Store, span: Range, tenant: str | None, bucket_s: int) -> tuple[Moment, ...]:
     """Sums by job in buckets of `bucket_s` seconds, a multiple of the roll-up's 300."""
     return tuple(
-        Moment(row["bucket_unix_s"], _job(row), _sums(row))
-        for row in store.read("trend", **_scope(span, tenant), bucket_s=bucket_s)
+        Moment(row["bucket_unix_s"], _job(row), sums_of(row))
+        for row in store.read("trend", **scope(span, tenant), bucket_s=bucket_s)
     )
 
 
@@ -327,7 +327,7 @@ def qualities(store: Store, span: Range, tenant: str | None) -> dict[Job, Qualit
         _job(row): Quality(
             row["coverage"], tuple(row["peak_dtypes"]), tuple(row["peak_sources"]), tuple(row["conventions"])
         )
-        for row in store.read("quality", **_scope(span, tenant))
+        for row in store.read("quality", **scope(span, tenant))
     }
 
 
@@ -335,7 +335,7 @@ def uncounted(store: Store, span: Range, tenant: str | None) -> dict[tuple[str, 
     """Operators without a formula by (tenant, workload), as the runs that overlap `span` reported at their end."""
     return {
         (row["tenant"], row["workload"] or None): tuple(row["operators"])
-        for row in store.read("uncounted", **_scope(span, tenant))
+        for row in store.read("uncounted", **scope(span, tenant))
         if row["operators"]
     }
 
@@ -352,7 +352,7 @@ def requests(store: Store, span: Range, tenant: str | None) -> tuple[Requests, .
             row["tokens"],
             bool(row["sampled"]),
         )
-        for row in store.read("inference", **_scope(span, tenant))
+        for row in store.read("inference", **scope(span, tenant))
     )
 
 
@@ -365,7 +365,8 @@ def _said(world_size: int) -> int | None:
     return None if world_size == _UNSAID else world_size
 
 
-def _scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+def scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+    """The parameters of every query: a range, and one tenant or everyone."""
     return {
         "since": span.since_unix_ns,
         "until": span.until_unix_ns,
@@ -394,20 +395,10 @@ _PARTS: Final = tuple(
 """Seconds in which a part is known, and the part: a table holds zero for both where nobody knew it."""
 
 
-def _sums(row: Row) -> Sums:
-    # Not every query asks for every sum.
+def sums_of(row: Row) -> Sums:
+    """The sums of a query's row; what it did not ask for is None."""
     values: dict[str, float | None] = {name: row.get(_COLUMNS.get(name, name)) for name in _NAMES}
     for known_s, part in _PARTS:
         if not values[known_s]:
             values[known_s] = values[part] = None
     return Sums(**values)
-
-
-def scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
-    """The parameters that every reading takes: a range, and one tenant or everyone."""
-    return _scope(span, tenant)
-
-
-def sums(row: Row) -> Sums:
-    """The sums of a row; what its query did not ask for is None."""
-    return _sums(row)

@@ -26,6 +26,7 @@ Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
     "heard", "windows", "window_counts", "findings", "finding_states", "judged_days",
+    "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
@@ -255,33 +256,31 @@ class Store:
             self._writer,
             "WITH (SELECT toInt64OrNull(extract(engine_full, 'TTL .*toIntervalDay\\((\\d+)\\)')) FROM system.tables"
             " WHERE database = 'otel' AND name = 'otel_traces') AS kept_days"
-            " SELECT day, sum(spans) AS all_spans, sum(fives) AS all_fives, sum(hours) AS all_hours FROM ("
-            " SELECT toDate(Timestamp, 'UTC') AS day, count() AS spans, toUInt64(0) AS fives, toUInt64(0) AS hours"
-            " FROM otel.otel_traces WHERE SpanName IN ('mfu.step', 'mfu.window') GROUP BY day"
-            " UNION ALL SELECT toDate(ts) AS day, 0 AS spans, sum(t.spans) AS fives, 0 AS hours"
-            " FROM otel.mfu_sums_5m AS t GROUP BY day"
-            " UNION ALL SELECT toDate(ts) AS day, 0 AS spans, 0 AS fives, sum(t.spans) AS hours"
-            " FROM otel.mfu_sums_1h AS t GROUP BY day)"
+            " SELECT day, sum(n * (source = '')) AS spans, sum(n * (source = '5m')) AS fives,"
+            " sum(n * (source = '1h')) AS hours, sum(n * (source = 'counting')) AS counting FROM ("
+            " SELECT toDate(Timestamp, 'UTC') AS day, count() AS n, '' AS source FROM otel.otel_traces"
+            " WHERE SpanName IN ('mfu.step', 'mfu.window') GROUP BY day"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), '5m' FROM otel.mfu_sums_5m AS t GROUP BY toDate(ts)"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), '1h' FROM otel.mfu_sums_1h AS t GROUP BY toDate(ts)"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), 'counting' FROM otel.mfu_counting_1h AS t GROUP BY toDate(ts))"
             " WHERE isNull(kept_days) OR day > toDate(now('UTC')) - kept_days"
-            " GROUP BY day HAVING all_spans > 0 AND (all_spans != all_fives OR all_spans != all_hours) ORDER BY day",
+            " GROUP BY day HAVING spans > 0 AND (spans != fives OR spans != hours OR spans != counting) ORDER BY day",
             {},
         )
         for row in days:
-            day = row["day"]
+            if row["spans"] != row["fives"]:
+                # What is inserted into the five minutes is fed on into the hours.
+                self._sum_again(row["day"], ("mfu_sums_1h", "mfu_sums_5m"), "five_minutes")
+            elif row["spans"] != row["hours"]:
+                self._sum_again(row["day"], ("mfu_sums_1h",), "hours")
+            if row["spans"] != row["counting"]:
+                self._sum_again(row["day"], ("mfu_counting_1h",), "counting")
+
+    def _sum_again(self, day: str, tables: Iterable[str], fill: str) -> None:
+        for table in tables:
             # ALTER takes no parameters; a date of the engine's own making is safe in the text.
-            _run(self._writer, f"ALTER TABLE otel.mfu_sums_1h DROP PARTITION '{day}'", {})
-            if row["all_spans"] != row["all_fives"]:
-                _run(self._writer, f"ALTER TABLE otel.mfu_sums_5m DROP PARTITION '{day}'", {})
-                # Whatever is inserted here is fed on into the hours.
-                insert = (
-                    "mfu_sums_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums WHERE toDate(Timestamp, 'UTC')"
-                )
-            else:
-                insert = (
-                    "mfu_sums_1h SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m"
-                    " WHERE toDate(ts)"
-                )
-            _run(self._writer, f"INSERT INTO otel.{insert} = {{day:Date}}", {"day": day})
+            _run(self._writer, f"ALTER TABLE otel.{table} DROP PARTITION '{day}'", {})
+        _run(self._writer, (_SQL / "fill" / f"{fill}.sql").read_text("utf-8"), {"first": day, "last": day})
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:

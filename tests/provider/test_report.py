@@ -17,8 +17,8 @@ import pytest
 from mfu_sdk import semconv
 from mfu_sdk.errors import ConfigurationError, StoreError
 from mfu_sdk.provider import report
+from mfu_sdk.provider.questions import ScalePoint
 from mfu_sdk.provider.report import Report, words
-from mfu_sdk.provider.report.model import ScalePoint
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
 
@@ -104,7 +104,14 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
     assert found["economics"] is found["causes"] is None
     assert set(found["workloads"][0]) >= {"tenant", "workload", "run_ids", "gpu_type", "world_size", "mfu"}
     assert set(found["nodes"][0]) >= {"host", "mfu", "gpus"}
-    assert set(found["questions"]) == {"low_workloads", "by_gpu_type", "by_scale", "trend"}
+    assert set(found["questions"]) == {
+        "low_workloads",
+        "by_gpu_type",
+        "by_scale",
+        "under_batching_tenants",
+        "trend",
+        "new_hardware",
+    }
 
 
 def test_numbers(store: Store, fleet: str, hour: Range) -> None:
@@ -148,13 +155,16 @@ def test_trend_has_gaps(store: Store, fleet: str, hour: Range) -> None:
 def test_questions(store: Store, fleet: str, hour: Range) -> None:
     """The workload at half its expectation is low, all the time; the one at 95 % of it is not."""
     questions = build(store, fleet, hour).questions
-    [low] = questions.low_workloads
+    [low] = questions.low_workloads.workloads
     assert (low.workload, low.mfu, low.expected_mfu, low.attained, low.low_share) == ("llama-H100-2", 0.25, 0.5, 0.5, 1)
     assert low.shortfall_gpu_hours == pytest.approx(0.5 * 6 * 27 / 3600)
-    [curve] = questions.by_scale
+    [curve] = questions.by_scale.curves
     assert (curve.workload_family, curve.gpu_type) == ("llama", "H100")
-    assert curve.points == (ScalePoint(1, pytest.approx(0.475), 1.0), ScalePoint(2, 0.25, pytest.approx(0.25 / 0.475)))
-    [family] = questions.by_gpu_type
+    assert curve.points == (
+        ScalePoint(1, pytest.approx(0.475), 1.0, 1, 3.0),
+        ScalePoint(2, 0.25, pytest.approx(0.25 / 0.475), 1, 3.0),
+    )
+    [family] = questions.by_gpu_type.families
     assert {on.gpu_type: on.mfu for on in family.gpu_types} == {"H100": pytest.approx(11.7 / 36), "L4": None}
 
 

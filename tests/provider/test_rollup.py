@@ -159,7 +159,7 @@ def test_batch_is_a_mean_over_time(store: Store, tenant: str, window: Make, hour
 
 
 def test_where_the_time_went(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
-    """3 s of 27 and 1 s of a step that stands for two seconds: components come with the time in which they are known."""
+    """3 s of 27, and a step that stands for two: components come with the time in which they are known."""
     store.insert_spans(
         tenant,
         [

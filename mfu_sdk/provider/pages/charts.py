@@ -59,6 +59,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Ratio:
+    """One row of a table as a ratio with its interval, whose ends may be unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+    tip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One stage of a waterfall, in hours or as a share; `is_left` for the last, which is what is left."""
 
@@ -172,6 +182,36 @@ def ranked(rows: Sequence[Row], *, what: str, against: str) -> Chart | None:
     return Chart(label, _spec(SMALL, 26 * len(rows), values, layer=layers), tuple(row.tip for row in rows))
 
 
+def ratios(rows: Sequence[Ratio], *, what: str) -> Chart | None:
+    """Ratios by their row's number, with intervals, around one: to its right is more, to its left less."""
+    if not rows:
+        return None
+    values = [
+        {"n": number + 1, "v": row.value, "low": row.low, "high": row.high, "d": f"#{number}"}
+        for number, row in enumerate(rows)
+    ]
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    domain = [min(0.9, *ends), max(1.1, *ends)]
+    y = {"field": "n", "type": "ordinal", "axis": {**_axis(), "title": None, "grid": False}}
+    scale = {"domain": domain, "zero": False, "nice": True}
+    axis = {**_axis(), "title": None, "format": "~g", "tickCount": 5, "grid": True, "labelExpr": "datum.label + '×'"}
+    x = {"type": "quantitative", "scale": scale, "axis": axis}
+    layers = [
+        {"data": {"values": [{"v": 1}]}, "mark": _rule(), "encoding": {"x": {**x, "field": "v"}}},
+        {
+            "transform": [{"filter": "datum.low !== null && datum.high !== null"}],
+            "mark": {"type": "rule", "color": _FILL, "strokeWidth": 2},
+            "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}, "description": {"field": "d"}},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 80, "color": _FILL, "opacity": 1},
+            "encoding": {"y": y, "x": {**x, "field": "v"}, "description": {"field": "d"}},
+        },
+    ]
+    label = f"{what} of each row as a point with its interval, one as a dashed line; rows as in the table"
+    return Chart(label, _spec(SMALL, 34 * len(rows), values, layer=layers), tuple(row.tip for row in rows))
+
+
 def waterfall(stages: Sequence[Stage], *, whole: str, unit: str | None) -> Chart | None:
     """From `whole` down to what is left, each stage a bar that begins where the one before ended; empty ones are out.
 
@@ -185,9 +225,7 @@ def waterfall(stages: Sequence[Stage], *, whole: str, unit: str | None) -> Chart
     for number, stage in enumerate(shown):
         after = max(before - stage.amount, 0.0)
         # What is left is drawn from zero: it is what the others left of the whole.
-        values.append(
-            {"s": stage.name, "from": after, "to": before, "left": stage.is_left, "d": f"#{number}"}
-        )
+        values.append({"s": stage.name, "from": after, "to": before, "left": stage.is_left, "d": f"#{number}"})
         before = after
     names = [stage.name for stage in shown]
     # The browser's font may be wider than the one that the picture was measured with.

@@ -1,11 +1,10 @@
 """The fleet's page: what a report says, most important first, as a page of the daemon or as one file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from mfu_sdk.provider.artist import Artist
-from mfu_sdk.provider.pages import charts, nodes
+from mfu_sdk.provider.pages import answers, charts, nodes
 from mfu_sdk.provider.pages.charts import Chart, Row
 from mfu_sdk.provider.pages.engine import Engine
 from mfu_sdk.provider.pages.money import waterfall_chart
@@ -13,20 +12,10 @@ from mfu_sdk.provider.pages.view import View
 from mfu_sdk.provider.report import words
 from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Moment, Sums
-from mfu_sdk.provider.report.model import Cause, LowWorkload, Report, Scaling, Workload
+from mfu_sdk.provider.report.model import Cause, Report, Workload
 
 SHOWN: Final = 10
 """Rows of a table on the fleet's page; the pages of the levels have them all."""
-
-_NEXT: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A scaling curve as its picture has it: the number of its colour and shape, or None where it is not drawn."""
-
-    number: int | None
-    curve: Scaling
 
 
 def render_html(report: Report, artist: Artist | None = None) -> str:
@@ -39,10 +28,8 @@ def render_html(report: Report, artist: Artist | None = None) -> str:
 
 def page(engine: Engine, report: Report, view: View | None, **context: Any) -> str:
     """The fleet's page under the filters of `view`; as one file where that is None."""
-    low = report.questions.low_workloads
-    end = scale_end(report)
     cells = nodes.groups(report.nodes)
-    drawn = _drawn(report.questions.by_scale)
+    money = report.economics
     return engine.render(
         "fleet.html.j2",
         report=report,
@@ -50,17 +37,14 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
         view=view,
         causes=next_steps(report),
         shown=SHOWN,
-        top=end,
+        top=scale_end(report),
+        answers=answers.of(report.questions, SHOWN),
         trend=trend_chart(report),
-        low=low[:SHOWN],
-        low_picture=low_chart(low[:SHOWN]),
-        curves=drawn,
-        curve_picture=scaling_chart(report.questions.by_scale),
         types_picture=types_chart(report),
         cells=cells,
         heat=nodes.heat_map(cells, node_end(report)),
         heat_end=node_end(report),
-        waterfall=waterfall_chart(report.hours, None if report.economics is None else report.economics.currency),
+        waterfall=waterfall_chart(report.hours, None if money is None else money.currency),
         peaks=peaks(report.workloads),
         uncounted=[w for w in report.workloads if w.uncounted],
         least_coverage=report.least_coverage,
@@ -120,15 +104,6 @@ def workload_trend(moments: Sequence[Moment], workload: str, bucket_s: int, jobs
     return charts.trend(points, expected, what="MFU of this workload")
 
 
-def low_chart(rows: Sequence[LowWorkload]) -> Chart | None:
-    """Low workloads by their rank in the table: MFU against the expected MFU."""
-    return charts.ranked(
-        [Row(row.mfu, row.expected_mfu, _pair(row.workload, row.mfu, row.expected_mfu)) for row in rows],
-        what="MFU",
-        against="expected MFU",
-    )
-
-
 def types_chart(report: Report) -> Chart | None:
     """GPU types by their rank in the table."""
     return charts.ranked(
@@ -141,36 +116,10 @@ def types_chart(report: Report) -> Chart | None:
     )
 
 
-def scaling_chart(curves: Sequence[Scaling]) -> Chart | None:
-    """The curves that `_drawn` numbers."""
-    return charts.scaling(
-        [
-            charts.Curve(
-                tuple(
-                    (point.world_size, point.mfu, f"{point.world_size:,} ranks: MFU {words.percent(point.mfu)}")
-                    for point in series.curve.points
-                    if point.mfu is not None
-                )
-            )
-            for series in _drawn(curves)
-            if series.number is not None
-        ]
-    )
-
-
 def peaks(workloads: Sequence[Workload]) -> list[str]:
     """The denominators that runs named, each once: dtype and where its peak came from."""
     named = {(", ".join(w.peak_dtypes), ", ".join(w.peak_sources)) for w in workloads if w.peak_sources}
     return [f"{words.name(dtype)} peak ({words.name(source)})" for dtype, source in sorted(named)]
-
-
-def _drawn(curves: Sequence[Scaling]) -> tuple[Series, ...]:
-    found: list[Series] = []
-    for curve in curves:
-        drawn = sum(1 for series in found if series.number is not None)
-        is_line = sum(1 for point in curve.points if point.mfu is not None) > 1
-        found.append(Series(drawn if is_line and drawn < len(charts.SERIES) else None, curve))
-    return tuple(found)
 
 
 def _pair(name: str | None, mfu: float | None, expected: float | None) -> str:

@@ -41,7 +41,9 @@ class Reports:
         with lock:
             kept = self._kept.get(key)
             if kept is None or not 0 <= self._now_unix_ns() - kept[0] <= FRESH_NS:
-                kept = self._now_unix_ns(), self._build(span, tenant, view.gpu_type, has_books)
+                found = self._build(span, tenant, view.gpu_type, has_books)
+                # As of its end: what takes long to make would else be old when it is.
+                kept = self._now_unix_ns(), found
                 with self._lock:
                     if key in self._locks:
                         self._kept[key] = kept

@@ -140,7 +140,7 @@ class _Pages:
         if not jobs:
             return self._nothing(asked, "workload")
         moments = rollup.moments(self._store, asked.span, tenant, bucket_s := report.bucket_seconds(asked.span))
-        low = [row for row in found.questions.low_workloads if row.workload == name]
+        low = [row for row in found.questions.low_workloads.workloads if row.workload == name]
         runs_of = sorted({run_id for w in jobs for run_id in w.run_ids})
         causes = [c for c in found.causes if c.workload == name]
         return self._show(

@@ -120,7 +120,12 @@ def read(store: Store, span: Range, tenant: str, run_id: str) -> Run | None:
         return None
     ranks = tuple(
         Rank(
-            _said(r["rank"]), r["host"] or None, r["device"], r["gpu_type"] or None, _said(r["attempt"]), rollup.sums(r)
+            _said(r["rank"]),
+            r["host"] or None,
+            r["device"],
+            r["gpu_type"] or None,
+            _said(r["attempt"]),
+            rollup.sums_of(r),
         )
         for r in rows
     )

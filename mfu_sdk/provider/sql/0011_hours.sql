@@ -84,6 +84,32 @@ SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m;
 
 DROP TABLE IF EXISTS otel.mfu_rollup_5m;
 
+-- How each hour's spans were counted: by which denominators and conventions, and with what least coverage.
+CREATE TABLE IF NOT EXISTS otel.mfu_counting_1h (
+    ts          DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    tenant      LowCardinality(String) CODEC(ZSTD(1)),
+    workload    LowCardinality(String) CODEC(ZSTD(1)),
+    gpu_type    LowCardinality(String) CODEC(ZSTD(1)),
+    world_size  Int64 CODEC(ZSTD(1)),
+    peak_dtype  LowCardinality(String) CODEC(ZSTD(1)),
+    peak_source LowCardinality(String) CODEC(ZSTD(1)),
+    convention  LowCardinality(String) CODEC(ZSTD(1)),
+    spans       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    coverage    SimpleAggregateFunction(min, Nullable(Float64)) CODEC(ZSTD(1))
+) ENGINE = AggregatingMergeTree
+PARTITION BY toDate(ts)
+ORDER BY (tenant, workload, ts, gpu_type, world_size, peak_dtype, peak_source, convention)
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_counting_1h_mv TO otel.mfu_counting_1h AS
+SELECT
+    toStartOfHour(Timestamp, 'UTC') AS ts, mfu_tenant_id AS tenant, mfu_workload_name AS workload, hw_name AS gpu_type,
+    ifNull(mfu_dist_world_size, -1) AS world_size, mfu_peak_dtype AS peak_dtype, mfu_peak_source AS peak_source,
+    mfu_convention AS convention, count() AS spans, min(mfu_count_coverage) AS coverage
+FROM otel.otel_traces
+WHERE SpanName IN ('mfu.step', 'mfu.window')
+GROUP BY ts, tenant, workload, gpu_type, world_size, peak_dtype, peak_source, convention;
+
 -- A range [since, until), both in Unix nanoseconds, in rows no coarser than `grain_s` seconds: 300, or a multiple of
 -- 3600, with which whole hours are read as such.
 CREATE VIEW IF NOT EXISTS otel.mfu_in_range AS

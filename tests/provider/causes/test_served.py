@@ -166,7 +166,12 @@ def test_findings(provider: Provider) -> None:
     found = first["findings"]
     assert {(each["workload"], each["cause"], each["day"], each["state"]) for each in found} == {
         (name, cause, "2026-05-28", "open")
-        for name, cause in (("gpt", "input_bound"), ("llama", "input_bound"), ("vit", "input_bound"), ("puzzle", "unknown"))
+        for name, cause in (
+            ("gpt", "input_bound"),
+            ("llama", "input_bound"),
+            ("vit", "input_bound"),
+            ("puzzle", "unknown"),
+        )
     }
     assert len({each["id"] for each in found}) == len(found) == 4
     _, own = provider.ask("/api/findings", "g")
@@ -193,7 +198,11 @@ def test_decisions(provider: Provider) -> None:
     assert (status, told["state"], told["by"], told["note"]) == (200, "muted", "ops", "a known loader")
     # A tenant sees what was decided about its own.
     _, own = provider.ask("/api/findings?since=1h", "a")
-    assert {each["workload"]: each["state"] for each in own["findings"]} == {"gpt": "open", "llama": "open", "vit": "muted"}
+    assert {each["workload"]: each["state"] for each in own["findings"]} == {
+        "gpt": "open",
+        "llama": "open",
+        "vit": "muted",
+    }
     _, shown = provider.ask("/api/report?since=1h", "a")
     assert {each["workload"]: each["state"] for each in shown["causes"]}["vit"] == "muted"
     # Judged once more, a quarter of an hour later, and after the day is over for good.
