@@ -18,6 +18,7 @@ from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -86,7 +87,11 @@ class Server:
             receive.routes(self._store, credentials, now_unix_ns),
             _web_routes(self._store, self._artist, credentials, books, now_unix_ns),
         ]
-        self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
+        apps: list[ASGIApp] = [
+            Starlette(routes=routes[0]),
+            GZipMiddleware(Starlette(routes=routes[1]), minimum_size=1024),
+        ]
+        self._servers = [_server(app, loopback_only=tokens is None) for app in apps]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
 

@@ -12,7 +12,7 @@ import pytest
 
 from mfu_sdk import semconv
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.provider.pages.reports import FRESH_NS, Reports
+from mfu_sdk.provider.pages.reports import LEAST_FRESH_NS, Reports
 from mfu_sdk.provider.pages.view import PER_PAGE, View, listing, read
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.serve import Server
@@ -296,6 +296,6 @@ def test_a_report_is_made_once_for_a_while() -> None:
     assert reports.get(View(page=2), span, "a", False) is first
     assert reports.get(View(), span, "b", False) is not first
     assert reports.get(View(), span, "a", True) is not first
-    now[0] = FRESH_NS + 1
+    now[0] = LEAST_FRESH_NS + 1
     assert reports.get(View(), span, "a", False) is not first
     assert [asked[1] for asked in built] == ["a", "b", "a", "a"]

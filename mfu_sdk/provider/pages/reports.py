@@ -12,15 +12,16 @@ from mfu_sdk.provider.rollup import Range
 Build = Callable[[Range, str | None, str | None, bool], Report]
 """The report on a range, of one tenant or of all, on one GPU type or on all, and whether with the provider's books."""
 
-FRESH_NS: Final = 10 * 10**9
-"""How old a report may be when it is shown; its own window says until when it is."""
+LEAST_FRESH_NS: Final = 10 * 10**9
+MOST_FRESH_NS: Final = 60 * 10**9
+"""How old a report may be when it is shown, a 2,000th of its range in between; its own window says until when it is."""
 _MOST: Final = 16
 
 _Key = tuple[str, str | None, str | None, str | None, bool]
 
 
 class Reports:
-    """Builds a report once for all who ask for the same within `FRESH_NS` of the clock that ranges are held against."""
+    """Builds a report once for all who ask for the same while it is fresh, by the clock that ranges are held against."""
 
     def __init__(self, build: Build, now_unix_ns: Callable[[], int]) -> None:
         self._build = build
@@ -38,9 +39,10 @@ class Reports:
             while len(self._locks) > _MOST:
                 oldest, _ = self._locks.popitem(last=False)
                 self._kept.pop(oldest, None)
+        fresh_ns = min(max(LEAST_FRESH_NS, (span.until_unix_ns - span.since_unix_ns) // 2000), MOST_FRESH_NS)
         with lock:
             kept = self._kept.get(key)
-            if kept is None or not 0 <= self._now_unix_ns() - kept[0] <= FRESH_NS:
+            if kept is None or not 0 <= self._now_unix_ns() - kept[0] <= fresh_ns:
                 found = self._build(span, tenant, view.gpu_type, has_books)
                 # As of its end: what takes long to make would else be old when it is.
                 kept = self._now_unix_ns(), found

@@ -259,7 +259,8 @@ def _field(hint: Any, value: Any) -> Any:
                 return _read(kind, value)
             if get_origin(kind) is Literal and value in get_args(kind):
                 return value
+    plain = tuple(kind for kind in kinds if isinstance(kind, type))
     # JSON has one kind of number: 1.0 may come back as 1.
-    if not isinstance(value, (*kinds, int) if float in kinds else kinds):
+    if not isinstance(value, (*plain, int) if float in plain else plain):
         raise TypeError(f"{value!r} where {hint} belongs")
     return value
