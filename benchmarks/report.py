@@ -7,8 +7,8 @@ Run: python benchmarks/report.py [--spans N …] [--data DIR] [-o FILE]. 5 M spa
   itself (`numbers`, `cityHash64`), a day at a time, in the columns that the Collector inserts: what is timed at loading
   is ClickHouse, not Python. Spans of one GPU lie 14 days / (spans / 1,000) apart, so that 5 M spans fill nearly every
   five minutes of every GPU.
-- Each query of `sql/read`, and each of the six answers (query, reckoning, picture), is run from the roll-ups over all 14
-  days with edges that no five minutes fill, twice; the less CPU time of the process counts, all threads of the engine
+- Each query of `sql/read`, and each of the six answers (query, reckoning, picture), is run from the roll-ups over all
+  14 days with edges that no five minutes fill, twice; the less CPU time of the process counts, the engine's threads
   and the reading of rows into Python in it.
 - The answers are also run over the last 3.5 and 7 days. What an answer costs hangs on the rows of the hourly roll-up
   that it reads, GPUs × hours × works, and not on how many spans they are the sums of: CPU = fixed + slope × rows is
@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -170,9 +171,7 @@ def asked(store: Store) -> dict[str, float]:
         "change": {"bucket_s": 21_600},
         "baseline": {"fingerprint": FINGERPRINT},
     }
-    return {
-        name: cpu_of(lambda name=name: store.read(name, **scope, **more.get(name, {}))) for name in get_args(Reading)
-    }
+    return {name: cpu_of(partial(store.read, name, **scope, **more.get(name, {}))) for name in get_args(Reading)}
 
 
 def answered(store: Store, span: Range) -> dict[str, float]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from click.testing import CliRunner
 
 from mfu_sdk import semconv
+from mfu_sdk.cli import main
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider import schema
 from mfu_sdk.provider.schema import Retention, parse_retention
@@ -121,6 +123,7 @@ def test_sums_stay_when_spans_go(data_dir: Path) -> None:
         """
         import sys, time
         from mfu_sdk.provider.schema import Retention
+        from mfu_sdk.provider.serve import Server
         from mfu_sdk.provider.store import SpanRow, Store
         now = time.time_ns()
         def row(number, days):
@@ -133,7 +136,9 @@ def test_sums_stay_when_spans_go(data_dir: Path) -> None:
         with Store(sys.argv[1]) as store:
             store.insert_spans("acme", [row(1, 0), row(2, 3)])
             print(counts(store))
-            store.retain(Retention(1, 30, 60))
+        loopback = ("127.0.0.1", 0)
+        Server(sys.argv[1], http=loopback, web=loopback, retention=Retention(1, 30, 60)).close()
+        with Store(sys.argv[1]) as store:
             store._writer.query("OPTIMIZE TABLE otel.otel_traces FINAL")
             print(counts(store))
         with Store(sys.argv[1]) as store:
@@ -262,6 +267,21 @@ def test_days_are_summed_again(store: Store, sharded: Callable[[str], None], ten
         for statement in schema.refill(date(2026, 5, 28), date(2026, 5, 29)).rstrip().rstrip(";").split(";\n\n"):
             store._writer.query(statement.replace("otel.", "s0."))
         assert spans() == before
+
+
+def test_commands_print_it() -> None:
+    """`mfu provider ddl` and `refill` print what the module makes; bad ages are one line and exit code 2."""
+    asked = {
+        ("ddl",): schema.ddl(),
+        ("ddl", "--cluster", "fleet", "--ttl", "1d,2d,3d"): schema.ddl("fleet", Retention(1, 2, 3)),
+        ("refill", "2026-05-28", "2026-05-29"): schema.refill(date(2026, 5, 28), date(2026, 5, 29)),
+    }
+    for arguments, text in asked.items():
+        done = CliRunner().invoke(main, ["provider", *arguments])
+        assert (done.exit_code, done.output) == (0, text)
+    refused = CliRunner().invoke(main, ["provider", "ddl", "--ttl", "soon"])
+    assert refused.exit_code == 2
+    assert refused.output.startswith("mfu: retention 'soon': must be three ages")
 
 
 def test_refill_of_no_days() -> None:
