@@ -34,6 +34,7 @@ from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.schema import Retention
 from mfu_sdk.provider.store import Store
 
 Address = tuple[str, int]
@@ -56,6 +57,7 @@ class Server:
     `prices` and `inventory` are the provider's books, files or directories, read again when they change.
     Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file or book,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
+    `retention` says for how long rows are kept, from now on; the store's own word holds where it is None.
     `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
@@ -68,6 +70,7 @@ class Server:
         tokens: str | os.PathLike[str] | None = None,
         prices: Sequence[str | os.PathLike[str]] = (),
         inventory: Sequence[str | os.PathLike[str]] = (),
+        retention: Retention | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         for host, _ in (http, web):
@@ -80,7 +83,9 @@ class Server:
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
-            self._store = Store(data_dir)
+            self._store = undo.enter_context(Store(data_dir))
+            if retention is not None:
+                self._store.retain(retention)
             undo.pop_all()
         self._artist = Artist()
         routes = [

@@ -9,17 +9,17 @@ which their numbers of spans differ, and such a day is summed again from its spa
 import fcntl
 import json
 import os
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal
 
 from mfu_sdk.errors import MissingDependencyError, StoreError
+from mfu_sdk.provider import schema
+from mfu_sdk.provider.schema import Retention
 
 Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
@@ -33,8 +33,6 @@ Reading = Literal[
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]
 """Tables that `Store.insert` writes."""
 
-_SQL: Final = resources.files("mfu_sdk.provider") / "sql"
-_MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
 # Spans of one request may start on as many days as the receiver lets through, and each day is a partition.
 _SETTINGS: Final = {
     "session_timezone": "'UTC'",
@@ -167,12 +165,24 @@ class Store:
 
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
-        return self.query((_SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
+        return self.query((schema.SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
 
     def query(self, sql: str, **parameters: Parameter) -> list[Row]:
         """The rows of any read-only SQL with ``{name:Type}`` parameters. Raises `StoreError`."""
         with self._read_lock:
             return _run(self._reader, sql, parameters)
+
+    def retain(self, retention: Retention) -> None:
+        """Keep rows for as long as `retention` says from now on; the engine drops older ones in its own time."""
+        engines = {
+            row["name"]: row["engine_full"]
+            for row in self.query("SELECT name, engine_full FROM system.tables WHERE database = 'otel'")
+        }
+        with self._write_lock:
+            for table, expression in schema.time_to_live(retention).items():
+                # Saying it again would have the engine look through every part again.
+                if f"TTL {expression} " not in engines[table] + " ":
+                    _run(self._writer, f"ALTER TABLE otel.{table} MODIFY TTL {expression}", {})
 
     def close(self) -> None:
         """Close the files and give up the directory; a second call does nothing."""
@@ -231,16 +241,15 @@ class Store:
         )
         rows = _run(self._writer, "SELECT max(version) AS version FROM otel.mfu_migrations", {})
         applied = int(rows[0]["version"])
-        ours = sorted(entry.name for entry in _SQL.iterdir() if _MIGRATION.fullmatch(entry.name))
+        ours = schema.migrations()
         newest = int(ours[-1][:4])
         if applied > newest:
             raise StoreError(
                 f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {newest}); upgrade it"
             )
         for name in (name for name in ours if int(name[:4]) > applied):
-            for statement in re.split(r";[ \t]*\n", (_SQL / name).read_text("utf-8")):
-                if statement.strip():
-                    _run(self._writer, statement, {})
+            for statement in schema.statements(name):
+                _run(self._writer, statement, {})
             _run(
                 self._writer,
                 "INSERT INTO otel.mfu_migrations SELECT {version:UInt32}, {name:String}, now()",
@@ -280,7 +289,7 @@ class Store:
         for table in tables:
             # ALTER takes no parameters; a date of the engine's own making is safe in the text.
             _run(self._writer, f"ALTER TABLE otel.{table} DROP PARTITION '{day}'", {})
-        _run(self._writer, (_SQL / "fill" / f"{fill}.sql").read_text("utf-8"), {"first": day, "last": day})
+        _run(self._writer, schema.fill(fill), {"first": day, "last": day})
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:

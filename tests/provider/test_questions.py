@@ -30,12 +30,16 @@ def cell(mfu: float | None, available: float = 100.0, *, sums: dict[str, float] 
     return Cell(Sums(**{"device_s": 3600.0, **known, **(sums or {})}), **{"tenant": "acme", **names})
 
 
-def near(value: Any, **tolerance: float) -> Any:
+def near(value: Any, **tolerance: Any) -> Any:
     """About `value`."""
     return pytest.approx(value, **tolerance)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def trend_of(series: list[list[tuple[float, float]]]) -> statistics.Trend | None:
+    return statistics.trend(statistics.judge(points) for points in series)
 
 
 def line(values: list[float]) -> list[tuple[float, float]]:
@@ -44,7 +48,7 @@ def line(values: list[float]) -> list[tuple[float, float]]:
 
 def test_rising_series() -> None:
     """Ten rising points: S is 45 of variance 125, so z = 44 / √125 = 3.935 and p = 8.3e-5; each slope is 2."""
-    found = statistics.trend([line([2.0 * n for n in range(10)])])
+    found = trend_of([line([2.0 * n for n in range(10)])])
     assert found is not None
     assert (found.slope.value, found.slope.low, found.slope.high) == (2.0, 2.0, 2.0)
     assert found.p_value == near(8.3e-5, rel=0.01)
@@ -53,17 +57,17 @@ def test_rising_series() -> None:
 
 def test_ties_and_too_few() -> None:
     """A flat series has no trend; seven points are no test."""
-    flat = statistics.trend([line([1.0] * 9)])
+    flat = trend_of([line([1.0] * 9)])
     assert flat is not None
     assert (flat.slope.value, flat.p_value) == (0.0, 1.0)
-    assert statistics.trend([line([float(n) for n in range(7)])]) is None
+    assert trend_of([line([float(n) for n in range(7)])]) is None
 
 
 def test_levels_between_series_are_no_trend() -> None:
     """A series that is lower and later than another has no slope against it."""
     early = [(float(n), 10.0 + n % 2) for n in range(8)]
     late = [(float(n), 1.0 + n % 2) for n in range(20, 28)]
-    both, joined = statistics.trend([early, late]), statistics.trend([early + late])
+    both, joined = trend_of([early, late]), trend_of([early + late])
     assert both is not None
     assert joined is not None
     assert (both.slope.value, joined.slope.value) == (0.0, -0.375)
@@ -81,7 +85,7 @@ def test_dependence_is_no_trend() -> None:
     """Of 150 dependent series (φ 0.6) without a trend, the plain test finds one in 38 at least, ours in 18 at most."""
     rng = random.Random(7)
     series = [line(autoregression(rng, 0.6, 40)) for _ in range(150)]
-    found = [statistics.trend([points]) for points in series]
+    found = [trend_of([points]) for points in series]
     inflated = [each for each in found if each is not None and each.inflation > 1]
     false = sum(each is not None and each.p_value < 0.05 for each in found)
     plain = 0
@@ -98,8 +102,8 @@ def test_dependence_is_no_trend() -> None:
 @given(st.lists(st.floats(-10, 10), min_size=8, max_size=14, unique=True), st.floats(0.1, 10))
 def test_trend_turns_with_its_series(values: list[float], factor: float) -> None:
     """Upside down it falls as it rose; stretched, it rises by as much more and is as sure."""
-    found, turned = statistics.trend([line(values)]), statistics.trend([line([-v for v in values])])
-    wider = statistics.trend([line([v * factor for v in values])])
+    found, turned = trend_of([line(values)]), trend_of([line([-v for v in values])])
+    wider = trend_of([line([v * factor for v in values])])
     assert found is not None
     assert turned is not None
     assert wider is not None

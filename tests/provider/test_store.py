@@ -318,15 +318,15 @@ def test_older_store_is_summed_anew(data_dir: Path) -> None:
     done = run(
         """
         import re
-        from mfu_sdk.provider import store as module
-        newest, module._MIGRATION = module._MIGRATION, re.compile(r"(000\\d)_\\w+\\.sql")
+        from mfu_sdk.provider import schema
+        newest, schema.MIGRATION = schema.MIGRATION, re.compile(r"(000\\d)_\\w+\\.sql")
         reconcile, Store._reconcile = Store._reconcile, lambda self: None
         day = 86_400
         with Store(sys.argv[1]) as store:
             store.insert_spans("acme", [row(1), row(2), row(2 * day)])
             store._writer.query("ALTER TABLE otel.otel_traces DROP PARTITION '2026-05-30'")
             print(flop(store, "mfu_rollup_5m"), store.query("SELECT max(version) AS v FROM otel.mfu_migrations"))
-        module._MIGRATION = newest
+        schema.MIGRATION = newest
         # Killed between a migration and its being written down, it is migrated again to the same.
         with Store(sys.argv[1]) as store:
             print(flop(store, "mfu_sums_5m"))

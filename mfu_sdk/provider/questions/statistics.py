@@ -39,8 +39,34 @@ class Trend:
     points: int
 
 
-def trend(series: Sequence[Sequence[tuple[float, float]]]) -> Trend | None:
-    """The common trend of `series` of (time, value), each in order of time; None without `LEAST_POINTS` in any.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One series compared with itself: S, its variance for independent points and as it is, and every slope."""
+
+    s: int
+    plain: float
+    variance: float
+    slopes: tuple[float, ...]
+    points: int
+
+
+def judge(points: Sequence[tuple[float, float]]) -> Judged | None:
+    """Compare a series of (time, value), in order of time, with itself; None for fewer than `LEAST_POINTS`."""
+    if len(points) < LEAST_POINTS:
+        return None
+    slopes = tuple(
+        (later[1] - earlier[1]) / (later[0] - earlier[0])
+        for i, earlier in enumerate(points)
+        for later in points[i + 1 :]
+    )
+    middle = median(slopes)
+    plain = _variance([value for _, value in points])
+    widened = plain * _inflation([value - middle * time for time, value in points])
+    return Judged(sum((slope > 0) - (slope < 0) for slope in slopes), plain, widened, slopes, len(points))
+
+
+def trend(series: Iterable[Judged | None]) -> Trend | None:
+    """The common trend of `series`; None where none of them is long enough to be judged.
 
     Mann and Kendall's S, summed over series that are each compared with themselves only (the regional Kendall test), so
     that what differs between series is no trend. Its variance has the correction for ties, and for each series one for
@@ -53,29 +79,21 @@ def trend(series: Sequence[Sequence[tuple[float, float]]]) -> Trend | None:
     Sources: K. H. Hamed and A. R. Rao, J. Hydrology 204 (1998) 182-196; D. R. Helsel and L. M. Frans, Environ. Sci.
     Technol. 40 (2006) 4066-4073.
     """
-    long = [points for points in series if len(points) >= LEAST_POINTS]
+    long = [judged for judged in series if judged is not None]
     if not long:
         return None
-    s, variance, plain, slopes = 0, 0.0, 0.0, []
-    for points in long:
-        own = _slopes(points)
-        slopes += own
-        s += sum((slope > 0) - (slope < 0) for slope in own)
-        values = [value for _, value in points]
-        alone = _variance(values)
-        middle = median(own)
-        plain += alone
-        variance += alone * _inflation([value - middle * time for time, value in points])
+    s, variance, points = (sum(column) for column in zip(*((j.s, j.variance, j.points) for j in long), strict=True))
     if variance <= 0:
         # Nothing but ties: no order to test.
-        return Trend(Estimate(0.0, 0.0, 0.0), 1.0, 1.0, len(long), sum(map(len, long)))
+        return Trend(Estimate(0.0, 0.0, 0.0), 1.0, 1.0, len(long), points)
     z = (s - (s > 0) + (s < 0)) / sqrt(variance)
-    slopes.sort()
+    slopes = sorted(slope for judged in long for slope in judged.slopes)
     reach = _Z * sqrt(variance)
     low = slopes[max(0, round((len(slopes) - reach) / 2) - 1)]
     high = slopes[min(len(slopes) - 1, round((len(slopes) + reach) / 2))]
     p_value = min(1.0, 2 * (1 - _NORMAL.cdf(abs(z))))
-    return Trend(Estimate(median(slopes), low, high), p_value, variance / plain, len(long), sum(map(len, long)))
+    inflation = variance / sum(judged.plain for judged in long)
+    return Trend(Estimate(median(slopes), low, high), p_value, inflation, len(long), points)
 
 
 def paired(ratios: Sequence[float]) -> Estimate | None:
@@ -141,14 +159,6 @@ def fit_relative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> Fi
     error = left / (n - k) if n > k else 0.0
     covariance = tuple(tuple(error * inverse[i][j] for j in range(k)) for i in range(k))
     return Fit(coefficients, covariance, n - k)
-
-
-def _slopes(points: Sequence[tuple[float, float]]) -> list[float]:
-    return [
-        (later[1] - earlier[1]) / (later[0] - earlier[0])
-        for i, earlier in enumerate(points)
-        for later in points[i + 1 :]
-    ]
 
 
 def _variance(values: Sequence[float]) -> float:

@@ -3,12 +3,12 @@
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import expm1, log
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from mfu_sdk.provider.questions import statistics
 from mfu_sdk.provider.questions.cells import Cell
 from mfu_sdk.provider.questions.picture import Picture, Point, Series
-from mfu_sdk.provider.questions.statistics import Estimate
+from mfu_sdk.provider.questions.statistics import Estimate, Judged, judge
 from mfu_sdk.provider.rollup import Sums, ratio, total
 
 MOST_SERIES: Final = 100
@@ -18,6 +18,10 @@ ALPHA: Final = 0.05
 
 Verdict = Literal["rising", "falling", "no trend shown"]
 _Key = tuple[Hashable, ...]
+_Flops = tuple[float, float]
+"""Model and available FLOPs."""
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +77,29 @@ def answer(cells: Sequence[Cell], previous: Sequence[Cell], bucket_s: int) -> Ch
     starts = [cell.start_unix_s for cell in cells if cell.start_unix_s is not None]
     buckets = (max(starts) - min(starts)) // bucket_s + 1 if starts else 0
     types = sorted({cell.gpu_type for cell in cells}, key=lambda name: name or "")
-    by_type = tuple(_by_type(name, [c for c in cells if c.gpu_type == name], bucket_s, buckets) for name in types)
-    whole = _by_type(None, cells, bucket_s, buckets)
+    works = _works(cells, bucket_s)
+    by_type = tuple(
+        TypeTrend(
+            name,
+            _tested([judge(_series((c for c in cells if c.gpu_type == name), bucket_s))], buckets),
+            _tested((judged for gpu_type, judged in works if gpu_type == name), buckets),
+        )
+        for name in types
+    )
+    crude = _tested([judge(_series(cells, bucket_s))], buckets)
+    matched = _tested((judged for _, judged in works), buckets)
     missing = []
-    if whole.crude is None:
+    if crude is None:
         missing.append(
             f"a test needs {statistics.LEAST_POINTS} buckets with a known MFU; there are fewer: ask for a longer range"
         )
-    elif whole.matched is None:
+    elif matched is None:
         missing.append("no work ran long enough to be compared with itself: what moved may be the mix")
     if cells and not any(cell.intent for cell in cells):
         missing.append("no work names its configuration (mfu.config.intent): work is told apart by tenant and name")
     return Change(
-        now.mfu, before.mfu, ratio(now.mfu, before.mfu), mix, within, bucket_s if cells else None, whole.crude,
-        whole.matched, by_type, tuple(missing), _picture(cells, types),
+        now.mfu, before.mfu, ratio(now.mfu, before.mfu), mix, within, bucket_s if cells else None, crude,
+        matched, by_type, tuple(missing), _picture(cells, types),
     )  # fmt: skip
 
 
@@ -97,55 +110,56 @@ def split(before: Iterable[Cell], after: Iterable[Cell]) -> tuple[float | None, 
     one of the two only has no change of its own, and all of it is mix.
     """
     old, new = _by_work(before), _by_work(after)
-    all_old = sum(sums.available_flops or 0.0 for sums in old.values())
-    all_new = sum(sums.available_flops or 0.0 for sums in new.values())
+    all_old, all_new = (sum(available for _, available in works.values()) for works in (old, new))
     if not all_old or not all_new:
         return None, None
     mix = within = 0.0
     for work in old.keys() | new.keys():
-        then, now = old.get(work), new.get(work)
-        share_then = (then.available_flops or 0.0) / all_old if then else 0.0
-        share_now = (now.available_flops or 0.0) / all_new if now else 0.0
-        mfu_now = now.mfu if now else None
-        mfu_then = then.mfu if then else None
-        ours = mfu_now if mfu_now is not None else mfu_then or 0.0
-        theirs = mfu_then if mfu_then is not None else ours
-        mix += (share_now - share_then) * (ours + theirs) / 2
-        within += (share_now + share_then) / 2 * (ours - theirs)
+        (model_then, then), (model_now, now) = old.get(work, (0.0, 0.0)), new.get(work, (0.0, 0.0))
+        mfu_now = model_now / now if now else model_then / then
+        mfu_then = model_then / then if then else mfu_now
+        mix += (now / all_new - then / all_old) * (mfu_now + mfu_then) / 2
+        within += (now / all_new + then / all_old) / 2 * (mfu_now - mfu_then)
     return mix, within
 
 
-def _by_work(cells: Iterable[Cell]) -> dict[_Key, Sums]:
-    parts: dict[_Key, list[Sums]] = {}
+def _by_work(cells: Iterable[Cell]) -> dict[_Key, _Flops]:
+    parts: dict[_Key, _Flops] = {}
     for cell in cells:
-        if cell.sums.available_flops:
-            parts.setdefault((cell.gpu_type, *cell.work), []).append(cell.sums)
-    return {work: total(sums) for work, sums in parts.items()}
+        _add(parts, (cell.gpu_type, *cell.work), cell.sums)
+    return {work: flops for work, flops in parts.items() if flops[1]}
 
 
-def _by_type(name: str | None, cells: Sequence[Cell], bucket_s: int, buckets: int) -> TypeTrend:
+def _add(parts: dict[K, _Flops], key: K, sums: Sums) -> None:
+    # Two of fifty sums: a year of a fleet has many cells.
+    model, available = parts.get(key, (0.0, 0.0))
+    parts[key] = (model + (sums.model_flops or 0.0), available + (sums.available_flops or 0.0))
+
+
+def _works(cells: Iterable[Cell], bucket_s: int) -> list[tuple[str | None, Judged | None]]:
+    """The GPU type of each of the largest works, and its series compared with itself."""
     works: dict[_Key, list[Cell]] = {}
     for cell in cells:
         works.setdefault((cell.gpu_type, *cell.work), []).append(cell)
     largest = sorted(works.values(), key=lambda of: -sum(cell.sums.available_flops or 0.0 for cell in of))
-    return TypeTrend(
-        name,
-        _tested([_series(cells, bucket_s)], buckets),
-        _tested([_series(of, bucket_s) for of in largest[:MOST_SERIES]], buckets),
-    )
+    return [(of[0].gpu_type, judge(_series(of, bucket_s))) for of in largest[:MOST_SERIES]]
 
 
 def _series(cells: Iterable[Cell], bucket_s: int) -> list[tuple[float, float]]:
     """(bucket, log MFU) in order of time, where MFU is known and above nothing."""
-    parts: dict[int, list[Sums]] = {}
+    return [(float(at // bucket_s), log(mfu)) for at, mfu in _levels(cells) if mfu]
+
+
+def _levels(cells: Iterable[Cell]) -> list[tuple[int, float | None]]:
+    """MFU at the start of each bucket, in order of time."""
+    parts: dict[int, _Flops] = {}
     for cell in cells:
         if cell.start_unix_s is not None:
-            parts.setdefault(cell.start_unix_s // bucket_s, []).append(cell.sums)
-    levels = ((float(bucket), total(sums).mfu) for bucket, sums in sorted(parts.items()))
-    return [(bucket, log(mfu)) for bucket, mfu in levels if mfu]
+            _add(parts, cell.start_unix_s, cell.sums)
+    return [(at, ratio(model, available)) for at, (model, available) in sorted(parts.items())]
 
 
-def _tested(series: Sequence[Sequence[tuple[float, float]]], buckets: int) -> Tested | None:
+def _tested(series: Iterable[Judged | None], buckets: int) -> Tested | None:
     found = statistics.trend(series)
     if found is None:
         return None
@@ -161,11 +175,7 @@ def _picture(cells: Sequence[Cell], types: Sequence[str | None]) -> Picture | No
         return None
 
     def line(name: str, of: Iterable[Cell]) -> Series:
-        parts: dict[int, list[Sums]] = {}
-        for cell in of:
-            if cell.start_unix_s is not None:
-                parts.setdefault(cell.start_unix_s, []).append(cell.sums)
-        return Series(name, tuple(Point("", total(sums).mfu, float(at)) for at, sums in sorted(parts.items())))
+        return Series(name, tuple(Point("", mfu, float(at)) for at, mfu in _levels(of)))
 
     lines = [line("fleet", cells)]
     if len(types) > 1:

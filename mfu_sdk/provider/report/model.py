@@ -247,20 +247,17 @@ def _field(hint: Any, value: Any) -> Any:
         return tuple(_field(get_args(hint)[0], item) for item in value or ())
     if isinstance(hint, type) and is_dataclass(hint):
         return _read(hint, value)
-    if get_origin(hint) is Literal and value in get_args(hint):
-        return value
     if get_origin(hint) is Mapping:
         of = get_args(hint)[1]
         return {str(name): _field(of, item) for name, item in dict(value or {}).items()}
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value is not None:
-        for kind in kinds:
-            if isinstance(kind, type) and is_dataclass(kind):
-                return _read(kind, value)
-            if get_origin(kind) is Literal and value in get_args(kind):
-                return value
-    plain = tuple(kind for kind in kinds if isinstance(kind, type))
+    types = tuple(kind for kind in kinds if isinstance(kind, type))
+    for kind in types:
+        if is_dataclass(kind) and value is not None:
+            return _read(kind, value)
+    if any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds):
+        return value
     # JSON has one kind of number: 1.0 may come back as 1.
-    if not isinstance(value, (*plain, int) if float in plain else plain):
+    if not isinstance(value, (*types, int) if float in types else types):
         raise TypeError(f"{value!r} where {hint} belongs")
     return value
