@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, findings, receive, report
-from mfu_sdk.provider.books import Books, Holdings
+from mfu_sdk.provider.books import Books, Holdings, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.store import Store
@@ -59,9 +59,10 @@ class Addresses:
 class Server:
     """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
 
-    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
+    `prices` and `inventory` are the provider's books, files or directories, read again when they change.
+    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file or book,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
-    `books` is what the provider owns and asks. `now_unix_ns` is the clock that ranges and the times of spans are held against.
+    `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Server:
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
         tokens: str | os.PathLike[str] | None = None,
-        books: Books | None = None,
+        prices: Sequence[str | os.PathLike[str]] = (),
+        inventory: Sequence[str | os.PathLike[str]] = (),
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         for host, _ in (http, web):
@@ -80,6 +82,7 @@ class Server:
                     f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
                 )
         credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
+        books = Books(map(Path, prices), map(Path, inventory))
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
@@ -152,10 +155,13 @@ def serve(
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
     tokens: str | os.PathLike[str] | None = None,
+    prices: Sequence[str | os.PathLike[str]] = (),
+    inventory: Sequence[str | os.PathLike[str]] = (),
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
-    Server(data_dir, http=http, web=web, tokens=tokens).serve_until_stopped(on_ready)
+    server = Server(data_dir, http=http, web=web, tokens=tokens, prices=prices, inventory=inventory)
+    server.serve_until_stopped(on_ready)
 
 
 # --- sockets and signals -------------------------------------------------------------------------------------------
@@ -243,20 +249,32 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _web_routes(
-    store: Store, credentials: Credentials, books: Books | None, now_unix_ns: Callable[[], int]
-) -> list[Route]:
+def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_ns: Callable[[], int]) -> list[Route]:
     kept = findings.Findings(store)
 
     def holdings() -> Holdings | None:
-        inventory = None if books is None else books.current().inventory
+        inventory = books.current().inventory
         return None if inventory is None else Holdings(inventory)
+
+    def seen(request: Request) -> Snapshot | None:
+        """The books, for whom the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
+        identity = _identity(request, credentials)
+        whole = identity.operator or credentials.path is None
+        return books.current() if whole and not request.query_params.get("tenant") else None
 
     def asked(request: Request) -> tuple[Report, str | None]:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return report.build(store, span, tenant, holdings()), query.get("tenant")
+        return report.build(store, span, tenant, seen(request), holdings()), query.get("tenant")
+
+    def focus(request: Request) -> Response:
+        query = request.query_params
+        held = seen(request)
+        if held is None:
+            raise _RefusedError(403, "the money of the whole fleet is for operators; ask with an operator's token")
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        return Response(report.focus(store, span, held), media_type="text/csv", headers=_PAGE_HEADERS)
 
     def page(request: Request) -> Response:
         built, tenant = asked(request)
@@ -317,6 +335,7 @@ def _web_routes(
     return [
         Route("/", _answering(page)),
         Route("/api/report", _answering(api)),
+        Route("/api/focus", _answering(focus)),
         Route("/api/baseline", _answering(baselines)),
         Route("/api/findings", _answering(found)),
         Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),

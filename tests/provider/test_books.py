@@ -287,7 +287,7 @@ def test_without_files() -> None:
         ("prices: []\nprices: []", "the key 'prices' stands twice"),
         ("prices: []", "lacks `currency`; give its code of ISO 4217"),
         ("currency: dollars", "currency='dollars' must be a code of ISO 4217, such as USD"),
-        ("currency: USD\nprice: []", "'price' is no table of this file; it may hold costs, currency, prices"),
+        ("currency: USD\nprice: []", "'price' is no table of this file; it may hold costs, currency, prices, provider"),
         ("currency: USD\nprices: {a: 1}", "prices must be a list of rows"),
         ("currency: USD\nprices: [1]", "prices row 1: must map keys to values"),
         (
@@ -376,7 +376,7 @@ HELD = "tenant: acme, host: n1, contract: on_demand"
             "nodes row 2: n1 is in nodes row 1 too, at the same time; own each GPU once",
         ),
         (
-            "nodes: [{host: n1, gpu_type: X, gpus: 2, gpu_uuids: [a]}, {host: m, gpu_type: X, gpus: 1, gpu_uuids: [a]}]",
+            "nodes: [{host: n, gpu_type: X, gpus: 2, gpu_uuids: [a]}, {host: m, gpu_type: Y, gpus: 1, gpu_uuids: [a]}]",
             "nodes row 2: a is in nodes row 1 too, at the same time",
         ),
         (NODE + "allocations: [{tenant: acme, host: n1, gpus: 1, from: 2026-02-01}]", "row 1: lacks `contract`"),
@@ -471,3 +471,14 @@ def test_missing_file(tmp_path: Path) -> None:
         load_prices([tmp_path / "none.yaml"])
     with pytest.raises(ConfigurationError, match=r"the directory holds no \.yaml and no \.csv file"):
         load_prices([tmp_path])
+
+
+def test_form_is_where_errors_say(tmp_path: Path) -> None:
+    """An error that leaves the form to a page names one that is there, and the page's examples are good books."""
+    with pytest.raises(ConfigurationError, match=r"; see docs/how-to/books\.md for its form$"):
+        load_prices([written(tmp_path, "empty.yaml", "")])
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "books.md").read_text("utf-8")
+    prices, inventory = (block.split("```")[0] for block in page.split("```yaml\n")[1:])
+    assert len(load_prices([written(tmp_path, "prices.yaml", prices)])[0].prices) == 3
+    held = load_inventory([written(tmp_path, "inventory.yaml", inventory)])
+    assert (len(held.nodes), len(held.allocations), len(held.mig), len(held.queue)) == (2, 2, 1, 1)

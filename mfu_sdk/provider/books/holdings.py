@@ -101,13 +101,15 @@ class Holdings:
         found = []
         for allocation in self.inventory.allocations if host is None else self._by_host.get(host, ()):
             span = clipped_ns(allocation.span, since_unix_ns, until_unix_ns)
-            node = None if span is None else self.node(allocation.host, allocation.since_unix_ns)
-            if span is None or node is None or gpu_type not in (None, node.gpu_type):
+            first = None if span is None else self.node(allocation.host, allocation.since_unix_ns)
+            if span is None or first is None or gpu_type not in (None, first.gpu_type):
                 continue
-            gpus = allocation.gpus * self.sm_share(node, allocation.profile)
-            owned = clipped_ns(node.span, *span)
-            stretches = () if owned is None else available(node, *owned)
-            found += [Held(allocation, node.gpu_type, gpus, *stretch) for stretch in stretches]
+            gpus = allocation.gpus * self.sm_share(first, allocation.profile)
+            # A node that grew is a row for each size; the allocation goes on over them.
+            for node in self._nodes[allocation.host]:
+                owned = clipped_ns(node.span, *span) if node.gpu_type == first.gpu_type else None
+                stretches = () if owned is None else available(node, *owned)
+                found += [Held(allocation, node.gpu_type, gpus, *stretch) for stretch in stretches]
         return tuple(found)
 
     def allocated_hours(

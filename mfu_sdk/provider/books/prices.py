@@ -45,10 +45,14 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an hour of one GPU of this type costs the provider, fully loaded, in [since, until)."""
+    """What an hour of one GPU of this type costs the provider, fully loaded, in [since, until).
+
+    `capex_per_gpu` is what one more would cost to buy, with its share of the server and the network.
+    """
 
     gpu_type: str
     per_gpu_hour: Decimal
+    capex_per_gpu: Decimal | None
     since_unix_ns: int | None
     until_unix_ns: int | None
 
@@ -60,10 +64,11 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:
-    """Every price, in one currency (ISO 4217)."""
+    """Every price, in one currency (ISO 4217). `provider` is the name on the invoice, None where the file has none."""
 
     currency: str
     prices: tuple[Price, ...]
+    provider: str | None = None
 
     def price(self, *, tenant: str, gpu_type: str, contract: str, at_unix_ns: int) -> Price | None:
         """The price that holds: one for this tenant before one for all, then one for this type before one for all."""
@@ -104,8 +109,16 @@ class CostBook:
 
     def cost(self, gpu_type: str, at_unix_ns: int) -> Decimal | None:
         """What a GPU-hour of this type costs at that moment; None where no row says."""
-        found = (c.per_gpu_hour for c in self.costs if c.gpu_type == gpu_type and covers(c.span, at_unix_ns))
-        return next(found, None)
+        found = self._row(gpu_type, at_unix_ns)
+        return None if found is None else found.per_gpu_hour
+
+    def capex(self, gpu_type: str, at_unix_ns: int) -> Decimal | None:
+        """What one more GPU of this type costs to buy at that moment; None where no row says."""
+        found = self._row(gpu_type, at_unix_ns)
+        return None if found is None else found.capex_per_gpu
+
+    def _row(self, gpu_type: str, at_unix_ns: int) -> Cost | None:
+        return next((c for c in self.costs if c.gpu_type == gpu_type and covers(c.span, at_unix_ns)), None)
 
     def changes(self) -> tuple[int, ...]:
         """Every moment at which some cost begins or ends."""
@@ -115,13 +128,15 @@ class CostBook:
 def load_prices(paths: Iterable[Path]) -> tuple[PriceBook, CostBook]:
     """Both books, of YAML or CSV. Raises `ConfigurationError` for what breaks their form."""
     paths = tuple(paths)
-    found = table.read(paths, frozenset({"prices", "costs"}), frozenset({"currency"}))
+    found = table.read(paths, frozenset({"prices", "costs"}), frozenset({"currency", "provider"}))
     currency = _currency(paths, found)
     prices = [(entry, _price(entry)) for entry in found.rows.get("prices", ())]
     costs = [(entry, _cost(entry)) for entry in found.rows.get("costs", ())]
     _apart(prices, lambda p: (p.tenant, p.gpu_type, p.contract))
     _apart(costs, lambda c: c.gpu_type)
-    return PriceBook(currency, tuple(p for _, p in prices)), CostBook(currency, tuple(c for _, c in costs))
+    named = [cells.text(entry, "provider") for entry in found.values.get("provider", ())]
+    book = PriceBook(currency, tuple(p for _, p in prices), named[0] if named else None)
+    return book, CostBook(currency, tuple(c for _, c in costs))
 
 
 def _currency(paths: Sequence[Path], found: Tables) -> str:
@@ -169,11 +184,11 @@ def _price(entry: Entry) -> Price:
 
 
 def _cost(entry: Entry) -> Cost:
-    cells.keys(entry, ("gpu_type", "per_gpu_hour"), ("from", "until", "currency"))
+    cells.keys(entry, ("gpu_type", "per_gpu_hour"), ("capex_per_gpu", "from", "until", "currency"))
     gpu_type, per_gpu_hour = cells.text(entry, "gpu_type"), cells.amount(entry, "per_gpu_hour")
     assert gpu_type is not None
     assert per_gpu_hour is not None
-    return Cost(gpu_type, per_gpu_hour, *cells.span(entry))
+    return Cost(gpu_type, per_gpu_hour, cells.amount(entry, "capex_per_gpu"), *cells.span(entry))
 
 
 def _apart(rows: Sequence[tuple[Entry, _R]], key: Callable[[_R], Hashable]) -> None:

@@ -3,13 +3,16 @@
 from mfu_sdk.provider.report.build import build
 from mfu_sdk.provider.report.html import render_html
 from mfu_sdk.provider.report.model import Report, from_json, to_json
-from mfu_sdk.provider.report.source import from_data_dir, from_url
+from mfu_sdk.provider.report.source import focus, focus_from_data_dir, focus_from_url, from_data_dir, from_url
 from mfu_sdk.provider.report.text import render_text
 from mfu_sdk.provider.report.window import parse_range
 
 __all__ = [
     "Report",
     "build",
+    "focus",
+    "focus_from_data_dir",
+    "focus_from_url",
     "from_data_dir",
     "from_json",
     "from_url",

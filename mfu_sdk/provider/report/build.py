@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Final
 
-from mfu_sdk.provider import findings, rollup
-from mfu_sdk.provider.books import Holdings
-from mfu_sdk.provider.causes import systemic
+from mfu_sdk.provider import economics, findings, rollup
+from mfu_sdk.provider.books import Holdings, Snapshot
+from mfu_sdk.provider.causes import Finding, systemic
+from mfu_sdk.provider.economics import Assessment
 from mfu_sdk.provider.report.model import (
     Cause,
     Change,
@@ -38,8 +39,21 @@ _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
-def build(store: Store, span: Range, tenant: str | None, holdings: Holdings | None = None) -> Report:
-    """The report on `span` of `tenant` alone, or of the whole fleet where it is None; `holdings` is the inventory."""
+_FLEET_ONLY: Final = "No money: it is reckoned for the whole fleet; ask as an operator, without a tenant."
+
+
+def build(
+    store: Store,
+    span: Range,
+    tenant: str | None,
+    books: Snapshot | None = None,
+    holdings: Holdings | None = None,
+) -> Report:
+    """The report on `span` of `tenant` alone, or of the whole fleet where it is None.
+
+    `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants.
+    `holdings` are what causes of any tenant are held against.
+    """
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
     everyone = rollup.usages(store, span, None)
     usages = tuple(usage for usage in everyone if tenant in (None, usage.tenant))
@@ -49,10 +63,13 @@ def build(store: Store, span: Range, tenant: str | None, holdings: Holdings | No
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
+    if holdings is None and books is not None and books.inventory is not None:
+        holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, usages=everyone)
+    money = assessment(store, span, books, judged.findings)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
-        fleet=_fleet(fleet, previous, moments, bucket_s),
+        fleet=_fleet(fleet, previous, moments, bucket_s, money),
         nodes=_nodes(usages),
         workloads=workloads,
         gpu_types=_gpu_types(usages),
@@ -64,6 +81,9 @@ def build(store: Store, span: Range, tenant: str | None, holdings: Holdings | No
             by_scale=tuple(curve for curve in scaling if len(curve.points) > 1),
             trend=Change(fleet.sums.mfu, previous.mfu, rollup.ratio(fleet.sums.mfu, previous.mfu)),
         ),
+        economics=money.economics,
+        economics_missing=money.missing,
+        hours=money.hours,
         causes=_causes(store, judged, tenant),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None else _shared(judged),
@@ -83,6 +103,19 @@ def _shared(judged: findings.Judged) -> tuple[SharedCause, ...]:
         SharedCause(**{field.name: getattr(each, field.name) for field in fields(SharedCause)})
         for each in systemic(judged.evidence, judged.findings)
     )
+
+
+def assessment(store: Store, span: Range, books: Snapshot | None, found: Iterable[Finding] = ()) -> Assessment:
+    """Capacity and money of the whole fleet over `span`, as far as `books` allow."""
+    if books is None:
+        return Assessment(None, (), None, _FLEET_ONLY)
+    if books.inventory is None:
+        return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
+    usages = rollup.usages(store, span, None)
+    before = rollup.level(rollup.usages(store, span.previous, None)).sums if _has_previous(span) else Sums()
+    ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
+    growth = None if ratio is None else ratio - 1
+    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
 
 
 def _has_previous(span: Range) -> bool:
@@ -110,13 +143,17 @@ def _figures(level: Level) -> dict[str, Any]:
     }
 
 
-def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: int) -> Fleet:
-    sums = fleet.sums
+def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: int, money: Assessment) -> Fleet:
+    sums, owned = fleet.sums, money.capacity
+    factors = Factors(None, None, sums.mfu)
+    if owned is not None:
+        factors = Factors(owned.allocation, owned.runtime, owned.step)
     return Fleet(
         mfu=sums.mfu,
-        owned_mfu=None,
-        factors=Factors(allocation=None, runtime=None, step=sums.mfu),
-        observed_share=None,
+        owned_mfu=None if owned is None else owned.owned_mfu,
+        factors=factors,
+        observed_share=None if owned is None else owned.observed_share,
+        allocated_observed_share=None if owned is None else owned.allocated_observed_share,
         model_flop=sums.model_flops,
         available_flop=sums.available_flops,
         gpus=fleet.devices,

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.economics import Economics, Stage
 from mfu_sdk.provider.rollup import Requests, ratio
 
 T = TypeVar("T")
@@ -42,7 +43,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """FleetMFU = allocation × runtime × step; the first two need an inventory and are None without one."""
+    """FleetMFU = allocation × runtime × step, weighted by peak; the first two are None without an inventory.
+
+    With one the product is `owned_mfu` and `step` is at the reference peak, as that is; without it is `mfu`.
+    """
 
     allocation: float | None
     runtime: float | None
@@ -61,12 +65,17 @@ class TrendPoint:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The fleet over observed time; what needs an inventory of owned devices is None without one."""
+    """The fleet over observed time; what needs an inventory of owned devices is None without one.
+
+    `observed_share` is the share of owned GPU-hours on devices that sent steps of known FLOPs,
+    `allocated_observed_share` that of the hours that somebody held.
+    """
 
     mfu: float | None
     owned_mfu: float | None
     factors: Factors
     observed_share: float | None
+    allocated_observed_share: float | None
     model_flop: float | None
     available_flop: float | None
     gpus: int
@@ -237,10 +246,12 @@ class SharedCause:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A fleet, or one tenant's part of it, over a window. `economics` is not reckoned, hence None.
+    """A fleet, or one tenant's part of it, over a window.
 
     `causes_left_out` says which causes could not be reckoned, and why, by name. `shared_causes` are told to those who
-    see the whole fleet.
+    see the whole fleet. `economics` needs the provider's books, and is None with `economics_missing` saying what is.
+    `hours` are the stages from owned to useful GPU-hours, which need the inventory alone; their costs are None without
+    `economics`.
     """
 
     window: Window
@@ -254,7 +265,9 @@ class Report:
     causes: tuple[Cause, ...] = ()
     causes_left_out: Mapping[str, str] = field(default_factory=dict)
     shared_causes: tuple[SharedCause, ...] = ()
-    economics: None = None
+    economics: Economics | None = None
+    economics_missing: str | None = None
+    hours: tuple[Stage, ...] = ()
 
     @property
     def least_coverage(self) -> float | None:
@@ -293,6 +306,9 @@ def _field(hint: Any, value: Any) -> Any:
         of = get_args(hint)[1]
         return {str(name): _field(of, item) for name, item in dict(value or {}).items()}
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        if is_dataclass(kind) and isinstance(value, Mapping):
+            return _read(kind, value)  # type: ignore[arg-type]  # a class, not an instance
     # JSON has one kind of number: 1.0 may come back as 1.
     if not isinstance(value, (*kinds, int) if float in kinds else kinds):
         raise TypeError(f"{value!r} where {hint} belongs")

@@ -2,36 +2,18 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfu_sdk.provider.report import words
+from mfu_sdk.provider.report import money, words
 from mfu_sdk.provider.report.model import Fleet, Report
+from mfu_sdk.provider.report.tables import Column as _Column
+from mfu_sdk.provider.report.tables import table as _table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL_WIDTH = 21
-_LEAST_NAME = 10
-_GAP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column: a name may be cut short, a number never; where all do not fit, the highest `drop` goes first."""
-
-    title: str
-    cells: tuple[str, ...]
-    is_name: bool = False
-    drop: int = 0
-
-    @property
-    def longest(self) -> int:
-        """Columns of a terminal that its widest cell takes."""
-        return max(cell_len(text) for text in (self.title, *self.cells))
 
 
 def render_text(report: Report, width: int = 100, *, color: bool = False) -> str:
@@ -52,6 +34,7 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
     if report.inference:
         _inference(console, report)
     _causes(console, report)
+    money.print_money(console, report)
     _not_counted(console, report)
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
 
@@ -73,7 +56,8 @@ def _headline(console: Console, report: Report) -> None:
         ("expected", f"{words.percent(fleet.expected_mfu)} by roofline over the operators that ran"),
         ("before", f"{words.percent(fleet.previous_mfu)} in as long a time before this one"),
         ("observed", f"{words.hours(fleet.gpu_hours_observed)} on {_devices(fleet.gpus)}"),
-        ("share of the fleet", f"{words.percent(fleet.observed_share)}{_without_inventory(fleet)}"),
+        ("share of the fleet", _share_observed(fleet)),
+        *([("owned MFU", _owned(fleet))] if fleet.owned_mfu is not None else []),
         ("steps", f"{words.count(fleet.steps)}, of which {words.count(fleet.timed_steps)} timed"),
         ("left out", _left_out(fleet)),
     ]
@@ -200,40 +184,6 @@ def _not_counted(console: Console, report: Report) -> None:
     )
 
 
-def _table(console: Console, title: str, columns: Sequence[_Column]) -> None:
-    widths = _fitted(columns, console.width)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for column, width in widths.items():
-        table.add_column(
-            column.title,
-            justify="left" if column.is_name else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-            width=width,
-        )
-    for row in zip(*(column.cells for column in widths), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print()
-    console.print(Text(title, style="bold"))
-    console.print(table)
-
-
-def _fitted(columns: Sequence[_Column], width: int) -> dict[_Column, int]:
-    """The columns that fit with their widths: names give way down to 10 characters, then columns are dropped."""
-    widths = {column: column.longest for column in columns}
-    while (over := sum(widths.values()) + _GAP * (len(widths) - 1) - width) > 0:
-        # Rich would cut every column alike, and a number that is cut short is another number.
-        name = max((column for column in widths if column.is_name), key=lambda column: widths[column])
-        if widths[name] > _LEAST_NAME:
-            widths[name] = max(_LEAST_NAME, widths[name] - over)
-            continue
-        last = max(widths, key=lambda column: column.drop)
-        if not last.drop:
-            break
-        widths = {column: column.longest for column in widths if column is not last}
-    return widths
-
-
 def _left_out(fleet: Fleet) -> str:
     of = f", {words.percent(fleet.unknown_share)} of them," if fleet.unknown_steps else ""
     return f"{words.count(fleet.unknown_steps)} timed steps{of} have no model FLOPs or no peak: in neither sum"
@@ -243,8 +193,20 @@ def _devices(gpus: int) -> str:
     return f"{gpus:,} device" + ("" if gpus == 1 else "s")
 
 
-def _without_inventory(fleet: Fleet) -> str:
-    return " (no inventory of owned devices)" if fleet.observed_share is None else ""
+def _share_observed(fleet: Fleet) -> str:
+    if fleet.observed_share is None:
+        return f"{words.percent(None)} (no inventory of owned devices)"
+    held = words.percent(fleet.allocated_observed_share)
+    return f"{words.percent(fleet.observed_share)} of owned GPU-hours is observed, {held} of those that somebody held"
+
+
+def _owned(fleet: Fleet) -> str:
+    factors = fleet.factors
+    return (
+        f"{words.percent(fleet.owned_mfu)} = {words.percent(factors.allocation)} allocated"
+        f" × {words.percent(factors.runtime)} of that in steps × {words.percent(factors.step)} of those useful,"
+        " at the bf16 peak"
+    )
 
 
 def _sparkline(values: Sequence[float | None]) -> str:

@@ -33,7 +33,9 @@ def sends(make: Callable[[], Rows]) -> Callable[[], Rows]:
     return make
 
 
-def row(name: str, at_s: float, duration_s: float, resource: dict[str, object], attributes: dict[str, object]) -> SpanRow:
+def row(
+    name: str, at_s: float, duration_s: float, resource: dict[str, object], attributes: dict[str, object]
+) -> SpanRow:
     number = next(_ids)
     who = {
         semconv.WORKLOAD_NAME: "gpt", semconv.RUN_ID: "run-1", semconv.RUN_ATTEMPT: 0, semconv.DIST_RANK: 0,
@@ -49,7 +51,9 @@ def row(name: str, at_s: float, duration_s: float, resource: dict[str, object], 
     )  # fmt: skip
 
 
-def span(name: str, at_s: float, duration_s: float, *, resource: dict[str, object] | None = None, **told: object) -> SpanRow:
+def span(
+    name: str, at_s: float, duration_s: float, *, resource: dict[str, object] | None = None, **told: object
+) -> SpanRow:
     return row(name, at_s, duration_s, resource or {}, told)
 
 
@@ -298,7 +302,14 @@ def of_excursions() -> Rows:
         return span(semconv.SPAN_DRIFT, at_s, duration_s, resource={semconv.DIST_RANK: number}, **told, **more)
 
     recovered = drift(0, 0, 150, 1, mfu__drift__recovered_step=9)
-    return [rank(0, 0), rank(0, 570), recovered, drift(0, 300, 10, 40), drift(1, 310, 10, 41), drift(0, 100, 60, 20, "rise")]
+    return [
+        rank(0, 0),
+        rank(0, 570),
+        recovered,
+        drift(0, 300, 10, 40),
+        drift(1, 310, 10, 41),
+        drift(0, 100, 60, 20, "rise"),
+    ]
 
 
 def test_excursions(told: Told) -> None:

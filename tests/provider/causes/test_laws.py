@@ -162,9 +162,15 @@ def test_units_of_time(e: Evidence, factor: float) -> None:
 def test_losses_and_confidences(e: Evidence) -> None:
     """Losses of time fit into the time, every share is one, confidences are above 0 and never certain."""
     found = _by_cause(e)
-    of_time = [each for each in found.values() if each.cause not in ("mig_fragmentation", "idle_allocation", "accounting", "unknown")]
+    of_time = [
+        each
+        for each in found.values()
+        if each.cause not in ("mig_fragmentation", "idle_allocation", "accounting", "unknown")
+    ]
     assert sum(each.loss_share for each in of_time) <= 1 + 1e-9
-    assert all(0 <= each.loss_share <= 1 and 0 < each.confidence <= 0.95 for each in found.values() if each.cause != "unknown")
+    assert all(
+        0 <= each.loss_share <= 1 and 0 < each.confidence <= 0.95 for each in found.values() if each.cause != "unknown"
+    )
     if "unknown" in found:
         assert found.keys() <= {"unknown", "mig_fragmentation", "idle_allocation"}
     for each in found.values():

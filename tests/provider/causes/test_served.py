@@ -14,7 +14,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from mfu_sdk import semconv
 from mfu_sdk.provider import report
-from mfu_sdk.provider.books import Books
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.testing import FakeClock
 
@@ -96,8 +95,8 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     (home / "tokens").write_text("tenants: {acme: [{token: a}], globex: [{token: g}]}\noperators: {ops: [{token: o}]}")
     (home / "inventory.yaml").write_text(INVENTORY)
     clock = FakeClock(T0)
-    books = Books(inventory=[home / "inventory.yaml"])
-    server = Server(home / "data", http=FREE, web=FREE, tokens=home / "tokens", books=books, now_unix_ns=clock)
+    held = [home / "inventory.yaml"]
+    server = Server(home / "data", http=FREE, web=FREE, tokens=home / "tokens", inventory=held, now_unix_ns=clock)
     ready = threading.Event()
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
@@ -166,7 +165,12 @@ def test_findings(provider: Provider) -> None:
     found = first["findings"]
     assert {(each["workload"], each["cause"], each["day"], each["state"]) for each in found} == {
         (name, cause, "2026-05-28", "open")
-        for name, cause in (("gpt", "input_bound"), ("llama", "input_bound"), ("vit", "input_bound"), ("puzzle", "unknown"))
+        for name, cause in (
+            ("gpt", "input_bound"),
+            ("llama", "input_bound"),
+            ("vit", "input_bound"),
+            ("puzzle", "unknown"),
+        )
     }
     assert len({each["id"] for each in found}) == len(found) == 4
     _, own = provider.ask("/api/findings", "g")
@@ -193,7 +197,11 @@ def test_decisions(provider: Provider) -> None:
     assert (status, told["state"], told["by"], told["note"]) == (200, "muted", "ops", "a known loader")
     # A tenant sees what was decided about its own.
     _, own = provider.ask("/api/findings?since=1h", "a")
-    assert {each["workload"]: each["state"] for each in own["findings"]} == {"gpt": "open", "llama": "open", "vit": "muted"}
+    assert {each["workload"]: each["state"] for each in own["findings"]} == {
+        "gpt": "open",
+        "llama": "open",
+        "vit": "muted",
+    }
     _, shown = provider.ask("/api/report?since=1h", "a")
     assert {each["workload"]: each["state"] for each in shown["causes"]}["vit"] == "muted"
     # Judged once more, a quarter of an hour later, and after the day is over for good.
