@@ -31,7 +31,7 @@ nodes: [{host: node-0, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 8, link: nvlink,
 
 
 def windows(workload: str, more: dict[str, object], ranks: int = 2) -> bytes:
-    """A minute of windows of each rank, as a tenant's SDK sends them: resources told apart, doubles, ints and arrays."""
+    """A minute of windows of each rank, as a tenant's SDK sends them."""
     made = ExportTraceServiceRequest()
     for rank in range(ranks):
         group = made.resource_spans.add()
@@ -59,7 +59,7 @@ def windows(workload: str, more: dict[str, object], ranks: int = 2) -> bytes:
             for key, attribute in told.items():
                 kind = "string" if isinstance(attribute, str) else "int" if isinstance(attribute, int) else "double"
                 setattr(span.attributes.add(key=key).value, f"{kind}_value", attribute)
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 @dataclass
