@@ -6,7 +6,7 @@ ratio is ever averaged. Which rows count, and with what weight, is decided in sq
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from mfu_sdk.provider.store import Parameter, Row, Store
 

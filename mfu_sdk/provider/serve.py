@@ -5,6 +5,7 @@ import base64
 import binascii
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -25,8 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, receive, report
-from mfu_sdk.provider.books import Books, Snapshot
+from mfu_sdk.provider import baseline, findings, receive, report
+from mfu_sdk.provider.books import Books, Holdings, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.store import Store
@@ -37,6 +38,7 @@ RANGES: Final = ("1h", "24h", "7d", "30d")
 """The ranges that the page links to."""
 
 _GRACE_S: Final = 5
+_MOST_BYTES: Final = 16_384
 # The page has neither scripts nor anything from elsewhere, and says so.
 _PAGE_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
@@ -248,6 +250,12 @@ class _RefusedError(Exception):
 
 
 def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_ns: Callable[[], int]) -> list[Route]:
+    kept = findings.Findings(store)
+
+    def holdings() -> Holdings | None:
+        inventory = books.current().inventory
+        return None if inventory is None else Holdings(inventory)
+
     def seen(request: Request) -> Snapshot | None:
         """The books, for whom the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
         identity = _identity(request, credentials)
@@ -258,7 +266,7 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return report.build(store, span, tenant, seen(request)), query.get("tenant")
+        return report.build(store, span, tenant, seen(request), holdings()), query.get("tenant")
 
     def focus(request: Request) -> Response:
         query = request.query_params
@@ -269,21 +277,56 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
         return Response(report.focus(store, span, held), media_type="text/csv", headers=_PAGE_HEADERS)
 
     def page(request: Request) -> Response:
-        found, tenant = asked(request)
-        return HTMLResponse(report.render_html(found, RANGES, tenant), headers=_PAGE_HEADERS)
+        built, tenant = asked(request)
+        return HTMLResponse(report.render_html(built, RANGES, tenant), headers=_PAGE_HEADERS)
 
     def api(request: Request) -> Response:
-        found, _ = asked(request)
-        return Response(report.to_json(found), media_type="application/json", headers=_PAGE_HEADERS)
+        built, _ = asked(request)
+        return Response(report.to_json(built), media_type="application/json", headers=_PAGE_HEADERS)
 
     def baselines(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since", "30d"), query.get("until"), now_unix_ns())
         fingerprint = query.get("fingerprint")
-        found = baseline.reached(store, fingerprint, span, tenant)
-        text = baseline.to_json(fingerprint or "", found)
+        runs = baseline.reached(store, fingerprint, span, tenant)
+        text = baseline.to_json(fingerprint or "", runs)
         return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+
+    def found(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        query = request.query_params
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        kept.judge(span, holdings(), now_unix_ns())
+        text = findings.to_json(kept.kept(span, tenant))
+        return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+
+    async def decide(request: Request) -> Response:
+        # A page elsewhere cannot make a browser send this type without asking first.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return PlainTextResponse("send application/json\n", 415)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MOST_BYTES:
+                return PlainTextResponse(f"more than {_MOST_BYTES} bytes; send state and note only\n", 413)
+        return await _answering(lambda asked: _decided(asked, body))(request)
+
+    def _decided(request: Request, body: bytes) -> Response:
+        identity = _identity(request, credentials)
+        # Without a tokens file there is nobody on this machine but its owner.
+        if not identity.operator and credentials.path is not None:
+            raise _RefusedError(403, "an operator decides about findings; ask with an operator's token")
+        try:
+            asked = json.loads(body)
+            state, note = str(asked["state"]), str(asked.get("note", ""))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise _RefusedError(400, 'send {"state": "acknowledged", "note": "why"}') from None
+        try:
+            now = kept.decide(request.path_params["finding_id"], state, identity.name, note, now_unix_ns())
+        except KeyError:
+            raise _RefusedError(404, "no such finding; GET /api/findings tells their ids") from None
+        return Response(findings.one_to_json(now), media_type="application/json", headers=_PAGE_HEADERS)
 
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
@@ -294,6 +337,8 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
         Route("/api/report", _answering(api)),
         Route("/api/focus", _answering(focus)),
         Route("/api/baseline", _answering(baselines)),
+        Route("/api/findings", _answering(found)),
+        Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),
         Route("/healthz", _answering(healthz)),
     ]
 

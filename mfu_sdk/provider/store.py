@@ -23,8 +23,13 @@ from mfu_sdk.errors import MissingDependencyError, StoreError
 
 Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
-Reading = Literal["levels", "trend", "quality", "uncounted", "inference", "baseline"]
+Reading = Literal[
+    "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
+    "heard", "windows", "window_counts", "findings", "finding_states", "judged_days",
+]  # fmt: skip
 """The names of the queries in sql/read."""
+Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]
+"""Tables that `Store.insert` writes."""
 
 _SQL: Final = resources.files("mfu_sdk.provider") / "sql"
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
@@ -152,6 +157,11 @@ class Store:
         with self._write_lock:
             for table, columns in tables.items():
                 self._insert(table, columns)
+
+    def insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store rows of one of the tables of ours that hold no telemetry. When it returns they are on disk."""
+        with self._write_lock:
+            self._insert(table, rows)
 
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""

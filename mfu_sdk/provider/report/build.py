@@ -1,14 +1,16 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from typing import Any, Final
 
-from mfu_sdk.provider import economics, rollup
-from mfu_sdk.provider.books import Snapshot
+from mfu_sdk.provider import economics, findings, rollup
+from mfu_sdk.provider.books import Holdings, Snapshot
+from mfu_sdk.provider.causes import Finding, systemic
 from mfu_sdk.provider.economics import Assessment
 from mfu_sdk.provider.report.model import (
+    Cause,
     Change,
     Factors,
     FamilyByType,
@@ -21,6 +23,7 @@ from mfu_sdk.provider.report.model import (
     Report,
     ScalePoint,
     Scaling,
+    SharedCause,
     TrendPoint,
     Window,
     Workload,
@@ -44,21 +47,26 @@ def build(
     span: Range,
     tenant: str | None,
     books: Snapshot | None = None,
-    findings: Iterable[Mapping[str, Any]] = (),
+    holdings: Holdings | None = None,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants.
-    `findings` are mappings with the keys of `causes`.
+    `holdings` are what causes of any tenant are held against.
     """
-    usages = rollup.usages(store, span, tenant)
+    # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
+    everyone = rollup.usages(store, span, None)
+    usages = tuple(usage for usage in everyone if tenant in (None, usage.tenant))
     previous = rollup.level(rollup.usages(store, span.previous, tenant)).sums if _has_previous(span) else Sums()
     bucket_s = _bucket_s(span)
     moments = rollup.moments(store, span, tenant, bucket_s)
     fleet = rollup.level(usages)
     workloads = _workloads(store, span, tenant, usages)
     scaling = _scaling(usages)
-    money = assessment(store, span, books, findings)
+    if holdings is None and books is not None and books.inventory is not None:
+        holdings = Holdings(books.inventory)
+    judged = findings.judge(store, span, holdings, usages=everyone)
+    money = assessment(store, span, books, judged.findings)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
         fleet=_fleet(fleet, previous, moments, bucket_s, money),
@@ -76,12 +84,28 @@ def build(
         economics=money.economics,
         economics_missing=money.missing,
         hours=money.hours,
+        causes=_causes(store, judged, tenant),
+        causes_left_out=judged.left_out,
+        shared_causes=() if tenant is not None else _shared(judged),
     )
 
 
-def assessment(
-    store: Store, span: Range, books: Snapshot | None, findings: Iterable[Mapping[str, Any]] = ()
-) -> Assessment:
+def _causes(store: Store, judged: findings.Judged, tenant: str | None) -> tuple[Cause, ...]:
+    found = (each for each in judged.findings if tenant in (None, each.tenant))
+    # A range is told with what is decided by now, not with what was on its first day.
+    kept = findings.decided(store, found, latest=True)
+    names = [field.name for field in fields(Cause) if field.name != "state"]
+    return tuple(Cause(**{name: getattr(each.finding, name) for name in names}, state=each.state) for each in kept)
+
+
+def _shared(judged: findings.Judged) -> tuple[SharedCause, ...]:
+    return tuple(
+        SharedCause(**{field.name: getattr(each, field.name) for field in fields(SharedCause)})
+        for each in systemic(judged.evidence, judged.findings)
+    )
+
+
+def assessment(store: Store, span: Range, books: Snapshot | None, found: Iterable[Finding] = ()) -> Assessment:
     """Capacity and money of the whole fleet over `span`, as far as `books` allow."""
     if books is None:
         return Assessment(None, (), None, _FLEET_ONLY)
@@ -91,7 +115,7 @@ def assessment(
     before = rollup.level(rollup.usages(store, span.previous, None)).sums if _has_previous(span) else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
     growth = None if ratio is None else ratio - 1
-    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, findings, growth)
+    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
 
 
 def _has_previous(span: Range) -> bool:

@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -206,11 +206,52 @@ class Questions:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """A fleet, or one tenant's part of it, over a window. `causes` are not reckoned, hence None.
+class Cause:
+    """Why a workload is low: what it costs as a share, how sure that is (0..1), what shows it, and what to do.
 
-    `economics` needs the provider's books, and is None with `economics_missing` saying what is. `hours` are the stages
-    from owned to useful GPU-hours, which need the inventory alone; their costs are None without `economics`.
+    `loss_share` is of the step time; of the allocated hours for `idle_allocation`, of its GPU for `mig_fragmentation`,
+    of the FLOPs that are claimed for `accounting`. Units are in the names of the `evidence`. `state` is open,
+    acknowledged or muted.
+    """
+
+    tenant: str
+    workload: str | None
+    run_id: str | None
+    cause: str
+    loss_share: float
+    confidence: float
+    evidence: Mapping[str, float | str]
+    remedy: str
+    gpu_type: str | None
+    world_size: int | None
+    phase: str | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCause:
+    """A cause that `workloads` of the `of_workloads` at one place have, and a share `elsewhere` of all others.
+
+    `kind` is driver, image, node, pool or zone.
+    """
+
+    cause: str
+    kind: str
+    place: str
+    workloads: int
+    of_workloads: int
+    elsewhere: float
+    tenants: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A fleet, or one tenant's part of it, over a window.
+
+    `causes_left_out` says which causes could not be reckoned, and why, by name. `shared_causes` are told to those who
+    see the whole fleet. `economics` needs the provider's books, and is None with `economics_missing` saying what is.
+    `hours` are the stages from owned to useful GPU-hours, which need the inventory alone; their costs are None without
+    `economics`.
     """
 
     window: Window
@@ -221,7 +262,9 @@ class Report:
     scaling: tuple[Scaling, ...]
     inference: tuple[Requests, ...]
     questions: Questions
-    causes: None = None
+    causes: tuple[Cause, ...] = ()
+    causes_left_out: Mapping[str, str] = field(default_factory=dict)
+    shared_causes: tuple[SharedCause, ...] = ()
     economics: Economics | None = None
     economics_missing: str | None = None
     hours: tuple[Stage, ...] = ()
@@ -259,6 +302,9 @@ def _field(hint: Any, value: Any) -> Any:
         return tuple(_field(get_args(hint)[0], item) for item in value or ())
     if isinstance(hint, type) and is_dataclass(hint):
         return _read(hint, value)
+    if get_origin(hint) is Mapping:
+        of = get_args(hint)[1]
+        return {str(name): _field(of, item) for name, item in dict(value or {}).items()}
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
         if is_dataclass(kind) and isinstance(value, Mapping):

@@ -33,6 +33,7 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
         _levels(console, report)
     if report.inference:
         _inference(console, report)
+    _causes(console, report)
     money.print_money(console, report)
     _not_counted(console, report)
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
@@ -130,6 +131,37 @@ def _inference(console: Console, report: Report) -> None:
             _Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
         ),
     )
+
+
+def _causes(console: Console, report: Report) -> None:
+    shown = [each for each in report.causes if each.state != "muted"]
+    if shown:
+        _table(
+            console,
+            "Why workloads are low, largest losses first",
+            (
+                _Column("tenant", tuple(words.name(c.tenant, 20) for c in shown), is_name=True, drop=2),
+                _Column("workload", tuple(words.name(c.workload, 40) for c in shown), is_name=True),
+                _Column("cause", tuple(c.cause for c in shown)),
+                _Column("loss", tuple(words.percent(c.loss_share) for c in shown)),
+                _Column("sure", tuple(words.percent(c.confidence, 0) for c in shown), drop=1),
+                _Column("state", tuple(c.state for c in shown), drop=3),
+            ),
+        )
+        for each in shown:
+            console.print(Text(f"  {words.name(each.workload, 40)}: {words.name(each.remedy, 400)}"))
+    for shared in report.shared_causes:
+        console.print(
+            Text(
+                f"{shared.cause} on {shared.workloads} of {shared.of_workloads} workloads with {shared.kind}"
+                f" {words.name(shared.place)}, and on {words.percent(shared.elsewhere, 0)} of the others."
+            )
+        )
+    if (muted := len(report.causes) - len(shown)) > 0:
+        console.print(f"{muted} muted cause{'' if muted == 1 else 's'} not shown.")
+    if report.workloads:
+        for cause, why in report.causes_left_out.items():
+            console.print(Text(f"{cause} was not looked for: {why}.", style="dim"))
 
 
 def _not_counted(console: Console, report: Report) -> None:
