@@ -101,7 +101,7 @@ def serve(
 
 @main.group()
 def provider() -> None:
-    """For a provider with a ClickHouse of its own, fed by the OpenTelemetry Collector."""
+    """The provider's own books, and a ClickHouse of its own, fed by the OpenTelemetry Collector."""
 
 
 _CLUSTER = click.option(
@@ -225,11 +225,6 @@ def calibrate(
         found = measure(device, list(dtypes) or None, budget_s, sustained, collectives=collectives, progress=progress)
     if rank == 0:
         click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
-
-
-@main.group()
-def provider() -> None:
-    """The provider's own books."""
 
 
 @provider.command("import")

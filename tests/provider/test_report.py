@@ -83,6 +83,8 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
         "economics",
         "economics_missing",
         "hours",
+        "causes_left_out",
+        "shared_causes",
     }
     assert found["window"] == {"since": "2026-05-28T20:30:00Z", "until": "2026-05-28T21:30:00Z"}
     assert set(found["fleet"]) >= {
@@ -100,7 +102,10 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
     assert found["fleet"]["factors"] == {"allocation": None, "runtime": None, "step": found["fleet"]["mfu"]}
     for unknown in ("owned_mfu", "observed_share", "previous_mfu"):
         assert found["fleet"][unknown] is None
-    assert found["economics"] is found["causes"] is None
+    assert found["economics"] is None
+    assert set(found["causes_left_out"]) == {"mig_fragmentation", "idle_allocation"}
+    # Half of what the larger job could do is missing, and nothing in its spans says why.
+    assert [(each["workload"], each["cause"]) for each in found["causes"]] == [("llama-H100-2", "unknown")]
     assert set(found["workloads"][0]) >= {"tenant", "workload", "run_ids", "gpu_type", "world_size", "mfu"}
     assert set(found["nodes"][0]) >= {"host", "mfu", "gpus"}
     assert set(found["questions"]) == {

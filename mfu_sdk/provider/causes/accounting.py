@@ -5,14 +5,16 @@ has it within two percentage points of MFU on plain products once tiles are acco
 608 jobs: 1 − 0.78² = 39 % of the variance of a real job's MFU is not explained by it. So a count is doubted where it
 lies two points *and* a factor of 1.5 above the witness: more was claimed than the pipes did, while work that does not
 run on them (fp32, elementwise) is a small part of what is counted. Below, a factor of 2 is let through, because
-recomputation inside kernels, padding and tiles that are not full keep pipes busy without model FLOPs. The wrong
-formulas that the paper found (experts counted as dense) were of that size and more.
+recomputation inside kernels, padding and tiles that are not full keep pipes busy without model FLOPs. Counts are
+brought to the peak on paper first, and only dtypes that run on the pipes are compared. The wrong formulas that the
+paper found (experts counted as dense) were of that size and more.
 
 *The rest* needs no band beyond what clocks and rounding may do: no more than the peak, no more time than has passed.
 """
 
 from typing import Final
 
+from mfu_sdk.peak.published import TENSOR
 from mfu_sdk.provider.causes.evidence import Evidence
 from mfu_sdk.provider.causes.finding import MATERIAL_LOSS, Verdict, confidence
 
@@ -38,8 +40,11 @@ _Found = tuple[float, float, dict[str, float | str], str]
 
 
 def _witness(e: Evidence) -> _Found | None:
-    counted, witness = e.witnessed_mfu, e.witness
-    if counted is None or witness is None or max(counted, witness) <= 0:
+    # Pipes are busy with products in some dtypes only, and know nothing of a peak that was measured lower.
+    if e.witnessed_mfu is None or e.claimed_peak is None or e.peak_dtype not in TENSOR:
+        return None
+    counted, witness = e.witnessed_mfu * e.claimed_peak, e.witness
+    if witness is None or max(counted, witness) <= 0:
         return None
     if counted > OVER * witness and counted > witness + POINTS:
         loss = 1 - witness / counted
@@ -57,7 +62,7 @@ def _witness(e: Evidence) -> _Found | None:
         return None
     if loss < MATERIAL_LOSS:
         return None
-    return loss, 0.95, {"counted_hardware_mfu": counted, "witness_utilization": witness}, remedy
+    return loss, 0.95, {"counted_hardware_mfu_on_paper": counted, "witness_utilization": witness}, remedy
 
 
 def _whole(e: Evidence) -> _Found | None:

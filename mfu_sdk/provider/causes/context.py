@@ -29,13 +29,13 @@ def complete(
     `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
     type, as the inventory has them.
     """
-    clocks: dict[str | None, list[float]] = {}
+    clocks: dict[tuple[str | None, str | None], list[float]] = {}
     told: dict[object, set[str]] = {}
     observed: dict[str | None, int] = {}
     best: dict[str | None, str] = {gpu_type: link for gpu_type, link in links.items() if link in LINKS}
     for each in gathered:
         e, gpu_type = each.evidence, each.unit.gpu_type
-        clocks.setdefault(gpu_type, []).extend(each.clocks)
+        clocks.setdefault((gpu_type, _load(e.phase)), []).extend(each.clocks)
         for name, value in (("clock", e.clock), ("comm", e.comm), ("skew", e.skew)):
             # One rank has nobody to wait for, which says nothing of what is told.
             if value is not None and (name == "clock" or e.world_size != 1):
@@ -59,7 +59,7 @@ def complete(
             replace(
                 e,
                 untold=frozenset(untold),
-                cohort_clock=medians.get(unit.gpu_type),
+                cohort_clock=medians.get((unit.gpu_type, _load(unit.phase))),
                 type_link=best.get(unit.gpu_type),
                 one_machine=machines[unit],
                 best_bus_bytes_per_s=rates.best(each, best.get(unit.gpu_type)),
@@ -68,6 +68,11 @@ def complete(
             )
         )
     return found
+
+
+def _load(phase: str | None) -> str | None:
+    """What draws power alike: under one power limit training runs at a lower clock than decoding does."""
+    return "train" if phase == "eval" else phase
 
 
 def _one_machine(unit: Unit, node_gpus: Mapping[str, int], observed: Mapping[str | None, int]) -> bool | None:

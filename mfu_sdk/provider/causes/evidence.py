@@ -87,6 +87,8 @@ class Evidence:
     """The dense bf16 peak of its GPU type on paper."""
     peak_flops_per_s: float | None = None
     """The denominator that it tells."""
+    peak_dtype: str | None = None
+    """The dtype of that."""
     rank_tokens: float | None = None
     """Tokens of one rank in one step."""
 
@@ -133,7 +135,7 @@ class Evidence:
     clock: float | None = None
     """SM clock over the peak's, the mean over devices."""
     cohort_clock: float | None = None
-    """The median over devices of this GPU type, its own included."""
+    """The median over devices of this GPU type in this phase, its own included."""
     heat: float | None = None
     """Share of the time in windows in which the driver named heat or the power brake."""
     cap: float | None = None

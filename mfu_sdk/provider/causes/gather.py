@@ -178,6 +178,7 @@ def _one(
         tokens_per_s=_token_rate(sums),
         reference_flops_per_s=of_a_slice,
         peak_flops_per_s=peak,
+        peak_dtype=dtype,
         rank_tokens=ratio(sums.tokens, sums.steps),
         data=_share(sums.data_s, sums.data_known_s, sums),
         comm=comm,

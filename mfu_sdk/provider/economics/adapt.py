@@ -35,17 +35,15 @@ class Adapted:
 
 def reference_peaks(gpu_types: Iterable[str], usages: Iterable[Usage]) -> dict[str, float]:
     """Dense bf16 FLOP/s on paper by GPU type; of a type without one on paper, the peak that its runs measured."""
-    found: dict[str, float] = {}
-    measured: dict[str, Sums] = {}
+    found = {gpu_type: peak for gpu_type in gpu_types if (peak := _on_paper(gpu_type)) is not None}
+    measured: dict[str, tuple[float, float]] = {}
     for usage in usages:
-        if usage.gpu_type is not None and usage.mig_profile is None:
-            measured[usage.gpu_type] = measured.get(usage.gpu_type, Sums()) + usage.sums
-    for gpu_type in gpu_types:
-        paper = _on_paper(gpu_type)
-        own = None if gpu_type not in measured else _own_peak(measured[gpu_type])
-        if (peak := paper or own) is not None:
-            found[gpu_type] = peak
-    return found
+        sums, gpu_type = usage.sums, usage.gpu_type
+        if gpu_type not in found and gpu_type is not None and usage.mig_profile is None:
+            if sums.available_flops and sums.device_s:
+                flops, seconds = measured.get(gpu_type, (0.0, 0.0))
+                measured[gpu_type] = (flops + sums.available_flops, seconds + sums.device_s)
+    return found | {gpu_type: flops / seconds for gpu_type, (flops, seconds) in measured.items()}
 
 
 def adapted(
@@ -58,7 +56,7 @@ def adapted(
     """Rows of use for `ledger`, whose hosts are those of `holdings`."""
     places = _Places(ledger, holdings)
     losses = _losses(claims)
-    used: list[Used] = []
+    placed: list[tuple[Used, int, float]] = []
     strays: dict[str, int] = {}
     for usage in usages:
         host = places.host(usage)
@@ -68,9 +66,9 @@ def adapted(
             continue
         row = _row(usage, host, peaks, losses)
         if row is not None:
-            used += [replace(row, held=index, **_weighed(row, weight)) for index, weight in places.of(usage, host, row)]
+            placed += [(row, index, weight) for index, weight in places.of(usage, host, row)]
     ledger = places.ledger()
-    return Adapted(ledger, tuple(_trusted(ledger, used, places.recorded)), (*_stray(strays), *places.notes()))
+    return Adapted(ledger, _used(ledger, placed, places.recorded), (*_stray(strays), *places.notes()))
 
 
 def claims_of(findings: Iterable[Mapping[str, Any]], window_ns: int) -> tuple[Claim, ...]:
@@ -234,20 +232,23 @@ def _weighed(row: Used, weight: float) -> dict[str, Any]:
     return {name: None if value is None else value * weight for name, value in parts.items()} | {"weight": weight}
 
 
-def _trusted(ledger: Ledger, used: Sequence[Used], recorded: int) -> list[Used]:
-    """Rows that contradict nothing known are `consistent`: allocated, within the time held, of a possible MFU."""
+def _used(ledger: Ledger, placed: Sequence[tuple[Used, int, float]], recorded: int) -> tuple[Used, ...]:
+    """The rows under their allocations.
+
+    Those that contradict nothing known are `consistent`: allocated, within the time held, of a possible MFU.
+    """
     step_ns: dict[int, float] = {}
-    for row in used:
-        step_ns[row.held] = step_ns.get(row.held, 0.0) + (row.device_s + row.unknown_s) * float(row.sm_share) * 1e9
+    for row, index, weight in placed:
+        ns = (row.device_s + row.unknown_s) * float(row.sm_share) * 1e9
+        step_ns[index] = step_ns.get(index, 0.0) + ns * weight
     rows = []
-    for row in used:
-        trust: Trust = "claimed"
-        fits = step_ns[row.held] <= ledger.held[row.held].gpu_ns * _SLACK
+    for row, index, weight in placed:
+        fits = step_ns[index] <= ledger.held[index].gpu_ns * _SLACK
         can = row.device_s * row.peak_flops_per_s * float(row.sm_share)
-        if row.held < recorded and fits and 0 < row.model_flops <= can * _MOST_MFU:
-            trust = "consistent"
-        rows.append(replace(row, trust=trust))
-    return rows
+        consistent = index < recorded and fits and 0 < row.model_flops <= can * _MOST_MFU
+        trust: Trust = "consistent" if consistent else "claimed"
+        rows.append(replace(row, held=index, trust=trust, **_weighed(row, weight)))
+    return tuple(rows)
 
 
 def _losses(claims: Iterable[Claim]) -> dict[tuple[str, str | None, str | None], Losses]:

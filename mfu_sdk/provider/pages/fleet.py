@@ -10,9 +10,9 @@ from mfu_sdk.provider.pages.engine import Engine
 from mfu_sdk.provider.pages.money import waterfall_chart
 from mfu_sdk.provider.pages.view import View
 from mfu_sdk.provider.report import words
+from mfu_sdk.provider.report.model import Cause, Report, Workload
 from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Moment, Sums
-from mfu_sdk.provider.report.model import Cause, Report, Workload
 
 SHOWN: Final = 10
 """Rows of a table on the fleet's page; the pages of the levels have them all."""

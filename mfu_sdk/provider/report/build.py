@@ -1,13 +1,13 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from mfu_sdk.provider import economics, findings, rollup
 from mfu_sdk.provider.books import Holdings, Snapshot
-from mfu_sdk.provider.causes import systemic
+from mfu_sdk.provider.causes import Finding, systemic
 from mfu_sdk.provider.economics import Assessment
 from mfu_sdk.provider.questions import Questions, Scaling, ask
 from mfu_sdk.provider.report.model import (
@@ -54,23 +54,23 @@ def build(
     span: Range,
     tenant: str | None,
     books: Snapshot | None = None,
-    *,
     holdings: Holdings | None = None,
+    *,
     gpu_type: str | None = None,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants and
-    GPU types. `holdings` is the inventory that causes are held against.
+    GPU types. `holdings` are what causes of any tenant are held against.
     """
     observed = observe(store, span, tenant, gpu_type)
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
     everyone = observed.usages if tenant is None and gpu_type is None else rollup.usages(store, span, None)
+    if holdings is None and books is not None and books.inventory is not None:
+        holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, usages=everyone)
-    claims = [asdict(each) for each in _causes(store, judged, None)] if books is not None else ()
-    money = assessment(store, span, books, claims)
     return replace(
-        report_of(observed, money),
+        report_of(observed, assessment(store, span, books, judged.findings)),
         causes=tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type)),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
@@ -132,9 +132,7 @@ def _shared(judged: findings.Judged) -> tuple[SharedCause, ...]:
     )
 
 
-def assessment(
-    store: Store, span: Range, books: Snapshot | None, claims: Iterable[Mapping[str, Any]] = ()
-) -> Assessment:
+def assessment(store: Store, span: Range, books: Snapshot | None, found: Iterable[Finding] = ()) -> Assessment:
     """Capacity and money of the whole fleet over `span`, as far as `books` allow."""
     if books is None:
         return Assessment(None, (), None, _FLEET_ONLY)
@@ -145,7 +143,7 @@ def assessment(
     before = rollup.level(rollup.usages(store, span.previous, None)).sums if has_previous else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
     growth = None if ratio is None else ratio - 1
-    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, claims, growth)
+    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
 
 
 def bucket_seconds(span: Range, most: int = _MOST_POINTS) -> int:

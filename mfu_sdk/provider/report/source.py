@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider import findings
 from mfu_sdk.provider.books import Holdings, Snapshot
 from mfu_sdk.provider.economics import focus_csv
 from mfu_sdk.provider.report.build import assessment, build
@@ -37,9 +38,8 @@ def from_data_dir(
     """
     span = parse_range(since, until, now_unix_ns)
     with _opened(path) as store:
-        held = books or Snapshot()
-        holdings = None if held.inventory is None else Holdings(held.inventory)
-        return build(store, span, tenant, None if tenant is not None else held, holdings=holdings)
+        seen = None if tenant is not None else books or Snapshot()
+        return build(store, span, tenant, seen, None if books is None else _holdings(books))
 
 
 def focus_from_data_dir(
@@ -58,12 +58,17 @@ def focus_from_data_dir(
 
 def focus(store: Store, span: Range, books: Snapshot) -> str:
     """The money of the whole fleet as CSV of FOCUS. Raises `ConfigurationError`, which says what the books lack."""
-    found = assessment(store, span, books)
+    judged = findings.judge(store, span, _holdings(books))
+    found = assessment(store, span, books, judged.findings)
     if found.economics is None or found.ledger is None or found.waterfall is None or books.inventory is None:
         raise ConfigurationError(f"format=csv: {found.missing}")
     regions = {node.host: node.region for node in books.inventory.nodes if node.region is not None}
     provider = None if books.prices is None else books.prices.provider
     return focus_csv(found.ledger, found.waterfall, found.economics.currency, provider, regions)
+
+
+def _holdings(books: Snapshot) -> Holdings | None:
+    return None if books.inventory is None else Holdings(books.inventory)
 
 
 def _opened(path: str | os.PathLike[str]) -> Store:

@@ -9,6 +9,8 @@ import pytest
 from mfu_sdk.provider.causes import Evidence, Finding, findings
 
 Make = Callable[..., Evidence]
+approx: Any = pytest.approx
+"""Its own type is equal to nothing in mypy's eyes."""
 
 TRAINING = Evidence(
     tenant="acme",
@@ -29,6 +31,7 @@ TRAINING = Evidence(
     tokens_per_s=9000.0,
     reference_flops_per_s=989e12,
     peak_flops_per_s=989e12,
+    peak_dtype="bfloat16",
     rank_tokens=8192.0,
     data=0.01,
     comm=0.05,

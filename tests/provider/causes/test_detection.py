@@ -1,4 +1,4 @@
-"""One stream of steps both ways: into the tenant's own watch, and through windows, OTLP and the store into the provider's."""
+"""One stream of steps both ways: into the tenant's own watch, and over OTLP and the store to the provider."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence

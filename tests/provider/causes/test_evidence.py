@@ -18,6 +18,8 @@ from mfu_sdk.provider.causes.held import cut_of
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
 
+from .conftest import approx
+
 T0 = 1_780_000_200 * 10**9
 HOUR = Range(T0, T0 + 3600 * 10**9)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -25,6 +27,11 @@ PEAK = 989.4e12
 Rows = list[SpanRow]
 SENT: dict[str, Callable[[], Rows]] = {}
 """What each tenant sends; tenants are called by their tests."""
+STEPS: dict[str, object] = {
+    "mfu__phase": "train", "mfu__model__flop": 0.45 * PEAK * 30, "mfu__available__flop": PEAK * 30,
+    "mfu__peak__dtype": "bfloat16", "mfu__step__time": 30.0, "mfu__window__step__count": 100,
+    "mfu__window__step__timed": 100, "mfu__window__step__unknown": 0, "mfu__token__count": 819_200,
+}  # fmt: skip
 _ids = itertools.count(1)
 
 
@@ -62,12 +69,7 @@ def rank(number: int = 0, at_s: float = 0.0, *, resource: dict[str, object] | No
     who: dict[str, object] = {
         semconv.DIST_RANK: number, semconv.HW_ID: f"GPU-{number}", semconv.HOST_NAME: f"node-{number // 4}",
     }  # fmt: skip
-    steps: dict[str, object] = {
-        "mfu__phase": "train", "mfu__model__flop": 0.45 * PEAK * 30, "mfu__available__flop": PEAK * 30,
-        "mfu__peak__dtype": "bfloat16", "mfu__step__time": 30.0, "mfu__window__step__count": 100,
-        "mfu__window__step__timed": 100, "mfu__window__step__unknown": 0, "mfu__token__count": 819_200,
-    }  # fmt: skip
-    return row(semconv.SPAN_WINDOW, at_s, 30.0, {**who, **(resource or {})}, {**steps, **told})
+    return row(semconv.SPAN_WINDOW, at_s, 30.0, {**who, **(resource or {})}, {**STEPS, **told})
 
 
 class Told:
@@ -113,22 +115,22 @@ def of_shares() -> Rows:
 def test_shares_of_time(told: Told) -> None:
     """Seconds over the seconds of the steps that tell them; who waits least is waited for."""
     e = told.one("shares")
-    assert (e.data, e.comm, e.skew) == (0.1, 0.2, pytest.approx(28 / 240))
+    assert (e.data, e.comm, e.skew) == (0.1, 0.2, approx(28 / 240))
     assert (e.late_rank, e.late_host) == (5, "node-1")
     assert (e.time_s, e.hosts, e.places) == (270.0, ("node-0", "node-1"), {"node": ("node-0", "node-1")})
-    assert e.mfu == pytest.approx(0.45)
-    assert e.flops_per_s == pytest.approx(0.45 * PEAK)
-    assert e.tokens_per_s == pytest.approx(819_200 / 30)
+    assert e.mfu == approx(0.45)
+    assert e.flops_per_s == approx(0.45 * PEAK)
+    assert e.tokens_per_s == approx(819_200 / 30)
     assert (e.rank_tokens, e.fingerprint, e.intent, e.phase) == (8192.0, "new", "i1", "train")
     # On paper at the highest clock, 1,980 MHz, where the reference has 1,830.
     assert e.claimed_peak is not None
     assert 0.9 < e.claimed_peak <= 1.0
-    assert e.reference_flops_per_s == pytest.approx(PEAK, rel=1e-3)
+    assert e.reference_flops_per_s == approx(PEAK, rel=1e-3)
 
 
 @sends
 def of_little() -> Rows:
-    return [rank(0, 60 * number, **({"mfu__step__data_time": 30.0} if number == 0 else {})) for number in range(5)]
+    return [rank(0, 0, mfu__step__data_time=30.0), *[rank(0, 60 * number) for number in range(1, 5)]]
 
 
 def test_little_that_is_known(told: Told) -> None:
@@ -146,7 +148,7 @@ def of_waits() -> Rows:
 def test_skew_by_waits(told: Told) -> None:
     """Where only waits for exchanges are told, the least of them is the exchange and the rest is for the late rank."""
     e = told.one("waits")
-    assert (e.comm, e.skew) == (pytest.approx(1 / 30), pytest.approx(7 / 30))
+    assert (e.comm, e.skew) == (approx(1 / 30), approx(7 / 30))
     assert e.late_rank == 3
     assert [each.cause for each in causes.findings(e)] == ["straggler"]
 
@@ -204,9 +206,9 @@ def of_clocks() -> Rows:
 def test_clocks_and_cohort(told: Told) -> None:
     """Reasons count by their time; the cohort is every device of the type, the median of four at least."""
     found = told.named("clocks")
-    assert (found["gpt"].clock, found["gpt"].cap, found["gpt"].heat) == (pytest.approx(0.9), 1.0, 0.0)
-    assert (found["hot"].clock, found["hot"].heat) == (pytest.approx(0.7), 0.5)
-    assert found["hot"].cohort_clock == found["gpt"].cohort_clock == pytest.approx(0.9)
+    assert (found["gpt"].clock, found["gpt"].cap, found["gpt"].heat) == (approx(0.9), 1.0, 0.0)
+    assert (found["hot"].clock, found["hot"].heat) == (approx(0.7), 0.5)
+    assert found["hot"].cohort_clock == found["gpt"].cohort_clock == approx(0.9)
     assert "clock" not in found["hot"].untold
 
 
@@ -214,12 +216,14 @@ def test_clocks_and_cohort(told: Told) -> None:
 def of_serving() -> Rows:
     who: dict[str, object] = {semconv.DIST_WORLD_SIZE: 1}
     told: dict[str, object] = {
-        "mfu__phase": "decode", "mfu__batch__running": 4.0, "mfu__batch__feasible": 64.0, "mfu__queue__waiting": 0.0,
+        "mfu__batch__running": 4.0, "mfu__batch__feasible": 64.0, "mfu__queue__waiting": 0.0,
         "mfu__kv_cache__free_ratio": 0.8, "mfu__arithmetic_intensity": 8.0, "mfu__expected__feasible": 0.125,
         "mfu__expected__flop": 0.01 * PEAK * 30, "mfu__expected__available__flop": PEAK * 30,
         "mfu__model__flop": 0.01 * PEAK * 30,
     }  # fmt: skip
-    rows = [rank(resource=who, **told), rank(resource=who, **{**told, "mfu__phase": "prefill"})]
+    rows = [
+        row(semconv.SPAN_WINDOW, 0, 30, who, {**STEPS, **told, "mfu__phase": phase}) for phase in ("decode", "prefill")
+    ]
     for at_s, token_s in ((1, 0.01), (2, 0.03)):
         rows.append(span(semconv.SPAN_INFERENCE, at_s, 2.0, mfu__inference__time_per_output_token=token_s))
     failed = span(semconv.SPAN_INFERENCE, 3, 9.0, error__type="E", mfu__inference__time_per_output_token=9.0)
@@ -230,9 +234,9 @@ def test_serving(told: Told) -> None:
     """Loads are means over time; answers are those of requests that did not fail."""
     e = next(each for each in told.all("serving") if each.phase == "decode")
     assert (e.batch, e.feasible, e.queue, e.intensity) == (4.0, 64.0, 0.0, 8.0)
-    assert (e.kv_free, e.feasible_mfu) == (pytest.approx(0.8), pytest.approx(0.125))
-    assert (e.answer_s, e.latency_target_s) == (pytest.approx(0.02), None)
-    assert e.ridge == pytest.approx(PEAK / 3350e9, rel=0.01)
+    assert (e.kv_free, e.feasible_mfu) == (approx(0.8), approx(0.125))
+    assert (e.answer_s, e.latency_target_s) == (approx(0.02), None)
+    assert e.ridge == approx(PEAK / 3350e9, rel=0.01)
     judged = causes.judge(told.all("serving"))
     assert [(each.cause, each.phase) for each in judged] == [("under_batched_inference", "decode")]
 
@@ -249,9 +253,9 @@ def of_accounts() -> Rows:
 def test_accounts(told: Told) -> None:
     """The witness stands against the FLOPs of its own windows; time is held against the clock on the wall."""
     e = told.one("accounts")
-    assert (e.witness, e.witnessed_mfu) == (pytest.approx(0.2), pytest.approx(0.6))
+    assert (e.witness, e.witnessed_mfu) == (approx(0.2), approx(0.6))
     # 90 s of steps in the minute from the first window to the end of the last.
-    assert e.wall == pytest.approx(1.5)
+    assert e.wall == approx(1.5)
 
 
 @sends
@@ -266,7 +270,7 @@ def of_ranks() -> Rows:
 def test_ranks_conserve(told: Told) -> None:
     """Data-parallel ranks do the same for each token; others need not."""
     found = told.named("ranks")
-    assert (found["data-parallel"].rank_spread, found["others"].rank_spread) == (pytest.approx(2.0), None)
+    assert (found["data-parallel"].rank_spread, found["others"].rank_spread) == (approx(2.0), None)
 
 
 @sends
@@ -287,8 +291,8 @@ def test_earlier_runs(told: Told) -> None:
     """Runs that began before are earlier ones, of the same work and kind, and others are none."""
     e = next(each for each in told.all("earlier") if each.fingerprint == "new")
     assert [(each.run_id, each.fingerprint) for each in e.earlier] == [("a", "old"), ("b", "old")]
-    assert e.earlier[0].tokens_per_s == pytest.approx(1_024_000 / 30)
-    assert e.earlier[0].flops_per_s == pytest.approx(0.5625 * PEAK)
+    assert e.earlier[0].tokens_per_s == approx(1_024_000 / 30)
+    assert e.earlier[0].flops_per_s == approx(0.5625 * PEAK)
     assert e.smaller is not None
     assert (e.smaller.world_size, e.smaller.rank_tokens) == (4, 10_240.0)
 
@@ -355,12 +359,14 @@ INVENTORY = """
 nodes: [{host: mig-1, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 2, link: pcie, from: 2026-01-01},
         {host: node-0, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 8, link: nvlink, from: 2026-01-01}]
 allocations:
-  - {tenant: books, workload: gpt, host: node-0, gpus: 2, contract: on_demand, from: 2026-05-28T20:30:00Z, until: 2026-05-28T21:30:00Z}
+  - {tenant: books, workload: gpt, host: node-0, gpus: 2, contract: on_demand, from: 2026-05-28T20:30:00Z,
+     until: 2026-05-28T21:30:00Z}
   - {tenant: books, workload: dead, host: node-0, gpus: 1, contract: on_demand, from: 2026-05-28T20:30:00Z}
   - {tenant: books, workload: unheard, host: node-0, gpus: 1, contract: on_demand, from: 2026-05-28T20:30:00Z}
 mig: [{host: mig-1, gpu: 0, layout: ["3g.40gb", "1g.10gb"], from: 2026-01-01},
       {host: mig-1, gpu: 1, layout: ["3g.40gb", "3g.40gb"], from: 2026-01-01}]
-queue: [{profile: "4g.40gb", waiting: 3, at: 2026-05-28T20:40:00Z}, {profile: "1g.10gb", waiting: 1, at: 2026-05-28T20:50:00Z},
+queue: [{profile: "4g.40gb", waiting: 3, at: 2026-05-28T20:40:00Z},
+        {profile: "1g.10gb", waiting: 1, at: 2026-05-28T20:50:00Z},
         {profile: "4g.40gb", waiting: 9, at: 2026-05-28T22:00:00Z}]
 """
 
@@ -381,12 +387,12 @@ def test_books(told: Told) -> None:
     """Slices between which nothing fits, and allocations that are heard and do nothing."""
     found = told.named("books")
     # 3 of 7 slices and 1 of 7 lie bare, on two GPUs; three of four that wait find no place for 4g.40gb.
-    assert found["sliced"].stranded == pytest.approx((3 / 7 + 1 / 7) / 2)
+    assert found["sliced"].stranded == approx((3 / 7 + 1 / 7) / 2)
     assert (found["sliced"].unplaceable, found["sliced"].wanted) == (0.75, "4g.40gb")
-    assert found["gpt"].idle == pytest.approx(1 - 30 / 7200)
+    assert found["gpt"].idle == approx(1 - 30 / 7200)
     assert (found["gpt"].replicas, found["dead"].replicas) == (2, 1)
     # Heard for half of the hour that it holds: the other half is unobserved.
-    assert found["dead"].idle == pytest.approx(0.5)
+    assert found["dead"].idle == approx(0.5)
     assert found.keys() == {"sliced", "gpt", "dead"}
     assert (found["gpt"].type_link, found["gpt"].one_machine) == ("nvlink", True)
     named = {(each.workload, each.cause) for each in causes.judge(found.values())}
@@ -419,4 +425,4 @@ def test_right_sized(tmp_path: Path, profile: str, stranded: float, unplaceable:
     (file := tmp_path / "inventory.yaml").write_text(RIGHT_SIZED.replace("PROFILE", profile))
     cut = cut_of(Holdings(load_inventory([file])), "h", HOUR)
     assert cut is not None
-    assert (cut.stranded, cut.unplaceable) == (pytest.approx(stranded), unplaceable)
+    assert (cut.stranded, cut.unplaceable) == (approx(stranded), unplaceable)

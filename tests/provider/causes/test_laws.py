@@ -16,11 +16,11 @@ from .conftest import DECODING, TRAINING
 EXAMPLES = int(os.environ.get("MFU_TEST_EXAMPLES", "60"))
 
 MEASURED = (
-    "mfu", "expected_mfu", "flops_per_s", "tokens_per_s", "rank_tokens", "data", "comm", "skew", "late_rank", "late_host",
-    "link", "link_best", "bus_bytes_per_s", "ideal_ratio", "batch", "feasible", "feasible_mfu", "kv_free", "queue",
-    "intensity", "ridge", "answer_s", "clock", "heat", "cap", "witness", "witnessed_mfu", "claimed_peak", "wall",
-    "rank_spread", "stranded", "unplaceable", "idle", "peak_flops_per_s", "fingerprint", "phase", "mig_profile", "wanted",
-    "replicas", "world_size",
+    "mfu", "expected_mfu", "flops_per_s", "tokens_per_s", "rank_tokens", "data", "comm", "skew", "late_rank",
+    "late_host", "link", "link_best", "bus_bytes_per_s", "ideal_ratio", "batch", "feasible", "feasible_mfu",
+    "kv_free", "queue", "intensity", "ridge", "answer_s", "clock", "heat", "cap", "witness", "witnessed_mfu",
+    "claimed_peak", "wall", "rank_spread", "stranded", "unplaceable", "idle", "peak_flops_per_s", "peak_dtype",
+    "fingerprint", "phase", "mig_profile", "wanted", "replicas", "world_size",
 )  # fmt: skip
 """Signals of the workload itself. What others show (cohort, best rate, earlier runs) and what a tenant promises are
 none: without a promise nothing is promised."""
@@ -50,6 +50,7 @@ EVIDENCE = st.builds(
     flops_per_s=_maybe(RATE),
     tokens_per_s=_maybe(RATE),
     peak_flops_per_s=_maybe(RATE),
+    peak_dtype=_maybe(st.sampled_from(("bfloat16", "float32"))),
     rank_tokens=_maybe(RATE),
     data=_maybe(_share()),
     comm=_maybe(_share()),
@@ -105,6 +106,11 @@ EVIDENCE = st.builds(
 ).map(lambda e: replace(e, untold=frozenset(name for name in e.untold if getattr(e, name) is None)))
 
 
+def _without(e: Evidence, lost: str) -> Evidence:
+    nothing: dict[str, Any] = {lost: None}
+    return replace(e, **nothing)
+
+
 def _by_cause(e: Evidence) -> dict[str, Finding]:
     return {each.cause: each for each in findings(e)}
 
@@ -113,7 +119,7 @@ def _by_cause(e: Evidence) -> dict[str, Finding]:
 @given(EVIDENCE, st.sampled_from(MEASURED))
 def test_a_lost_signal_adds_nothing(e: Evidence, lost: str) -> None:
     """Without one of its signals a workload has no cause that it had not, and none of which anybody is surer."""
-    before, after = _by_cause(e), _by_cause(replace(e, **{lost: None}))
+    before, after = _by_cause(e), _by_cause(_without(e, lost))
     for cause, found in after.items():
         # What is unknown is what no other cause explains any longer.
         if cause != "unknown":
@@ -126,12 +132,13 @@ def test_healthy_however_little_is_known(e: Evidence) -> None:
     """A healthy workload has no finding, whichever signals are lost."""
     assert findings(e) == []
     for lost in MEASURED:
-        assert findings(replace(e, **{lost: None})) == []
+        assert findings(_without(e, lost)) == []
 
 
 TIMES = {"time_s", "answer_s", "latency_target_s"}
 RATES = {
-    "flops_per_s", "tokens_per_s", "peak_flops_per_s", "reference_flops_per_s", "bus_bytes_per_s", "best_bus_bytes_per_s",
+    "flops_per_s", "tokens_per_s", "peak_flops_per_s", "reference_flops_per_s", "bus_bytes_per_s",
+    "best_bus_bytes_per_s",
 }  # fmt: skip
 
 
@@ -143,16 +150,15 @@ def test_units_of_time(e: Evidence, factor: float) -> None:
     def times(value: float | None, by: float) -> float | None:
         return None if value is None else value * by
 
-    scaled = replace(
-        e,
-        **{name: times(getattr(e, name), factor) for name in TIMES},
-        **{name: times(getattr(e, name), 1 / factor) for name in RATES},
-        earlier=tuple(
-            replace(run, flops_per_s=run.flops_per_s / factor, tokens_per_s=times(run.tokens_per_s, 1 / factor))
-            for run in e.earlier
-        ),
-        smaller=None if e.smaller is None else replace(e.smaller, tokens_per_s=e.smaller.tokens_per_s / factor),
+    changes: dict[str, Any] = {name: times(getattr(e, name), factor) for name in TIMES}
+    changes |= {name: times(getattr(e, name), 1 / factor) for name in RATES}
+    changes["earlier"] = tuple(
+        replace(run, flops_per_s=run.flops_per_s / factor, tokens_per_s=times(run.tokens_per_s, 1 / factor))
+        for run in e.earlier
     )
+    if e.smaller is not None:
+        changes["smaller"] = replace(e.smaller, tokens_per_s=e.smaller.tokens_per_s / factor)
+    scaled = replace(e, **changes)
     plain = {cause: (found.loss_share, found.confidence) for cause, found in _by_cause(e).items()}
     assert {cause: (found.loss_share, found.confidence) for cause, found in _by_cause(scaled).items()} == plain
 

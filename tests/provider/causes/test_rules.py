@@ -7,7 +7,7 @@ import pytest
 
 from mfu_sdk.provider.causes import Drift, Earlier, Evidence, Smaller
 
-from .conftest import Make, causes_of, only
+from .conftest import Make, approx, causes_of, only
 
 
 def test_healthy(train: Make, decode: Make) -> None:
@@ -48,9 +48,9 @@ def test_topology_by_rate(train: Make) -> None:
     """0.2 of the time at 0.4 of the best rate: at the best one 0.12 of the time would be saved."""
     found = only(train(comm=0.2, bus_bytes_per_s=18e9))
     assert found.cause == "poor_topology"
-    assert found.loss_share == pytest.approx(0.2 * (1 - 18 / 45))
+    assert found.loss_share == approx(0.2 * (1 - 18 / 45))
     assert found.confidence == 0.5 + 0.45 / 2
-    assert found.evidence["bus_rate_ratio"] == pytest.approx(0.4)
+    assert found.evidence["bus_rate_ratio"] == approx(0.4)
     assert "NCCL_DEBUG" in found.remedy
 
 
@@ -85,7 +85,7 @@ def test_topology_by_path(train: Make) -> None:
     eight: dict[str, Any] = {"world_size": 8, "one_machine": True, "comm": 0.2, "best_bus_bytes_per_s": None}
     own = only(train(**eight, link="pcie", link_best="nvlink"))
     assert (own.cause, own.confidence) == ("poor_topology", 0.725)
-    assert own.loss_share == pytest.approx(0.2 * 0.38)
+    assert own.loss_share == approx(0.2 * 0.38)
     assert "NCCL_P2P_DISABLE" in own.remedy
     others = only(train(**eight, link="pcie", link_best="pcie", type_link="nvlink"))
     assert "machines of this GPU type have nvlink" in others.remedy
@@ -95,7 +95,7 @@ def test_topology_by_path(train: Make) -> None:
     assert causes_of(train(**eight, link="nvlink")) == causes_of(train(**{**eight, "one_machine": False})) == []
     # Both say so.
     both = only(train(**{**eight, "best_bus_bytes_per_s": 300e9}, link="pcie", bus_bytes_per_s=30e9))
-    assert (both.loss_share, both.confidence) == (pytest.approx(0.18), 0.95)
+    assert (both.loss_share, both.confidence) == (approx(0.18), 0.95)
 
 
 SCALED: dict[str, Any] = {"comm": 0.2, "ideal_ratio": 0.8, "smaller": Smaller(8, 8192.0, 10_000.0)}
@@ -149,7 +149,7 @@ def test_under_batched(decode: Make) -> None:
     """4 of 64: tokens a second would be twelvefold by roofline, so 1 − 0.01 / 0.12 of the time is lost."""
     found = only(decode(**FEW))
     assert (found.cause, found.confidence) == ("under_batched_inference", 0.95)
-    assert found.loss_share == pytest.approx(1 - 0.01 / 0.12)
+    assert found.loss_share == approx(1 - 0.01 / 0.12)
     assert found.evidence["fill_ratio"] == 0.0625
     assert "max_num_seqs from 4 towards 64" in found.remedy
 
@@ -187,9 +187,9 @@ def test_latency_by_choice(decode: Make) -> None:
     assert "under_batched_inference" not in causes_of(decode(**FEW, latency_target_s=0.02))
     # Half of the way in time is half of the way in batch: 34 sequences.
     half = only(decode(**FEW, latency_target_s=(0.02 + full_s) / 2))
-    assert half.evidence["batch_feasible"] == pytest.approx(34.0)
-    assert half.loss_share == pytest.approx(1 - (0.02 + full_s) / 2 / 0.02 * 4 / 34)
-    assert only(decode(**FEW, latency_target_s=full_s)).loss_share == pytest.approx(1 - 0.01 / 0.12)
+    assert half.evidence["batch_feasible"] == approx(34.0)
+    assert half.loss_share == approx(1 - (0.02 + full_s) / 2 / 0.02 * 4 / 34)
+    assert only(decode(**FEW, latency_target_s=full_s)).loss_share == approx(1 - 0.01 / 0.12)
     # So little room that 4 are more than 0.35 of what it lets through.
     assert "under_batched_inference" not in causes_of(decode(**FEW, latency_target_s=0.0207))
     # A promise, and nobody knows how long answers take.
@@ -209,7 +209,7 @@ def test_clock(train: Make) -> None:
     """0.7 of the cohort's clock, for the 0.93 of the time that is not waited."""
     found = only(train(clock=0.686))
     assert (found.cause, found.confidence) == ("thermal_or_power", 0.725)
-    assert found.loss_share == pytest.approx(0.93 * 0.3)
+    assert found.loss_share == approx(0.93 * 0.3)
     assert "node-1, node-2" in found.remedy
     assert causes_of(train(clock=0.8799 * 0.98)) == ["thermal_or_power"]
     assert causes_of(train(clock=0.88 * 0.98)) == []
@@ -219,7 +219,7 @@ def test_heat(train: Make) -> None:
     """What the driver names counts against the peak's clock, as long as it named it."""
     found = only(train(clock=0.89, heat=0.6))
     assert (found.cause, found.confidence) == ("thermal_or_power", 0.725)
-    assert found.loss_share == pytest.approx(0.93 * 0.6 * 0.11)
+    assert found.loss_share == approx(0.93 * 0.6 * 0.11)
     assert causes_of(train(clock=0.89, heat=0.48)) == []
     assert causes_of(train(clock=0.4, cohort_clock=0.4, heat=0.0999)) == []
     assert only(train(clock=0.6, heat=1.0)).confidence == 0.95
@@ -269,12 +269,12 @@ def _before(share: float = 1.0, run: str = "run-1", fingerprint: str = "old", **
 def test_drift_between(train: Make) -> None:
     """Earlier runs did the same in 0.8 of the time, by FLOP/s and by tokens; by one of them is no drift."""
     found = only(train(earlier=(_before(0.8), _before(0.8, "run-2"))))
-    assert (found.cause, found.loss_share) == ("configuration_drift", pytest.approx(0.2))
+    assert (found.cause, found.loss_share) == ("configuration_drift", approx(0.2))
     assert found.confidence == 0.95
-    assert found.evidence["mfu_over_bf16_reference"] == pytest.approx(0.45, rel=1e-3)
-    assert found.evidence["time_per_token_s"] == pytest.approx(1 / 9000)
+    assert found.evidence["mfu_over_bf16_reference"] == approx(0.45, rel=1e-3)
+    assert found.evidence["time_per_token_s"] == approx(1 / 9000)
     assert "80% of the time" in found.remedy
-    assert only(train(earlier=(_before(0.8),))).confidence == pytest.approx(0.5 + 0.45 * 4 / 5)
+    assert only(train(earlier=(_before(0.8),))).confidence == approx(0.5 + 0.45 * 4 / 5)
     assert causes_of(train(earlier=(_before(0.949),))) == ["configuration_drift"]
     assert causes_of(train(earlier=(_before(0.951),))) == []
     # More work in a token, or fewer FLOPs for it: another task, done as well as before.
@@ -289,10 +289,10 @@ def test_silent_fp32(train: Make) -> None:
     """Against its own peak the run is better than before; against the reference it is a tenth of what it was."""
     fp32: dict[str, Any] = {
         "mfu": 0.66, "expected_mfu": 0.7, "flops_per_s": 44.5e12, "peak_flops_per_s": 67e12, "tokens_per_s": 900.0,
-        "witness": None,
+        "peak_dtype": "float32", "witness": 0.0,
     }  # fmt: skip
     found = only(train(**fp32, earlier=(_before(),)))
-    assert (found.cause, found.loss_share) == ("configuration_drift", pytest.approx(0.9))
+    assert (found.cause, found.loss_share) == ("configuration_drift", approx(0.9))
     assert "peak of 989 TFLOP/s instead of 67" in found.remedy
 
 
@@ -317,7 +317,7 @@ def test_drift_is_ruled_out(train: Make, changes: dict[str, Any], cause: str | N
 def test_rivals_that_nobody_tells(train: Make) -> None:
     """Where no device of the kind tells its clock it is less sure, and named."""
     found = only(train(clock=None, untold=frozenset({"clock"}), earlier=(_before(0.8),)))
-    assert found.confidence == pytest.approx(0.5 + 0.45 * 3 / 5)
+    assert found.confidence == approx(0.5 + 0.45 * 3 / 5)
 
 
 def test_same_configuration_was_fast(train: Make) -> None:
@@ -329,7 +329,7 @@ def test_same_configuration_was_fast(train: Make) -> None:
 def test_load_is_no_configuration(decode: Make, train: Make) -> None:
     """A changed batch is a change of configuration in training, and load in inference."""
     now: dict[str, Any] = {"fingerprint": "new", "flops_per_s": 80e12, "tokens_per_s": 4000.0}
-    earlier = {"tokens_per_s": 5000.0, "batch": 64.0}
+    earlier: dict[str, Any] = {"tokens_per_s": 5000.0, "batch": 64.0}
     assert causes_of(decode(**now, earlier=(replace(_before(**earlier), flops_per_s=100e12),))) == []
     earlier["batch"] = 48.0
     assert causes_of(decode(**now, earlier=(replace(_before(**earlier), flops_per_s=100e12),))) == [
@@ -344,7 +344,7 @@ def test_load_is_no_configuration(decode: Make, train: Make) -> None:
 def test_mig(decode: Make) -> None:
     """Two sevenths stranded, and half of what waits fits nowhere."""
     found = only(decode(stranded=2 / 7, unplaceable=0.5, mig_profile="3g.40gb", wanted="4g.40gb"))
-    assert (found.cause, found.loss_share) == ("mig_fragmentation", pytest.approx(1 / 7))
+    assert (found.cause, found.loss_share) == ("mig_fragmentation", approx(1 / 7))
     assert found.confidence == 0.95
     assert "3g.40gb" in found.remedy
     assert causes_of(decode(stranded=0.1001, unplaceable=0.5)) == ["mig_fragmentation"]
@@ -374,11 +374,14 @@ def test_idle(decode: Make, train: Make) -> None:
         ({"witnessed_mfu": 0.04, "witness": 0.021}, None),  # within two points
         ({"witnessed_mfu": 0.2, "witness": 0.41}, 1 - 0.2 / 0.41),
         ({"witnessed_mfu": 0.2, "witness": 0.4}, None),
+        ({"witnessed_mfu": 0.6, "witness": 0.39, "claimed_peak": 0.6}, None),  # 0.36 of what it can on paper
+        ({"witnessed_mfu": 0.6, "witness": 0.0, "peak_dtype": "float32"}, None),  # no product runs on the pipes
+        ({"witnessed_mfu": 0.6, "witness": 0.39, "claimed_peak": None}, None),
         ({"mfu": 1.06}, 1 - 1 / 1.06),
         ({"mfu": 1.05}, None),
-        ({"claimed_peak": 0.49}, 0.51),
-        ({"claimed_peak": 0.5}, None),
-        ({"claimed_peak": 2.0}, 0.5),
+        ({"claimed_peak": 0.49, "witness": None}, 0.51),
+        ({"claimed_peak": 0.5, "witness": None}, None),
+        ({"claimed_peak": 2.0, "witness": None}, 0.5),
         ({"claimed_peak": 1.05}, None),
         ({"wall": 1.9}, 1 - 1 / 1.9),
         ({"wall": 1.05}, None),
@@ -394,7 +397,7 @@ def test_accounting(train: Make, changes: dict[str, Any], loss: float | None) ->
         assert causes_of(e) == []
     else:
         found = only(e)
-        assert (found.cause, found.loss_share) == ("accounting", pytest.approx(loss))
+        assert (found.cause, found.loss_share) == ("accounting", approx(loss))
 
 
 # --- unknown -------------------------------------------------------------------------------------------------------
@@ -403,9 +406,9 @@ def test_accounting(train: Make, changes: dict[str, Any], loss: float | None) ->
 def test_unknown(train: Make) -> None:
     """From a tenth below the expectation on, where nothing else is named; it says what nobody told."""
     found = only(train(mfu=0.36, expected_mfu=0.4))
-    assert (found.cause, found.loss_share) == ("unknown", pytest.approx(0.1))
+    assert (found.cause, found.loss_share) == ("unknown", approx(0.1))
     # Of five that could have been seen one was not: no earlier run is known.
-    assert found.confidence == pytest.approx(0.95 * 4 / 5)
+    assert found.confidence == approx(0.95 * 4 / 5)
     assert found.evidence["not_told"] == "earlier runs"
     assert causes_of(train(mfu=0.3601, expected_mfu=0.4)) == []
     assert causes_of(train(mfu=0.3, expected_mfu=0.4, data=0.2)) == ["input_bound"]
@@ -422,7 +425,7 @@ def test_losses_fit(train: Make) -> None:
     assert losses == {
         "input_bound": 0.3,
         "straggler": 0.3,
-        "poor_topology": pytest.approx(0.36),
-        "configuration_drift": pytest.approx(0.04),
+        "poor_topology": approx(0.36),
+        "configuration_drift": approx(0.04),
         "idle_allocation": 0.6,
     }

@@ -14,7 +14,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from mfu_sdk import semconv
 from mfu_sdk.provider import report
-from mfu_sdk.provider.books import Books
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.testing import FakeClock
 
@@ -32,7 +31,7 @@ nodes: [{host: node-0, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 8, link: nvlink,
 
 
 def windows(workload: str, more: dict[str, object], ranks: int = 2) -> bytes:
-    """A minute of windows of each rank, as a tenant's SDK sends them: resources told apart, doubles, ints and arrays."""
+    """A minute of windows of each rank, as a tenant's SDK sends them."""
     made = ExportTraceServiceRequest()
     for rank in range(ranks):
         group = made.resource_spans.add()
@@ -60,7 +59,7 @@ def windows(workload: str, more: dict[str, object], ranks: int = 2) -> bytes:
             for key, attribute in told.items():
                 kind = "string" if isinstance(attribute, str) else "int" if isinstance(attribute, int) else "double"
                 setattr(span.attributes.add(key=key).value, f"{kind}_value", attribute)
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 @dataclass
@@ -96,8 +95,8 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     (home / "tokens").write_text("tenants: {acme: [{token: a}], globex: [{token: g}]}\noperators: {ops: [{token: o}]}")
     (home / "inventory.yaml").write_text(INVENTORY)
     clock = FakeClock(T0)
-    books = Books(inventory=[home / "inventory.yaml"])
-    server = Server(home / "data", http=FREE, web=FREE, tokens=home / "tokens", books=books, now_unix_ns=clock)
+    held = [home / "inventory.yaml"]
+    server = Server(home / "data", http=FREE, web=FREE, tokens=home / "tokens", inventory=held, now_unix_ns=clock)
     ready = threading.Event()
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
