@@ -125,9 +125,9 @@ def judge(
 ) -> Judged:
     """The findings of all tenants over `span`, with what is known of their workloads; `usages` as in `evidence`."""
     evidence = tuple(causes.evidence(store, span, holdings, drifts, usages))
-    left_out = {}
+    left_out: dict[str, str] = {}
     if holdings is None:
-        left_out = dict.fromkeys(("mig_fragmentation", "idle_allocation"), "no inventory")
+        left_out |= {"mig_fragmentation": "no inventory", "idle_allocation": "no inventory"}
     return Judged(evidence, causes.judge(evidence), left_out)
 
 
