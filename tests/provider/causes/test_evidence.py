@@ -359,10 +359,12 @@ INVENTORY = """
 nodes: [{host: mig-1, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 2, link: pcie, from: 2026-01-01},
         {host: node-0, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 8, link: nvlink, from: 2026-01-01}]
 allocations:
-  - {tenant: books, workload: gpt, host: node-0, gpus: 2, contract: on_demand, from: 2026-05-28T20:30:00Z,
-     until: 2026-05-28T21:30:00Z}
-  - {tenant: books, workload: dead, host: node-0, gpus: 1, contract: on_demand, from: 2026-05-28T20:30:00Z}
-  - {tenant: books, workload: unheard, host: node-0, gpus: 1, contract: on_demand, from: 2026-05-28T20:30:00Z}
+  - {tenant: books, workload: whatever, host: node-0, gpus: 2, gpu_uuids: [GPU-0, GPU-1], contract: on_demand,
+     from: 2026-05-28T20:30:00Z, until: 2026-05-28T21:30:00Z}
+  - {tenant: books, workload: dead, host: node-0, gpus: 1, gpu_uuids: [GPU-2], contract: on_demand,
+     from: 2026-05-28T20:30:00Z}
+  - {tenant: books, workload: unheard, host: node-0, gpus: 1, gpu_uuids: [GPU-3], contract: on_demand,
+     from: 2026-05-28T20:30:00Z}
 mig: [{host: mig-1, gpu: 0, layout: ["3g.40gb", "1g.10gb"], from: 2026-01-01},
       {host: mig-1, gpu: 1, layout: ["3g.40gb", "3g.40gb"], from: 2026-01-01}]
 queue: [{profile: "4g.40gb", waiting: 3, at: 2026-05-28T20:40:00Z},
@@ -378,13 +380,16 @@ def of_books() -> Rows:
         semconv.HW_ID: "MIG-1", semconv.HW_PARENT: "GPU-m",
     }  # fmt: skip
     # Two processes are heard for the whole hour, and one of their windows has steps.
-    heard = [span(semconv.SPAN_RUN, 0, 3600, resource={semconv.DIST_RANK: number}) for number in range(2)]
-    dead = span(semconv.SPAN_RUN, 0, 1800, resource={semconv.WORKLOAD_NAME: "dead"})
+    heard = [
+        span(semconv.SPAN_RUN, 0, 3600, resource={semconv.DIST_RANK: number, semconv.HW_ID: f"GPU-{number}"})
+        for number in range(2)
+    ]
+    dead = span(semconv.SPAN_RUN, 0, 1800, resource={semconv.WORKLOAD_NAME: "dead", semconv.HW_ID: "GPU-2"})
     return [rank(0, resource=sliced), rank(0), *heard, dead]
 
 
 def test_books(told: Told) -> None:
-    """Slices between which nothing fits, and allocations that are heard and do nothing."""
+    """Slices between which nothing fits, and allocations that are heard and do nothing, whatever they are called."""
     found = told.named("books")
     # 3 of 7 slices and 1 of 7 lie bare, on two GPUs; three of four that wait find no place for 4g.40gb.
     assert found["sliced"].stranded == approx((3 / 7 + 1 / 7) / 2)
