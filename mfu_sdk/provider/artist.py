@@ -22,9 +22,6 @@ from typing import Any, Final
 
 from mfu_sdk.guard import log
 
-Spec = Mapping[str, Any]
-"""A Vega-Lite chart as JSON has it; `vega` is none of its keys."""
-
 _VEGA_LITE: Final = "6.4"
 _BUDGET_S: Final = 20.0
 _KEPT: Final = 512
@@ -43,8 +40,8 @@ class Artist:
         self._process: subprocess.Popen[bytes] | None = None
         self._drawn: OrderedDict[str, str] = OrderedDict()
 
-    def draw(self, spec: Spec) -> str | None:
-        """The chart as an SVG document; None where it could not be drawn, which the log says."""
+    def draw(self, spec: Mapping[str, Any]) -> str | None:
+        """A Vega-Lite chart, as JSON has it, as an SVG document; None where it could not be drawn: the log says why."""
         asked = json.dumps(spec, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
         with self._lock:
             if (svg := self._drawn.get(asked)) is None:
@@ -75,7 +72,7 @@ class Artist:
             if self._process is None:
                 # -P: a file of the user's that is called json.py is not the library's.
                 command = [sys.executable, "-P", "-m", "mfu_sdk.provider.artist"]
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
                 )
             stdin, stdout = self._process.stdin, self._process.stdout

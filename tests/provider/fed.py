@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
 
 from mfu_sdk import semconv
@@ -33,7 +34,7 @@ class Fed:
         with urllib.request.urlopen(asked, timeout=60) as answer:
             assert answer.status == 200
 
-    def get(self, path: str, token: str | None = None) -> tuple[int, Mapping[str, str], str]:
+    def get(self, path: str, token: str | None = None) -> tuple[int, Message, str]:
         asked = urllib.request.Request(self.web + path, headers=_bearer(token))
         try:
             with urllib.request.urlopen(asked, timeout=60) as answer:

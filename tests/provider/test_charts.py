@@ -1,6 +1,7 @@
 """Charts as plain data: what each spec holds, and what becomes of it when it is drawn."""
 
 import html.parser
+import itertools
 import re
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_waterfalls_have_no_gap(amounts: list[float]) -> None:
     drawn = values(chart)
     assert drawn[0]["to"] == pytest.approx(sum(amounts))
     assert drawn[-1]["from"] == pytest.approx(0, abs=1e-6 * sum(amounts))
-    assert all(after["to"] == before["from"] for before, after in zip(drawn, drawn[1:], strict=False))
+    assert all(after["to"] == before["from"] for before, after in itertools.pairwise(drawn))
 
 
 def test_curves_differ_by_shape_too() -> None:
@@ -215,7 +216,7 @@ def test_colours_are_the_page_s(artist: Artist) -> None:
 
 
 def test_a_chart_is_drawn_once() -> None:
-    """The same spec is answered from what was drawn, a spec that Vega-Lite refuses and a dead process cost one chart."""
+    """The same spec is answered from what was drawn, a refused spec and a dead process cost one chart."""
     good, bad = every_chart("x")[1].spec, {"mark": "no such mark", "data": {"values": [{"a": 1}]}}
     with Artist() as own:
         first = own.draw(good)

@@ -91,7 +91,8 @@ class Browser:
 
     def wait(self, script: str) -> Any:
         """What `script` answers once that is true; its promise is kept by the page itself."""
-        asked = f"const done = arguments[0]; const look = () => {{ const found = (() => {{ {script} }})(); found ? done(found) : setTimeout(look, 20); }}; look();"
+        look = f"const found = (() => {{ {script} }})(); found ? done(found) : setTimeout(look, 20);"
+        asked = f"const done = arguments[0]; const look = () => {{ {look} }}; look();"
         return self._command("execute/async", {"script": asked, "args": []})
 
     def console(self) -> list[Any]:
@@ -128,7 +129,8 @@ TAB, ENTER = "\ue004", "\ue007"
 CONTRAST = """
 const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
 const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-const light = (c) => { const l = c.slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = (c) => { const l = c.slice(0, 3).map((v) => linear(v / 255));
   return 0.2126 * l[0] + 0.7152 * l[1] + 0.0722 * l[2]; };
 const behind = (e) => { let found = [0, 0, 0, 0]; const layers = [];
   for (; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
@@ -142,14 +144,16 @@ while (walker.nextNode()) {
   const ink = parse(e.closest("svg") ? style.fill : style.color), back = behind(e);
   const [a, b] = [light(over(ink, back)), light(back)].sort((x, y) => y - x);
   const need = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
-  if ((a + 0.05) / (b + 0.05) < need) low.push(`${text.data.trim().slice(0, 30)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+  const found = (a + 0.05) / (b + 0.05);
+  if (found < need) low.push(`${text.data.trim().slice(0, 30)}: ${found.toFixed(2)}`);
 }
 return low;
 """
 
 
 UNNAMED = """
-const controls = [...document.querySelectorAll("input:not([type=hidden]), select")].filter((e) => !e.labels.length);
+const boxes = document.querySelectorAll("input:not([type=hidden]), select");
+const controls = [...boxes].filter((e) => !e.labels.length);
 const named = [...document.querySelectorAll("a, button")].filter((e) => !e.textContent.trim());
 return [...controls, ...named].map((e) => e.outerHTML);
 """

@@ -5,11 +5,13 @@ picture, and what a mark says when it is pointed at is in `tips`, which are put 
 the page's own variables, so a picture follows light and dark without being drawn again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mfu_sdk.provider.artist import Spec
+Spec = Mapping[str, Any]
+"""A Vega-Lite chart as JSON has it."""
+
 
 WIDE: Final = 860
 NARROW: Final = 360
@@ -410,8 +412,10 @@ def _number(unit: str, width: int) -> dict[str, Any]:
 
 def _time(*, ticks: int) -> dict[str, Any]:
     # Vega's own choice of format shows a lone "November" for midnight; these are the same everywhere.
-    return {**_axis(), "title": None, "grid": False, "tickCount": ticks, "labelOverlap": True, "labelBound": True, "labelSeparation": 12,
-            "format": {"hours": "%H:%M", "minutes": "%H:%M", "date": "%d %b", "day": "%d %b", "week": "%d %b", "month": "%b %Y"}}  # fmt: skip
+    by_day, by_hour = dict.fromkeys(("date", "day", "week"), "%d %b"), dict.fromkeys(("hours", "minutes"), "%H:%M")
+    overlap = {"labelOverlap": True, "labelBound": True, "labelSeparation": 12}
+    form = {**by_hour, **by_day, "month": "%b %Y"}
+    return {**_axis(), **overlap, "title": None, "grid": False, "tickCount": ticks, "format": form}
 
 
 def _rule() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Templates to HTML: escaping, the words that figures are told in, and the pictures."""
 
 import hashlib
-import os
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -110,7 +109,7 @@ def told(name: str) -> str:
 @cache
 def asset(name: str) -> str:
     """The text of a file beside the templates."""
-    return (_WEB / os.path.basename(name)).read_text("utf-8")
+    return (_WEB / name).read_text("utf-8")
 
 
 @cache

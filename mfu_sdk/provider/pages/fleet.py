@@ -87,12 +87,11 @@ def trend_chart(report: Report) -> Chart | None:
     return charts.trend(points, report.fleet.expected_mfu, what="Fleet MFU")
 
 
-def workload_trend(moments: Sequence[Moment], workload: str, bucket_s: int, jobs: Sequence[Workload]) -> Chart | None:
-    """One workload's MFU over the range, on all of its GPU types and world sizes."""
+def workload_trend(moments: Sequence[Moment], bucket_s: int, jobs: Sequence[Workload]) -> Chart | None:
+    """A workload's MFU over the range, of all of its `moments` together."""
     buckets: dict[int, Sums] = {}
     for moment in moments:
-        if moment.job.workload == workload:
-            buckets[moment.start_unix_s] = buckets.get(moment.start_unix_s, Sums()) + moment.sums
+        buckets[moment.start_unix_s] = buckets.get(moment.start_unix_s, Sums()) + moment.sums
     if not buckets:
         return None
     points = []

@@ -14,6 +14,7 @@ from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Job, Level, Range, Usage
 from mfu_sdk.provider.store import Store
 
+_NUMBER: Final = re.compile(r"([0-9]{1,18})")
 MOST_CELLS: Final = 240
 _COLUMNS: Final = 30
 _MOST_TIMES: Final = 30
@@ -56,7 +57,9 @@ class NodeDetail:
 
 def by_name(node: Node) -> tuple[tuple[int, int, str], ...]:
     """A key that puts node-9 before node-10; nodes without a name come first."""
-    return tuple((int(part.isdigit()), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]{1,18})", node.host or ""))  # fmt: skip
+    parts = _NUMBER.split(node.host or "")
+    # Every second part is a number, by the pattern's group.
+    return tuple((place % 2, int(part) if place % 2 else 0, part) for place, part in enumerate(parts))
 
 
 def groups(nodes: Sequence[Node], most: int = MOST_CELLS) -> tuple[Group, ...]:
@@ -140,5 +143,8 @@ def _group(nodes: Sequence[Node]) -> Group:
 def _tip(group: Group) -> str:
     if group.nodes == 1:
         return f"{words.name(group.first)}: MFU {words.percent(group.mfu)}"
-    lowest = "" if group.lowest is None else f"; lowest {words.name(group.lowest.host)}: {words.percent(group.lowest.mfu)}"  # fmt: skip
-    return f"{words.name(group.first)} to {words.name(group.last)}, {group.nodes} nodes: MFU {words.percent(group.mfu)}{lowest}"  # fmt: skip
+    names = f"{words.name(group.first)} to {words.name(group.last)}, {group.nodes} nodes"
+    if group.lowest is None:
+        return f"{names}: MFU unknown"
+    lowest = f"lowest {words.name(group.lowest.host)}: {words.percent(group.lowest.mfu)}"
+    return f"{names}: MFU {words.percent(group.mfu)}; {lowest}"

@@ -10,7 +10,7 @@ from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 
 Build = Callable[[Range, str | None, str | None, bool], Report]
-"""The report on a range, of one tenant or of all, on one GPU type or on all, and whether with the provider's books."""
+"""The report on a range, of one tenant or all, on one GPU type or all, with the provider's books or without."""
 
 LEAST_FRESH_NS: Final = 10 * 10**9
 MOST_FRESH_NS: Final = 60 * 10**9

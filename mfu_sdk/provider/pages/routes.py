@@ -68,7 +68,10 @@ def routes(
     answering: Answering,
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
-    """The pages of what `build` makes of `store`, and of the findings `kept`. `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer."""
+    """The pages of what `build` makes of `store`, and of the findings `kept`.
+
+    `reader` raises for whom nobody knows or who asks for another; `answering` makes that an answer.
+    """
     pages = _Pages(store, Reports(build, now_unix_ns), kept, Engine(artist), now_unix_ns)
 
     def page(show: Callable[[_Asked], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -139,7 +142,12 @@ class _Pages:
         jobs = [w for w in found.workloads if w.workload == name]
         if not jobs:
             return self._nothing(asked, "workload")
-        moments = rollup.moments(self._store, asked.span, tenant, bucket_s := report.bucket_seconds(asked.span))
+        bucket_s = report.bucket_seconds(asked.span)
+        moments = [
+            moment
+            for moment in rollup.moments(self._store, asked.span, tenant, bucket_s)
+            if moment.job.workload == name and asked.view.gpu_type in (None, moment.job.gpu_type)
+        ]
         low = [row for row in found.questions.low_workloads.workloads if row.workload == name]
         runs_of = sorted({run_id for w in jobs for run_id in w.run_ids})
         causes = [c for c in found.causes if c.workload == name]
@@ -153,7 +161,7 @@ class _Pages:
             runs=runs_of,
             causes=causes,
             top=charts.top([value for w in jobs for value in (w.mfu, w.expected_mfu)]),
-            trend=fleet.workload_trend(moments, name, bucket_s, jobs),
+            trend=fleet.workload_trend(moments, bucket_s, jobs),
             curves=[curve for curve in found.scaling if curve.workload_family in {w.workload_family for w in jobs}],
             peaks=fleet.peaks(jobs),
         )

@@ -162,10 +162,11 @@ def waterfall(mfu: float | None, parts: Sequence[Part]) -> charts.Chart | None:
     if mfu is None:
         return None
     known = [(part.name, part.share) for part in parts if part.share is not None]
-    rest = 1 - mfu - sum(share for _, share in known)
-    stages = [charts.Stage(name, share, f"{name}: {words.percent(share)} of the steps' time") for name, share in known]
-    stages += [charts.Stage("in kernels, not useful", max(rest, 0.0), f"in kernels, not useful: {words.percent(max(rest, 0.0))}")]  # fmt: skip
-    stages += [charts.Stage("useful", mfu, f"useful: {words.percent(mfu)}", is_left=True)]
+    rest = max(1 - mfu - sum(share for _, share in known), 0.0)
+    stages = [
+        charts.Stage(name, share, f"{name}: {words.percent(share)} of the steps' time", is_left=name == "useful")
+        for name, share in (*known, ("in kernels, not useful", rest), ("useful", mfu))
+    ]
     return charts.waterfall(stages, whole="all of the steps' time", unit=None)
 
 

@@ -43,7 +43,8 @@ class View:
 
 def read(query: Mapping[str, str]) -> View:
     """The view that a query names. Raises `ConfigurationError` for a page that is no number."""
-    asked = {name: query[name][:_LONGEST] for name in ("since", "until", "tenant", "gpu_type", "find", "order") if query.get(name)}  # fmt: skip
+    asked = {field.name: query[field.name][:_LONGEST] for field in fields(View) if query.get(field.name)}
+    asked.pop("page", None)
     page = query.get("page") or "1"
     if not (page.isascii() and page.isdigit() and 1 <= int(page[:9]) <= 1_000_000):
         raise ConfigurationError(

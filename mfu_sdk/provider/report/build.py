@@ -99,7 +99,7 @@ def observe(store: Store, span: Range, tenant: str | None, gpu_type: str | None 
 
 
 def report_of(observed: Observed, money: Assessment | None = None) -> Report:
-    """The report: the levels, the questions that observed spans alone can answer, and the money where it is reckoned."""
+    """The report: the levels, what observed spans alone can answer, and the money where it is reckoned."""
     usages = observed.usages
     money = money or Assessment(None, (), None, _FLEET_ONLY)
     return Report(
