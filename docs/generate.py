@@ -10,10 +10,10 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import click
 import measured
@@ -27,7 +27,6 @@ from mfu_sdk.counting.formulas import FORMULA_VERSION
 from mfu_sdk.counting.pricing import convolutions, linalg, products, quantized, recurrences, sparse, spectral
 from mfu_sdk.counting.pricing.unpriced import UNPRICED
 from mfu_sdk.provider.report import model
-from mfu_sdk.provider.rollup import Requests
 from mfu_sdk.settings import OPTIONS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -192,16 +191,29 @@ def python() -> str:
 
 def report() -> str:
     """The JSON of `mfu report --format json` and of `GET /api/report`."""
-    kinds = [kind for kind in vars(model).values() if isinstance(kind, type) and kind.__module__ == model.__name__]
-    ordered = [model.Report, *(kind for kind in kinds if kind is not model.Report), Requests]
+    ordered = list(reachable(model.Report))
     return (
         "# The report as JSON\n\n"
-        "Made by `docs/generate.py` from `mfu_sdk/provider/report/model.py`; change that file, then run "
+        "Made by `docs/generate.py` from `mfu_sdk/provider/report/model.py` and what it holds; change that, then run "
         "`python docs/generate.py`.\n\n"
         "`mfu report --format json` prints it, and `GET /api/report?since=7d&until=…&tenant=…` answers with it. The\n"
         "document is a `Report`; a field's type names the section that describes it. What is not known is `null`.\n\n"
         + "\n".join(map(described, ordered))
     )
+
+
+def reachable(kind: type, seen: dict[type, None] | None = None) -> dict[type, None]:
+    """The record and every record in its fields, each once, in the order in which they are met."""
+    seen = {} if seen is None else seen
+    if is_dataclass(kind) and kind not in seen:
+        seen[kind] = None
+        hints = list(get_type_hints(kind).values())
+        while hints:
+            hint = hints.pop(0)
+            hints += get_args(hint)
+            if isinstance(hint, type):
+                reachable(hint, seen)
+    return seen
 
 
 def priced(prices: Mapping[str, Any], what: str) -> str:

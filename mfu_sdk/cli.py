@@ -11,8 +11,10 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -74,15 +76,55 @@ def demo(output: Path) -> None:
 @click.option("--http", default="127.0.0.1:4318", show_default=True, help="HOST:PORT for OTLP over HTTP.")
 @click.option("--web", default="127.0.0.1:8080", show_default=True, help="HOST:PORT for the page and the JSON API.")
 @click.option("--tokens", type=click.Path(dir_okay=False, path_type=Path), help="Who may send and read, and as whom.")
-def serve(data: Path, http: str, web: str, tokens: Path | None) -> None:
+@click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="Prices and costs, YAML or CSV.")
+@click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="What is owned, and who holds it.")
+@click.option(
+    "--retention", default="14d,90d,3y", show_default=True, help="How long spans, five-minute and hourly sums are kept."
+)
+def serve(
+    data: Path, http: str, web: str, tokens: Path | None, prices: tuple[Path, ...], inventory: tuple[Path, ...],
+    retention: str,
+) -> None:  # fmt: skip
     """Receive OTLP, store it, and serve the fleet's page and JSON API. Loopback unless told otherwise.
 
-    The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM.
+    The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM. --prices and
+    --inventory take a file or a directory, and may be repeated; they are read again when they change.
     """
-    server = _provider("serve").Server(data, http=_address("--http", http), web=_address("--web", web), tokens=tokens)
+    server = _provider("serve").Server(
+        data, http=_address("--http", http), web=_address("--web", web), tokens=tokens, prices=prices,
+        inventory=inventory, retention=_provider("schema").parse_retention(retention),
+    )  # fmt: skip
     server.serve_until_stopped(
         lambda at: click.echo(f"OTLP/HTTP on http://{_shown(at.http)}, page on http://{_shown(at.web)}/")
     )
+
+
+@main.group()
+def provider() -> None:
+    """The provider's own books, and a ClickHouse of its own, fed by the OpenTelemetry Collector."""
+
+
+_CLUSTER = click.option(
+    "--cluster", metavar="NAME", help="Replicated tables on this cluster, read by Distributed ones."
+)
+
+
+@provider.command()
+@_CLUSTER
+@click.option("--ttl", metavar="AGES", help="How long spans, five-minute and hourly sums are kept: 14d,90d,3y.")
+def ddl(cluster: str | None, ttl: str | None) -> None:
+    """Print the schema, for the Collector's exporter with create_schema: false. It may be run again."""
+    schema = _provider("schema")
+    click.echo(schema.ddl(cluster, None if ttl is None else schema.parse_retention(ttl)), nl=False)
+
+
+@provider.command()
+@click.argument("first", type=click.DateTime(["%Y-%m-%d"]))
+@click.argument("last", type=click.DateTime(["%Y-%m-%d"]))
+@_CLUSTER
+def refill(first: datetime, last: datetime, cluster: str | None) -> None:
+    """Print what sums the days FIRST to LAST again from their spans: those from before the schema was made."""
+    click.echo(_provider("schema").refill(first.date(), last.date(), cluster), nl=False)
 
 
 @main.command()
@@ -94,31 +136,60 @@ def serve(data: Path, http: str, web: str, tokens: Path | None) -> None:
 )
 @click.option("--until", help="The end, exclusive, ISO 8601; now unless given.")
 @click.option("--tenant", help="Only this tenant.")
-@click.option("--format", "form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
+@click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="With --data: prices and costs.")
+@click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="With --data: nodes, allocations.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "html", "csv"]),
+    default="text",
+    show_default=True,
+    help="csv is the money, in the columns of FOCUS.",
+)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; standard output unless given."
 )
 def report(
     data: Path | None, url: str | None, token_file: Path | None, since: str, until: str | None, tenant: str | None,
-    form: str, output: Path | None,
+    prices: tuple[Path, ...], inventory: tuple[Path, ...], form: str, output: Path | None,
 ) -> None:  # fmt: skip
-    """Print the fleet report: levels, expected against observed, what was not counted."""
+    """Print the fleet report: levels, expected against observed, what was not counted, and money where there are books.
+
+    --prices and --inventory take a file or a directory, and may be repeated; a provider at --url has its own.
+    """
     reports = _provider("report")
 
     if (data is None) == (url is None):
         raise ConfigurationError("mfu report: needs either --data DIR or --url URL, and not both")
+    if url is not None and (prices or inventory):
+        raise ConfigurationError("--prices, --inventory: go with --data; the provider at --url has books of its own")
+    if form == "csv" and tenant is not None:
+        raise ConfigurationError("--format csv: is the money of the whole fleet; leave --tenant out")
+    when = {"since": since, "until": until}
     if data is not None:
-        found = reports.from_data_dir(data, since=since, until=until, tenant=tenant, now_unix_ns=time.time_ns())
+        held = _provider("books").Books(prices, inventory).current()
+        when_here = {**when, "now_unix_ns": time.time_ns()}
+        if form == "csv":
+            text = reports.focus_from_data_dir(data, held, **when_here)
+        else:
+            found = reports.from_data_dir(data, tenant=tenant, books=held, **when_here)
     else:
         assert url is not None
-        found = reports.from_url(url, _read_token(token_file), since=since, until=until, tenant=tenant)
-    if form == "text":
+        token = _read_token(token_file)
+        if form == "csv":
+            text = reports.focus_from_url(url, token, **when)
+        else:
+            found = reports.from_url(url, token, tenant=tenant, **when)
+    if form == "csv":
+        # Its lines end as RFC 4180 has it; the last one too, once.
+        text = text.rstrip("\r\n")
+    elif form == "text":
         # A terminal's own width and colours; 100 plain columns in a pipe or a file.
         terminal = output is None and sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else 100
         text = reports.render_text(found, width, color=terminal)
     else:
-        text = reports.to_json(found) if form == "json" else reports.render_html(found)
+        text = reports.to_json(found) if form == "json" else _provider("pages").render_html(found)
     if output is None:
         click.echo(text.rstrip("\n"))
     else:
@@ -154,6 +225,49 @@ def calibrate(
         found = measure(device, list(dtypes) or None, budget_s, sustained, collectives=collectives, progress=progress)
     if rank == 0:
         click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
+
+
+@provider.command("import")
+@click.argument("scheduler", type=click.Choice(["slurm", "k8s"]))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), default="-")
+@click.option("--contract", "contracts", multiple=True, help="[TENANT=]on_demand|reserved|per_token; may be repeated.")
+@click.option("--tenant", "tenants", multiple=True, help="THEIRS=OURS: a tenant whom the scheduler calls otherwise.")
+@click.option("--zone", help="With slurm: the cluster's time zone, such as Europe/Berlin; UTC unless given.")
+@click.option("--tenant-label", help="With k8s: the pods' label that names the tenant; the namespace unless given.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; standard output unless given."
+)
+def import_allocations(
+    scheduler: str, file: Path, contracts: tuple[str, ...], tenants: tuple[str, ...], zone: str | None,
+    tenant_label: str | None, output: Path | None,
+) -> None:  # fmt: skip
+    """Turn what a scheduler prints into allocations for --inventory: `sacct --parsable2` or `kubectl get pods -o json`.
+
+    Reads FILE or standard input. The contract is on_demand unless told. Allocations that have to be written by hand
+    are named on standard error, and then the exit code is 1.
+    """
+    imported = _provider("books.imported")
+    if zone is not None and scheduler != "slurm":
+        raise ConfigurationError("--zone: goes with slurm, whose times have none; leave it out")
+    if tenant_label is not None and scheduler != "k8s":
+        raise ConfigurationError("--tenant-label: goes with k8s; leave it out")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error}); name a readable file in UTF-8") from error
+    if scheduler == "slurm":
+        found = _provider("books.slurm").from_sacct(text, _zone(zone))
+    else:
+        found = _provider("books.kubernetes").from_pods(text, tenant_label)
+    table = imported.to_yaml(found, contracts, tenants)
+    if output is None:
+        click.echo(table.rstrip("\n"))
+    else:
+        write_file(output, table)
+    for line in found.left_out:
+        click.echo(f"mfu: {line}", err=True)
+    if found.left_out:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -355,6 +469,13 @@ def _address(option: str, text: str) -> tuple[str, int]:
 def _shown(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigurationError(f"--zone={name!r}: must be a zone such as Europe/Berlin") from None
 
 
 def _read_token(path: Path | None) -> str | None:

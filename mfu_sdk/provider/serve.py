@@ -5,12 +5,13 @@ import base64
 import binascii
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,31 +19,28 @@ from typing import Final
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, receive, report
+from mfu_sdk.provider import baseline, findings, pages, receive, report
+from mfu_sdk.provider.artist import Artist
+from mfu_sdk.provider.books import Books, Holdings, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.pages.routes import HEADERS, Reader
 from mfu_sdk.provider.report import Report
+from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.schema import Retention
 from mfu_sdk.provider.store import Store
 
 Address = tuple[str, int]
 
-RANGES: Final = ("1h", "24h", "7d", "30d")
-"""The ranges that the page links to."""
-
 _GRACE_S: Final = 5
-# The page has neither scripts nor anything from elsewhere, and says so.
-_PAGE_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_MOST_BYTES: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +54,10 @@ class Addresses:
 class Server:
     """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
 
-    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
+    `prices` and `inventory` are the provider's books, files or directories, read again when they change.
+    Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file or book,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
+    `retention` says for how long rows are kept, from now on; the store's own word holds where it is None.
     `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
@@ -68,6 +68,9 @@ class Server:
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
         tokens: str | os.PathLike[str] | None = None,
+        prices: Sequence[str | os.PathLike[str]] = (),
+        inventory: Sequence[str | os.PathLike[str]] = (),
+        retention: Retention | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         for host, _ in (http, web):
@@ -76,16 +79,24 @@ class Server:
                     f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
                 )
         credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
+        books = Books(map(Path, prices), map(Path, inventory))
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
-            self._store = Store(data_dir)
+            self._store = undo.enter_context(Store(data_dir))
+            if retention is not None:
+                self._store.retain(retention)
             undo.pop_all()
+        self._artist = Artist()
         routes = [
             receive.routes(self._store, credentials, now_unix_ns),
-            _web_routes(self._store, credentials, now_unix_ns),
+            _web_routes(self._store, self._artist, credentials, books, now_unix_ns),
         ]
-        self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
+        apps: list[ASGIApp] = [
+            Starlette(routes=routes[0]),
+            GZipMiddleware(Starlette(routes=routes[1]), minimum_size=1024),
+        ]
+        self._servers = [_server(app, loopback_only=tokens is None) for app in apps]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
 
@@ -112,6 +123,7 @@ class Server:
         """Give up sockets and store, for a server that never served; a second call does nothing."""
         for bound in self._sockets:
             bound.close()
+        self._artist.close()
         self._store.close()
 
     async def _serve(self, on_ready: Callable[[Addresses], None] | None) -> None:
@@ -148,10 +160,13 @@ def serve(
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
     tokens: str | os.PathLike[str] | None = None,
+    prices: Sequence[str | os.PathLike[str]] = (),
+    inventory: Sequence[str | os.PathLike[str]] = (),
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
-    Server(data_dir, http=http, web=web, tokens=tokens).serve_until_stopped(on_ready)
+    server = Server(data_dir, http=http, web=web, tokens=tokens, prices=prices, inventory=inventory)
+    server.serve_until_stopped(on_ready)
 
 
 # --- sockets and signals -------------------------------------------------------------------------------------------
@@ -239,38 +254,108 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
-    def asked(request: Request) -> tuple[Report, str | None]:
+def _web_routes(
+    store: Store, artist: Artist, credentials: Credentials, books: Books, now_unix_ns: Callable[[], int]
+) -> list[Route]:
+    kept = findings.Findings(store)
+
+    def holdings() -> Holdings | None:
+        inventory = books.current().inventory
+        return None if inventory is None else Holdings(inventory)
+
+    def whole(identity: Identity) -> bool:
+        """Whether the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
+        return identity.operator or credentials.path is None
+
+    def seen(request: Request) -> Snapshot | None:
+        """The books, for whom the whole fleet is theirs to see."""
+        is_whole = whole(_identity(request, credentials)) and not request.query_params.get("tenant")
+        return books.current() if is_whole else None
+
+    def reader(request: Request) -> Reader:
+        identity = _identity(request, credentials)
+        asked = _tenant(identity, request.query_params.get("tenant"))
+        # An operator may read everything; the tenant that one asks for is a filter.
+        return Reader(identity.name, None if identity.operator else asked, identity.operator, whole(identity))
+
+    def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
+        held = books.current() if is_whole else None
+        return report.build(store, span, tenant, held, holdings=holdings(), gpu_type=gpu_type)
+
+    def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
+        kept.judge(span, holdings(), now_unix_ns())
+        return kept.kept(span, tenant)
+
+    def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return report.build(store, span, tenant), query.get("tenant")
+        gpu_type = query.get("gpu_type") or None
+        built = report.build(store, span, tenant, seen(request), holdings=holdings(), gpu_type=gpu_type)
+        return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
-    def page(request: Request) -> Response:
-        found, tenant = asked(request)
-        return HTMLResponse(report.render_html(found, RANGES, tenant), headers=_PAGE_HEADERS)
-
-    def api(request: Request) -> Response:
-        found, _ = asked(request)
-        return Response(report.to_json(found), media_type="application/json", headers=_PAGE_HEADERS)
+    def focus(request: Request) -> Response:
+        query = request.query_params
+        held = seen(request)
+        if held is None:
+            raise _RefusedError(403, "the money of the whole fleet is for operators; ask with an operator's token")
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        return Response(report.focus(store, span, held), media_type="text/csv", headers=HEADERS)
 
     def baselines(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since", "30d"), query.get("until"), now_unix_ns())
         fingerprint = query.get("fingerprint")
-        found = baseline.reached(store, fingerprint, span, tenant)
-        text = baseline.to_json(fingerprint or "", found)
-        return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+        runs = baseline.reached(store, fingerprint, span, tenant)
+        text = baseline.to_json(fingerprint or "", runs)
+        return Response(text, media_type="application/json", headers=HEADERS)
+
+    def found(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        query = request.query_params
+        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        text = findings.to_json(findings_of(span, tenant))
+        return Response(text, media_type="application/json", headers=HEADERS)
+
+    async def decide(request: Request) -> Response:
+        # A page elsewhere cannot make a browser send this type without asking first.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return PlainTextResponse("send application/json\n", 415)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MOST_BYTES:
+                return PlainTextResponse(f"more than {_MOST_BYTES} bytes; send state and note only\n", 413)
+        return await _answering(lambda asked: _decided(asked, body))(request)
+
+    def _decided(request: Request, body: bytes) -> Response:
+        identity = _identity(request, credentials)
+        # Without a tokens file there is nobody on this machine but its owner.
+        if not identity.operator and credentials.path is not None:
+            raise _RefusedError(403, "an operator decides about findings; ask with an operator's token")
+        try:
+            asked = json.loads(body)
+            state, note = str(asked["state"]), str(asked.get("note", ""))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise _RefusedError(400, 'send {"state": "acknowledged", "note": "why"}') from None
+        try:
+            now = kept.decide(request.path_params["finding_id"], state, identity.name, note, now_unix_ns())
+        except KeyError:
+            raise _RefusedError(404, "no such finding; GET /api/findings tells their ids") from None
+        return Response(findings.one_to_json(now), media_type="application/json", headers=HEADERS)
 
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
 
     return [
-        Route("/", _answering(page)),
+        *pages.routes(store, build, artist, findings_of, reader, _answering, now_unix_ns),
         Route("/api/report", _answering(api)),
+        Route("/api/focus", _answering(focus)),
         Route("/api/baseline", _answering(baselines)),
+        Route("/api/findings", _answering(found)),
+        Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),
         Route("/healthz", _answering(healthz)),
     ]
 

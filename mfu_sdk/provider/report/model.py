@@ -6,11 +6,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.economics import Economics, Stage
+from mfu_sdk.provider.questions import (
+    ByGpuType,
+    ByScale,
+    LowWorkloads,
+    NewHardware,
+    Questions,
+    Scaling,
+    UnderBatching,
+)
 from mfu_sdk.provider.rollup import Requests, ratio
 
 T = TypeVar("T")
@@ -42,7 +52,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """FleetMFU = allocation × runtime × step; the first two need an inventory and are None without one."""
+    """FleetMFU = allocation × runtime × step, weighted by peak; the first two are None without an inventory.
+
+    With one the product is `owned_mfu` and `step` is at the reference peak, as that is; without it is `mfu`.
+    """
 
     allocation: float | None
     runtime: float | None
@@ -61,12 +74,17 @@ class TrendPoint:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The fleet over observed time; what needs an inventory of owned devices is None without one."""
+    """The fleet over observed time; what needs an inventory of owned devices is None without one.
+
+    `observed_share` is the share of owned GPU-hours on devices that sent steps of known FLOPs,
+    `allocated_observed_share` that of the hours that somebody held.
+    """
 
     mfu: float | None
     owned_mfu: float | None
     factors: Factors
     observed_share: float | None
+    allocated_observed_share: float | None
     model_flop: float | None
     available_flop: float | None
     gpus: int
@@ -123,82 +141,53 @@ class GpuType(Figures):
 
 
 @dataclass(frozen=True, slots=True)
-class ScalePoint:
-    """MFU at one world size, and as a share of the MFU at the smallest."""
+class Cause:
+    """Why a workload is low: what it costs as a share, how sure that is (0..1), what shows it, and what to do.
 
-    world_size: int
-    mfu: float | None
-    parallel_efficiency: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """One model structure on one GPU type, over the world sizes that it ran at."""
-
-    workload_family: str
-    gpu_type: str | None
-    points: tuple[ScalePoint, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LowWorkload:
-    """A workload at least 10 % below its expectation.
-
-    `attained` = MFU / expected MFU; `shortfall_gpu_hours` = (1 − attained) × its GPU-hours; `low_share` is the share
-    of its time buckets in which it was that low as well: 1.0 is consistently, near 0 is an episode.
+    `loss_share` is of the step time; of the allocated hours for `idle_allocation`, of its GPU for `mig_fragmentation`,
+    of the FLOPs that are claimed for `accounting`. Units are in the names of the `evidence`. `state` is open,
+    acknowledged or muted.
     """
 
     tenant: str
     workload: str | None
+    run_id: str | None
+    cause: str
+    loss_share: float
+    confidence: float
+    evidence: Mapping[str, float | str]
+    remedy: str
     gpu_type: str | None
     world_size: int | None
-    mfu: float
-    expected_mfu: float
-    attained: float
-    shortfall_gpu_hours: float | None
-    low_share: float | None
+    phase: str | None
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
-class FamilyOnType:
-    """What one model structure reached on one GPU type."""
+class SharedCause:
+    """A cause that `workloads` of the `of_workloads` at one place have, and a share `elsewhere` of all others.
 
-    gpu_type: str | None
-    mfu: float | None
-    expected_mfu: float | None
-    gpu_hours: float | None
+    `kind` is driver, image, node, pool or zone.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class FamilyByType:
-    """One model structure on each of the GPU types that it ran on, two at least."""
-
-    workload_family: str
-    gpu_types: tuple[FamilyOnType, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """MFU of the range and of the equally long one before it; `ratio` is the one over the other."""
-
-    mfu: float | None
-    previous_mfu: float | None
-    ratio: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """The questions that observed spans alone can answer."""
-
-    low_workloads: tuple[LowWorkload, ...]
-    by_gpu_type: tuple[FamilyByType, ...]
-    by_scale: tuple[Scaling, ...]
-    trend: Change
+    cause: str
+    kind: str
+    place: str
+    workloads: int
+    of_workloads: int
+    elsewhere: float
+    tenants: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A fleet, or one tenant's part of it, over a window. `economics` and `causes` are not reckoned, hence None."""
+    """A fleet, or one tenant's part of it, over a window.
+
+    `causes_left_out` says which causes could not be reckoned, and why, by name. `shared_causes` are told to those who
+    see the whole fleet. `economics` needs the provider's books, and is None with `economics_missing` saying what is.
+    `hours` are the stages from owned to useful GPU-hours, which need the inventory alone; their costs are None without
+    `economics`.
+    """
 
     window: Window
     fleet: Fleet
@@ -208,13 +197,21 @@ class Report:
     scaling: tuple[Scaling, ...]
     inference: tuple[Requests, ...]
     questions: Questions
-    causes: None = None
-    economics: None = None
+    causes: tuple[Cause, ...] = ()
+    causes_left_out: Mapping[str, str] = field(default_factory=dict)
+    shared_causes: tuple[SharedCause, ...] = ()
+    economics: Economics | None = None
+    economics_missing: str | None = None
+    hours: tuple[Stage, ...] = ()
 
     @property
     def least_coverage(self) -> float | None:
         """The least share of operator bytes that was priced in any workload that says; None where none does."""
         return min((w.coverage for w in self.workloads if w.coverage is not None), default=None)
+
+
+_LATER: Final = (LowWorkloads, ByGpuType, ByScale, UnderBatching, NewHardware)
+"""Answers that an older report lacks, or tells as a list."""
 
 
 def to_json(report: Report) -> str:
@@ -233,10 +230,16 @@ def from_json(text: str) -> Report:
         raise ConfigurationError(f"{text[:40]!r}…: not a report ({error}); ask a provider's /api/report") from error
 
 
-def _read(kind: type[T], value: Mapping[str, Any]) -> T:
+def _read(kind: type[T], value: Any) -> T:
+    names = get_type_hints(kind)
+    if value is None and kind in _LATER:
+        return kind()
+    if isinstance(value, list) and kind in _LATER:
+        # Before an answer said more than its rows it was the list of them, which is now its first field.
+        value = {next(iter(names)): value}
     if not isinstance(value, Mapping):
         raise TypeError(f"{kind.__name__} must be an object")
-    return kind(**{name: _field(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
+    return kind(**{name: _field(hint, value.get(name)) for name, hint in names.items()})
 
 
 def _field(hint: Any, value: Any) -> Any:
@@ -244,8 +247,17 @@ def _field(hint: Any, value: Any) -> Any:
         return tuple(_field(get_args(hint)[0], item) for item in value or ())
     if isinstance(hint, type) and is_dataclass(hint):
         return _read(hint, value)
+    if get_origin(hint) is Mapping:
+        of = get_args(hint)[1]
+        return {str(name): _field(of, item) for name, item in dict(value or {}).items()}
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    types = tuple(kind for kind in kinds if isinstance(kind, type))
+    for kind in types:
+        if is_dataclass(kind) and value is not None:
+            return _read(kind, value)
+    if any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds):
+        return value
     # JSON has one kind of number: 1.0 may come back as 1.
-    if not isinstance(value, (*kinds, int) if float in kinds else kinds):
+    if not isinstance(value, (*types, int) if float in types else types):
         raise TypeError(f"{value!r} where {hint} belongs")
     return value

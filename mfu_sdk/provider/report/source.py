@@ -4,14 +4,19 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.provider.report.build import build
+from mfu_sdk.provider import findings
+from mfu_sdk.provider.books import Holdings, Snapshot
+from mfu_sdk.provider.economics import focus_csv
+from mfu_sdk.provider.report.build import assessment, build
 from mfu_sdk.provider.report.model import Report, from_json
 from mfu_sdk.provider.report.window import parse_range
+from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import Store, is_store
 
 _TIMEOUT_S: Final = 60.0
@@ -24,18 +29,53 @@ def from_data_dir(
     until: str | None = None,
     tenant: str | None = None,
     now_unix_ns: int,
+    books: Snapshot | None = None,
 ) -> Report:
-    """The report on a data directory, as an operator sees it.
+    """The report on a data directory, as an operator sees it; with money where `books` allow and no tenant is named.
 
     Raises `ConfigurationError` for a bad range or a path that is no store, into which nothing is written, and
     `StoreError` where `mfu serve` holds it.
     """
     span = parse_range(since, until, now_unix_ns)
+    with _opened(path) as store:
+        seen = None if tenant is not None else books or Snapshot()
+        return build(store, span, tenant, seen, None if books is None else _holdings(books))
+
+
+def focus_from_data_dir(
+    path: str | os.PathLike[str],
+    books: Snapshot,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    now_unix_ns: int,
+) -> str:
+    """The money on a data directory as CSV of FOCUS. Raises as `from_data_dir`, and where the books do not allow it."""
+    span = parse_range(since, until, now_unix_ns)
+    with _opened(path) as store:
+        return focus(store, span, books)
+
+
+def focus(store: Store, span: Range, books: Snapshot) -> str:
+    """The money of the whole fleet as CSV of FOCUS. Raises `ConfigurationError`, which says what the books lack."""
+    judged = findings.judge(store, span, _holdings(books))
+    found = assessment(store, span, books, judged.findings)
+    if found.economics is None or found.ledger is None or found.waterfall is None or books.inventory is None:
+        raise ConfigurationError(f"format=csv: {found.missing}")
+    regions = {node.host: node.region for node in books.inventory.nodes if node.region is not None}
+    provider = None if books.prices is None else books.prices.provider
+    return focus_csv(found.ledger, found.waterfall, found.economics.currency, provider, regions)
+
+
+def _holdings(books: Snapshot) -> Holdings | None:
+    return None if books.inventory is None else Holdings(books.inventory)
+
+
+def _opened(path: str | os.PathLike[str]) -> Store:
     if not is_store(path):
         what = "not a store of `mfu serve`" if Path(path).exists() else "no such data directory"
         raise ConfigurationError(f"{path}: {what}; name the one that `mfu serve --data` was given")
-    with Store(path) as store:
-        return build(store, span, tenant)
+    return Store(path)
 
 
 def from_url(
@@ -50,17 +90,27 @@ def from_url(
 
     Raises `ConfigurationError` where the address, the token or the range is wrong, or nobody answers.
     """
+    asked = {"since": since, "until": until, "tenant": tenant}
+    return from_json(_answer(url, "/api/report", token, asked))
+
+
+def focus_from_url(url: str, token: str | None = None, *, since: str | None = None, until: str | None = None) -> str:
+    """The money of the provider at `url` as CSV of FOCUS, for an operator's token. Raises as `from_url`."""
+    return _answer(url, "/api/focus", token, {"since": since, "until": until})
+
+
+def _answer(url: str, path: str, token: str | None, asked: Mapping[str, str | None]) -> str:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise ConfigurationError(f"{url}: must be http:// or https://; give the address of the provider's page")
-    asked = {"since": since, "until": until, "tenant": tenant}
     query = urllib.parse.urlencode({name: value for name, value in asked.items() if value is not None})
     request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
-        f"{url.rstrip('/')}/api/report?{query}",
-        headers={"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
+        f"{url.rstrip('/')}{path}?{query}",
+        headers=({"Accept": "text/csv"} if path == "/api/focus" else {"Accept": "application/json"})
+        | ({"Authorization": f"Bearer {token}"} if token else {}),
     )
     try:
         with _opener().open(request, timeout=_TIMEOUT_S) as response:
-            return from_json(response.read().decode("utf-8"))
+            return str(response.read().decode("utf-8"))
     except urllib.error.HTTPError as error:
         with error:
             reason = " ".join(error.read(1000).decode("utf-8", "replace").split()) or error.reason

@@ -2,36 +2,18 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfu_sdk.provider.report import words
+from mfu_sdk.provider.report import money, words
+from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
+from mfu_sdk.provider.report.tables import Column, table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL_WIDTH = 21
-_LEAST_NAME = 10
-_GAP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column: a name may be cut short, a number never; where all do not fit, the highest `drop` goes first."""
-
-    title: str
-    cells: tuple[str, ...]
-    is_name: bool = False
-    drop: int = 0
-
-    @property
-    def longest(self) -> int:
-        """Columns of a terminal that its widest cell takes."""
-        return max(cell_len(text) for text in (self.title, *self.cells))
 
 
 def render_text(report: Report, width: int = 100, *, color: bool = False) -> str:
@@ -49,8 +31,11 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
     _headline(console, report)
     if report.workloads:
         _levels(console, report)
+        print_answers(console, report.questions)
     if report.inference:
         _inference(console, report)
+    _causes(console, report)
+    money.print_money(console, report)
     _not_counted(console, report)
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
 
@@ -72,7 +57,8 @@ def _headline(console: Console, report: Report) -> None:
         ("expected", f"{words.percent(fleet.expected_mfu)} by roofline over the operators that ran"),
         ("before", f"{words.percent(fleet.previous_mfu)} in as long a time before this one"),
         ("observed", f"{words.hours(fleet.gpu_hours_observed)} on {_devices(fleet.gpus)}"),
-        ("share of the fleet", f"{words.percent(fleet.observed_share)}{_without_inventory(fleet)}"),
+        ("share of the fleet", _share_observed(fleet)),
+        *([("owned MFU", _owned(fleet))] if fleet.owned_mfu is not None else []),
         ("steps", f"{words.count(fleet.steps)}, of which {words.count(fleet.timed_steps)} timed"),
         ("left out", _left_out(fleet)),
     ]
@@ -89,63 +75,94 @@ def _headline(console: Console, report: Report) -> None:
 
 def _levels(console: Console, report: Report) -> None:
     of = report.workloads
-    _table(
+    table(
         console,
         "Workloads, most device time first",
         (
-            _Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
-            _Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
-            _Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
-            _Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
-            _Column("MFU", tuple(words.percent(w.mfu) for w in of)),
-            _Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
-            _Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
-            _Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
+            Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
+            Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
+            Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
+            Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
+            Column("MFU", tuple(words.percent(w.mfu) for w in of)),
+            Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
+            Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
+            Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
         ),
     )
     nodes = report.nodes
-    _table(
+    table(
         console,
         "Nodes, lowest MFU first",
         (
-            _Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
-            _Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
-            _Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
-            _Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
-            _Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
-            _Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
+            Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
+            Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
+            Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
+            Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
+            Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
+            Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
         ),
     )
     types = report.gpu_types
-    _table(
+    table(
         console,
         "GPU types, most device time first",
         (
-            _Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
-            _Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
-            _Column("MFU", tuple(words.percent(g.mfu) for g in types)),
-            _Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
-            _Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
-            _Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
-            _Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
+            Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
+            Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
+            Column("MFU", tuple(words.percent(g.mfu) for g in types)),
+            Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
+            Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
+            Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
+            Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
         ),
     )
 
 
 def _inference(console: Console, report: Report) -> None:
     of = report.inference
-    _table(
+    table(
         console,
         "Inference requests (they overlap: no level above includes them)",
         (
-            _Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
-            _Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
-            _Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
-            _Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
-            _Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
-            _Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
+            Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
+            Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
+            Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
+            Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
+            Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
+            Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
         ),
     )
+
+
+def _causes(console: Console, report: Report) -> None:
+    shown = [each for each in report.causes if each.state != "muted"]
+    if shown:
+        table(
+            console,
+            "Why workloads are low, largest losses first",
+            (
+                Column("tenant", tuple(words.name(c.tenant, 20) for c in shown), is_name=True, drop=2),
+                Column("workload", tuple(words.name(c.workload, 40) for c in shown), is_name=True),
+                Column("cause", tuple(c.cause for c in shown)),
+                Column("loss", tuple(words.percent(c.loss_share) for c in shown)),
+                Column("sure", tuple(words.percent(c.confidence, 0) for c in shown), drop=1),
+                Column("state", tuple(c.state for c in shown), drop=3),
+            ),
+        )
+        for each in shown:
+            console.print(Text(f"  {words.name(each.workload, 40)}: {words.name(each.remedy, 400)}"))
+    for shared in report.shared_causes:
+        console.print(
+            Text(
+                f"{shared.cause} on {shared.workloads} of {shared.of_workloads} workloads with {shared.kind}"
+                f" {words.name(shared.place)}, and on {words.percent(shared.elsewhere, 0)} of the others."
+            )
+        )
+    if (muted := len(report.causes) - len(shown)) > 0:
+        console.print(f"{muted} muted cause{'' if muted == 1 else 's'} not shown.")
+    if report.workloads:
+        for cause, why in report.causes_left_out.items():
+            console.print(Text(f"{cause} was not looked for: {why}.", style="dim"))
 
 
 def _not_counted(console: Console, report: Report) -> None:
@@ -168,40 +185,6 @@ def _not_counted(console: Console, report: Report) -> None:
     )
 
 
-def _table(console: Console, title: str, columns: Sequence[_Column]) -> None:
-    widths = _fitted(columns, console.width)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for column, width in widths.items():
-        table.add_column(
-            column.title,
-            justify="left" if column.is_name else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-            width=width,
-        )
-    for row in zip(*(column.cells for column in widths), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print()
-    console.print(Text(title, style="bold"))
-    console.print(table)
-
-
-def _fitted(columns: Sequence[_Column], width: int) -> dict[_Column, int]:
-    """The columns that fit with their widths: names give way down to 10 characters, then columns are dropped."""
-    widths = {column: column.longest for column in columns}
-    while (over := sum(widths.values()) + _GAP * (len(widths) - 1) - width) > 0:
-        # Rich would cut every column alike, and a number that is cut short is another number.
-        name = max((column for column in widths if column.is_name), key=lambda column: widths[column])
-        if widths[name] > _LEAST_NAME:
-            widths[name] = max(_LEAST_NAME, widths[name] - over)
-            continue
-        last = max(widths, key=lambda column: column.drop)
-        if not last.drop:
-            break
-        widths = {column: column.longest for column in widths if column is not last}
-    return widths
-
-
 def _left_out(fleet: Fleet) -> str:
     of = f", {words.percent(fleet.unknown_share)} of them," if fleet.unknown_steps else ""
     return f"{words.count(fleet.unknown_steps)} timed steps{of} have no model FLOPs or no peak: in neither sum"
@@ -211,8 +194,20 @@ def _devices(gpus: int) -> str:
     return f"{gpus:,} device" + ("" if gpus == 1 else "s")
 
 
-def _without_inventory(fleet: Fleet) -> str:
-    return " (no inventory of owned devices)" if fleet.observed_share is None else ""
+def _share_observed(fleet: Fleet) -> str:
+    if fleet.observed_share is None:
+        return f"{words.percent(None)} (no inventory of owned devices)"
+    held = words.percent(fleet.allocated_observed_share)
+    return f"{words.percent(fleet.observed_share)} of owned GPU-hours is observed, {held} of those that somebody held"
+
+
+def _owned(fleet: Fleet) -> str:
+    factors = fleet.factors
+    return (
+        f"{words.percent(fleet.owned_mfu)} = {words.percent(factors.allocation)} allocated"
+        f" × {words.percent(factors.runtime)} of that in steps × {words.percent(factors.step)} of those useful,"
+        " at the bf16 peak"
+    )
 
 
 def _sparkline(values: Sequence[float | None]) -> str:

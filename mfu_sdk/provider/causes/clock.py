@@ -1,0 +1,62 @@
+"""Devices whose clocks are held down by heat or power, against others of their kind.
+
+The counterfactual is the cohort's clock for the time that devices compute; what they wait does not get shorter.
+"""
+
+from typing import Final
+
+from mfu_sdk.provider.causes.evidence import Evidence
+from mfu_sdk.provider.causes.finding import MATERIAL_LOSS, Verdict, confidence
+
+CLOCK_RATIO: Final = 0.88
+HEAT_SHARE: Final = 0.10
+"""Windows in which heat or the power brake is named hold at least this share of the time."""
+
+
+def clock_ratio(e: Evidence) -> float | None:
+    """Its clock over its cohort's."""
+    return e.clock / e.cohort_clock if e.clock is not None and e.cohort_clock else None
+
+
+def thermal_or_power(e: Evidence) -> Verdict | None:
+    """The clock below 0.88 of the cohort's, or heat or the power brake named by the driver."""
+    busy = _busy(e)
+    if e.clock is None or busy is None:
+        return None
+    ratio = clock_ratio(e)
+    low = 0.0 if ratio is None or ratio >= CLOCK_RATIO else busy * (1 - ratio)
+    # What the driver names is held against the peak's clock: there is no cohort in which heat is right.
+    hot = 0.0 if e.heat is None or e.heat < HEAT_SHARE else busy * e.heat * max(0.0, 1 - e.clock)
+    loss = max(low, hot)
+    if loss < MATERIAL_LOSS:
+        return None
+    shown: dict[str, float | str] = {"clock_ratio": e.clock}
+    if ratio is not None and e.cohort_clock is not None:
+        shown |= {"cohort_clock_ratio": e.cohort_clock, "clock_over_cohort": ratio}
+    for name, value in (("heat_or_brake_time_share", e.heat), ("power_cap_time_share", e.cap)):
+        if value is not None:
+            shown[name] = value
+    against = f"{ratio:.0%} of its kind's" if low >= hot and ratio is not None else f"{e.clock:.0%} of the peak's"
+    return Verdict(
+        "thermal_or_power",
+        loss,
+        confidence(low > 0, hot > 0),
+        shown,
+        f"The clock is {against}: have {_where(e)} checked for cooling, power limit and power brake (`nvidia-smi -q -d "
+        "PERFORMANCE,POWER`), and move the work to another node until then.",
+    )
+
+
+def _where(e: Evidence) -> str:
+    return ", ".join(e.hosts[:4]) + (f" and {len(e.hosts) - 4} more" if len(e.hosts) > 4 else "") or "the node"
+
+
+def _busy(e: Evidence) -> float | None:
+    """The share of the time that is not waited; None where a wait that is told elsewhere was lost."""
+    waits = 0.0
+    for name, share in (("data", e.data), ("comm", e.comm), ("skew", e.skew)):
+        if share is not None:
+            waits += share
+        elif name not in e.untold:
+            return None
+    return max(0.0, 1 - waits)

@@ -1,0 +1,165 @@
+"""What others show of a workload's kind: the clock and the links of its GPU type, and runs of the same work.
+
+Claims are a tenant's word, so that no single workload sets what others are held against: a rate counts as reached
+where two workloads reached it, a clock where four devices are behind the median.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Final
+
+from mfu_sdk.provider.causes.evidence import LINKS, Earlier, Evidence, Smaller
+from mfu_sdk.provider.causes.gather import Gathered, Run, Unit
+
+LEAST_DEVICES: Final = 4
+SIZE_FACTOR: Final = 4.0
+"""Exchanges whose bytes differ by no more than this factor are of one message size."""
+
+
+def complete(
+    gathered: Sequence[Gathered],
+    runs: Mapping[tuple[object, ...], Sequence[Run]],
+    links: Mapping[str, str],
+    node_gpus: Mapping[str, int],
+) -> list[Evidence]:
+    """Each workload's evidence with its context.
+
+    `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
+    type, as the inventory has them.
+    """
+    clocks: dict[tuple[str | None, str | None], list[float]] = {}
+    told: dict[object, set[str]] = {}
+    observed: dict[str | None, int] = {}
+    best: dict[str | None, str] = {gpu_type: link for gpu_type, link in links.items() if link in LINKS}
+    for each in gathered:
+        e, gpu_type = each.evidence, each.unit.gpu_type
+        clocks.setdefault((gpu_type, _load(e.phase)), []).extend(each.clocks)
+        for name, value in (("clock", e.clock), ("comm", e.comm), ("skew", e.skew)):
+            # One rank has nobody to wait for, which says nothing of what is told.
+            if value is not None and (name == "clock" or e.world_size != 1):
+                told.setdefault(gpu_type, set()).add(name)
+        if e.data is not None:
+            told.setdefault((e.tenant, e.workload), set()).add("data")
+        observed[gpu_type] = max(observed.get(gpu_type, 0), *each.devices_by_host.values(), 0)
+        if e.link_best in LINKS:
+            best[gpu_type] = max(best.get(gpu_type, "none"), e.link_best, key=LINKS.index)
+    medians = {name: median(values) for name, values in clocks.items() if len(values) >= LEAST_DEVICES}
+    machines = {each.unit: _one_machine(each.unit, node_gpus, observed) for each in gathered}
+    rates = _Rates(gathered, machines)
+    fewer = _fewer_ranks(gathered, runs)
+    found = []
+    for each in gathered:
+        e, unit = each.evidence, each.unit
+        untold = {"clock", "comm", "skew"} - told.get(unit.gpu_type, set())
+        if "data" not in told.get((e.tenant, e.workload), set()):
+            untold.add("data")
+        found.append(
+            replace(
+                e,
+                untold=frozenset(untold),
+                cohort_clock=medians.get((unit.gpu_type, _load(unit.phase))),
+                type_link=best.get(unit.gpu_type),
+                one_machine=machines[unit],
+                best_bus_bytes_per_s=rates.best(each, best.get(unit.gpu_type)),
+                smaller=_smaller(unit, fewer),
+                earlier=_earlier(e, runs.get(unit.kin, ())),
+            )
+        )
+    return found
+
+
+def _load(phase: str | None) -> str | None:
+    """What draws power alike: under one power limit training runs at a lower clock than decoding does."""
+    return "train" if phase == "eval" else phase
+
+
+def _one_machine(unit: Unit, node_gpus: Mapping[str, int], observed: Mapping[str | None, int]) -> bool | None:
+    if unit.world_size is None:
+        return None
+    if (owned := node_gpus.get(unit.gpu_type or "")) is not None:
+        return unit.world_size <= owned
+    seen = observed.get(unit.gpu_type, 0)
+    # Machines may be larger than what was seen at work on one of them, and one device says nothing of its machine.
+    return True if unit.world_size <= seen else False if seen > 1 else None
+
+
+class _Rates:
+    """The measured rates of links, by GPU type and by whether they lie within a machine, sorted by message size."""
+
+    def __init__(self, gathered: Sequence[Gathered], machines: Mapping[Unit, bool | None]) -> None:
+        self._kinds: dict[tuple[str | None, bool], list[tuple[float, float, tuple[str, str | None]]]] = {}
+        self._machines = machines
+        for each in gathered:
+            rate = max(each.bus_peak_bytes_per_s or 0.0, each.evidence.bus_bytes_per_s or 0.0)
+            if rate > 0 and each.comm_bytes_per_step:
+                name = each.unit.tenant, each.unit.workload
+                within = each.evidence.link != "network"
+                kind = self._kinds.setdefault((each.unit.gpu_type, within), [])
+                kind.append((each.comm_bytes_per_step, rate, name))
+        for kind in self._kinds.values():
+            kind.sort()
+
+    def best(self, each: Gathered, type_link: str | None) -> float | None:
+        """What two workloads on the best fabric for these ranks reached at this size, or these links were measured."""
+        e = each.evidence
+        within = self._machines[each.unit] or e.link not in (None, "network")
+        own = each.bus_peak_bytes_per_s
+        if type_link in LINKS and e.link in LINKS and within and LINKS.index(e.link) < LINKS.index(type_link):
+            # It was measured on the worse path.
+            own = None
+        size = each.comm_bytes_per_step
+        if size is None:
+            return own
+        kind = self._kinds.get((each.unit.gpu_type, within), [])
+        fastest: dict[tuple[str, str | None], float] = {}
+        for index in range(bisect_left(kind, (size / SIZE_FACTOR,)), len(kind)):
+            bytes_per_step, rate, name = kind[index]
+            if bytes_per_step > size * SIZE_FACTOR:
+                break
+            fastest[name] = max(fastest.get(name, 0.0), rate)
+        reached = sorted(fastest.values(), reverse=True)
+        if len(reached) > 1:
+            return max(reached[1], own or 0.0)
+        return own
+
+
+_Fewer = dict[tuple[object, ...], list[Smaller]]
+
+
+def _fewer_ranks(gathered: Sequence[Gathered], runs: Mapping[tuple[object, ...], Sequence[Run]]) -> _Fewer:
+    """What the same structure reached by number of ranks: of a tenant, on one GPU type, in one phase."""
+    found: _Fewer = {}
+    key: tuple[object, ...]
+    for each in gathered:
+        e = each.evidence
+        if e.world_size and e.rank_tokens and e.tokens_per_s:
+            key = e.tenant, e.family, e.gpu_type, e.phase
+            found.setdefault(key, []).append(Smaller(e.world_size, e.rank_tokens, e.tokens_per_s))
+    for kin, earlier in runs.items():
+        tenant, _, family, gpu_type, world_size, phase = kin
+        for run in earlier:
+            if isinstance(world_size, int) and run.rank_tokens and run.told.tokens_per_s:
+                key = tenant, family, gpu_type, phase
+                found.setdefault(key, []).append(Smaller(world_size, run.rank_tokens, run.told.tokens_per_s))
+    return found
+
+
+def _smaller(unit: Unit, fewer: _Fewer) -> Smaller | None:
+    """The nearest number of ranks below, and the fastest at it."""
+    if unit.world_size is None or unit.family is None:
+        return None
+    size = unit.world_size
+    known = [
+        each for each in fewer.get((unit.tenant, unit.family, unit.gpu_type, unit.phase), ()) if each.world_size < size
+    ]
+    return max(known, key=lambda each: (each.world_size, each.tokens_per_s), default=None)
+
+
+def _earlier(e: Evidence, runs: Sequence[Run]) -> tuple[Earlier, ...]:
+    own = [run.start_unix_s for run in runs if run.told.run_id in e.run_ids]
+    if not own:
+        return ()
+    began = min(own)
+    return tuple(run.told for run in runs if run.start_unix_s < began and run.told.run_id not in e.run_ids)

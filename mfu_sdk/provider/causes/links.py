@@ -1,0 +1,131 @@
+"""Time in which communication is not hidden: by a path that is worse than it need be, or by scale on the best one.
+
+The counterfactual of a poor path is the same bytes at the best rate for this GPU type and message size, that of scale
+is no exposed communication at all. Communication is net of skew, so a late rank is neither.
+"""
+
+from typing import Final
+
+from mfu_sdk.provider.causes.evidence import LINKS, Evidence
+from mfu_sdk.provider.causes.finding import MATERIAL_LOSS, Verdict, confidence
+
+COMM_SHARE: Final = 0.08
+BUS_RATIO: Final = 0.62
+IDEAL_RATIO: Final = 0.5
+LEAST_RANKS: Final = 8
+SAME_BATCH: Final = 0.8
+"""Below this share of the tokens that a rank had at fewer ranks, its batch has shrunk."""
+
+
+def poor_topology(e: Evidence) -> Verdict | None:
+    """More than 8 % exposed, at below 0.62 of the best rate, or over a worse path than the best one."""
+    if e.comm is None or e.comm <= COMM_SHARE:
+        return None
+    # An exchange at the best rate still costs what it costs; a late rank may be in what is not known to be skew.
+    if e.skew is None:
+        return None
+    ratio = _ratio(e)
+    worse = _worse_path(e)
+    if ratio is not None:
+        slow = ratio < BUS_RATIO
+        loss = e.comm * (1 - ratio)
+    else:
+        # Nobody has measured a better path at this size. Paths of other classes differ by more than this.
+        slow = False
+        loss = e.comm * (1 - BUS_RATIO) if e.best_bus_bytes_per_s is None else 0.0
+    if not (slow or worse is not None) or loss < MATERIAL_LOSS:
+        return None
+    shown: dict[str, float | str] = {"exposed_comm_share": e.comm, "skew_share": e.skew}
+    if ratio is not None and e.bus_bytes_per_s and e.best_bus_bytes_per_s:
+        shown |= {
+            "bus_rate_bytes_per_s": e.bus_bytes_per_s,
+            "best_bus_rate_bytes_per_s": e.best_bus_bytes_per_s,
+            "bus_rate_ratio": ratio,
+        }
+    if e.link is not None:
+        shown["link"] = e.link
+    if worse is not None:
+        shown["best_link"] = worse
+    return Verdict(
+        "poor_topology",
+        loss,
+        confidence(slow, worse is not None),
+        shown,
+        _remedy(e, ratio, worse),
+    )
+
+
+def scaling_inefficiency(e: Evidence) -> Verdict | None:
+    """More than 8 % exposed on the best fabric, at 0.62 of its rate or more, with more to exchange than to hide it."""
+    if e.comm is None or e.comm <= COMM_SHARE or e.skew is None:
+        return None
+    ratio = _ratio(e)
+    if ratio is None or ratio < BUS_RATIO or e.ideal_ratio is None or e.ideal_ratio <= IDEAL_RATIO:
+        return None
+    if e.world_size is None or e.world_size <= LEAST_RANKS:
+        return None
+    if not _best_path(e):
+        return None
+    smaller = e.smaller
+    if smaller is not None and (e.rank_tokens is None or e.rank_tokens < SAME_BATCH * smaller.rank_tokens):
+        return None
+    shown: dict[str, float | str] = {
+        "exposed_comm_share": e.comm,
+        "bus_rate_ratio": ratio,
+        "ideal_comm_over_compute": e.ideal_ratio,
+        "ranks": float(e.world_size),
+    }
+    slows = False
+    if smaller is not None and e.tokens_per_s is not None:
+        kept = e.tokens_per_s / smaller.tokens_per_s
+        shown |= {"tokens_per_s_against_fewer_ranks": kept, "fewer_ranks": float(smaller.world_size)}
+        slows = kept < 1 - MATERIAL_LOSS
+    return Verdict(
+        "scaling_inefficiency",
+        e.comm,
+        confidence(slows, e.type_link is not None),
+        shown,
+        f"At {e.world_size:,} ranks {e.comm:.0%} of the time is communication that nothing hides, on links that are as "
+        "fast as they get: raise the batch of a rank or accumulate gradients, shard within a node only (HSDP), or run "
+        "on fewer ranks.",
+    )
+
+
+def _ratio(e: Evidence) -> float | None:
+    return e.bus_bytes_per_s / e.best_bus_bytes_per_s if e.bus_bytes_per_s and e.best_bus_bytes_per_s else None
+
+
+def _worse_path(e: Evidence) -> str | None:
+    """The better path that there is for these ranks, None where it is taken or nothing is known of one."""
+    if e.link not in LINKS or e.link == "none":
+        return None
+    if e.link == "network" and not e.one_machine:
+        # Between machines there is no other way.
+        return None
+    best = max((each for each in (e.link_best, e.type_link) if each in LINKS), key=LINKS.index, default=None)
+    return best if best is not None and LINKS.index(best) > LINKS.index(e.link) else None
+
+
+def _best_path(e: Evidence) -> bool:
+    """Whether these ranks are known to take the best path that there is for them."""
+    if e.link is None or _worse_path(e) is not None:
+        return False
+    return e.one_machine is False if e.link == "network" else e.link_best is not None
+
+
+def _remedy(e: Evidence, ratio: float | None, worse: str | None) -> str:
+    reached = "" if ratio is None else f" at {ratio:.0%} of the rate that {e.gpu_type or 'this GPU type'} reaches"
+    told = f"{e.comm or 0:.0%} of the time is communication{reached}"
+    if worse is None:
+        return (
+            f"{told}: compare NCCL_DEBUG=INFO with a fast run (NCCL_P2P_DISABLE, NCCL_SHM_DISABLE, NCCL_IB_DISABLE, "
+            "NCCL_SOCKET_IFNAME), and ask for nodes on one switch."
+        )
+    if e.link == "network":
+        return f"{told}: its {e.world_size or 'few'} ranks fit on one machine; ask for one node instead of several."
+    if e.link_best in LINKS and LINKS.index(e.link_best) > LINKS.index(e.link or "none"):
+        return (
+            f"{told}, over {e.link} where this machine has {worse}: unset NCCL_P2P_DISABLE and NCCL_P2P_LEVEL, and "
+            f"place the ranks on devices that {worse} joins."
+        )
+    return f"{told}, over {e.link}: machines of this GPU type have {worse}; ask for those."

@@ -1,0 +1,140 @@
+"""From a store and the books to evidence: reads, and leaves every decision to the pure modules.
+
+Without an inventory nothing is known of what is allocated or cut into slices: `mig_fragmentation` and
+`idle_allocation` are not reckoned then.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from mfu_sdk.provider import rollup
+from mfu_sdk.provider.books import Holdings
+from mfu_sdk.provider.causes.context import complete
+from mfu_sdk.provider.causes.evidence import Drift, Earlier, Evidence
+from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather
+from mfu_sdk.provider.causes.held import Heard, held
+from mfu_sdk.provider.rollup import Range, Usage, ratio
+from mfu_sdk.provider.store import Row, Store
+
+HISTORY_NS: Final = 90 * 86_400 * 10**9
+"""How far back earlier runs are looked for."""
+
+
+def evidence(
+    store: Store,
+    span: Range,
+    holdings: Holdings | None = None,
+    found: Sequence[Row] = (),
+    usages: Sequence[Usage] | None = None,
+) -> list[Evidence]:
+    """What is known of every workload over `span`, of all tenants.
+
+    `found` are excursions that the provider found, as sql/read/drifts.sql tells those of tenants' processes.
+
+    `usages` are all tenants' sums over `span`, where they have been read already.
+    """
+    bounds = {"since": span.since_unix_ns, "until": span.until_unix_ns}
+    day = f"{datetime.fromtimestamp(span.since_unix_ns / 1e9, UTC):%Y-%m-%d}"
+    signs: dict[Unit, list[Sign]] = {}
+    for row in store.read("signs", **bounds):
+        signs.setdefault(_unit(row), []).append(_sign(row))
+    drifts = _drifts([*store.read("drifts", **bounds), *found], signs, span)
+    answers = {
+        (row["tenant"], row["workload"] or None): (_finite(row["token_s"]), _finite(row["request_s"]))
+        for row in store.read("answers", **bounds)
+    }
+    usages = rollup.usages(store, span, None) if usages is None else usages
+    gathered = gather(day, usages, signs, drifts, answers)
+    since = max(0, span.since_unix_ns - HISTORY_NS)
+    runs: dict[tuple[object, ...], list[Run]] = {}
+    for row in store.read("history", since=since, until=span.until_unix_ns):
+        if (run := _run(row)) is not None:
+            runs.setdefault(_unit({**row, "intent": ""}).kin, []).append(run)
+    nodes = () if holdings is None else holdings.inventory.nodes
+    links = {node.gpu_type: node.link for node in nodes if node.link is not None}
+    sizes: dict[str, int] = {}
+    for node in nodes:
+        sizes[node.gpu_type] = max(sizes.get(node.gpu_type, 0), node.gpus)
+    completed = complete(gathered, runs, links, sizes)
+    if holdings is None:
+        return completed
+    heard = [
+        Heard(row["tenant"], row["workload"] or None, row["host"] or None, row["device"], float(row["heard_s"]))
+        for row in store.read("heard", **bounds)
+    ]
+    return held(completed, usages, holdings, heard, span)
+
+
+def _unit(row: Row) -> Unit:
+    return Unit(
+        row["tenant"], row["workload"] or None, row["family"] or None, row["gpu_type"] or None,
+        None if row["world_size"] < 0 else row["world_size"], row["intent"] or None, row["fingerprint"] or None,
+        row["phase"] or None,
+    )  # fmt: skip
+
+
+def _sign(row: Row) -> Sign:
+    known_s = row["throttle_known_s"] or None
+    tokens = row["tokens"] or None
+    # Tokens are of all steps that did not fail, FLOPs of those that are known.
+    flops, steps = ratio(row["model_flop"], row["known_steps"]), ratio(tokens, row["steps"])
+    return Sign(
+        rank=None if row["rank"] < 0 else row["rank"],
+        host=row["host"] or None,
+        device=row["device"],
+        time_s=row["time_s"] or 0.0,
+        first_unix_ns=row["first_unix_ns"],
+        last_unix_ns=row["last_unix_ns"],
+        dp=row["dp"],
+        heat=ratio(row["heat_s"], known_s),
+        cap=ratio(row["cap_s"], known_s),
+        skew=ratio(row["skew_s"], row["skew_known_s"]),
+        comm=ratio(row["comm_s"], row["comm_known_s"]),
+        bus_bytes_per_s=row["bus_rate"] or None,
+        bus_peak_bytes_per_s=row["bus_peak"] or None,
+        comm_bytes_per_step=ratio(row["comm_bytes"], row["comm_steps"]) or None,
+        witnessed_mfu=ratio(row["witnessed_hardware_flop"], row["witnessed_available_flop"]),
+        flops_per_token=ratio(flops, steps),
+        peak_dtype=row["peak_dtype"] or None,
+        places={kind: tuple(row[kind]) for kind in ("driver", "image", "pool", "zone") if row[kind]},
+    )
+
+
+def _drifts(rows: Sequence[Row], signs: Mapping[Unit, Sequence[Sign]], span: Range) -> dict[Unit, tuple[Drift, ...]]:
+    """Excursions downwards by unit, of the first rank that tells any: the ranks of a run slow down together."""
+    found: dict[Unit, dict[tuple[str, int], list[Drift]]] = {}
+    for row in rows:
+        unit = _unit(row)
+        seen = signs.get(unit)
+        if row["kind"] != "drop" or not seen or row["change"] is None:
+            continue
+        since = max(min(sign.first_unix_ns for sign in seen), span.since_unix_ns)
+        until = min(max(sign.last_unix_ns for sign in seen), span.until_unix_ns)
+        lay = min(row["end_unix_ns"], until) - max(row["onset_unix_ns"], since)
+        if lay <= 0 or until <= since:
+            continue
+        drift = Drift(row["cause"], row["change"], row["onset_step"] or 0, lay / (until - since), tuple(row["diff"]))
+        found.setdefault(unit, {}).setdefault((row["run_id"], row["rank"]), []).append(drift)
+    return {unit: tuple(min(ranks.items(), key=lambda item: item[0])[1]) for unit, ranks in found.items()}
+
+
+def _run(row: Row) -> Run | None:
+    timed, unknown, time_s = row["timed_steps"], row["unknown_steps"] or 0.0, row["step_time_s"]
+    if not timed or not time_s or not row["model_flop"] or unknown >= timed:
+        return None
+    known_s = time_s * (1 - unknown / timed)
+    rank_tokens = ratio(row["tokens"] or None, row["steps"])
+    told = Earlier(
+        row["run_id"],
+        row["fingerprint"],
+        row["model_flop"] / known_s,
+        None if rank_tokens is None else rank_tokens * timed / time_s,
+        ratio(row["batch_s"], row["batch_time_s"]),
+        ratio(row["available_flop"], known_s),
+    )
+    return Run(row["start_unix_s"], told, rank_tokens)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and 0 < value < float("inf") else None

@@ -1,0 +1,46 @@
+"""Time in which devices wait for data, or for ranks that come late. Both are measured: the loss is what was waited."""
+
+from typing import Final
+
+from mfu_sdk.provider.causes.evidence import Evidence
+from mfu_sdk.provider.causes.finding import Verdict, confidence
+
+DATA_SHARE: Final = 0.15
+SKEW_SHARE: Final = 0.06
+
+
+def input_bound(e: Evidence) -> Verdict | None:
+    """More than 15 % of the time waits for data."""
+    if e.data is None or e.data <= DATA_SHARE:
+        return None
+    return Verdict(
+        "input_bound",
+        e.data,
+        # A loader that is late for one rank is seen as skew by the others.
+        confidence(e.skew is not None and e.skew <= SKEW_SHARE),
+        {"data_share": e.data},
+        f"Steps wait for data {e.data:.0%} of the time: raise the loader's num_workers and prefetch_factor, or move "
+        "decoding and tokenization ahead of the run.",
+    )
+
+
+def straggler(e: Evidence) -> Verdict | None:
+    """More than 6 % of the time waits for ranks that come late."""
+    if e.skew is None or e.skew <= SKEW_SHARE:
+        return None
+    shown: dict[str, float | str] = {"skew_share": e.skew}
+    who = "one rank"
+    if e.late_rank is not None:
+        shown["late_rank"] = float(e.late_rank)
+        who = f"rank {e.late_rank}"
+    if e.late_host is not None:
+        shown["late_host"] = e.late_host
+        who += f" on {e.late_host}"
+    return Verdict(
+        "straggler",
+        e.skew,
+        confidence(e.comm is not None, e.late_rank is not None),
+        shown,
+        f"All ranks wait for {who} {e.skew:.0%} of the time: balance its share of the batch, look for other processes "
+        "on its node, and restart without that node if it stays late.",
+    )

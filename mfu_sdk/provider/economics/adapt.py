@@ -1,0 +1,299 @@
+"""The roll-up's sums to rows of use: which allocation each device worked under, at which peak, and how far to trust it.
+
+A device is its UUID's allocation's, then its node's; among several of one tenant the allocation id that the run tells
+decides, and where it tells none the row is spread over them by the hours they hold. The tenant is the receiver's word,
+never the row's. What no allocation covers is a row of its own in the ledger, taken out of what is unsold.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Final
+
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.peak import catalogue
+from mfu_sdk.peak.theory import theoretical
+from mfu_sdk.provider.books import Holdings, mig
+from mfu_sdk.provider.economics.inputs import HOUR_NS, Held, Ledger, Losses, Trust, Used
+from mfu_sdk.provider.economics.pricing import Claim
+from mfu_sdk.provider.rollup import Sums, Usage
+
+_REFERENCE: Final = ("bfloat16", "float16", "float32")
+_MOST_MFU: Final = 1.0
+# Clocks of a tenant's host and of the provider's records differ by seconds; an hour is 3600.
+_SLACK: Final = 1.005
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """The ledger, with rows for what no allocation covers; rows of use; sentences on what was left out."""
+
+    ledger: Ledger
+    used: tuple[Used, ...]
+    notes: tuple[str, ...]
+
+
+def reference_peaks(gpu_types: Iterable[str], usages: Iterable[Usage]) -> dict[str, float]:
+    """Dense bf16 FLOP/s on paper by GPU type; of a type without one on paper, the peak that its runs measured."""
+    found = {gpu_type: peak for gpu_type in gpu_types if (peak := _on_paper(gpu_type)) is not None}
+    measured: dict[str, tuple[float, float]] = {}
+    for usage in usages:
+        sums, gpu_type = usage.sums, usage.gpu_type
+        if gpu_type not in found and gpu_type is not None and usage.mig_profile is None:
+            if sums.available_flops and sums.device_s:
+                flops, seconds = measured.get(gpu_type, (0.0, 0.0))
+                measured[gpu_type] = (flops + sums.available_flops, seconds + sums.device_s)
+    return found | {gpu_type: flops / seconds for gpu_type, (flops, seconds) in measured.items()}
+
+
+def adapted(
+    ledger: Ledger,
+    holdings: Holdings,
+    usages: Sequence[Usage],
+    peaks: Mapping[str, float],
+    claims: Sequence[Claim] = (),
+) -> Adapted:
+    """Rows of use for `ledger`, whose hosts are those of `holdings`."""
+    places = _Places(ledger, holdings)
+    losses = _losses(claims)
+    placed: list[tuple[Used, int, float]] = []
+    strays: dict[str, int] = {}
+    for usage in usages:
+        host = places.host(usage)
+        if host is None or (host, usage.gpu_type) not in places.owned:
+            name = usage.host or usage.device
+            strays[name] = strays.get(name, 0) + 1
+            continue
+        row = _row(usage, host, peaks, losses)
+        if row is not None:
+            placed += [(row, index, weight) for index, weight in places.of(usage, host, row)]
+    ledger = places.ledger()
+    return Adapted(ledger, _used(ledger, placed, places.recorded), (*_stray(strays), *places.notes()))
+
+
+def claims_of(findings: Iterable[Mapping[str, Any]], window_ns: int) -> tuple[Claim, ...]:
+    """Findings, given as mappings with the keys of the report's `causes`, one claim for each workload and cause.
+
+    A finding of one day has its share of a longer window: what a workload lost on two days of seven it did not lose on
+    the others.
+    """
+    days = max(1.0, window_ns / (24 * HOUR_NS))
+    sums: dict[tuple[str, str | None, str | None, str], Claim] = {}
+    for finding in findings:
+        key = (finding["tenant"], finding.get("workload"), finding.get("gpu_type"), finding["cause"])
+        of_a_day = len(str(finding.get("day") or "")) == len("2026-11-01")
+        share = float(finding["loss_share"]) / (days if of_a_day else 1.0)
+        old = sums.get(key)
+        sums[key] = Claim(
+            *key,
+            min(1.0, share + (0.0 if old is None else old.loss_share)),
+            max(float(finding.get("confidence") or 0.0), 0.0 if old is None else old.confidence),
+            str(finding.get("remedy") or ""),
+        )
+    return tuple(sums.values())
+
+
+class _Places:
+    """Where rows of use belong in a ledger, and the rows that it lacks."""
+
+    def __init__(self, ledger: Ledger, holdings: Holdings) -> None:
+        self._ledger, self._holdings = ledger, holdings
+        self.recorded = len(ledger.held)
+        self.owned = {(node.host, node.gpu_type) for node in ledger.owned}
+        self._by_host: dict[tuple[str, str], list[int]] = {}
+        for index, held in enumerate(ledger.held):
+            self._by_host.setdefault((held.host, held.tenant), []).append(index)
+        self._by_uuid: dict[str, set[tuple[str, str | None, str]]] = {}
+        for allocation in holdings.inventory.allocations:
+            for uuid in allocation.gpu_uuids:
+                key = (allocation.tenant, allocation.allocation_id, allocation.host)
+                self._by_uuid.setdefault(uuid, set()).add(key)
+        self._extra: dict[tuple[str, str, str], tuple[int, dict[str, int]]] = {}
+
+    def host(self, usage: Usage) -> str | None:
+        """Its host by the provider's records of the UUID, else as the run tells it."""
+        for uuid in (usage.device, usage.parent or ""):
+            node = self._holdings.node_of(uuid)
+            if node is not None:
+                return node.host
+            hosts = {host for _, _, host in self._by_uuid.get(uuid, ())}
+            if len(hosts) == 1:
+                return hosts.pop()
+        return usage.host
+
+    def of(self, usage: Usage, host: str, row: Used) -> list[tuple[int, float]]:
+        """The indices of the allocations that the row was under, with its share for each."""
+        mine = [
+            index
+            for index in self._by_host.get((host, usage.tenant), [])
+            if self._ledger.held[index].gpu_type == row.gpu_type
+        ]
+        named = self._by_uuid.get(usage.device, set()) | self._by_uuid.get(usage.parent or "", set())
+        by_uuid = [index for index in mine if self._key(index) in named]
+        candidates = by_uuid or mine
+        told = [index for index in candidates if self._ledger.held[index].allocation_id == usage.allocation_id]
+        if usage.allocation_id is not None and told:
+            candidates = told
+        if not candidates:
+            return [(self._uncovered(usage, host, row), 1.0)]
+        whole = sum(self._ledger.held[index].gpu_ns for index in candidates)
+        return [(index, self._ledger.held[index].gpu_ns / whole) for index in candidates]
+
+    def ledger(self) -> Ledger:
+        """The ledger, with rows for what no allocation covers."""
+        owned, held = list(self._ledger.owned), list(self._ledger.held)
+        # A host may be a row for each stretch of time; its last one gives the hours.
+        last = {(node.host, node.gpu_type): place for place, node in enumerate(owned)}
+        for (tenant, host, gpu_type), (_, devices) in self._extra.items():
+            place = last[host, gpu_type]
+            node = owned[place]
+            taken = min(sum(devices.values()), node.unsold_ns)
+            cost = _part(node.unsold_cost, taken, node.unsold_ns)
+            left = None if node.unsold_cost is None or cost is None else node.unsold_cost - cost
+            owned[place] = replace(node, unsold_ns=node.unsold_ns - taken, unsold_cost=left)
+            held.append(Held(tenant, None, None, host, gpu_type, None, len(devices), taken, cost, None, None, None))
+        return Ledger(self._ledger.since_unix_ns, self._ledger.until_unix_ns, tuple(owned), tuple(held))
+
+    def notes(self) -> list[str]:
+        """A sentence for each tenant whose steps no allocation covers."""
+        hours: dict[str, int] = {}
+        for (tenant, _, _), (_, devices) in self._extra.items():
+            hours[tenant] = hours.get(tenant, 0) + sum(devices.values())
+        return [
+            f"{ns / HOUR_NS:,.1f} GPU-hours of steps of {tenant} are covered by no allocation, and nothing is billed"
+            " for them: add the allocation, or look who runs there."
+            for tenant, ns in hours.items()
+        ]
+
+    def _key(self, index: int) -> tuple[str, str | None, str]:
+        held = self._ledger.held[index]
+        return held.tenant, held.allocation_id, held.host
+
+    def _uncovered(self, usage: Usage, host: str, row: Used) -> int:
+        index, devices = self._extra.setdefault(
+            (usage.tenant, host, row.gpu_type), (self.recorded + len(self._extra), {})
+        )
+        ns = round((row.device_s + row.unknown_s) * float(row.sm_share) * 1e9)
+        devices[usage.device] = devices.get(usage.device, 0) + ns
+        return index
+
+
+def _row(
+    usage: Usage, host: str, peaks: Mapping[str, float], losses: Mapping[tuple[str, str | None, str | None], Losses]
+) -> Used | None:
+    sums, gpu_type = usage.sums, usage.gpu_type
+    if not sums.device_s or gpu_type is None:
+        return None
+    share = Fraction(1)
+    if usage.mig_profile is not None:
+        try:
+            share = mig.profile(gpu_type, usage.mig_profile).sm_share
+        except ConfigurationError:
+            return None
+    unknown = min(1.0, (sums.unknown_steps or 0.0) / sums.timed_steps) if sums.timed_steps else 0.0
+    known_s = 0.0 if sums.model_flops is None else sums.device_s * (1 - unknown)
+    own = _own_peak(sums, known_s)
+    # A run in fp8 may pass the bf16 reference; its hours are split at the faster peak.
+    peak = max(peaks.get(gpu_type, 0.0), (own or 0.0) / float(share))
+    expected = sums.expected_mfu
+    return Used(
+        held=-1,
+        tenant=usage.tenant,
+        workload=usage.workload,
+        phase=usage.phase,
+        device=usage.device,
+        host=host,
+        gpu_type=gpu_type,
+        sm_share=share,
+        device_s=known_s,
+        unknown_s=sums.device_s - known_s,
+        model_flops=sums.model_flops or 0.0,
+        peak_flops_per_s=peak,
+        expected_mfu=expected * own / float(share) / peak if expected is not None and own and peak else None,
+        data_s=_seconds(sums.data_s, sums.data_known_s, known_s),
+        comm_s=_seconds(sums.comm_s, sums.comm_known_s, known_s),
+        skew_s=_seconds(sums.skew_s, sums.skew_known_s, known_s),
+        host_s=_seconds(sums.host_s, sums.host_known_s, known_s),
+        tokens=sums.tokens,
+        # No signal tells of steps that were done again, so that all tokens count.
+        tokens_good=sums.tokens,
+        intent=usage.intent,
+        losses=losses.get((usage.tenant, usage.workload, gpu_type), Losses()),
+    )
+
+
+def _weighed(row: Used, weight: float) -> dict[str, Any]:
+    if weight == 1.0:
+        return {}
+    additive = (
+        "device_s", "unknown_s", "model_flops", "data_s", "comm_s", "skew_s", "host_s", "tokens", "tokens_good",
+    )  # fmt: skip
+    parts = {name: getattr(row, name) for name in additive}
+    return {name: None if value is None else value * weight for name, value in parts.items()} | {"weight": weight}
+
+
+def _used(ledger: Ledger, placed: Sequence[tuple[Used, int, float]], recorded: int) -> tuple[Used, ...]:
+    """The rows under their allocations.
+
+    Those that contradict nothing known are `consistent`: allocated, within the time held, of a possible MFU.
+    """
+    step_ns: dict[int, float] = {}
+    for row, index, weight in placed:
+        ns = (row.device_s + row.unknown_s) * float(row.sm_share) * 1e9
+        step_ns[index] = step_ns.get(index, 0.0) + ns * weight
+    rows = []
+    for row, index, weight in placed:
+        fits = step_ns[index] <= ledger.held[index].gpu_ns * _SLACK
+        can = row.device_s * row.peak_flops_per_s * float(row.sm_share)
+        consistent = index < recorded and fits and 0 < row.model_flops <= can * _MOST_MFU
+        trust: Trust = "consistent" if consistent else "claimed"
+        rows.append(replace(row, held=index, trust=trust, **_weighed(row, weight)))
+    return tuple(rows)
+
+
+def _losses(claims: Iterable[Claim]) -> dict[tuple[str, str | None, str | None], Losses]:
+    fields = {
+        "poor_topology": "topology",
+        "under_batched_inference": "under_batch",
+        "thermal_or_power": "clock",
+        "configuration_drift": "drift",
+    }
+    found: dict[tuple[str, str | None, str | None], Losses] = {}
+    for claim in claims:
+        if claim.cause in fields:
+            key = (claim.tenant, claim.workload, claim.gpu_type)
+            found[key] = replace(found.get(key, Losses()), **{fields[claim.cause]: claim.loss_share})
+    return found
+
+
+def _stray(strays: Mapping[str, int]) -> list[str]:
+    if not strays:
+        return []
+    names = ", ".join(sorted(strays)[:3]) + (", …" if len(strays) > 3 else "")
+    return [
+        f"Steps on {len(strays)} hosts that the inventory does not own are in no figure of money ({names}): add them to"
+        " `nodes`, or correct the names."
+    ]
+
+
+def _on_paper(gpu_type: str) -> float | None:
+    try:
+        rates = theoretical(catalogue.find(gpu_type)[0].silicon).headline
+    except ConfigurationError:
+        return None
+    return next((rates[dtype].flops_per_s for dtype in _REFERENCE if dtype in rates), None)
+
+
+def _own_peak(sums: Sums, known_s: float | None = None) -> float | None:
+    """The peak that a row's steps were measured against, FLOP/s."""
+    seconds = sums.device_s if known_s is None else known_s
+    return sums.available_flops / seconds if sums.available_flops and seconds else None
+
+
+def _seconds(seconds: float | None, of_s: float | None, known_s: float) -> float | None:
+    """A component over the whole of the row's time, by its share of the time in which it is known."""
+    return seconds / of_s * known_s if seconds is not None and of_s else None
+
+
+def _part(amount: Fraction | None, ns: int, of_ns: int) -> Fraction | None:
+    return None if amount is None else amount * ns / of_ns if of_ns else Fraction(0)

@@ -1,0 +1,118 @@
+"""Everything about one window: the books as they stand and the roll-up's sums in, capacity and money out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.books import CostBook, Holdings, Inventory, Snapshot, mig
+from mfu_sdk.provider.economics.adapt import adapted, claims_of, reference_peaks
+from mfu_sdk.provider.economics.capacity import Capacity, capacity
+from mfu_sdk.provider.economics.inputs import Ledger
+from mfu_sdk.provider.economics.ledger import ledger
+from mfu_sdk.provider.economics.reckon import Economics, Outlook, Stage, reckon, stages
+from mfu_sdk.provider.economics.waterfall import Waterfall, waterfall
+from mfu_sdk.provider.rollup import Usage
+
+NO_BOOKS = (
+    "No money: the provider's books are not given. Name both, --prices FILE (prices and costs) and --inventory FILE"
+    " (nodes and allocations)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """Capacity and hours where there is an inventory, money where there are costs too; `missing` says what is not."""
+
+    capacity: Capacity | None
+    hours: tuple[Stage, ...]
+    economics: Economics | None
+    missing: str | None
+    ledger: Ledger | None = None
+    waterfall: Waterfall | None = None
+
+
+def assess(
+    books: Snapshot,
+    usages: Sequence[Usage],
+    since_unix_ns: int,
+    until_unix_ns: int,
+    findings: Iterable[Mapping[str, Any]] = (),
+    growth: float | None = None,
+) -> Assessment:
+    """What the books and `usages`, the sums of all tenants in [since, until), say together.
+
+    `findings` are mappings with the keys of the report's `causes`; `growth` is the share by which model FLOPs grew
+    over the range before.
+    """
+    if books.inventory is None:
+        lacks = "the inventory is not given; name it with --inventory FILE (nodes and allocations)."
+        return Assessment(None, (), None, NO_BOOKS if books.costs is None else f"No money: {lacks}")
+    holdings = Holdings(books.inventory)
+    rows = ledger(holdings, books.costs, books.prices, since_unix_ns, until_unix_ns)
+    if not rows.owned:
+        return Assessment(None, (), None, "No money: the inventory owns nothing in this time; see `from` of its nodes.")
+    types = {node.gpu_type for node in rows.owned}
+    peaks = reference_peaks(types, usages)
+    claims = claims_of(findings, until_unix_ns - since_unix_ns)
+    found = adapted(rows, holdings, usages, peaks, claims)
+    fall = waterfall(found.ledger, found.used)
+    factors = capacity(found.ledger, fall, peaks)
+    missing = _missing(books.costs, found.ledger)
+    if missing is not None or books.costs is None:
+        return Assessment(factors, stages(fall), None, missing, found.ledger, fall)
+    outlook = Outlook(
+        _queued(books.inventory, types, since_unix_ns, until_unix_ns),
+        growth,
+        _capex(books.costs, types, until_unix_ns - 1),
+        {gpu_type: _first(books.inventory, gpu_type) for gpu_type in types},
+    )
+    money = reckon(found.ledger, fall, factors, peaks, outlook, claims, books.costs.currency, found.notes)
+    return Assessment(factors, stages(fall), money, None, found.ledger, fall)
+
+
+def _missing(costs: CostBook | None, rows: Ledger) -> str | None:
+    if costs is None:
+        return "No money: the price and cost books are not given; name them with --prices FILE (prices and costs)."
+    without = sorted({node.gpu_type for node in rows.owned if node.cost is None})
+    if not without:
+        return None
+    return (
+        f"No money: `costs` has no row for {', '.join(without)} over all of this time; add one, or correct its dates."
+    )
+
+
+def _queued(inventory: Inventory, types: Iterable[str], since_unix_ns: int, until_unix_ns: int) -> dict[str, float]:
+    """Mean GPUs that waited, by type: a MIG profile is its share of the first type that has it."""
+    moments: dict[str, dict[int, int]] = {}
+    for sample in inventory.queue:
+        if since_unix_ns <= sample.at_unix_ns < until_unix_ns:
+            at = moments.setdefault(sample.profile, {})
+            at[sample.at_unix_ns] = at.get(sample.at_unix_ns, 0) + sample.waiting
+    waiting: dict[str, float] = {}
+    for profile, at in moments.items():
+        mean = sum(at.values()) / len(at)
+        for gpu_type in sorted(types):
+            share = _share(gpu_type, profile)
+            if share is not None:
+                waiting[gpu_type] = waiting.get(gpu_type, 0.0) + mean * share
+                break
+    return waiting
+
+
+def _share(gpu_type: str, profile: str) -> float | None:
+    if profile == gpu_type:
+        return 1.0
+    try:
+        return float(mig.profile(gpu_type, profile).sm_share)
+    except ConfigurationError:
+        return None
+
+
+def _capex(costs: CostBook, types: Iterable[str], at_unix_ns: int) -> dict[str, float]:
+    found = {gpu_type: costs.capex(gpu_type, at_unix_ns) for gpu_type in types}
+    return {gpu_type: float(price) for gpu_type, price in found.items() if price is not None}
+
+
+def _first(inventory: Inventory, gpu_type: str) -> int:
+    return min(node.since_unix_ns or 0 for node in inventory.nodes if node.gpu_type == gpu_type)

@@ -1,0 +1,227 @@
+"""A ledger and what ran in it to the money of a window."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from mfu_sdk.provider.economics.accounts import Account, Interval, accounts, revenue_of, sold_tokens, worth
+from mfu_sdk.provider.economics.capacity import Capacity
+from mfu_sdk.provider.economics.cents import apportioned
+from mfu_sdk.provider.economics.incidence import Incidence, incidence
+from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR, Ledger
+from mfu_sdk.provider.economics.planning import NewHardware, Plan, new_hardware, pairs, plans
+from mfu_sdk.provider.economics.pricing import Call, Claim, Tier, calls, tiers
+from mfu_sdk.provider.economics.waterfall import STAGES, Cell, Waterfall
+
+MOSTLY_OBSERVED: Final = 0.9
+"""Below this share of the held hours, cost per useful PFLOP-hour of the owned fleet is said to be an upper bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the waterfall: its hours, what they cost, and its share of the owned hours.
+
+    `cost` is None without a cost book that covers all of the hours.
+    """
+
+    stage: str
+    gpu_hours: float
+    cost: float | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Economics:
+    """The money of a window, in `currency`; per *owned* GPU-hour unless the name says otherwise.
+
+    `cost_is_upper_bound` says that the true `cost_per_useful_pflop_hour` may be lower: more than a tenth of the held
+    hours was not observed, and counts as if it did nothing. `cost_per_million_tokens` is of the held hours of inference
+    allocations over their tokens; that of training stands beside. `attainable_cost_per_useful_pflop_hour` is what the
+    observed hours' cost would be over the work that they could have done at the expected MFU. The waterfall's hours
+    add up to the owned ones, its costs to `cost`, to the cent. `notes` are sentences on what the figures leave out.
+    """
+
+    currency: str
+    owned_gpu_hours: float
+    cost: float
+    revenue: float | None
+    margin: float | None
+    useful_pflop_hours: float
+    cost_per_useful_pflop_hour: float | None
+    cost_per_useful_pflop_hour_observed: float | None
+    cost_is_upper_bound: bool
+    attainable_cost_per_useful_pflop_hour: Interval | None
+    revenue_per_gpu_hour: float | None
+    margin_per_gpu_hour: float | None
+    margin_per_useful_pflop_hour: float | None
+    cost_per_million_tokens: float | None
+    cost_per_million_training_tokens: float | None
+    delivered_value: Interval | None
+    efficiency_gap: Interval | None
+    waterfall: tuple[Stage, ...]
+    incidence: tuple[Incidence, ...]
+    gpu_types: tuple[Account, ...]
+    nodes: tuple[Account, ...]
+    tenants: tuple[Account, ...]
+    workloads: tuple[Account, ...]
+    plans: tuple[Plan, ...]
+    new_hardware: tuple[NewHardware, ...]
+    tiers: tuple[Tier, ...]
+    calls: tuple[Call, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What planning needs beyond the window: queued GPUs and capex by GPU type, growth of the work, when types came."""
+
+    queued_gpus: Mapping[str, float]
+    growth: float | None
+    capex_per_gpu: Mapping[str, float]
+    first_owned: Mapping[str, int]
+
+
+def reckon(
+    ledger: Ledger,
+    found: Waterfall,
+    capacity: Capacity,
+    peaks: Mapping[str, float],
+    outlook: Outlook,
+    claims: Iterable[Claim],
+    currency: str,
+    notes: Sequence[str],
+) -> Economics:
+    """The economics of a ledger whose hours all have a cost. Pure."""
+    cost = sum((node.cost or Fraction(0) for node in ledger.owned), Fraction(0))
+    hours = Fraction(sum(node.owned_ns for node in ledger.owned), HOUR_NS)
+    revenue, unpriced = _revenue(ledger, found)
+    margin = None if revenue is None else revenue - cost
+    useful = sum(one.useful_flops for one in found.splits) / PFLOP_HOUR
+    observed = sum((cell.cost or Fraction(0) for cell in _observed(found)), Fraction(0))
+    value = worth(ledger, found)
+    held_seen = capacity.allocated_observed_share
+    return Economics(
+        currency=currency,
+        owned_gpu_hours=float(hours),
+        cost=round(cost * 100) / 100,
+        revenue=None if revenue is None else round(revenue * 100) / 100,
+        margin=None if margin is None else round(margin * 100) / 100,
+        useful_pflop_hours=useful,
+        cost_per_useful_pflop_hour=float(cost) / useful if useful else None,
+        cost_per_useful_pflop_hour_observed=float(observed) / useful if useful else None,
+        cost_is_upper_bound=held_seen is not None and held_seen < MOSTLY_OBSERVED,
+        attainable_cost_per_useful_pflop_hour=_attainable(found),
+        revenue_per_gpu_hour=_over(revenue, hours),
+        margin_per_gpu_hour=_over(margin, hours),
+        margin_per_useful_pflop_hour=float(margin) / useful if margin is not None and useful else None,
+        cost_per_million_tokens=_per_million(ledger, found, training=False),
+        cost_per_million_training_tokens=_per_million(ledger, found, training=True),
+        delivered_value=None if value is None else value.delivered,
+        efficiency_gap=None if value is None else value.gap,
+        waterfall=stages(found),
+        incidence=incidence(ledger, found),
+        gpu_types=accounts(ledger, found, "gpu_type"),
+        nodes=accounts(ledger, found, "node"),
+        tenants=accounts(ledger, found, "tenant"),
+        workloads=accounts(ledger, found, "workload"),
+        plans=plans(ledger, found, peaks, outlook.queued_gpus, outlook.growth, outlook.capex_per_gpu),
+        new_hardware=new_hardware(pairs(ledger, found.splits, outlook.first_owned)),
+        tiers=tiers(ledger, found),
+        calls=calls(ledger, found, claims, currency),
+        notes=(*notes, *unpriced, *_doubts(found)),
+    )
+
+
+def stages(found: Waterfall) -> tuple[Stage, ...]:
+    """The waterfall's stages, in order and all of them; their costs in whole cents add up to the rounded whole."""
+    sums = found.by_stage()
+    whole = sum(ns for ns, _ in sums.values())
+    costs = [cost for _, cost in sums.values() if cost is not None]
+    in_cents = apportioned(costs) if len(costs) == len(STAGES) else [None] * len(STAGES)
+    return tuple(
+        Stage(
+            stage,
+            sums[stage][0] / HOUR_NS,
+            None if cents is None else cents / 100,
+            sums[stage][0] / whole if whole else 0.0,
+        )
+        for stage, cents in zip(STAGES, in_cents, strict=True)
+    )
+
+
+def _observed(found: Waterfall) -> list[Cell]:
+    return [cell for cell in found.cells if cell.held is not None and cell.stage != "unobserved"]
+
+
+def _revenue(ledger: Ledger, found: Waterfall) -> tuple[Fraction | None, list[str]]:
+    """All revenue, None where some is unknown; a sentence for each price that is missing."""
+    rows: dict[int, list[int]] = {}
+    for place, one in enumerate(found.splits):
+        rows.setdefault(one.used.held, []).append(place)
+    total: Fraction | None = Fraction(0)
+    missing: dict[str, int] = {}
+    for index, held in enumerate(ledger.held):
+        used = [found.splits[place].used for place in rows.get(index, [])]
+        brought = revenue_of(held, used)
+        if brought is None:
+            if held.contract == "per_token" and held.per_million_tokens is not None:
+                reason = f"{held.tenant} pays by the token and sent none: its revenue is unknown"
+            else:
+                reason = f"no price for {held.tenant}, {held.contract}, {held.gpu_type} over all of the time it held"
+            missing[reason] = missing.get(reason, 0) + held.gpu_ns
+            total = None
+        elif total is not None:
+            total += brought
+    return total, [f"Revenue: {reason} ({ns / HOUR_NS:,.1f} GPU-hours)." for reason, ns in missing.items()]
+
+
+def _attainable(found: Waterfall) -> Interval | None:
+    """Cost of the hours of steps with an expectation, over the work that they could have done at it."""
+    ends: list[float | None] = [0.0, 0.0, 0.0]
+    cost = 0.0
+    rates: dict[int, float] = {}
+    for cell in found.cells:
+        if cell.held is not None and cell.cost is not None:
+            rates[cell.held] = float(cell.cost) / cell.gpu_ns
+    for one in found.splits:
+        row = one.used
+        if not one.expected or not one.step_ns:
+            continue
+        cost += rates[row.held] * one.step_ns
+        for place, expected in enumerate((row.expected_high, row.expected_mfu, row.expected_low)):
+            sofar = ends[place]
+            work = None if expected is None else expected * row.peak_flops_per_s * one.step_ns / 1e9 / PFLOP_HOUR
+            ends[place] = None if sofar is None or work is None else sofar + work
+    most, mid, least = ends
+    if not mid:
+        return None
+    return Interval(cost / most if most else None, cost / mid, cost / least if least else None)
+
+
+def _per_million(ledger: Ledger, found: Waterfall, *, training: bool) -> float | None:
+    tokens = sold_tokens(found.splits, training=training)
+    if tokens is None or not tokens[0]:
+        return None
+    cost = sum((ledger.held[index].cost or Fraction(0) for index in tokens[1]), Fraction(0))
+    return float(cost) * 1e6 / tokens[0]
+
+
+def _doubts(found: Waterfall) -> list[str]:
+    sentences = []
+    if found.excess_ns:
+        sentences.append(
+            f"{found.excess_ns / HOUR_NS:,.1f} GPU-hours of steps do not fit into the time that their allocations hold,"
+            " and were cut in proportion: check the allocations' times."
+        )
+    blind = sum(one.step_ns for one in found.splits if not one.expected)
+    if blind:
+        sentences.append(
+            f"{blind / HOUR_NS:,.1f} GPU-hours of steps have no expected MFU: what is unattainable of them is in the"
+            " kernel gap."
+        )
+    return sentences
+
+
+def _over(amount: Fraction | None, hours: Fraction) -> float | None:
+    return float(amount / hours) if amount is not None and hours else None

@@ -1,0 +1,92 @@
+"""What others show: whom a workload is held against, and where the same cause is in many places."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mfu_sdk.provider.causes import Evidence, judge, systemic
+from mfu_sdk.provider.causes.context import complete
+from mfu_sdk.provider.causes.gather import Gathered, Unit
+
+from .conftest import DECODING, TRAINING
+
+
+def of(e: Evidence, name: str, clocks: Sequence[float] = (), rate: float | None = None, size: float = 1e9) -> Gathered:
+    e = replace(e, workload=name, clock=min(clocks, default=None), best_bus_bytes_per_s=None, bus_bytes_per_s=rate)
+    unit = Unit(
+        e.tenant, e.workload, e.family, e.gpu_type, e.world_size, e.intent, e.fingerprint, e.phase,
+    )  # fmt: skip
+    return Gathered(unit, e, tuple(clocks), rate, size if rate else None, {"node-1": 8})
+
+
+def test_cohorts_by_phase() -> None:
+    """Training draws more power than decoding: their clocks are no measure of one another, and three are no median."""
+    found = complete([of(TRAINING, "t", (0.8,) * 8), of(DECODING, "d", (0.99,) * 3)], {}, {}, {})
+    assert [e.cohort_clock for e in found] == [0.8, None]
+
+
+def test_paths() -> None:
+    """Machines of a type have the best path that any of them tells, or the inventory; ranks fit or do not."""
+    one = of(replace(TRAINING, link="pcie", link_best="pcie", world_size=8), "one")
+    two = of(replace(TRAINING, link="nvlink", link_best="nvlink", world_size=64), "two")
+    none = of(replace(TRAINING, gpu_type="L40S", link_best=None, world_size=16), "none")
+    found = {e.workload: e for e in complete([one, two, none], {}, {"L40S": "pcie"}, {"L40S": 4})}
+    assert (found["one"].type_link, found["one"].one_machine) == ("nvlink", True)
+    assert (found["two"].one_machine, found["none"].one_machine) == (False, False)
+    assert found["none"].type_link == "pcie"
+
+
+def test_rates_of_the_worse_path_do_not_count() -> None:
+    """What was measured over PCIe is not the best where machines of this type have NVLink, and others' rates are."""
+    on_pcie = replace(TRAINING, link="pcie", link_best="nvlink", world_size=8)
+    on_nvlink = replace(TRAINING, link="nvlink", world_size=8)
+    slow = of(on_pcie, "slow", rate=20e9)
+    [alone] = complete([slow], {}, {}, {})
+    assert alone.best_bus_bytes_per_s is None
+    fleet = [slow, of(on_nvlink, "a", rate=300e9), of(on_nvlink, "b", rate=280e9), of(on_nvlink, "liar", rate=9e12)]
+    found = {e.workload: e.best_bus_bytes_per_s for e in complete(fleet, {}, {}, {})}
+    # One that claims thirty times as much as the others sets it for nobody else.
+    assert found["slow"] == found["b"] == 300e9
+
+
+def test_between_machines() -> None:
+    """Ranks that need several machines are held against others that do."""
+    across = replace(TRAINING, link="network", world_size=64)
+    within = replace(TRAINING, link="nvlink", world_size=8)
+    fleet = [of(across, "x", rate=10e9), of(across, "y", rate=45e9), of(across, "z", rate=40e9)]
+    fleet += [of(within, "n", rate=300e9), of(within, "m", rate=300e9)]
+    found = {e.workload: e.best_bus_bytes_per_s for e in complete(fleet, {}, {}, {})}
+    assert found["x"] == 40e9
+    assert found["n"] == 300e9
+
+
+def fleet(driver: str, names: str, data: float) -> list[Evidence]:
+    places = {"driver": (driver,), "node": ("node-1",)}
+    return [replace(TRAINING, workload=name, data=data, places=places) for name in names]
+
+
+def test_shared() -> None:
+    """Three of four on one driver, and one of four elsewhere; what they all share is no difference."""
+    evidence = fleet("550", "abc", 0.3) + fleet("550", "d", 0.0) + fleet("535", "e", 0.3) + fleet("535", "fgh", 0.0)
+    [found] = systemic(evidence, judge(evidence))
+    assert (found.cause, found.kind, found.place) == ("input_bound", "driver", "550")
+    assert (found.workloads, found.of_workloads, found.elsewhere, found.tenants) == (3, 4, 0.25, 1)
+
+
+def test_not_shared() -> None:
+    """Two workloads, fewer than half of those there, or as many elsewhere: no place stands out."""
+    for there, others in (
+        (fleet("550", "ab", 0.3), fleet("535", "fgh", 0.0)),
+        (fleet("550", "abc", 0.3) + fleet("550", "dijk", 0.0), fleet("535", "fgh", 0.0)),
+        (fleet("550", "abc", 0.3), fleet("535", "efg", 0.3)),
+        (fleet("550", "abc", 0.3), []),
+    ):
+        evidence = there + others
+        assert systemic(evidence, judge(evidence)) == ()
+
+
+def test_one_for_each_workload_and_cause() -> None:
+    """Of two configurations with one cause the one that cost more time is told."""
+    short = replace(TRAINING, data=0.5, time_s=100.0, fingerprint="a")
+    long = replace(TRAINING, data=0.2, time_s=1000.0, fingerprint="b")
+    assert [each.loss_share for each in judge([short, long])] == [0.2]
+    assert len(judge([short, replace(long, day="2026-05-29")])) == 2
