@@ -266,7 +266,7 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return report.build(store, span, tenant, seen(request), holdings()), query.get("tenant")
+        return report.build(store, span, tenant, seen(request), holdings(), kept.drifts(span)), query.get("tenant")
 
     def focus(request: Request) -> Response:
         query = request.query_params

@@ -30,7 +30,7 @@ from mfu_sdk.provider.report.model import (
 )
 from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Job, Level, Moment, Range, Sums, Usage
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import Row, Store
 
 MATERIAL_SHORTFALL: Final = 0.10
 """A workload is low where it misses its expectation by this share: smaller ones are within what a roofline can say."""
@@ -48,11 +48,12 @@ def build(
     tenant: str | None,
     books: Snapshot | None = None,
     holdings: Holdings | None = None,
+    drifts: Sequence[Row] = (),
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants.
-    `holdings` are what causes of any tenant are held against.
+    `holdings` are what causes of any tenant are held against, `drifts` what the provider found itself.
     """
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
     everyone = rollup.usages(store, span, None)
@@ -65,7 +66,7 @@ def build(
     scaling = _scaling(usages)
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
-    judged = findings.judge(store, span, holdings, usages=everyone)
+    judged = findings.judge(store, span, holdings, drifts, everyone)
     money = assessment(store, span, books, judged.findings)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
