@@ -24,10 +24,10 @@ def test_sacct() -> None:
         (row.allocation_id, row.tenant, row.host, row.gpus, row.profile, row.since, row.until) for row in found.rows
     ]
     assert rows == [
-        ("1201", "acme", "gpu01", 8, None, "2026-11-01T08:00:00Z", "2026-11-01T20:30:00Z"),
-        ("1201", "acme", "gpu02", 8, None, "2026-11-01T08:00:00Z", "2026-11-01T20:30:00Z"),
-        ("1203", "globex", "gpu03", 2, None, "2026-11-01T21:00:00Z", None),
-        ("1207_4", "initech", "gpu06", 1, "3g.40gb", "2026-11-01T21:00:00Z", "2026-11-01T22:00:00Z"),
+        ("slurm-1201", "acme", "gpu01", 8, None, "2026-11-01T08:00:00Z", "2026-11-01T20:30:00Z"),
+        ("slurm-1201", "acme", "gpu02", 8, None, "2026-11-01T08:00:00Z", "2026-11-01T20:30:00Z"),
+        ("slurm-1203", "globex", "gpu03", 2, None, "2026-11-01T21:00:00Z", None),
+        ("slurm-1207_4", "initech", "gpu06", 1, "3g.40gb", "2026-11-01T21:00:00Z", "2026-11-01T22:00:00Z"),
     ]
     assert len(found.left_out) == 1
     assert "job 1206: 3 GPUs on 2 nodes (gpu[04-05]) do not divide" in found.left_out[0]

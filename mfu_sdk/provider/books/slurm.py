@@ -1,7 +1,8 @@
 """What `sacct --parsable2` prints, to allocations: a row for each node of each job that held GPUs.
 
 sacct tells the GPUs of a job, not those of each of its nodes: where they do not divide evenly the job is left to be
-written by hand. Its times have no zone; they are those of `zone`.
+written by hand. Its times have no zone; they are those of `zone`. An allocation is called as the SDK calls it in
+`mfu.allocation.id`: "slurm-" and the job, 123 or 123_4 in an array.
 """
 
 import csv
@@ -90,7 +91,7 @@ def _job(job: dict[str, str], zone: tzinfo, found: list[Row], left_out: list[str
         Row(
             tenant=job["Account"],
             workload=job.get("JobName") or None,
-            allocation_id=job["JobID"],
+            allocation_id=f"slurm-{job['JobID']}",
             host=host,
             gpus=gpus // len(nodes),
             profile=profile,

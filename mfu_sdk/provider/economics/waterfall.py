@@ -26,7 +26,7 @@ from typing import Final
 
 from mfu_sdk.provider.economics.inputs import Held, Ledger, Used
 
-STAGES: Final = (
+STAGES: Final[tuple[str, ...]] = (
     "unavailable", "unsold", "mig_stranded", "unobserved", "idle", "lost_work", "input", "skew", "comm_topology",
     "comm_scale", "under_batch", "clock", "drift", "kernel_gap", "unattainable", "useful",
 )  # fmt: skip
@@ -50,29 +50,18 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One row's time by stage; `expected` is whether its unattainable part is known."""
+    """One row's time by stage; `expected` is whether its unattainable part is known.
+
+    `step_ns` are its steps of known FLOPs. `claimed_flops` are its model FLOPs less those of time that does not fit;
+    `useful_flops` less those of lost work too, and at most what the peak can do.
+    """
 
     used: Used
     gpu_ns: Mapping[str, int]
     expected: bool
-
-    @property
-    def step_ns(self) -> int:
-        """Its steps of known FLOPs."""
-        return sum(ns for stage, ns in self.gpu_ns.items() if stage != "unobserved")
-
-    @property
-    def claimed_flops(self) -> float:
-        """Its model FLOPs, those of lost work too, less those of time that does not fit."""
-        whole_s = self.used.device_s * float(self.used.sm_share)
-        return self.used.model_flops * self.step_ns / 1e9 / whole_s if whole_s else 0.0
-
-    @property
-    def useful_flops(self) -> float:
-        """Its model FLOPs, less those of lost work and of time that does not fit; at most what the peak can do."""
-        row, kept_s = self.used, (self.step_ns - self.gpu_ns["lost_work"]) / 1e9
-        whole_s = row.device_s * float(row.sm_share)
-        return min(row.model_flops * kept_s / whole_s, row.peak_flops_per_s * kept_s) if whole_s else 0.0
+    step_ns: int
+    claimed_flops: float
+    useful_flops: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +154,9 @@ def split(row: Used, step_ns: int, unknown_ns: int = 0) -> Split:
         taken["unattainable"] = _part(taken["useful"], max(0.0, 1 / expected - 1), left)
         left -= taken["unattainable"]
     taken["kernel_gap"] = left
-    return Split(row, taken, known)
+    whole_s = row.device_s * float(row.sm_share)
+    rate = row.model_flops / whole_s if whole_s else 0.0
+    return Split(row, taken, known, step_ns, rate * step_ns / 1e9, min(rate, row.peak_flops_per_s) * rest / 1e9)
 
 
 def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, int]) -> list[Cell]:
