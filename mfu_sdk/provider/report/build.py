@@ -112,13 +112,11 @@ def assessment(store: Store, span: Range, books: Snapshot | None, found: Iterabl
         return Assessment(None, (), None, _FLEET_ONLY)
     if books.inventory is None:
         return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
-    # Their day is the range's first, and what they cost is of the whole range.
-    claimed = [asdict(each) | {"day": None} for each in found]
     usages = rollup.usages(store, span, None)
     before = rollup.level(rollup.usages(store, span.previous, None)).sums if _has_previous(span) else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
     growth = None if ratio is None else ratio - 1
-    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, claimed, growth)
+    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
 
 
 def _has_previous(span: Range) -> bool:
