@@ -10,7 +10,7 @@ otherwise than a protobuf library would; it is the sender's own span that is odd
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -88,10 +88,20 @@ Outcome = Stored | StoreError | None
 
 
 class Arrivals:
-    """A table in memory of `store`, where one group at a time is taken apart; `slot` tells several from each other."""
+    """A table in memory of `store`, where one group at a time is taken apart; `slot` tells several from each other.
 
-    def __init__(self, store: Store, slot: int, limits: AttributeLimits) -> None:
+    `admits` says whether a tenant may have workloads of these names; a request with others is left to Python.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slot: int,
+        limits: AttributeLimits,
+        admits: Callable[[str, Sequence[str]], bool] = lambda tenant, names: True,
+    ) -> None:
         self._store = store
+        self._admits = admits
         self._engine = store.open_session()
         names = {"wire": f"arrivals.wire_{slot}", "spans": f"arrivals.spans_{slot}", "view": f"arrivals.view_{slot}"}
         names |= _columns() | {"safe": _SAFE}
@@ -143,8 +153,9 @@ class Arrivals:
                 raise StoreError(f"request {index} of a group was read as {row['tenant']!r}'s; send it again")
         if told and sum(row["kept"] for row in told.values()) != next(iter(told.values()))["distinct_spans"]:
             return [None] * len(arrivals)
-        fitting = {index: row for index, row in told.items() if row["fits"]}
-        kept = [row for row in fitting.values() if row["kept"]]
+        for row in told.values():
+            row["fits"] = row["fits"] and self._admits(row["tenant"], row["workloads"])
+        kept = [row for row in told.values() if row["fits"] and row["kept"]]
         if kept:
             with self._store.writing():
                 self._engine.run(

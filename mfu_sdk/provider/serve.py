@@ -8,29 +8,34 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, receive, report
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.store import Store
 
+if TYPE_CHECKING:
+    from mfu_sdk.provider.receive.grpc import GrpcServer
+
 Address = tuple[str, int]
+Tls = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 RANGES: Final = ("1h", "24h", "7d", "30d")
 """The ranges that the page links to."""
@@ -47,18 +52,21 @@ _PAGE_HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server listens: OTLP on `http`, page and JSON on `web`; (host, port), the port as bound."""
+    """Where a server listens: OTLP on `http` and `grpc`, page and JSON on `web`; (host, port), the port as bound."""
 
     http: Address
     web: Address
+    grpc: Address | None = None
+    tls: bool = False
 
 
 class Server:
     """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
 
     Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
-    `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
-    `now_unix_ns` is the clock that ranges and the times of spans are held against.
+    `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened. `grpc` None: no
+    gRPC. `tls` is a certificate's file and its key's, for every address. `now_unix_ns` is the clock that ranges and
+    the times of spans are held against, `clock` the one of rates, in seconds.
     """
 
     def __init__(
@@ -67,25 +75,36 @@ class Server:
         *,
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
+        grpc: Address | None = None,
         tokens: str | os.PathLike[str] | None = None,
+        tls: Tls | None = None,
+        limits: receive.Limits = receive.Limits(),
         now_unix_ns: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for host, _ in (http, web):
+        addresses = [http, web] if grpc is None else [http, web, grpc]
+        for host, _ in addresses:
             if tokens is None and not is_loopback(host):
                 raise ConfigurationError(
                     f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
                 )
         credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
+        pem = None if tls is None else _pem(tls)
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
-            self._store = Store(data_dir)
+            self._store = undo.enter_context(Store(data_dir))
+            self._intake = receive.Intake(self._store, credentials, limits, now_unix_ns, clock)
+            undo.callback(self._intake.close)
+            self._grpc = None if grpc is None else _grpc(self._intake, grpc, pem)
             undo.pop_all()
+        self.grpc_address = None if self._grpc is None else self._grpc.address
         routes = [
-            receive.routes(self._store, credentials, now_unix_ns),
-            _web_routes(self._store, credentials, now_unix_ns),
+            receive.routes(self._intake),
+            _web_routes(self._store, self._intake, credentials, now_unix_ns),
         ]
-        self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
+        self._tls = tls
+        self._servers = [_server(Starlette(routes=found), tls, loopback_only=tokens is None) for found in routes]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
 
@@ -112,6 +131,7 @@ class Server:
         """Give up sockets and store, for a server that never served; a second call does nothing."""
         for bound in self._sockets:
             bound.close()
+        self._intake.close()
         self._store.close()
 
     async def _serve(self, on_ready: Callable[[Addresses], None] | None) -> None:
@@ -123,6 +143,8 @@ class Server:
                 asyncio.create_task(server.serve(sockets=[bound]))
                 for server, bound in zip(self._servers, self._sockets, strict=True)
             ]
+            if self._grpc is not None:
+                self._grpc.start(self._loop)
             try:
                 while not all(server.started for server in self._servers):
                     if any(task.done() for task in tasks):
@@ -130,10 +152,13 @@ class Server:
                     await asyncio.sleep(0.01)
                 else:
                     if on_ready is not None:
-                        on_ready(Addresses(self.http_address, self.web_address))
+                        tls = self._tls is not None
+                        on_ready(Addresses(self.http_address, self.web_address, self.grpc_address, tls))
                 await asyncio.gather(*tasks)
             finally:
                 self._ask_to_exit()
+                if self._grpc is not None:
+                    await asyncio.to_thread(self._grpc.stop(_GRACE_S).wait)
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ask_to_exit(self) -> None:
@@ -147,11 +172,15 @@ def serve(
     *,
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
+    grpc: Address | None = None,
     tokens: str | os.PathLike[str] | None = None,
+    tls: Tls | None = None,
+    limits: receive.Limits = receive.Limits(),
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
-    Server(data_dir, http=http, web=web, tokens=tokens).serve_until_stopped(on_ready)
+    server = Server(data_dir, http=http, web=web, grpc=grpc, tokens=tokens, tls=tls, limits=limits)
+    server.serve_until_stopped(on_ready)
 
 
 # --- sockets and signals -------------------------------------------------------------------------------------------
@@ -176,7 +205,30 @@ def _address(bound: socket.socket) -> Address:
     return host, port
 
 
-def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
+def _pem(tls: Tls) -> tuple[bytes, bytes]:
+    """Key and chain of certificates, looked at now, so that a slip does not wait for the first request."""
+    certificate, key = tls
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        return Path(key).read_bytes(), Path(certificate).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{certificate}, {key}: no certificate and its key ({error}); give both as PEM, the key without a password"
+        ) from error
+
+
+def _grpc(intake: receive.Intake, address: Address, pem: tuple[bytes, bytes] | None) -> "GrpcServer":
+    try:
+        from mfu_sdk.provider.receive.grpc import GrpcServer
+    except ImportError as error:
+        raise MissingDependencyError(
+            "grpcio: OTLP over gRPC needs it; install it with: pip install 'mfu-sdk[provider]'"
+        ) from error
+    return GrpcServer(intake, address, pem)
+
+
+def _server(app: ASGIApp, tls: Tls | None, *, loopback_only: bool) -> uvicorn.Server:
+    certificate, key = (None, None) if tls is None else tls
     config = uvicorn.Config(
         _LoopbackNames(app) if loopback_only else app,
         log_config=None,
@@ -186,6 +238,8 @@ def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
         # Who a client is must not be read from a header that the client writes.
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=None if key is None else os.fspath(key),
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Quiet(config)
@@ -239,7 +293,9 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
+def _web_routes(
+    store: Store, intake: receive.Intake, credentials: Credentials, now_unix_ns: Callable[[], int]
+) -> list[Route]:
     def asked(request: Request) -> tuple[Report, str | None]:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
@@ -263,6 +319,10 @@ def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[]
         text = baseline.to_json(fingerprint or "", found)
         return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
 
+    def received(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        return JSONResponse(intake.counts(tenant), headers=_PAGE_HEADERS)
+
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
@@ -271,6 +331,7 @@ def _web_routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[]
         Route("/", _answering(page)),
         Route("/api/report", _answering(api)),
         Route("/api/baseline", _answering(baselines)),
+        Route("/api/received", _answering(received)),
         Route("/healthz", _answering(healthz)),
     ]
 

@@ -1,0 +1,76 @@
+"""Requests that wait together are stored together: one insert, one answer each, when it is on disk.
+
+Two threads take turns: while one has the engine write, the other has it read the next requests.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+from mfu_sdk.errors import StoreError
+from mfu_sdk.provider.arrivals import Arrival, Arrivals, Outcome
+
+MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
+"""Requests beyond this are turned away until others are stored: a client that keeps its spans is a better queue."""
+
+_GROUP_BYTES: Final = 16 * 1024 * 1024
+
+
+class Groups:
+    """A thread for each of `places`; `bounds` gives the earliest and the latest start of a span, now."""
+
+    def __init__(self, places: Sequence[Arrivals], bounds: Callable[[], tuple[int, int]]) -> None:
+        self._bounds = bounds
+        self._waiting: deque[tuple[Arrival, Future[Outcome]]] = deque()
+        self._waiting_bytes = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(place,), name=f"provider-store-{number}", daemon=True)
+            for number, place in enumerate(places)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, arrival: Arrival) -> Future[Outcome] | None:
+        """What will have become of `arrival`; None where too much waits already."""
+        found: Future[Outcome] = Future()
+        with self._changed:
+            if self._closing or self._waiting_bytes + len(arrival.body) > MAX_WAITING_BYTES:
+                return None
+            self._waiting.append((arrival, found))
+            self._waiting_bytes += len(arrival.body)
+            self._changed.notify()
+        return found
+
+    def close(self) -> None:
+        """Store what waits, and end; a second call does nothing."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, place: Arrivals) -> None:
+        while group := self._next():
+            oldest, newest = self._bounds()
+            outcomes: Sequence[Outcome]
+            try:
+                outcomes = place.add([arrival for arrival, _ in group], oldest, newest)
+            except Exception as error:  # noqa: BLE001  # whoever waits has to be answered, whatever went wrong
+                outcomes = [StoreError(f"a group was not stored ({error})")] * len(group)
+            for (_, found), outcome in zip(group, outcomes, strict=True):
+                found.set_result(outcome)
+
+    def _next(self) -> list[tuple[Arrival, Future[Outcome]]]:
+        group: list[tuple[Arrival, Future[Outcome]]] = []
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            size = 0
+            while self._waiting and (not group or size + len(self._waiting[0][0].body) <= _GROUP_BYTES):
+                group.append(self._waiting.popleft())
+                size += len(group[-1][0].body)
+            self._waiting_bytes -= size
+        return group
