@@ -45,7 +45,7 @@ from mfu_sdk.peak.device import processor_name
 from mfu_sdk.provider.store import Store
 from mfu_sdk.records import RunIdentity
 
-SPANS, ROUNDS, CONNECTIONS, RANKS = 60_000, 3, 8, 8
+SPANS, ROUNDS, CONNECTIONS, RANKS = 80_000, 3, 16, 8
 SIZES = (512, 5_000)
 STEP_NS = 2 * 10**6
 WANTED_PER_S = 40_000

@@ -111,6 +111,8 @@ class Arrivals:
         for statement in _text("tables", names).split(";\n"):
             if statement.strip():
                 self._engine.run(statement)
+        # Several places work at once, on as many cores as there are; threads within one are only switched between.
+        self._engine.run("SET max_threads = 1")
         self._into = f"INSERT INTO {names['wire']}"
         schema = " ".join(re.sub(r"//.*", "", (_SQL / "traces.proto").read_text("utf-8")).split())
         for name, value in (
@@ -120,10 +122,19 @@ class Arrivals:
         ):
             self._engine.run(f"SET {name} = '{value}'")
 
-    def add(self, arrivals: Sequence[Arrival], oldest_unix_ns: int, newest_unix_ns: int) -> list[Outcome]:
-        """Store the spans of `arrivals` that start between the two times. What is `Stored` is on disk."""
+    def add(
+        self,
+        arrivals: Sequence[Arrival],
+        oldest_unix_ns: int,
+        newest_unix_ns: int,
+        after_reading: Callable[[], None] = lambda: None,
+    ) -> list[Outcome]:
+        """Store the spans of `arrivals` that start between the two times. What is `Stored` is on disk.
+
+        `after_reading` is called, perhaps more than once, when they are read and about to be written.
+        """
         try:
-            outcomes = self._add(arrivals, oldest_unix_ns, newest_unix_ns)
+            outcomes = self._add(arrivals, oldest_unix_ns, newest_unix_ns, after_reading)
         except StoreError as error:
             outcomes = [error] * len(arrivals)
         if len(arrivals) > 1 and not all(isinstance(outcome, Stored) for outcome in outcomes):
@@ -134,7 +145,9 @@ class Arrivals:
             ]
         return outcomes
 
-    def _add(self, arrivals: Sequence[Arrival], oldest: int, newest: int) -> list[Outcome]:
+    def _add(
+        self, arrivals: Sequence[Arrival], oldest: int, newest: int, after_reading: Callable[[], None]
+    ) -> list[Outcome]:
         taken_apart = [arrival_rows(number, arrival) for number, arrival in enumerate(arrivals, 1)]
         if None in taken_apart and len(arrivals) > 1:
             return [None] * len(arrivals)
@@ -156,6 +169,7 @@ class Arrivals:
         for row in told.values():
             row["fits"] = row["fits"] and self._admits(row["tenant"], row["workloads"])
         kept = [row for row in told.values() if row["fits"] and row["kept"]]
+        after_reading()
         if kept:
             with self._store.writing():
                 self._engine.run(

@@ -1,10 +1,10 @@
 """Requests that the engine reads by itself: the rows that Python makes of them, or none, and one another's never."""
 
+import contextlib
 import itertools
-import os
-import struct
-import time
-from collections.abc import Callable, Iterator, Mapping
+
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -177,3 +177,124 @@ def test_same_rows_or_none(store: Store, arrivals: Arrivals, made: list[ExportTr
     """What the engine cannot say in a row it leaves alone; it says nothing wrong."""
     for each in made:
         same(store, arrivals, each.SerializeToString())
+
+
+# --- one group, many senders ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tenants() -> tuple[str, str]:
+    """Two tenants that no other test uses."""
+    return next(_tenants), next(_tenants)
+
+
+def test_a_group_is_told_apart(store: Store, add: Add, tenants: tuple[str, str]) -> None:
+    """Requests of one group keep their tenants, whatever they claim, and their own rejections."""
+    one, other = tenants
+    bad = request(lambda span: setattr(span, "trace_id", b""), spans=2)
+    bad.resource_spans[0].resource.attributes.add(key="mfu.tenant.id").value.string_value = one
+    bad.resource_spans.extend(request().resource_spans)
+    assert add((one, request(spans=3).SerializeToString()), (other, bad.SerializeToString()), (one, b"")) == [
+        Stored(3, {}),
+        Stored(1, {FLAWS[0]: 2}),
+        Stored(0, {}),
+    ]
+    assert [len(stored(store, tenant)) for tenant in tenants] == [3, 1]
+
+
+def _length_delimited(field: int, value: bytes) -> bytes:
+    return bytes([field << 3 | 2, len(value)]) + value
+
+
+GARBAGE = {
+    "noise": bytes(range(1, 200)),
+    "truncated": request().SerializeToString()[:-3],
+    "claims more than there is": b"\x0a\x7f" + request().SerializeToString()[2:20],
+    "claims beyond its scope": _length_delimited(1, _length_delimited(2, _length_delimited(2, b"\x0a\x70x"))),
+    "field zero": b"\x02\x00",
+    "a number that never ends": b"\x08" + b"\xff" * 20,
+    "text that is not UTF-8": request(lambda span: setattr(span, "name", "XYZ")).SerializeToString().replace(b"XYZ", b"\xff\xfe\xfd"),
+    "two resources": _length_delimited(1, _length_delimited(1, b"\x10\x01") * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_harms_nobody(store: Store, add: Add, tenants: tuple[str, str], body: bytes) -> None:
+    """A request that is none stores nothing and leaves the others of its group as they are."""
+    one, other = tenants
+    outcomes = add((one, request().SerializeToString()), (other, body), (one, request().SerializeToString()))
+    assert [outcomes[0], outcomes[2]] == [Stored(1, {}), Stored(1, {})]
+    assert outcomes[1] in (None, Stored(0, {}))
+    assert [len(stored(store, tenant)) for tenant in tenants] == [2, 0]
+
+
+def test_any_bytes(store: Store, arrivals: Arrivals) -> None:
+    """Whatever bytes come, the engine stores the spans that the protobuf library reads, or none."""
+    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @given(st.data())
+    def change(data: st.DataObject) -> None:
+        body = bytearray(request(spans=2).SerializeToString())
+        for _ in range(data.draw(st.integers(1, 3))):
+            body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+        tenant = next(_tenants)
+        [outcome] = arrivals.add([Arrival(tenant, bytes(body))], OLDEST, NEWEST)
+        if isinstance(outcome, Stored) and outcome.spans:
+            # The engine is laxer with what no encoder writes, such as a field of number 0.
+            with contextlib.suppress(UndecodableError):
+                assert outcome.spans == len(decode_traces(bytes(body), "protobuf", tenant, NOW, LIMITS).rows)
+            assert len(stored(store, tenant)) == outcome.spans
+        else:
+            assert stored(store, tenant) == []
+
+    change()
+
+
+def test_same_span_once(store: Store, add: Add, tenants: tuple[str, str]) -> None:
+    """A span that comes twice, in one group or in two, is stored once; another tenant's of the same ids is another."""
+    one, other = tenants
+    body = request(spans=2).SerializeToString()
+    assert add((one, body), (one, body), (other, body)) == [Stored(2, {})] * 3
+    assert add((one, body)) == [Stored(2, {})]
+    assert [len(stored(store, tenant)) for tenant in tenants] == [2, 2]
+    # Twice in one request: the engine leaves it to Python, which keeps one.
+    assert add((one, body + body)) == [None]
+
+
+def test_counted_once(store: Store, add: Add, tenants: tuple[str, str]) -> None:
+    """The roll-up holds what the spans hold, retries or not."""
+    body = request(lambda span: setattr(span.attributes.add(key="mfu.model.flop").value, "double_value", 2.0), 3)
+    for _ in range(2):
+        add((tenants[0], body.SerializeToString()))
+    [row] = store.query(
+        "SELECT sum(spans) AS spans FROM otel.mfu_rollup_5m WHERE tenant = {tenant:String}", tenant=tenants[0]
+    )
+    assert row == {"spans": 3}
+
+
+def test_workloads_are_asked_for(store: Store, tenants: tuple[str, str]) -> None:
+    """A request with a workload that its tenant may not have is left to Python, the others of its group are not."""
+    asked: list[tuple[str, Sequence[str]]] = []
+
+    def admits(tenant: str, names: Sequence[str]) -> bool:
+        asked.append((tenant, sorted(names)))
+        return "beyond" not in names
+
+    place = Arrivals(store, 1, LIMITS.attributes, admits)
+    bodies = []
+    for name in ("within", "beyond"):
+        made = request()
+        made.resource_spans[0].resource.attributes.add(key="mfu.workload.name").value.string_value = name
+        bodies.append(made.SerializeToString())
+    outcomes = place.add([Arrival(tenants[0], body) for body in bodies], OLDEST, NEWEST)
+    assert outcomes == [Stored(1, {}), None]
+    assert asked[:2] == [(tenants[0], ["within"]), (tenants[0], ["beyond"])]
+    assert len(stored(store, tenants[0])) == 1
+
+
+@settings(max_examples=300)
+@given(st.floats())
+def test_double_text(number: float) -> None:
+    """A double's text reads back as that double, in at most 24 characters."""
+    text = double_text(number)
+    assert repr(float(text)) == repr(number)
+    assert len(text) <= 24

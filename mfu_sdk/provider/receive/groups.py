@@ -1,12 +1,13 @@
 """Requests that wait together are stored together: one insert, one answer each, when it is on disk.
 
-Two threads take turns: while one has the engine write, the other has it read the next requests.
+Two threads take turns: while one has the engine write, the other has it read the next requests, all that wait.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Final
 
 from mfu_sdk.errors import StoreError
@@ -26,6 +27,7 @@ class Groups:
         self._waiting: deque[tuple[Arrival, Future[Outcome]]] = deque()
         self._waiting_bytes = 0
         self._changed = threading.Condition()
+        self._turn = threading.Lock()
         self._closing = False
         self._threads = [
             threading.Thread(target=self._work, args=(place,), name=f"provider-store-{number}", daemon=True)
@@ -54,13 +56,19 @@ class Groups:
             thread.join()
 
     def _work(self, place: Arrivals) -> None:
-        while group := self._next():
-            oldest, newest = self._bounds()
-            outcomes: Sequence[Outcome]
-            try:
-                outcomes = place.add([arrival for arrival, _ in group], oldest, newest)
-            except Exception as error:  # noqa: BLE001  # whoever waits has to be answered, whatever went wrong
-                outcomes = [StoreError(f"a group was not stored ({error})")] * len(group)
+        while True:
+            with ExitStack() as turn:
+                # One at a time: whoever waits for it finds all that came meanwhile, and a group has a price of its own.
+                turn.enter_context(self._turn)
+                group = self._next()
+                if not group:
+                    return
+                oldest, newest = self._bounds()
+                outcomes: Sequence[Outcome]
+                try:
+                    outcomes = place.add([arrival for arrival, _ in group], oldest, newest, turn.close)
+                except Exception as error:  # noqa: BLE001  # whoever waits has to be answered, whatever went wrong
+                    outcomes = [StoreError(f"a group was not stored ({error})")] * len(group)
             for (_, found), outcome in zip(group, outcomes, strict=True):
                 found.set_result(outcome)
 
