@@ -98,7 +98,7 @@ class Arrivals:
         store: Store,
         slot: int,
         limits: AttributeLimits,
-        admits: Callable[[str, Sequence[str]], bool] = lambda tenant, names: True,
+        admits: Callable[[str, Sequence[str]], bool] | None = None,
     ) -> None:
         self._store = store
         self._admits = admits
@@ -167,7 +167,8 @@ class Arrivals:
         if told and sum(row["kept"] for row in told.values()) != next(iter(told.values()))["distinct_spans"]:
             return [None] * len(arrivals)
         for row in told.values():
-            row["fits"] = row["fits"] and self._admits(row["tenant"], row["workloads"])
+            if self._admits is not None:
+                row["fits"] = row["fits"] and self._admits(row["tenant"], row["workloads"])
         kept = [row for row in told.values() if row["fits"] and row["kept"]]
         after_reading()
         if kept:

@@ -28,6 +28,7 @@ from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUse
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, receive, report
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.store import Store
 
@@ -78,7 +79,7 @@ class Server:
         grpc: Address | None = None,
         tokens: str | os.PathLike[str] | None = None,
         tls: Tls | None = None,
-        limits: receive.Limits = receive.Limits(),
+        limits: Limits | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,7 +95,7 @@ class Server:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
             self._store = undo.enter_context(Store(data_dir))
-            self._intake = receive.Intake(self._store, credentials, limits, now_unix_ns, clock)
+            self._intake = receive.Intake(self._store, credentials, limits or Limits(), now_unix_ns, clock)
             undo.callback(self._intake.close)
             self._grpc = None if grpc is None else _grpc(self._intake, grpc, pem)
             undo.pop_all()
@@ -175,7 +176,7 @@ def serve(
     grpc: Address | None = None,
     tokens: str | os.PathLike[str] | None = None,
     tls: Tls | None = None,
-    limits: receive.Limits = receive.Limits(),
+    limits: Limits | None = None,
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from mfu_sdk.errors import StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider.arrivals import Arrival, Arrivals, Stored
+from mfu_sdk.provider.arrivals import Arrival, Arrivals
 from mfu_sdk.provider.credentials import Credentials
 from mfu_sdk.provider.receive.groups import Groups
 from mfu_sdk.provider.receive.limits import Limits, Rate, Workloads
@@ -46,7 +46,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What was made of a request: items that are on disk, those rejected and what was changed in the rest, by reason."""
+    """What was made of a request: items that are on disk, those rejected and what was changed in the rest."""
 
     stored: int
     rejected: Mapping[str, int]
@@ -166,8 +166,9 @@ class Intake:
         return await run_in_threadpool(self._decoded, tenant, body, encoding)
 
     def _decoded(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:
+        now = self._now_unix_ns()
         decoded = decode_traces(
-            body, encoding, tenant, self._now_unix_ns(), self.limits, lambda names: self._workloads.admit(tenant, names)
+            body, encoding, tenant, now, self.limits, lambda names: self._workloads.admit(tenant, names)
         )
         self._store.insert_spans(tenant, decoded.rows)
         return Taken(len(decoded.rows), decoded.rejections, decoded.notes)

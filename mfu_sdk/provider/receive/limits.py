@@ -65,6 +65,7 @@ class Workloads:
         self._clock = clock
         self._lock = threading.Lock()
         self._seen: dict[str, dict[str, float]] = {}
+        self._full: dict[str, float] = {}
         for tenant, name in known:
             self.admit(tenant, [name])
 
@@ -77,8 +78,10 @@ class Workloads:
             for name in names:
                 if name in ("", OTHER):
                     continue
-                if name not in seen and len(seen) >= self._limit:
+                if name not in seen and len(seen) >= self._limit and now >= self._full.get(tenant, now):
                     self._seen[tenant] = seen = {n: at for n, at in seen.items() if now - at < _FORGOTTEN_S}
+                    # Not for each name of a million: what is old is looked for once an hour.
+                    self._full[tenant] = now + 3600.0
                 if name in seen or len(seen) < self._limit:
                     seen[name] = now
                 else:

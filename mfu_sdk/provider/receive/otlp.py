@@ -76,7 +76,7 @@ def decode_traces(
     tenant: str,
     now_unix_ns: int,
     limits: Limits = _NO_LIMITS,
-    beyond: Callable[[Iterable[str]], frozenset[str]] = lambda names: frozenset(),
+    beyond: Callable[[Iterable[str]], frozenset[str]] | None = None,
 ) -> Decoded[SpanRow]:
     """The spans of an ExportTraceServiceRequest, each stamped with `tenant`. Raises `UndecodableError`.
 
@@ -87,7 +87,8 @@ def decode_traces(
     rejections: Counter[str] = Counter()
     cut = Cut(limits.attributes)
     resources = [_resource(group.resource.attributes, tenant, cut) for group in request.resource_spans]
-    renamed = beyond({name for resource in resources if (name := resource.get(semconv.WORKLOAD_NAME))})
+    workloads = {name for resource in resources if (name := resource.get(semconv.WORKLOAD_NAME))}
+    renamed = frozenset[str]() if beyond is None else beyond(workloads)
     for group, resource in zip(request.resource_spans, resources, strict=True):
         before = len(rows)
         if resource.get(semconv.WORKLOAD_NAME) in renamed:
