@@ -58,6 +58,15 @@ FLAWS: Final = (
 """Why a span is rejected, by the number that the engine gives it, counted from 1."""
 
 
+MAX_MEMORY_BYTES: Final = 2**30
+"""What the engine may take to read a group. Two bytes can be a span of nothing: what 20 MiB of these would take is not
+there to be had."""
+
+
+class TooMuchError(StoreError):
+    """A request of so many parts that reading it would take more memory than one may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A request as it came: the tenant of its credential and an ExportTraceServiceRequest in protobuf."""
@@ -113,6 +122,7 @@ class Arrivals:
                 self._engine.run(statement)
         # Several places work at once, on as many cores as there are; threads within one are only switched between.
         self._engine.run("SET max_threads = 1")
+        self._engine.run(f"SET max_memory_usage = {MAX_MEMORY_BYTES}")
         self._into = f"INSERT INTO {names['wire']}"
         schema = " ".join(re.sub(r"//.*", "", (_SQL / "traces.proto").read_text("utf-8")).split())
         for name, value in (
@@ -157,7 +167,9 @@ class Arrivals:
         self._engine.run(f"TRUNCATE TABLE {self._spans}")
         try:
             self._engine.insert(self._into, "Protobuf", data)
-        except StoreError:
+        except StoreError as error:
+            if "MEMORY_LIMIT_EXCEEDED" in str(error.__cause__):
+                raise TooMuchError(f"takes more than {MAX_MEMORY_BYTES} bytes to read; send smaller batches") from error
             return [None] * len(arrivals)
         bounds = {"oldest": max(oldest, 0), "newest": newest}
         told = {row["number"] - 1: row for row in self._engine.run(self._told, **bounds)}

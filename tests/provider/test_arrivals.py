@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from mfu_sdk.provider.arrivals import FLAWS, Arrival, Arrivals, AttributeLimits, Outcome, Stored
+from mfu_sdk.provider.arrivals import FLAWS, Arrival, Arrivals, AttributeLimits, Outcome, Stored, TooMuchError
 from mfu_sdk.provider.receive.limits import Limits
 from mfu_sdk.provider.receive.otlp import UndecodableError, decode_traces, double_text, time_bounds
 from mfu_sdk.provider.store import Store
@@ -257,6 +257,27 @@ def test_any_bytes(store: Store, arrivals: Arrivals) -> None:
             assert stored(store, tenant) == []
 
     change()
+
+
+def test_parts_of_nothing(store: Store, add: Add, tenants: tuple[str, str]) -> None:
+    """A request of millions of empty spans is refused before it takes the machine's memory; its neighbour is stored."""
+    spans = b"\x12\x00" * 6_000_000
+    made = ExportTraceServiceRequest()
+    made.resource_spans.add().scope_spans.add().MergeFromString(spans[:20])
+    assert len(made.resource_spans[0].scope_spans[0].spans) == 10
+    scope = b"\x12" + _length(len(spans)) + spans
+    bomb = b"\x0a" + _length(len(scope)) + scope
+    outcomes = add((tenants[0], request().SerializeToString()), (tenants[1], bomb))
+    assert outcomes[0] == Stored(1, {})
+    assert isinstance(outcomes[1], TooMuchError)
+
+
+def _length(value: int) -> bytes:
+    found = []
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
 
 
 def test_same_span_once(store: Store, add: Add, tenants: tuple[str, str]) -> None:

@@ -90,7 +90,8 @@ class Provider:
     def stored(self, service: str) -> list[dict[str, Any]]:
         return self.server._store.query(
             "SELECT mfu_tenant_id AS tenant, mfu_workload_name AS workload, SpanName AS name,"
-            " SpanAttributes AS attributes FROM otel.otel_traces WHERE ServiceName = {service:String} ORDER BY Timestamp, SpanId",
+            " SpanAttributes AS attributes"
+            " FROM otel.otel_traces WHERE ServiceName = {service:String} ORDER BY Timestamp, SpanId",
             service=service,
         )
 

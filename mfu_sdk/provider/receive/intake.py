@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from mfu_sdk.errors import StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider.arrivals import Arrival, Arrivals
+from mfu_sdk.provider.arrivals import Arrival, Arrivals, TooMuchError
 from mfu_sdk.provider.credentials import Credentials
 from mfu_sdk.provider.receive.groups import Groups
 from mfu_sdk.provider.receive.limits import Limits, Rate, Workloads
@@ -141,6 +141,9 @@ class Intake:
         except UndecodableError as error:
             self._rate.spend(tenant, 1)
             raise self.refused(tenant, RefusedError("unreadable", str(error))) from error
+        except TooMuchError as error:
+            self._rate.spend(tenant, 1)
+            raise self.refused(tenant, RefusedError("too large", str(error))) from error
         except StoreError as error:
             log.error("mfu_sdk: a request was not stored: %s", error)
             reason = "the store took nothing; send it again"
@@ -186,7 +189,7 @@ class Intake:
 
 
 def unpacked(packed: bytes, coding: str, limit: int) -> bytes:
-    """A body as it was before it was packed. Never more than `limit` is unpacked, whatever a few bytes claim to hold."""
+    """A body as it was before it was packed; little more than `limit` is unpacked, whatever a few bytes hold."""
     try:
         body = _gunzipped(packed, limit) if coding == "gzip" else _decompressed(packed, limit)
     except (zlib.error, zstandard.ZstdError) as error:
