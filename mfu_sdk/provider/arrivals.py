@@ -11,12 +11,12 @@ otherwise than a protobuf library would; it is the sender's own span that is odd
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final
 
 from mfu_sdk.errors import StoreError
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import Row, Store
 
 _SQL: Final = resources.files("mfu_sdk.provider") / "sql" / "arrivals"
 
@@ -49,6 +49,9 @@ _SPAN: Final = (
     ("code", "status.code", "Int32"),
 )
 
+IMPLAUSIBLE: Final = "spans that claim more FLOPs than were available"
+"""What is noted of a span whose MFU is above 1; it is stored as it was claimed."""
+
 FLAWS: Final = (
     "a span without a trace id of 16 bytes",
     "a span without a span id of 8 bytes",
@@ -77,10 +80,11 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A request whose spans are on disk: how many were good, and how many were rejected, by reason."""
+    """A request whose spans are on disk: how many were good; how many were rejected, and what is odd, by reason."""
 
     spans: int
     rejected: Mapping[str, int]
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +112,11 @@ class Arrivals:
         slot: int,
         limits: AttributeLimits,
         admits: Callable[[str, Sequence[str]], bool] | None = None,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
         self._store = store
         self._admits = admits
+        self._max_memory_bytes = max_memory_bytes
         self._engine = store.open_session()
         names = {"wire": f"arrivals.wire_{slot}", "spans": f"arrivals.spans_{slot}", "view": f"arrivals.view_{slot}"}
         names |= _columns() | {"safe": _SAFE}
@@ -122,7 +128,7 @@ class Arrivals:
                 self._engine.run(statement)
         # Several places work at once, on as many cores as there are; threads within one are only switched between.
         self._engine.run("SET max_threads = 1")
-        self._engine.run(f"SET max_memory_usage = {MAX_MEMORY_BYTES}")
+        self._engine.run(f"SET max_memory_usage = {max_memory_bytes}")
         self._into = f"INSERT INTO {names['wire']}"
         schema = " ".join(re.sub(r"//.*", "", (_SQL / "traces.proto").read_text("utf-8")).split())
         for name, value in (
@@ -143,6 +149,7 @@ class Arrivals:
 
         `after_reading` is called, perhaps more than once, when they are read and about to be written.
         """
+        outcomes: list[Outcome]
         try:
             outcomes = self._add(arrivals, oldest_unix_ns, newest_unix_ns, after_reading)
         except StoreError as error:
@@ -169,7 +176,9 @@ class Arrivals:
             self._engine.insert(self._into, "Protobuf", data)
         except StoreError as error:
             if "MEMORY_LIMIT_EXCEEDED" in str(error.__cause__):
-                raise TooMuchError(f"takes more than {MAX_MEMORY_BYTES} bytes to read; send smaller batches") from error
+                raise TooMuchError(
+                    f"takes more than {self._max_memory_bytes} bytes to read; send smaller batches"
+                ) from error
             return [None] * len(arrivals)
         bounds = {"oldest": max(oldest, 0), "newest": newest}
         told = {row["number"] - 1: row for row in self._engine.run(self._told, **bounds)}
@@ -192,14 +201,16 @@ class Arrivals:
                     last=max(row["last"] for row in kept),
                     **bounds,
                 )
-        nothing = {"kept": 0, "flaws": (), "fits": True}
-        rows = [told.get(index, nothing) for index in range(len(arrivals))]
-        return [
-            Stored(row["kept"], {flaw: n for flaw, n in zip(FLAWS, row["flaws"], strict=False) if n})
-            if row["fits"]
-            else None
-            for row in rows
-        ]
+        return [_outcome(told.get(index)) for index in range(len(arrivals))]
+
+
+def _outcome(row: Row | None) -> Outcome:
+    if row is None:
+        return Stored(0, {})
+    if not row["fits"]:
+        return None
+    rejected = {flaw: n for flaw, n in zip(FLAWS, row["flaws"], strict=True) if n}
+    return Stored(row["kept"], rejected, {IMPLAUSIBLE: row["implausible"]} if row["implausible"] else {})
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------------

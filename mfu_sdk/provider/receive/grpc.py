@@ -104,6 +104,7 @@ class GrpcServer:
                     status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=refused.retry_s)))
                     context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
                 context.abort(code, str(refused))
+                raise
             return found
 
         return export

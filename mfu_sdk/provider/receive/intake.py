@@ -40,7 +40,7 @@ class RefusedError(Exception):
 
     def __init__(self, kind: Refusal, reason: str, retry_s: int | None = None) -> None:
         super().__init__(reason)
-        self.kind = kind
+        self.kind: Refusal = kind
         self.retry_s = retry_s
 
 
@@ -165,7 +165,7 @@ class Intake:
             if isinstance(outcome, StoreError):
                 raise outcome
             if outcome is not None:
-                return Taken(outcome.spans, outcome.rejected, {})
+                return Taken(outcome.spans, outcome.rejected, outcome.notes)
         return await run_in_threadpool(self._decoded, tenant, body, encoding)
 
     def _decoded(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:

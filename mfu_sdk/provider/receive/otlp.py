@@ -24,7 +24,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, HistogramDataPo
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mfu_sdk import semconv
-from mfu_sdk.provider.arrivals import FLAWS
+from mfu_sdk.provider.arrivals import FLAWS, IMPLAUSIBLE
 from mfu_sdk.provider.receive.limits import OTHER, Cut, Limits
 from mfu_sdk.provider.store import PointRow, SpanEvent, SpanLink, SpanRow, timestamp
 
@@ -86,10 +86,11 @@ def decode_traces(
     rows: list[SpanRow] = []
     rejections: Counter[str] = Counter()
     cut = Cut(limits.attributes)
-    resources = [_resource(group.resource.attributes, tenant, cut) for group in request.resource_spans]
+    groups = [group for group in request.resource_spans if any(scoped.spans for scoped in group.scope_spans)]
+    resources = [_resource(group.resource.attributes, tenant, cut) for group in groups]
     workloads = {name for resource in resources if (name := resource.get(semconv.WORKLOAD_NAME))}
     renamed = frozenset[str]() if beyond is None else beyond(workloads)
-    for group, resource in zip(request.resource_spans, resources, strict=True):
+    for group, resource in zip(groups, resources, strict=True):
         before = len(rows)
         if resource.get(semconv.WORKLOAD_NAME) in renamed:
             resource[semconv.WORKLOAD_NAME] = OTHER
@@ -100,9 +101,10 @@ def decode_traces(
                     rejections[reason] += 1
                 else:
                     rows.append(_span_row(span, resource, scoped.scope, cut))
+                    cut.counts[IMPLAUSIBLE] += _implausible(rows[-1].attributes)
         if resource.get(semconv.WORKLOAD_NAME) == OTHER and len(rows) > before:
             cut.counts["spans kept under workload other"] += len(rows) - before
-    return Decoded(tuple(rows), rejections, cut.counts)
+    return Decoded(tuple(rows), rejections, +cut.counts)
 
 
 def decode_metrics(
@@ -195,6 +197,21 @@ def _wrong_span(span: Span, now_unix_ns: int) -> str:
     if not _in_time(span.start_time_unix_nano, now_unix_ns):
         return out_of_time
     return ""
+
+
+def _implausible(attributes: Mapping[str, str]) -> bool:
+    return _number_of(attributes, semconv.MODEL_FLOP) > _number_of(attributes, semconv.AVAILABLE_FLOP)
+
+
+def _number_of(attributes: Mapping[str, str], name: str) -> float:
+    text = attributes.get(name, "")
+    # What the engine reads as a number too: it knows no digits of other scripts, and neither blanks nor underscores.
+    if not text.isascii() or "_" in text or text != text.strip():
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _in_time(unix_ns: int, now_unix_ns: int) -> bool:

@@ -7,6 +7,8 @@ SELECT
     min(fits) AS fits,
     [countIf(why = 1), countIf(why = 2), countIf(why = 3), countIf(why = 4)] AS flaws,
     countIf(why = 0) AS kept,
+    countIf(why = 0 AND (toFloat64OrNull(SpanAttributes['mfu.model.flop'])
+        > toFloat64OrNull(SpanAttributes['mfu.available.flop']))) AS implausible,
     groupUniqArray(ResourceAttributes['mfu.workload.name']) AS workloads,
     minIf(start_unix_ns, why = 0) AS first,
     maxIf(start_unix_ns, why = 0) AS last,
