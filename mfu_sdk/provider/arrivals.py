@@ -1,9 +1,9 @@
 """Requests' bytes to stored spans, all of it in the engine: Python touches no span.
 
-The engine reads a group of requests as one protobuf message, made of their bytes, into a table in memory; is asked what
-came; and moves what is good and new into `otel_traces`, where the roll-ups take it up. Its rows are those that
-`receive.otlp` makes. What it cannot say in a row (events, links, values inside of values, texts that are not UTF-8,
-more than the limits allow, bytes that are no request) it does not store: the caller decodes that request itself.
+The engine reads a group of requests, as messages of protobuf that are made of their bytes, into a table in memory; it
+is asked what came; and it moves what is good and new into `otel_traces`, where the roll-ups take it up. Its rows are
+those that `receive.otlp` makes. What it cannot say in a row (events, links, values inside of values, texts that are not
+UTF-8, more than the limits allow, bytes that are no request) it does not store: the caller decodes that request itself.
 
 It reads what an encoder of protobuf writes. A singular field that comes twice, which none writes, may be read
 otherwise than a protobuf library would; it is the sender's own span that is odd then.
@@ -59,7 +59,6 @@ FLAWS: Final = (
     "a span that starts more than 366 days ago or a day ahead",
 )
 """Why a span is rejected, by the number that the engine gives it, counted from 1."""
-
 
 MAX_MEMORY_BYTES: Final = 2**30
 """What the engine may take to read a group. Two bytes can be a span of nothing: what 20 MiB of these would take is not
@@ -149,59 +148,58 @@ class Arrivals:
 
         `after_reading` is called, perhaps more than once, when they are read and about to be written.
         """
-        outcomes: list[Outcome]
         try:
-            outcomes = self._add(arrivals, oldest_unix_ns, newest_unix_ns, after_reading)
-        except StoreError as error:
-            outcomes = [error] * len(arrivals)
-        if len(arrivals) > 1 and not all(isinstance(outcome, Stored) for outcome in outcomes):
-            # One bad request must not cost the others of its group anything: those that failed are tried alone.
-            return [
-                outcome if isinstance(outcome, Stored) else self.add([arrival], oldest_unix_ns, newest_unix_ns)[0]
-                for arrival, outcome in zip(arrivals, outcomes, strict=True)
-            ]
-        return outcomes
+            return self._add(arrivals, oldest_unix_ns, newest_unix_ns, after_reading)
+        except _ReadingError as error:
+            if len(arrivals) == 1:
+                return [error.outcome]
+        # One bad request must not cost the others of its group anything: each is read alone.
+        return [self.add([arrival], oldest_unix_ns, newest_unix_ns)[0] for arrival in arrivals]
 
     def _add(
         self, arrivals: Sequence[Arrival], oldest: int, newest: int, after_reading: Callable[[], None]
     ) -> list[Outcome]:
         taken_apart = [arrival_rows(number, arrival) for number, arrival in enumerate(arrivals, 1)]
-        if None in taken_apart and len(arrivals) > 1:
-            return [None] * len(arrivals)
+        if None in taken_apart:
+            raise _ReadingError(None)
         data = b"".join(found for found in taken_apart if found)
         if not data:
-            return [Stored(0, {}) if found is not None else None for found in taken_apart]
+            return [Stored(0, {})] * len(arrivals)
         self._engine.run(f"TRUNCATE TABLE {self._spans}")
         try:
             self._engine.insert(self._into, "Protobuf", data)
         except StoreError as error:
-            if "MEMORY_LIMIT_EXCEEDED" in str(error.__cause__):
-                raise TooMuchError(
-                    f"takes more than {self._max_memory_bytes} bytes to read; send smaller batches"
-                ) from error
-            return [None] * len(arrivals)
+            too_much = TooMuchError(f"takes more than {self._max_memory_bytes} bytes to read; send smaller batches")
+            raise _ReadingError(too_much if "MEMORY_LIMIT_EXCEEDED" in str(error.__cause__) else None) from error
         bounds = {"oldest": max(oldest, 0), "newest": newest}
         told = {row["number"] - 1: row for row in self._engine.run(self._told, **bounds)}
         for index, row in told.items():
             if row["tenant"] != arrivals[index].tenant:
-                raise StoreError(f"request {index} of a group was read as {row['tenant']!r}'s; send it again")
+                raise _ReadingError(StoreError(f"request {index} of a group was read as {row['tenant']!r}'s"))
         if told and sum(row["kept"] for row in told.values()) != next(iter(told.values()))["distinct_spans"]:
-            return [None] * len(arrivals)
+            raise _ReadingError(None)
         for row in told.values():
             if self._admits is not None:
                 row["fits"] = row["fits"] and self._admits(row["tenant"], row["workloads"])
         kept = [row for row in told.values() if row["fits"] and row["kept"]]
         after_reading()
         if kept:
-            with self._store.writing():
-                self._engine.run(
-                    self._move,
-                    numbers=[row["number"] for row in kept],
-                    first=min(row["first"] for row in kept),
-                    last=max(row["last"] for row in kept),
-                    **bounds,
-                )
+            numbers = [row["number"] for row in kept]
+            first, last = min(row["first"] for row in kept), max(row["last"] for row in kept)
+            try:
+                with self._store.writing():
+                    self._engine.run(self._move, numbers=numbers, first=first, last=last, **bounds)
+            except StoreError as error:
+                return [error] * len(arrivals)
         return [_outcome(told.get(index)) for index in range(len(arrivals))]
+
+
+class _ReadingError(Exception):
+    """A group that cannot be read as one, and what becomes of it where it is one request only."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
 
 
 def _outcome(row: Row | None) -> Outcome:

@@ -171,7 +171,7 @@ SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.d
 PHASES = [Phase.explicit, Phase.generate]
 
 
-@settings(suppress_health_check=SLOW, max_examples=10, deadline=None, phases=PHASES)
+@settings(suppress_health_check=SLOW, max_examples=6, deadline=None, phases=PHASES)
 @given(requests(odd=False))
 def test_same_rows(store: Store, arrivals: Arrivals, made: ExportTraceServiceRequest) -> None:
     """Whatever a plain request holds, the engine reads it, and stores what Python would have stored."""
@@ -237,7 +237,7 @@ def test_garbage_harms_nobody(store: Store, add: Add, tenants: tuple[str, str], 
 def test_any_bytes(store: Store, arrivals: Arrivals) -> None:
     """Whatever bytes come, the engine stores the spans that the protobuf library reads, or none."""
 
-    @settings(max_examples=15, deadline=None, phases=PHASES)
+    @settings(max_examples=8, deadline=None, phases=PHASES)
     @given(st.data())
     def change(data: st.DataObject) -> None:
         body = bytearray(request(spans=2).SerializeToString())
@@ -333,7 +333,7 @@ def test_workloads_are_asked_for(store: Store, tenants: tuple[str, str]) -> None
         bodies.append(made.SerializeToString())
     outcomes = place.add([Arrival(tenants[0], body) for body in bodies], OLDEST, NEWEST)
     assert outcomes == [Stored(1, {}), None]
-    assert asked[:2] == [(tenants[0], ["within"]), (tenants[0], ["beyond"])]
+    assert asked == [(tenants[0], ["within"]), (tenants[0], ["beyond"])]
     assert len(stored(store, tenants[0])) == 1
 
 
