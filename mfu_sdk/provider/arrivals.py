@@ -146,7 +146,7 @@ class Arrivals:
     ) -> list[Outcome]:
         """Store the spans of `arrivals` that start between the two times. What is `Stored` is on disk.
 
-        `after_reading` is called, perhaps more than once, when they are read and about to be written.
+        `after_reading` is called when they are read and about to be written.
         """
         try:
             return self._add(arrivals, oldest_unix_ns, newest_unix_ns, after_reading)

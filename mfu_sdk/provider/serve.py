@@ -132,6 +132,8 @@ class Server:
         """Give up sockets and store, for a server that never served; a second call does nothing."""
         for bound in self._sockets:
             bound.close()
+        if self._grpc is not None:
+            self._grpc.stop(0.0)
         self._intake.close()
         self._store.close()
 
@@ -159,7 +161,7 @@ class Server:
             finally:
                 self._ask_to_exit()
                 if self._grpc is not None:
-                    await asyncio.to_thread(self._grpc.stop(_GRACE_S).wait)
+                    await asyncio.to_thread(self._grpc.stop, _GRACE_S)
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ask_to_exit(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 import zstandard
+from click.testing import CliRunner
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetrics
@@ -34,9 +35,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 
 from mfu_sdk import semconv
-from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.cli import main
+from mfu_sdk.errors import ConfigurationError, PortInUseError
 from mfu_sdk.provider.arrivals import AttributeLimits
 from mfu_sdk.provider.receive import Limits
+from mfu_sdk.provider.receive.grpc import GrpcServer
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.testing import FakeClock
 
@@ -288,8 +291,7 @@ def test_zstd(provider: Provider, request_of: Requests, service: str) -> None:
 
 def test_rate(provider: Provider, request_of: Requests, service: str) -> None:
     """Beyond ten seconds' worth a tenant is told to wait, for how long, over both protocols; others are not."""
-    provider.export(request_of(1_200).SerializeToString()[:0] + request_of(300).SerializeToString(), "i")
-    for _ in range(3):
+    for _ in range(4):
         provider.export(request_of(300).SerializeToString(), "i")
     with pytest.raises(grpc.RpcError) as caught:
         provider.export(request_of().SerializeToString(), "i")
@@ -410,3 +412,12 @@ def test_grpc_address(tmp_path: Path, provider: Provider) -> None:
     with pytest.raises(ConfigurationError, match="without a tokens file only loopback is served"):
         Server(tmp_path / "data", grpc=("0.0.0.0", 4317))
     assert provider.server.grpc_address is not None
+    with pytest.raises(PortInUseError, match="is taken by another program"):
+        GrpcServer(provider.server._intake, provider.server.grpc_address, None)
+
+
+def test_certificate_without_its_key(tmp_path: Path) -> None:
+    """A certificate is given with its key, or the command line says so."""
+    found = CliRunner().invoke(main, ["serve", "--data", str(tmp_path), "--tls-cert", "fleet.pem"])
+    assert found.exit_code == 2
+    assert "--tls-cert and --tls-key belong together" in found.output

@@ -1,13 +1,14 @@
 """Requests that wait together are stored together: one insert, one answer each, when it is on disk.
 
-Two threads take turns: while one has the engine write, the other has it read the next requests, all that wait.
+Two threads take turns: while one has the engine write, the other has it read the next requests, if there is enough of
+them to be worth a group of their own, which has a price whatever it holds. Otherwise they wait and grow.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from mfu_sdk.errors import StoreError
@@ -17,6 +18,7 @@ MAX_WAITING_BYTES: Final = 128 * 1024 * 1024
 """Requests beyond this are turned away until others are stored: a client that keeps its spans is a better queue."""
 
 _GROUP_BYTES: Final = 16 * 1024 * 1024
+_WORTH_BYTES: Final = 4 * 1024 * 1024
 
 
 class Groups:
@@ -28,6 +30,7 @@ class Groups:
         self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._turn = threading.Lock()
+        self._writing = 0
         self._closing = False
         self._threads = [
             threading.Thread(target=self._work, args=(place,), name=f"provider-store-{number}", daemon=True)
@@ -58,27 +61,54 @@ class Groups:
     def _work(self, place: Arrivals) -> None:
         while True:
             with ExitStack() as turn:
-                # One at a time: whoever waits for it finds all that came meanwhile, and a group has a price of its own.
                 turn.enter_context(self._turn)
                 group = self._next()
                 if not group:
                     return
                 oldest, newest = self._bounds()
                 outcomes: Sequence[Outcome]
+                writing = ExitStack()
+
+                def reading_is_done(turn: ExitStack = turn, writing: ExitStack = writing) -> None:
+                    writing.enter_context(self._writes())
+                    turn.close()
+
                 try:
-                    outcomes = place.add([arrival for arrival, _ in group], oldest, newest, turn.close)
+                    with writing:
+                        outcomes = place.add([arrival for arrival, _ in group], oldest, newest, reading_is_done)
                 except Exception as error:  # noqa: BLE001  # whoever waits has to be answered, whatever went wrong
                     outcomes = [StoreError(f"a group was not stored ({error})")] * len(group)
             for (_, found), outcome in zip(group, outcomes, strict=True):
                 found.set_result(outcome)
 
+    @contextmanager
+    def _writes(self) -> Iterator[None]:
+        with self._changed:
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
+
     def _next(self) -> list[tuple[Arrival, Future[Outcome]]]:
         group: list[tuple[Arrival, Future[Outcome]]] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            size = 0
-            while self._waiting and (not group or size + len(self._waiting[0][0].body) <= _GROUP_BYTES):
-                group.append(self._waiting.popleft())
-                size += len(group[-1][0].body)
-            self._waiting_bytes -= size
+            while not group:
+                self._changed.wait_for(
+                    lambda: (
+                        self._closing or (self._waiting and (not self._writing or self._waiting_bytes >= _WORTH_BYTES))
+                    )
+                )
+                if not self._waiting:
+                    break
+                size = 0
+                while self._waiting and (not size or size + len(self._waiting[0][0].body) <= _GROUP_BYTES):
+                    arrival, found = self._waiting.popleft()
+                    size += len(arrival.body)
+                    # Whoever has gone meanwhile was told nothing, and what is done for the others cannot be called off.
+                    if found.set_running_or_notify_cancel():
+                        group.append((arrival, found))
+                self._waiting_bytes -= size
         return group

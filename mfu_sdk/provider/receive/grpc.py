@@ -5,7 +5,6 @@ client should send again it says when, in a google.rpc.RetryInfo.
 """
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -45,8 +44,9 @@ class GrpcServer:
     def __init__(self, intake: Intake, address: Address, tls: tuple[bytes, bytes] | None) -> None:
         self._intake = intake
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = ThreadPoolExecutor(_THREADS, "provider-grpc")
         self._server = grpc.server(
-            ThreadPoolExecutor(_THREADS, "provider-grpc"),
+            self._threads,
             options=[
                 ("grpc.max_receive_message_length", intake.limits.body_bytes),
                 # A second server on the same port would be given half of this one's requests.
@@ -81,10 +81,10 @@ class GrpcServer:
         self._loop = loop
         self._server.start()
 
-    def stop(self, grace_s: float) -> threading.Event:
-        """Take no more requests; the event is set when the open ones are answered, or `grace_s` later."""
-        found: threading.Event = self._server.stop(grace_s)
-        return found
+    def stop(self, grace_s: float) -> None:
+        """Take no more requests, and return when the open ones are answered, or `grace_s` later."""
+        self._server.stop(grace_s).wait()
+        self._threads.shutdown()
 
     def _export(self, accept: Accept) -> Callable[[bytes, Any], bytes]:
         async def answered(said: Mapping[str, Any], peer: str, body: bytes) -> Message:
