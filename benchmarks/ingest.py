@@ -27,8 +27,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,6 +43,7 @@ from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.windows import Windows
 from mfu_sdk.peak.device import processor_name
+from mfu_sdk.provider.arrivals import Arrival, Arrivals, AttributeLimits, Stored
 from mfu_sdk.provider.store import Store
 from mfu_sdk.records import RunIdentity
 
@@ -245,6 +247,47 @@ def measured(spans: int, rounds: int) -> dict[str, Any]:
     return found
 
 
+# --- where the time goes -------------------------------------------------------------------------------------------
+
+
+class Timed:
+    """A session of the engine that notes the CPU time of each statement, by what it does."""
+
+    def __init__(self, engine: Any, names: dict[str, str]) -> None:
+        self._engine, self._names = engine, names
+        self.took: dict[str, list[float]] = {}
+
+    def run(self, sql: str, **parameters: Any) -> Any:
+        return self._timed(self._names.get(sql, "empty"), partial(self._engine.run, sql, **parameters))
+
+    def insert(self, into: str, form: str, data: bytes) -> None:
+        self._timed("read", partial(self._engine.insert, into, form, data))
+
+    def _timed(self, name: str, work: Callable[[], Any]) -> Any:
+        before = time.process_time()
+        found = work()
+        self.took.setdefault(name, []).append(time.process_time() - before)
+        return found
+
+
+def parts(spans: int, repeats: int) -> dict[str, dict[str, float]]:
+    """CPU time of a group in this process, without HTTP and without merges, by what the engine does: the least of
+    several, for each span of a group of `spans` and for a group of one, which is what any group costs."""
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as home, Store(Path(home) / "store") as store:
+        place = Arrivals(store, 0, AttributeLimits(128, 256, 32_768))
+        engine: Any = place._engine
+        engine.run("SYSTEM STOP MERGES")
+        for name, size, scale in (("ms, group of one span", 1, 1e3), (f"us per span of {spans}", spans, 1e6 / spans)):
+            timed = Timed(engine, {place._told: "look", place._move: "store and roll up"})
+            place._engine = timed  # type: ignore[assignment]  # the same two calls
+            for number in range(repeats):
+                [body] = requests(f"parts-{size}-{number}", size, size)
+                assert place.add([Arrival("local", body)], 0, 2 * time.time_ns()) == [Stored(size, {})]
+            found[name] = {what: round(min(values) * scale, 2) for what, values in timed.took.items()}
+    return found
+
+
 def _spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "spans": sum(row["spans"] for row in rows),
@@ -287,6 +330,7 @@ def main() -> None:
         "versions": installed(),
         "connections": CONNECTIONS,
         "receivers": found,
+        "cpu_of_a_group": parts(16_384, 5),
         "bounds": {
             f"at least {WANTED_PER_S} spans/s into the store": {
                 "measured": largest["spans_per_s"]["median"],
