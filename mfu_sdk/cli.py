@@ -300,9 +300,13 @@ def run(
 @click.option("--gpus", type=int, default=200, show_default=True, help="How many GPUs the fleet has.")
 @click.option("--hours", type=float, default=24.0, show_default=True, help="How long it is followed.")
 @click.option(
-    "--faults", type=click.Path(dir_okay=False, path_type=Path), help="What is wrong in it; a built-in mix unless given."
+    "--faults",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What is wrong in it; a built-in mix unless given.",
 )
-@click.option("--otlp", help="Where the telemetry is sent, the --http address of `mfu serve`; else only files are written.")
+@click.option(
+    "--otlp", help="Where the telemetry is sent, the --http address of `mfu serve`; else only files are written."
+)
 @click.option(
     "-o", "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("fleet"), show_default=True,
     help="Directory of inventory.yaml, prices.yaml, tokens.yaml and truth.json.",
@@ -335,7 +339,9 @@ def simulate(
     write_file(out / "truth.json", json.dumps(truth, indent=1) + "\n")
     fleet_truth = truth["fleet"]
     found = "none" if fleet_truth["mfu"] is None else f"{100 * fleet_truth['mfu']:.2f} %"
-    click.echo(f"{made.describe()}\nSent {fleet_truth['spans']:,} spans, fleet MFU {found}. Truth: {out / 'truth.json'}")
+    click.echo(
+        f"{made.describe()}\nSent {fleet_truth['spans']:,} spans, fleet MFU {found}. Truth: {out / 'truth.json'}"
+    )
 
 
 @main.command()

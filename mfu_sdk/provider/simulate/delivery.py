@@ -85,23 +85,24 @@ class Delivery:
         headers = {"Content-Type": "application/x-protobuf"}
         if token := self._tokens.get(tenant):
             headers["Authorization"] = f"Bearer {token}"
+        status, said = 0, b""
         for attempt in range(_TRIES):
             try:
                 self._connection.request("POST", f"{self._base}/v1/{signal}", body, headers)
                 answer = self._connection.getresponse()
-                said = answer.read()
+                status, said = answer.status, answer.read()
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 # A connection that the server has closed meanwhile is opened again once.
                 if attempt == 0 and self.requests:
                     continue
                 raise DeliveryError(f"{self._url}: cannot be reached ({error}); start `mfu serve` there") from error
-            if answer.status == 200:
+            if status == 200:
                 self.requests += 1
                 return
-            if answer.status not in _AGAIN:
+            if status not in _AGAIN:
                 break
             self._sleep(0.2 * 2**attempt)
-        remedy = "start it with --tokens tokens.yaml" if answer.status in (401, 403) else "see its log"
+        remedy = "start it with --tokens tokens.yaml" if status in (401, 403) else "see its log"
         text = "".join(char for char in said.decode("utf-8", "replace") if char.isprintable())[:120].strip()
-        raise DeliveryError(f"{self._url}: answered {answer.status} to {tenant}'s {signal} ({text}); {remedy}")
+        raise DeliveryError(f"{self._url}: answered {status} to {tenant}'s {signal} ({text}); {remedy}")

@@ -7,10 +7,9 @@ import numpy as np
 from mfu_sdk.provider.simulate import fabric, models, recipes, serving
 from mfu_sdk.provider.simulate.faults import KINDS, Injected
 from mfu_sdk.provider.simulate.models import Transformer
-from mfu_sdk.provider.simulate.power import Cooling
 from mfu_sdk.provider.simulate.scenario import SEVERITIES, Asked, Range
 from mfu_sdk.provider.simulate.serving import Service
-from mfu_sdk.provider.simulate.silicon import A100, H100, H100_PCIE, H200, L40S
+from mfu_sdk.provider.simulate.silicon import A100, H100, H200, L40S
 from mfu_sdk.provider.simulate.training import Job
 from mfu_sdk.provider.simulate.workload import Restart, Serving, Training
 
@@ -35,7 +34,11 @@ def faulty(asked: Asked, rng: np.random.Generator, duration_s: float, *, capped:
     severity = _draw(rng, asked.severity or drawn)
     late = KINDS[asked.kind].onset is None or variant == "nic_downgraded"
     onset_s = (
-        _draw(rng, asked.onset_h) * 3600 if asked.onset_h else float(rng.uniform(0.25, 0.5)) * duration_s if late else 0.0
+        _draw(rng, asked.onset_h) * 3600
+        if asked.onset_h
+        else float(rng.uniform(0.25, 0.5)) * duration_s
+        if late
+        else 0.0
     )
     end_s = duration_s if asked.duration_h is None else onset_s + _draw(rng, asked.duration_h) * 3600
     fault = Injected(asked.kind, variant, severity, min(onset_s, duration_s), min(end_s, duration_s))
@@ -90,7 +93,9 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
         case "kv_bound":
             model = recipes.one_of(rng, (models.LLAMA_7B, models.LLAMA_13B))
             prompt = float(rng.uniform(5000, 9000))
-            service = Service(recipes.one_of(rng, big), model, fabric.best(H100, 1), 1.0, 256, prompt + 150, prompt, 300)
+            service = Service(
+                recipes.one_of(rng, big), model, fabric.best(H100, 1), 1.0, 256, prompt + 150, prompt, 300
+            )
             return Draft(Serving(recipes.with_fill(service, 0.92), 1), name)
         case "latency_bound":
             service = Service(
@@ -113,16 +118,16 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
         case "small_messages":
             return Draft(Training(recipes.tiny_messages(rng)), name)
         case "congestion":
-            found = recipes.networked(rng, ranks=(16,))
+            shaped = recipes.networked(rng, ranks=(16,))
             often = max(1, int(duration_s / 36000))
             episodes = tuple((at, at + 300.0, 5.0) for at in rng.uniform(0, duration_s, often).tolist())
-            return Draft(Training(replace(found, congested=episodes), calibrated=found.path), name)
+            return Draft(Training(replace(shaped, congested=episodes), calibrated=shaped.path), name)
         case "shared_cap":
-            found = recipes.job(rng, ranks=(1, 2, 4, 8), gpus=(recipes.CAPPED,), capped=True)
-            return Draft(Training(found), name)
+            shaped = recipes.job(rng, ranks=(1, 2, 4, 8), gpus=(recipes.CAPPED,), capped=True)
+            return Draft(Training(shaped), name)
         case "small_model":
-            found = Job(recipes.one_of(rng, (*big, L40S)), models.MOBILENET, fabric.best(H100, 1), 512, load_share=0.4)
-            return Draft(Training(found), name)
+            shaped = Job(recipes.one_of(rng, (*big, L40S)), models.MOBILENET, fabric.best(H100, 1), 512, load_share=0.4)
+            return Draft(Training(shaped), name)
         case "changed_intent":
             first = recipes.job(rng, ranks=(4, 8), capped=capped)
             later = recipes.job(
@@ -153,7 +158,9 @@ def well(rng: np.random.Generator, duration_s: float, *, capped: bool, largest: 
     restarts: tuple[Restart, ...] = ()
     if rng.random() < 0.12:
         at_s = start_s + float(rng.uniform(0.3, 0.8)) * (end_s - start_s)
-        restarts = (Restart(at_s, float(rng.uniform(120, 600)), float(rng.uniform(60, 1500)), recipes.one_of(rng, (79, 94))),)
+        restarts = (
+            Restart(at_s, float(rng.uniform(120, 600)), float(rng.uniform(60, 1500)), recipes.one_of(rng, (79, 94))),
+        )
     return Draft(Training(found, restarts=restarts), start_s=start_s, end_s=end_s)
 
 

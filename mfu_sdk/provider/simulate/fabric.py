@@ -86,7 +86,8 @@ def seconds(kind: Collective, size_bytes: float, over: Path) -> float:
     passes = 2 if kind == "all_reduce" else 1
     inside_s = passes * (over.ranks_inside - 1) / over.ranks_inside * size_bytes / (over.inside_bytes_per_s * _LEFT)
     between_s = (
-        passes * (over.machines - 1) / over.machines * size_bytes / over.ranks_inside / (over.between_bytes_per_s * _LEFT)
+        passes * (over.machines - 1) / over.machines * size_bytes / over.ranks_inside
+        / (over.between_bytes_per_s * _LEFT)
     )  # fmt: skip
     return max(inside_s, between_s) + passes * (
         _hops(over.ranks_inside) * over.inside_hop_s + _hops(over.machines) * over.between_hop_s

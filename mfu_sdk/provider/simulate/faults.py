@@ -38,7 +38,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "scaling_inefficiency": Kind(
         ("spread",), "how small a rank's work is: 0 hides its collectives, 1 is a single short sequence", 0.0
     ),
-    "mig_fragmentation": Kind(("stranded",), "share of the time in which a profile waits that fits nowhere", 0.0),
+    "mig_fragmentation": Kind(("stranded",), "share of the time in which a profile waits that fits nowhere", None),
     "configuration_drift": Kind(
         ("batch", "dtype", "attention", "library", "checkpointing"),
         "share of the batch that is gone, of layers that are concerned, or of products' speed that is lost",
@@ -114,12 +114,8 @@ def applied(job: Job, fault: Injected) -> Job:
         case "thermal_or_power", variant:
             machine = fault.rank // job.path.ranks_inside
             first = machine * job.path.ranks_inside
-            changed = (
-                replace(job.rest, lost=lost) if variant == "hot_machine" else Cooling(job.rest.limit * (1 - lost))
-            )
-            return replace(
-                job, cooling=tuple((rank, changed) for rank in range(first, first + job.path.ranks_inside))
-            )
+            changed = replace(job.rest, lost=lost) if variant == "hot_machine" else Cooling(job.rest.limit * (1 - lost))
+            return replace(job, cooling=tuple((rank, changed) for rank in range(first, first + job.path.ranks_inside)))
         case "straggler", _:
             return replace(job, slow=((fault.rank, 1 + lost),))
         case _:

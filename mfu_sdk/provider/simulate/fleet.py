@@ -33,11 +33,13 @@ class Fleet:
 
     def describe(self) -> str:
         """One line of what there is."""
-        faults = sum(len(each.faults) for each in self.plan.workloads) + sum(each.fault is not None for each in self.plan.sliced)
+        faults = sum(len(each.faults) for each in self.plan.workloads) + sum(
+            each.fault is not None for each in self.plan.sliced
+        )
         tenants = len({each.tenant for each in self.plan.workloads})
         return (
-            f"{self.plan.gpus} GPUs on {len(self.plan.hosts)} machines, {len(self.plan.workloads)} workloads of {tenants} tenants,"
-            f" {faults} faults, {self.plan.duration_s / 3600:g} hours until {self.until_iso}"
+            f"{self.plan.gpus} GPUs on {len(self.plan.hosts)} machines, {len(self.plan.workloads)} workloads of"
+            f" {tenants} tenants, {faults} faults, {self.plan.duration_s / 3600:g} hours until {self.until_iso}"
         )
 
     def write_books(self, directory: Path, write: Callable[[Path, str], None]) -> None:
@@ -45,14 +47,18 @@ class Fleet:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"--out {directory}: cannot be made ({error.strerror}); name another directory") from error
+            raise ConfigurationError(
+                f"--out {directory}: cannot be made ({error.strerror}); name another directory"
+            ) from error
         books = {
             "inventory": paper.inventory(self.plan, self.zero_ns),
             "prices": paper.price_book(self.plan, self.zero_ns),
             "tokens": paper.tokens(self.plan),
         }
         for name, content in books.items():
-            write(directory / f"{name}.yaml", yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=200))
+            write(
+                directory / f"{name}.yaml", yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=200)
+            )
 
     def send(self, url: str, progress: Callable[[str, float], None]) -> dict[str, Any]:
         """Send everything to the collector at `url`; returns the truth. Raises `DeliveryError`."""

@@ -8,7 +8,7 @@ and unit of width forward (Korthikanti et al., arXiv 2205.05198, section 4).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mfu_sdk.provider.simulate.models import Transformer, Vision
 from mfu_sdk.provider.simulate.silicon import Gpu
@@ -41,12 +41,16 @@ class Work:
     bytes_moved: float = 0.0
     launches: float = 0.0
 
+    def spread(self, share: float) -> "Work":
+        """The same on a `share` of the device, where it takes that much longer."""
+        return replace(self, tensor_s=self.tensor_s / share, memory_s=self.memory_s / share)
+
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+        return Work(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
 
     def times(self, factor: float) -> "Work":
         """The same `factor` times over."""
-        return Work(*(getattr(self, name) * factor for name in self.__slots__))
+        return Work(*(getattr(self, name) * factor for name in _FIELDS))
 
     @property
     def busy_s(self) -> float:
@@ -71,6 +75,9 @@ def product_efficiency(gpu: Gpu, m: float, n: float, k: float, sms: int | None =
 
 def _padding(m: float, n: float) -> float:
     return math.ceil(m / _TILE_M) * math.ceil(n / _TILE_N) * _TILE_M * _TILE_N / (m * n)
+
+
+_FIELDS = ("tensor_s", "memory_s", "model_flops", "hardware_flops", "tensor_flops", "bytes_moved", "launches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ def training(gpu: Gpu, model: Transformer, sequences: float, seq: int, tp: int, 
     moved = 3 * _ELEMENTWISE_BYTES * model.hidden * tokens / tp
     layer += Work(memory_s=_memory_s(gpu, moved), bytes_moved=moved, launches=3 * _KERNELS_A_LAYER)
     again = layer.times(kernels.recomputed / 3)
-    layer += Work(again.tensor_s, again.memory_s, 0.0, *[getattr(again, name) for name in Work.__slots__[3:]])
+    layer += replace(again, model_flops=0.0)
     head = _product(gpu, tokens, model.vocabulary / tp, model.hidden, kernels).times(3)
     return layer.times(model.layers) + head
 
@@ -119,8 +126,7 @@ def vision_forward(gpu: Gpu, model: Vision, samples: float, share: float = 1.0) 
     found = _vision(gpu, model, samples, max(1, round(gpu.sms * share)), Kernels())
     weights = 2 * model.parameters
     moved = Work(memory_s=_memory_s(gpu, weights), bytes_moved=weights)
-    whole = found + moved
-    return Work(whole.tensor_s / share, whole.memory_s / share, *[getattr(whole, name) for name in Work.__slots__[2:]])
+    return (found + moved).spread(share)
 
 
 def decode(gpu: Gpu, model: Transformer, running: float, context: float, tp: int) -> Work:
@@ -185,9 +191,7 @@ def _attention(gpu: Gpu, model: Transformer, sequences: float, seq: int, tp: int
     full = needed * 2 * seq / (seq + 1)
     # Scores and probabilities in 16 bits, masked, soft-maxed, dropped out: eight passes forward and backward.
     moved = 8 * 2.0 * sequences * model.heads * seq * seq / tp
-    unfused = Work(
-        full / (gpu.bf16_flops_per_s * 0.6), _memory_s(gpu, moved), needed, full, full, moved, launches=20
-    )
+    unfused = Work(full / (gpu.bf16_flops_per_s * 0.6), _memory_s(gpu, moved), needed, full, full, moved, launches=20)
     return fused.times(1 - kernels.unfused) + unfused.times(kernels.unfused)
 
 
@@ -196,9 +200,7 @@ def _vision(gpu: Gpu, model: Vision, samples: float, sms: int, kernels: Kernels)
     # Convolutions as products of a sample's positions (some 200 at the widest stage) × width × 9 widths.
     efficiency = product_efficiency(gpu, 200 * samples, model.width, 4 * model.width, sms) * kernels.quality
     inverse = (1 - kernels.converted) / gpu.bf16_flops_per_s + kernels.converted / gpu.flops_per_s(kernels.other_dtype)
-    return Work(
-        flops / efficiency * inverse, _memory_s(gpu, moved), flops, flops, flops * 1.05, moved, launches=180
-    )
+    return Work(flops / efficiency * inverse, _memory_s(gpu, moved), flops, flops, flops * 1.05, moved, launches=180)
 
 
 def _memory_s(gpu: Gpu, moved_bytes: float) -> float:

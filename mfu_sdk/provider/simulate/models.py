@@ -55,7 +55,7 @@ class Transformer:
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """An encoder of images: model FLOPs forward and bytes moved of one sample, its weights, the width of its products."""
+    """An encoder of images: a sample's model FLOPs forward and bytes moved, the weights, the products' width."""
 
     name: str
     sample_flops: float

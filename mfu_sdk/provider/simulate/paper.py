@@ -16,8 +16,8 @@ def inventory(plan: Plan, zero_ns: int) -> dict[str, Any]:
             by_host.setdefault(seat.host, []).append(seat.hardware_id)
         for host, uuids in by_host.items():
             row: dict[str, Any] = {
-                "tenant": workload.tenant, "workload": workload.name, "allocation_id": workload.allocation_id, "host": host,
-                "gpus": len(uuids), "gpu_uuids": uuids, "contract": workload.contract,
+                "tenant": workload.tenant, "workload": workload.name, "allocation_id": workload.allocation_id,
+                "host": host, "gpus": len(uuids), "gpu_uuids": uuids, "contract": workload.contract,
                 "from": iso(zero_ns, workload.start_s), "until": iso(zero_ns, workload.held_until_s),
             }  # fmt: skip
             if workload.seats[0].mig_profile is not None:
@@ -55,8 +55,8 @@ def price_book(plan: Plan, zero_ns: int) -> dict[str, Any]:
                "from": since} for name in types),
             *({"gpu_type": name, "contract": "reserved", "per_gpu_hour": prices.price_per_hour(name, "reserved"),
                "commitment_hours": prices.COMMITMENT_HOURS, "from": since} for name in types),
-            *({"tenant": tenant, "contract": "per_token", "per_million_tokens": prices.PER_MILLION_TOKENS, "from": since}
-              for tenant in per_token),
+            *({"tenant": tenant, "contract": "per_token", "per_million_tokens": prices.PER_MILLION_TOKENS,
+               "from": since} for tenant in per_token),
         ],
         "costs": [{"gpu_type": name, "per_gpu_hour": prices.cost_per_hour(name), "from": since} for name in types],
     }  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from mfu_sdk.errors import ConfigurationError
-from mfu_sdk.provider.simulate import drafts, models, recipes, slices
+from mfu_sdk.provider.simulate import drafts, fabric, models, recipes, slices
 from mfu_sdk.provider.simulate.drafts import Draft
 from mfu_sdk.provider.simulate.faults import KINDS, Injected
 from mfu_sdk.provider.simulate.models import Transformer, Vision
@@ -18,7 +18,6 @@ from mfu_sdk.provider.simulate.sender import Seat, hashed
 from mfu_sdk.provider.simulate.serving import Service
 from mfu_sdk.provider.simulate.silicon import A100, H100, Gpu
 from mfu_sdk.provider.simulate.workload import Plan, Serving, Sliced, Training, Workload
-from mfu_sdk.provider.simulate import fabric
 
 WAITING = "4g.40gb"
 """The profile that waits where slices are stranded."""
@@ -37,7 +36,8 @@ def plan(gpus: int, duration_s: float, scenario: Scenario, seed: int) -> Plan:
     for asked in scenario.faults:
         if asked.onset_h is not None and asked.onset_h[0] * 3600 >= duration_s:
             raise ConfigurationError(
-                f"{asked.kind}: onset_h {asked.onset_h[0]:g} lies beyond --hours {duration_s / 3600:g}; begin it earlier"
+                f"{asked.kind}: onset_h {asked.onset_h[0]:g} lies beyond --hours {duration_s / 3600:g};"
+                " begin it earlier"
             )
     return _Planner(gpus, duration_s, scenario, seed).plan()
 
@@ -62,8 +62,8 @@ class _Planner:
                 if not self._fault(asked) and not self._scenario.fill:
                     total = sum(each.count for each in self._scenario.faults)
                     raise ConfigurationError(
-                        f"--gpus {self._gpus}: too few for the {total} workloads with faults, {asked.kind} found no room;"
-                        " give more GPUs or ask for fewer faults"
+                        f"--gpus {self._gpus}: too few for the {total} workloads with faults, {asked.kind} found no"
+                        " room; give more GPUs or ask for fewer faults"
                     )
         for name, count in self._scenario.hard_negatives.items():
             for _ in range(count):
@@ -82,7 +82,10 @@ class _Planner:
             tuple(self._workloads),
             tuple(self._sliced),
             self._queue(),
-            {name: f"simulated-{hashed(12, 'token', self._seed, name).hex()}" for name in (*names, PROVIDER, "operator")},
+            {
+                name: f"simulated-{hashed(12, 'token', self._seed, name).hex()}"
+                for name in (*names, PROVIDER, "operator")
+            },
         )
 
     # --- one workload ---
@@ -116,9 +119,9 @@ class _Planner:
             return False
         tenant = self._tenant(draft)
         exporter = tenant.profile == "dcgm_only" or draft.witnessed or bool(self._rng.random() < 0.3)
-        number = len(self._workloads)
+        number, served = len(self._workloads), isinstance(what, Serving)
         model = what.job.model if isinstance(what, Training) else what.service.model
-        name = f"{model.name}-{_size(model)}-{'train' if isinstance(what, Training) else 'serve'}-{number:03d}"
+        name = f"{model.name}-{_size(model)}-{'serve' if served else 'train'}-{number:03d}"
         end_s = draft.end_s if draft.end_s is not None else self._duration_s
         idle = draft.fault is not None and draft.fault.kind == "idle_allocation"
         self._workloads.append(
@@ -126,7 +129,7 @@ class _Planner:
                 tenant.name, name, gpu, what, seats, draft.start_s, end_s, self._duration_s if idle else end_s,
                 draft.nature, (draft.fault,) if draft.fault else (), tenant.signals,
                 dcgm=exporter and tenant.profile != "nothing",
-                contract=tenant.contract if isinstance(what, Serving) or tenant.contract != "per_token" else "on_demand",
+                contract=tenant.contract if served or tenant.contract != "per_token" else "on_demand",
                 allocation_id=f"slurm-{self._seed}-{number:05d}", bias=self._bias(),
                 link_best="pcie" if link == "pcie" else ("nvlink" if gpu.nvlink_gpus else "pcie"),
             )
@@ -151,7 +154,7 @@ class _Planner:
             return False
         (seat,) = taken
         layouts = [(0.0, layout)]
-        if nature == "placeable_mig" and self._waiting is not None:
+        if nature == "placeable_mig" and self._waiting is not None and self._waiting.onset_s > 0:
             # What waits takes the free slices as soon as it waits.
             layouts.append((self._waiting.onset_s, (*layout, WAITING)))
         self._sliced.append(Sliced(gpu, seat, tuple(layouts), nature, fault))
@@ -183,7 +186,9 @@ class _Planner:
         """The queue is the fleet's: one severity and one time for all GPUs with stranded slices."""
         drawn = asked.severity or SEVERITIES[asked.kind, ""]
         severity = float(self._rng.uniform(*drawn))
-        onset_s = 0.0 if asked.onset_h is None else float(self._rng.uniform(*asked.onset_h)) * 3600
+        onset_s = float(self._rng.uniform(0.25, 0.5)) * self._duration_s
+        if asked.onset_h is not None:
+            onset_s = float(self._rng.uniform(*asked.onset_h)) * 3600
         end_s = self._duration_s
         if asked.duration_h is not None:
             end_s = min(end_s, onset_s + float(self._rng.uniform(*asked.duration_h)) * 3600)

@@ -42,7 +42,7 @@ class Tenant:
 
 
 def tenants(seed: int, gpus: int, missing: Mapping[str, float]) -> tuple[Tenant, ...]:
-    """A dozen tenants, or one for 24 GPUs; what they do not tell follows the shares in order, and the first tell all."""
+    """A dozen tenants, or one for each 24 GPUs; `missing` has the shares of them that do not tell everything."""
     count = max(len(_NAMES), gpus // 24)
     rng = generator(seed, "tenants")
     profiles = [name for name, share in missing.items() for _ in range(round(share * count))]

@@ -43,14 +43,14 @@ class Recipe:
 
 
 TRAINED = (
-    Recipe(models.GPT_125M, (1, 2, 4), 1, (16, 32), (1024,), (2, 4), False),
-    Recipe(models.VIT_L, (1, 2, 4, 8), 1, (64, 128), (1,), (1, 2), False),
-    Recipe(models.RESNET_50, (1, 2), 1, (256, 512), (1,), (1, 2), False),
-    Recipe(models.OPT_1B, (2, 4, 8), 1, (4, 8), (2048,), (4, 8), False),
-    Recipe(models.LLAMA_3B, (4, 8), 1, (2, 4), (4096,), (4, 8), True),
-    Recipe(models.LLAMA_8B, (8, 16, 32), 1, (1, 2), (4096, 8192), (4, 8), True),
-    Recipe(models.LLAMA_13B, (16, 32), 1, (1, 2), (4096,), (4, 8), True),
-    Recipe(models.LLAMA_70B, (32, 64), 8, (1, 2), (4096, 8192), (16, 32), True),
+    Recipe(models.GPT_125M, (1, 2, 4), 1, (16, 32), (1024,), (2, 4), sharded=False),
+    Recipe(models.VIT_L, (1, 2, 4, 8), 1, (64, 128), (1,), (1, 2), sharded=False),
+    Recipe(models.RESNET_50, (1, 2), 1, (256, 512), (1,), (1, 2), sharded=False),
+    Recipe(models.OPT_1B, (2, 4, 8), 1, (4, 8), (2048,), (4, 8), sharded=False),
+    Recipe(models.LLAMA_3B, (4, 8), 1, (2, 4), (4096,), (4, 8), sharded=True),
+    Recipe(models.LLAMA_8B, (8, 16, 32), 1, (1, 2), (4096, 8192), (4, 8), sharded=True),
+    Recipe(models.LLAMA_13B, (16, 32), 1, (1, 2), (4096,), (4, 8), sharded=True),
+    Recipe(models.LLAMA_70B, (32, 64), 8, (1, 2), (4096, 8192), (16, 32), sharded=True),
 )
 
 SERVED: tuple[tuple[Transformer | Vision, int], ...] = (
@@ -125,8 +125,8 @@ def service(
     else:
         prompt, output = float(rng.uniform(200, 900)), float(rng.uniform(150, 500))
         found = Service(
-            gpu, model, fabric.best(gpu, tp), 1.0, int(one_of(rng, (64, 128, 256))), prompt + output / 2, prompt, output,
-            None if rng.random() < 0.5 else float(rng.uniform(0.05, 0.12)), swing=float(rng.uniform(0.05, 0.25)),
+            gpu, model, fabric.best(gpu, tp), 1.0, one_of(rng, (64, 128, 256)), prompt + output / 2, prompt,
+            output, None if rng.random() < 0.5 else float(rng.uniform(0.05, 0.12)), swing=float(rng.uniform(0.05, 0.25)),
             peak_h=float(rng.uniform(9, 20)),
         )  # fmt: skip
     return with_fill(replace(found, rest=CAP if capped and gpu is CAPPED else Cooling()), fill)
@@ -148,8 +148,8 @@ def scaled_out(rng: np.random.Generator, severity: float) -> Job:
     gpu = _gpu(rng, NVLINKED)
     model = one_of(rng, (models.LLAMA_8B, models.LLAMA_13B))
     return Job(
-        gpu, model, fabric.best(gpu, one_of(rng, (16, 32))), sequences, seq, 1, 1, True,
-        Kernels(quality=float(rng.uniform(0.9, 1.0))), float(rng.uniform(0.2, 0.4)),
+        gpu, model, fabric.best(gpu, one_of(rng, (16, 32))), sequences, seq, 1, 1, sharded=True,
+        kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.2, 0.4)),
     )  # fmt: skip
 
 
@@ -157,20 +157,21 @@ def paired(rng: np.random.Generator) -> Job:
     """A job of two ranks that share each product, made for a pair with an NVLink bridge."""
     return Job(
         H100_PCIE, models.LLAMA_3B, fabric.path(H100_PCIE, 2, "nvlink"), one_of(rng, (1, 2, 4)), 4096,
-        one_of(rng, (4, 8)), 2, False, Kernels(quality=float(rng.uniform(0.9, 1.0))), float(rng.uniform(0.3, 0.6)),
+        one_of(rng, (4, 8)), 2, kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.3, 0.6)),
     )  # fmt: skip
 
 
 def chatty(rng: np.random.Generator) -> Job:
     """A job in one machine whose collectives matter if its path is a bad one."""
     gpu = _gpu(rng, NVLINKED)
-    model, sequences, seq, sharded = one_of(rng, (
-        (models.LLAMA_8B, 1, 4096, True), (models.LLAMA_8B, 2, 2048, True), (models.LLAMA_3B, 2, 2048, True),
-        (models.OPT_1B, 4, 2048, False), (models.LLAMA_8B, 1, 8192, True),
+    model, sequences, seq = one_of(rng, (
+        (models.LLAMA_8B, 1, 4096), (models.LLAMA_8B, 2, 2048), (models.LLAMA_3B, 2, 2048), (models.OPT_1B, 4, 2048),
+        (models.LLAMA_8B, 1, 8192),
     ))  # fmt: skip
     return Job(
-        gpu, model, fabric.best(gpu, 8), sequences, seq, one_of(rng, (1, 2)), 1, sharded,
-        Kernels(quality=float(rng.uniform(0.9, 1.0))), float(rng.uniform(0.3, 0.6)),
+        gpu, model, fabric.best(gpu, 8), sequences, seq, one_of(rng, (1, 2)), 1,
+        sharded=model is not models.OPT_1B, kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))),
+        load_share=float(rng.uniform(0.3, 0.6)),
     )  # fmt: skip
 
 
@@ -183,8 +184,8 @@ def tiny_messages(rng: np.random.Generator) -> Job:
     """A small model on a machine's eight GPUs: its collectives are latency, and there are many of them."""
     gpu = _gpu(rng, NVLINKED)
     return Job(
-        gpu, models.GPT_125M, fabric.best(gpu, 8), one_of(rng, (4, 8)), 1024, 1, 1, True,
-        Kernels(quality=float(rng.uniform(0.9, 1.0))), float(rng.uniform(0.2, 0.4)),
+        gpu, models.GPT_125M, fabric.best(gpu, 8), one_of(rng, (4, 8)), 1024, 1, 1, sharded=True,
+        kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.2, 0.4)),
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class Scenario:
 
 
 def built_in(gpus: int) -> Scenario:
-    """The mix without a file: one of each kind and variant in turn until two fifths of the GPUs are taken, then the rest."""
+    """The mix without a file: each kind and variant in turn until two fifths of the GPUs are taken, then the rest."""
     once = [Asked(kind, variant) for kind, found in KINDS.items() for variant in found.variants]
     # Kinds take turns, so that a small fleet has many of them.
     turns = sorted(once, key=lambda asked: KINDS[asked.kind].variants.index(asked.variant or ""))
@@ -168,7 +168,9 @@ def _missing(found: Any, where: str) -> dict[str, float]:
     keys = _keys(found, where, set(MISSING), set())
     shares = {name: _number(share, f"{where}: {name}", 0.0, 1.0) for name, share in keys.items()}
     if sum(shares.values()) > 1:
-        raise ConfigurationError(f"{where}: {sum(shares.values()):g}: shares of tenants must add up to 1 at most; lower them")
+        raise ConfigurationError(
+            f"{where}: {sum(shares.values()):g}: shares of tenants must add up to 1 at most; lower them"
+        )
     return shares
 
 

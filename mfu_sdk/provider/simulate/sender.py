@@ -30,7 +30,7 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What all ranks of one attempt have in common. `intent` and what follows are hashes and words of the configuration."""
+    """What all ranks of one attempt have in common; `family`, `intent` and `fingerprint` are hashes."""
 
     workload: str
     run_id: str

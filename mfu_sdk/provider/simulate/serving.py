@@ -2,8 +2,8 @@
 
 By Little's law λ requests a second of n output tokens keep λ · n · t(b) sequences running, where t(b) is the time of a
 decode step at batch b: weights and caches are read each time, so t hardly grows with b and tokens/s grow with it, until
-the caches' reads, the arithmetic, the memory for caches, the server's own limit or the promised latency bound it. Prompts
-take their share of the device's time.
+the caches' reads, the arithmetic, the memory for caches, the server's own limit or the promised latency bound it.
+Prompts take their share of the device's time.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,17 @@ _SCHEDULING_S = 0.8e-3
 _LONGEST_QUEUE = 200.0
 
 
+_COOL = Cooling()
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """One replica and its demand. `share` is the part of the GPU that a MIG slice has (1: all of it).
 
     `context`: mean tokens in a sequence's cache; `prompt` and `output`: tokens of a request, 1 output for `Vision`.
-    `rate_per_s`: requests that arrive, the day's mean; `swing`: by how much the day's curve departs from it, `peak_h` when
-    it is highest, `changes` when it is another from then on, as a factor. `most_running`: the server's own limit. `latency_s`: the time per output token that it promises.
+    `rate_per_s`: requests that arrive, the day's mean; `swing`: by how much the day's curve departs from it, `peak_h`
+    when it is highest, `changes` when it is another from then on, as a factor. `most_running`: the server's own limit.
+    `latency_s`: the time per output token that it promises.
     """
 
     gpu: Gpu
@@ -51,7 +55,7 @@ class Service:
     swing: float = 0.2
     peak_h: float = 14.0
     changes: tuple[tuple[float, float], ...] = ()
-    rest: Cooling = Cooling()
+    rest: Cooling = _COOL
 
     @property
     def tp(self) -> int:
@@ -75,7 +79,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Seconds of service, one row each: the batch, the seconds spent on decode and prefill, tokens, queue, free cache."""
+    """Seconds of service, a row each: the batch, seconds of decode and prefill, tokens, queue, free cache."""
 
     running: Floats
     decode_s: Floats
@@ -98,9 +102,7 @@ def one(service: Service, running: float) -> Work:
     if isinstance(service.model, Vision):
         return kernels.vision_forward(service.gpu, service.model, running, service.share)
     found = kernels.decode(service.gpu, service.model, running, service.context, service.tp)
-    if service.share == 1:
-        return found
-    return Work(found.tensor_s / service.share, found.memory_s / service.share, *_counts(found))
+    return found.spread(service.share)
 
 
 def comm_s(service: Service, running: float) -> float:
@@ -126,7 +128,7 @@ def prompt_work(service: Service) -> Work:
     """What a rank does for one prompt."""
     assert isinstance(service.model, Transformer)
     found = kernels.prefill(service.gpu, service.model, service.prompt, service.tp)
-    return Work(found.tensor_s / service.share, found.memory_s / service.share, *_counts(found))
+    return found.spread(service.share)
 
 
 def tokens_per_s(service: Service, running: float) -> float:
@@ -195,7 +197,3 @@ def loads(service: Service, jitter: Jitter, seconds: int, at_s: float, day_s: fl
         running, decode, prefill, comm * decode / step, output, served * service.prompt, queue,
         np.clip(1 - running / capacity(service).by_memory, 0.0, 1.0),
     )  # fmt: skip
-
-
-def _counts(work: Work) -> list[float]:
-    return [getattr(work, name) for name in Work.__slots__[2:]]

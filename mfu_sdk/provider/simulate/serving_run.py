@@ -13,7 +13,7 @@ from mfu_sdk.provider.simulate.power import activity_of, clock
 from mfu_sdk.provider.simulate.sender import Identity, Seat, hashed
 from mfu_sdk.provider.simulate.serving import Load, Service
 from mfu_sdk.provider.simulate.silicon import Gpu
-from mfu_sdk.provider.simulate.windows import Denominator, Steps, Windows, constants, doubles
+from mfu_sdk.provider.simulate.windows import Denominator, Steps, Whole, Windows, constants, doubles
 from mfu_sdk.provider.simulate.workload import Serving, Workload
 
 _SIGMA = 0.03
@@ -34,8 +34,8 @@ class ServingRun:
         tp = what.service.tp
         self._replicas = [
             _Replica(
-                workload, number, workload.seats[number * tp : (number + 1) * tp], what.service, seed, zero_ns, window_ns,
-                account, spare if number >= what.replicas - idle else None,
+                workload, number, workload.seats[number * tp : (number + 1) * tp], what.service, seed, zero_ns,
+                window_ns, account, spare if number >= what.replicas - idle else None,
             )
             for number in range(what.replicas)
         ]  # fmt: skip
@@ -99,7 +99,7 @@ class _Replica:
         load = serving.loads(self._service, self._jitter, seconds, self._at_s, self._day_s, self._waiting)
         self._waiting = float(load.waiting[-1])
         self._count_losses(load)
-        start_ns = self._zero_ns + ((self._at_s + np.arange(seconds)) * 1e9).astype(np.int64)
+        start_ns: Whole = self._zero_ns + ((self._at_s + np.arange(seconds)) * 1e9).astype(np.int64)
         served = isinstance(self._service.model, Transformer)
         if served and self._service.prompt > 0:
             self._prefill(load, start_ns, out)
@@ -118,21 +118,22 @@ class _Replica:
             elif fault.kind == "accounting":
                 self._account.lost(fault, with_s, with_s / (1 + fault.severity))
 
-    def _prefill(self, load: Load, start_ns: Floats, out: Outgoing) -> None:
+    def _prefill(self, load: Load, start_ns: Whole, out: Outgoing) -> None:
         work = serving.prompt_work(self._service)
         busy = load.prefill_s > 1e-6
         if not busy.any():
             return
         requests = load.prompts[busy] / self._service.prompt
         flops = requests * work.model_flops
+        could = self._reachable(work.model_flops, serving.prompt_s(self._service))
         self._send("prefill", start_ns[busy], load.prefill_s[busy], {
             "flops": flops, "bytes": requests * work.bytes_moved, "tensor": requests * work.tensor_flops,
-            "tokens": load.prompts[busy], "expected": flops * 0 + self._reachable(work.model_flops, serving.prompt_s(self._service)),
+            "tokens": load.prompts[busy], "expected": np.full(len(flops), could),
             "waiting": load.waiting[busy], "kv_free": load.kv_free[busy], "busy": requests * work.tensor_s,
-            "running": flops * 0 + 1.0,
+            "running": np.ones(len(flops)),
         }, out)  # fmt: skip
 
-    def _decode(self, load: Load, start_ns: Floats, phase: str, out: Outgoing) -> None:
+    def _decode(self, load: Load, start_ns: Whole, phase: str, out: Outgoing) -> None:
         busy = load.decode_s > 1e-6
         if not busy.any():
             return
@@ -157,7 +158,7 @@ class _Replica:
         """The MFU that the SDK would expect of so many FLOPs in such a time, by what it counts and claims."""
         return flops * self._counted / (self._over.peak_flops_per_s * took_s) * self._workload.bias
 
-    def _send(self, phase: str, start_ns: Floats, duration_s: Floats, columns: dict[str, Floats], out: Outgoing) -> None:
+    def _send(self, phase: str, start_ns: Whole, duration_s: Floats, columns: dict[str, Floats], out: Outgoing) -> None:
         steps = Steps(start_ns.astype(np.int64), duration_s, self._first[phase], phase)
         self._first[phase] += len(duration_s)
         windows = Windows(steps, self._window_ns)
@@ -255,8 +256,9 @@ class _Replica:
             at_ns = self._zero_ns + int(at_s * 1e9)
             for resource, seat in zip(self._resources, self._seats, strict=True):
                 if self._workload.signals is not None:
-                    live = wire.gauge(semconv.METRIC_RUN_INFO, "1", [wire.point(at_ns, 1.0, wire.text(semconv.HW_ID, seat.hardware_id, 7))])  # fmt: skip
-                    out.metrics(self._workload.tenant, resource, [live])
+                    alive = wire.point(at_ns, 1.0, wire.text(semconv.HW_ID, seat.hardware_id, 7))
+                    metric = wire.gauge(semconv.METRIC_RUN_INFO, "1", [alive])
+                    out.metrics(self._workload.tenant, resource, [metric])
                 if self._workload.dcgm:
                     points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0)
                     out.metrics(PROVIDER, dcgm.resource(seat.host), points)

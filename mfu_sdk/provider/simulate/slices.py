@@ -49,7 +49,7 @@ def free(layout: Sequence[str]) -> int:
 
 
 def stranded(layout: Sequence[str], waiting: Sequence[str]) -> float:
-    """The share of the GPU that is free while what waits fits nowhere on it; 0 where nothing waits or something fits."""
+    """The share of the GPU that is free while what waits does not fit on it; 0 where nothing waits or one fits."""
     if not waiting or any(placeable(layout, profile) for profile in waiting):
         return 0.0
     return free(layout) / COMPUTE

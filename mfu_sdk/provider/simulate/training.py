@@ -6,7 +6,7 @@ fault is a change of the `Job`; with the same noise, the same steps without it a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +32,9 @@ _CONGESTION_SIGMA = 0.08
 _COLD, _COLD_S = 6.0, 240.0
 
 
+_AS_SHIPPED, _COOL = Kernels(), Cooling()
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One configuration of a training run in one state of its world.
@@ -50,10 +53,10 @@ class Job:
     accumulation: int = 1
     tp: int = 1
     sharded: bool = False
-    kernels: Kernels = Kernels()
+    kernels: Kernels = _AS_SHIPPED
     load_share: float = 0.5
     loader: float = 1.0
-    rest: Cooling = Cooling()
+    rest: Cooling = _COOL
     cooling: tuple[tuple[int, Cooling], ...] = ()
     slow: tuple[tuple[int, float], ...] = ()
     congested: tuple[tuple[float, float, float], ...] = ()
@@ -163,7 +166,7 @@ def ideal_links_ratio(job: Job) -> float:
 
 
 def calibrated_s(job: Job, calibrated: Path) -> float:
-    """What the tenant's SDK would expect of a step: kernels at the clock of a full load, links as they were measured."""
+    """What the tenant's SDK expects of a step: kernels at the clock of a full load, links as they were measured."""
     work = _work(job)
     at_full_load = power.clock(job.gpu, 1.0, job.rest).ratio
     compute_s = _compute_s(work, at_full_load)
@@ -262,14 +265,14 @@ def _traffic(job: Job, over: Path) -> Traffic:
         # (arXiv 1909.08053, section 3).
         size = 2.0 * job.sequences * job.seq * job.model.hidden
         count = 4 * job.model.layers * job.accumulation
-        within = fabric.replace(over.within_a_machine(), ranks_inside=job.tp)
+        within = replace(over.within_a_machine(), ranks_inside=job.tp)
         bare_s += count * fabric.seconds("all_reduce", size, within)
         moved += count * fabric.bus_bytes("all_reduce", size, job.tp)
     return Traffic(hidden_s, tail_s, bare_s, moved)
 
 
 def _shards(over: Path, tp: int) -> Path:
-    return fabric.replace(over, ranks_inside=max(1, over.ranks_inside // tp))
+    return replace(over, ranks_inside=max(1, over.ranks_inside // tp))
 
 
 def _exposed_s(job: Job, traffic: Traffic, compute_s: float) -> float:

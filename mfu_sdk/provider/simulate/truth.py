@@ -26,7 +26,7 @@ def truth(plan: Plan, accounts: Mapping[tuple[str, str], Account], zero_ns: int)
     """The content of the truth file."""
     when = _When(zero_ns)
     faults = [
-        _fault(plan, workload, fault, accounts[workload.tenant, workload.name], when)
+        _fault(workload, fault, accounts[workload.tenant, workload.name], when)
         for workload in plan.workloads
         for fault in workload.faults
     ]
@@ -69,7 +69,7 @@ class _When:
         return datetime.fromtimestamp(self._zero_ns / 1e9 + at_s, UTC).isoformat(timespec="seconds")
 
 
-def _fault(plan: Plan, workload: Workload, fault: Injected, account: Account, when: _When) -> dict[str, Any]:
+def _fault(workload: Workload, fault: Injected, account: Account, when: _When) -> dict[str, Any]:
     if fault.kind == "idle_allocation":
         share = _idle_share(workload, fault)
     else:

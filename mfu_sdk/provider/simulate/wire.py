@@ -106,14 +106,16 @@ def span(name: str, ids: tuple[bytes, bytes], start_ns: int, end_ns: int, body: 
     """One span: `ids` are trace and span id, `body` its attributes and links."""
     above = message(4, parent) if parent else b""
     return b"".join((
-        b"\x0a\x10", ids[0], b"\x12\x08", ids[1], above, _span_head(name), _FIXED64(start_ns), b"\x41", _FIXED64(end_ns),
-        body, _TAIL,
+        b"\x0a\x10", ids[0], b"\x12\x08", ids[1], above, _span_head(name), _FIXED64(start_ns),
+        b"\x41", _FIXED64(end_ns), body, _TAIL,
     ))  # fmt: skip
 
 
 def link(trace_id: bytes, span_id: bytes) -> bytes:
     """A link of a span."""
-    return message(13, b"\x0a\x10" + trace_id + b"\x12\x08" + span_id + varint(6 << 3 | 5) + (0x100).to_bytes(4, "little"))
+    return message(
+        13, b"\x0a\x10" + trace_id + b"\x12\x08" + span_id + varint(6 << 3 | 5) + (0x100).to_bytes(4, "little")
+    )
 
 
 # --- envelopes -----------------------------------------------------------------------------------------------------

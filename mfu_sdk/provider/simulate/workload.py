@@ -12,7 +12,7 @@ from mfu_sdk.provider.simulate.training import Job
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A crash at `at_s`: the run is down for `down_s`, and does the last `lost_s` again. `xid`: what the driver said."""
+    """A crash at `at_s`: down for `down_s`, then the last `lost_s` are done again. `xid`: what the driver said."""
 
     at_s: float
     down_s: float
@@ -46,8 +46,8 @@ class Serving:
 class Workload:
     """One workload over [start_s, end_s) of virtual time, allocated until `held_until_s`.
 
-    `nature` says why it is as it is: "healthy", the name of a hard negative, or "faulty". `signals` is what its SDK tells,
-    None where it has none; `dcgm` whether its machines have the provider's exporter. `bias`: how far the SDK's
+    `nature` says why it is as it is: "healthy", the name of a hard negative, or "faulty". `signals` is what its SDK
+    tells, None where it has none; `dcgm` whether its machines have the provider's exporter. `bias`: how far the SDK's
     expectation is off, as a factor.
     """
 
