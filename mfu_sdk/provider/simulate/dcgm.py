@@ -1,8 +1,8 @@
-"""What the provider's own exporter sees of a GPU: dcgm-exporter's gauges, as a Collector's Prometheus receiver has them.
+"""What the provider's own exporter sees of a GPU: dcgm-exporter's gauges, as a Collector scrapes them.
 
 Names and labels: NVIDIA/dcgm-exporter, etc/dcp-metrics-included.csv and its default labels (gpu, UUID, Hostname,
-modelName). PROF_PIPE_TENSOR_ACTIVE is the share of cycles in which a tensor pipe was busy, so it knows nothing of the
-clock.
+modelName). PROF_PIPE_TENSOR_ACTIVE is the share of cycles in which a tensor pipe was busy, which tells
+nothing of the clock.
 """
 
 from mfu_sdk import semconv

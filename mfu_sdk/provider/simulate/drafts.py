@@ -129,7 +129,7 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
             shaped = Job(recipes.one_of(rng, (*big, L40S)), models.MOBILENET, fabric.best(H100, 1), 512, load_share=0.4)
             return Draft(Training(shaped), name)
         case "changed_intent":
-            first = recipes.job(rng, ranks=(4, 8), capped=capped)
+            first = recipes.job(rng, ranks=(4, 8), gpus=recipes.NVLINKED, capped=capped)
             later = recipes.job(
                 rng, ranks=(first.ranks,), gpus=(first.gpu,), capped=capped, wanted=lambda job: job.model != first.model
             )  # fmt: skip

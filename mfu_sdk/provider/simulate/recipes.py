@@ -126,7 +126,8 @@ def service(
         prompt, output = float(rng.uniform(200, 900)), float(rng.uniform(150, 500))
         found = Service(
             gpu, model, fabric.best(gpu, tp), 1.0, one_of(rng, (64, 128, 256)), prompt + output / 2, prompt,
-            output, None if rng.random() < 0.5 else float(rng.uniform(0.05, 0.12)), swing=float(rng.uniform(0.05, 0.25)),
+            output, None if rng.random() < 0.5 else float(rng.uniform(0.05, 0.12)),
+            swing=float(rng.uniform(0.05, 0.25)),
             peak_h=float(rng.uniform(9, 20)),
         )  # fmt: skip
     return with_fill(replace(found, rest=CAP if capped and gpu is CAPPED else Cooling()), fill)
@@ -157,7 +158,8 @@ def paired(rng: np.random.Generator) -> Job:
     """A job of two ranks that share each product, made for a pair with an NVLink bridge."""
     return Job(
         H100_PCIE, models.LLAMA_3B, fabric.path(H100_PCIE, 2, "nvlink"), one_of(rng, (1, 2, 4)), 4096,
-        one_of(rng, (4, 8)), 2, kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.3, 0.6)),
+        one_of(rng, (4, 8)), 2,
+        kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.3, 0.6)),
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class Process:
         same = before is not None and (before.segment.run, before.segment.attempt) == (segment.run, segment.attempt)
         self._at_s = segment.since_s
         self._first = 0
-        self._totals = np.zeros(7)
+        self._totals = np.zeros(6)
         self._began_s = segment.since_s
         self._cooled: tuple[float, Floats] | None = None
         if before is not None:
@@ -180,7 +180,7 @@ class Process:
         self, counts: list[int], seconds: list[float], parts: tuple[list[float], list[float], list[float]], skew: Floats
     ) -> None:
         steps, time_s, ranks = sum(counts), sum(seconds), self.segment.job.ranks
-        self._totals += [steps, time_s, *map(sum, parts), float(skew.sum()) / ranks, 0.0]
+        self._totals += [steps, time_s, *map(sum, parts), float(skew.sum()) / ranks]
         account, told = self._run.account, self._told
         account.true_model_flops += steps * self.state.work.model_flops * ranks
         account.true_available_flops += time_s * told.true_peak_flops_per_s * ranks
@@ -210,30 +210,56 @@ class Process:
 
     def calibration(self, out: Outgoing) -> None:
         """The measurement of the peak with which a process begins."""
-            if self._run.workload.signals is None or not self._new: return job = self.segment.job peak =
-            job.gpu.bf16_flops_per_s * CALIBRATED * clock(job.gpu, 1.0, job.rest).ratio start_ns = self._run.zero_ns +
-            int(self.segment.since_s * 1e9) body = wire.attributes({ semconv.PEAK_FLOP_RATE: peak,
-            semconv.PEAK_FLOP_RATE_LOW: 0.99 * peak, semconv.PEAK_FLOP_RATE_HIGH: 1.01 * peak, semconv.PEAK_SOURCE:
-            "calibrated", semconv.PEAK_DTYPE: "bfloat16", semconv.CALIBRATION_TIER: "burst", semconv.PEAK_MEMORY_RATE:
-            0.88 * job.gpu.memory_bytes_per_s, })  # fmt: skip for rank, resource in enumerate(self._resources): trace,
-            parent = self._who.run_ids(rank) ids = trace, hashed(8, "calibration", self._who.run_id, self._who.attempt,
-            rank) span = wire.span(semconv.SPAN_CALIBRATION, ids, start_ns, start_ns + 2_000_000_000, body, parent)
-            out.spans(self._run.workload.tenant, resource, [span]) self._run.account.spans += 1
+        if self._run.workload.signals is None or not self._new:
+            return
+        job = self.segment.job
+        peak = job.gpu.bf16_flops_per_s * CALIBRATED * clock(job.gpu, 1.0, job.rest).ratio
+        start_ns = self._run.zero_ns + int(self.segment.since_s * 1e9)
+        body = wire.attributes({
+            semconv.PEAK_FLOP_RATE: peak,
+            semconv.PEAK_FLOP_RATE_LOW: 0.99 * peak,
+            semconv.PEAK_FLOP_RATE_HIGH: 1.01 * peak,
+            semconv.PEAK_SOURCE: "calibrated",
+            semconv.PEAK_DTYPE: "bfloat16",
+            semconv.CALIBRATION_TIER: "burst",
+            semconv.PEAK_MEMORY_RATE: 0.88 * job.gpu.memory_bytes_per_s,
+        })  # fmt: skip
+        for rank, resource in enumerate(self._resources):
+            trace, parent = self._who.run_ids(rank)
+            ids = trace, hashed(8, "calibration", self._who.run_id, self._who.attempt, rank)
+            span = wire.span(semconv.SPAN_CALIBRATION, ids, start_ns, start_ns + 2_000_000_000, body, parent)
+            out.spans(self._run.workload.tenant, resource, [span])
+            self._run.account.spans += 1
 
     def ended(self, out: Outgoing) -> None:
-        """The span of the run."""
-        if self._run.workload.signals is None: return steps, time_s, data_s, comm_s, host_s, skew_s, _ =
-        self._totals.tolist() told, job = self._told, self.segment.job flops, available = steps * told.flops, time_s *
-        told.over.peak_flops_per_s components = "components" in self._signals body = told.constants_run + doubles({
-        semconv.MODEL_FLOP: flops, semconv.HARDWARE_FLOP: steps * told.hardware_flops, semconv.AVAILABLE_FLOP:
-        available, semconv.UTILIZATION: flops / available if available else None, semconv.EXPECTED: told.expected,
-        semconv.STEP_TIME: time_s, semconv.STEP_DATA_TIME: data_s, semconv.STEP_COMM_TIME: comm_s if components else
-        None, semconv.STEP_SKEW_TIME: skew_s if components else None, semconv.STEP_HOST_TIME: host_s if components else
-        None, semconv.RUN_OVERHEAD: 1e-6 * time_s, })  # fmt: skip body += wire.whole(semconv.TOKEN_COUNT, int(steps) *
-        job.tokens) + wire.whole(semconv.RUN_STEP_COUNT, int(steps)) zero = self._run.zero_ns for rank, resource in
-        enumerate(self._resources): began_ns, ended_ns = zero + int(self._began_s * 1e9), zero + int(self._at_s * 1e9)
-        span = wire.span(semconv.SPAN_RUN, self._who.run_ids(rank), began_ns, ended_ns, body)
-        out.spans(self._run.workload.tenant, resource, [span]) self._run.account.spans += 1
+        """The span of the run; its skew is the mean of the ranks'."""
+        if self._run.workload.signals is None:
+            return
+        steps, time_s, data_s, comm_s, host_s, skew_s = self._totals.tolist()
+        told, job = self._told, self.segment.job
+        flops, available = steps * told.flops, time_s * told.over.peak_flops_per_s
+        values = {
+            semconv.MODEL_FLOP: flops,
+            semconv.HARDWARE_FLOP: steps * told.hardware_flops,
+            semconv.AVAILABLE_FLOP: available,
+            semconv.UTILIZATION: flops / available if available else None,
+            semconv.EXPECTED: told.expected,
+            semconv.STEP_TIME: time_s,
+            semconv.STEP_DATA_TIME: data_s,
+            semconv.RUN_OVERHEAD: 1e-6 * time_s,
+        }
+        if "components" in self._signals:
+            values |= {semconv.STEP_HOST_TIME: host_s}
+            if job.ranks > 1:
+                values |= {semconv.STEP_COMM_TIME: comm_s, semconv.STEP_SKEW_TIME: skew_s}
+        body = told.constants_run + doubles(values) + wire.whole(semconv.RUN_STEP_COUNT, int(steps))
+        body += wire.whole(told.amount, int(steps) * job.tokens) if told.amount == semconv.TOKEN_COUNT else b""
+        zero = self._run.zero_ns
+        began_ns, ended_ns = zero + int(self._began_s * 1e9), zero + int(self._at_s * 1e9)
+        for rank, resource in enumerate(self._resources):
+            span = wire.span(semconv.SPAN_RUN, self._who.run_ids(rank), began_ns, ended_ns, body)
+            out.spans(self._run.workload.tenant, resource, [span])
+            self._run.account.spans += 1
 
 
 def _noise_for(noise: Noise, ranks: int) -> Noise:

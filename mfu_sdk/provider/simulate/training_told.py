@@ -70,6 +70,11 @@ class Told:
             state.traffic.bus_bytes if extra else 0.0,
         )  # fmt: skip
 
+    @property
+    def amount(self) -> str:
+        """What `Job.tokens` are."""
+        return semconv.TOKEN_COUNT if isinstance(self.job.model, Transformer) else semconv.SAMPLE_COUNT
+
     def window(self, windows: Windows, number: int, count: int, seconds: float, utilizations: list[int]) -> bytes:
         """What all ranks of a window share."""
         available = seconds * self.over.peak_flops_per_s
@@ -88,11 +93,12 @@ class Told:
             semconv.ARITHMETIC_INTENSITY: self.intensity,
             semconv.BATCH_RUNNING: float(job.sequences),
         }
+        if isinstance(job.model, Transformer):
+            # Scores and values, forward and twice that backward; under a causal mask half of the pairs.
+            full = 12.0 * job.model.layers * job.model.hidden * job.seq * count * job.tokens
+            exact = full * (job.seq + 1) / (2 * job.seq)
+            values = {**values, semconv.ATTENTION_FLOP_EXACT: exact, semconv.ATTENTION_FLOP_FULL: full}
         if self.bus_bytes:
             values = {**values, semconv.COMM_BYTES: count * self.bus_bytes}
-        amount = (
-            wire.whole(semconv.TOKEN_COUNT, count * job.tokens)
-            if isinstance(job.model, Transformer)
-            else wire.whole(semconv.SAMPLE_COUNT, count * job.tokens)
-        )
+        amount = wire.whole(self.amount, count * job.tokens)
         return self.constants + windows.shared(number, utilizations) + doubles(values) + amount
