@@ -68,7 +68,7 @@ class _Planner:
         for name, count in self._scenario.hard_negatives.items():
             for _ in range(count):
                 self._negative(name)
-        for largest in (32, 8, 4, 2, 1):
+        for largest in (size for size in (32, 8, 4, 2, 1) if size <= self._scenario.largest):
             misses = 0
             while misses < 6 and self._premises.left > 0:
                 draft = drafts.well(self._rng, self._duration_s, capped=self._capped, largest=largest)

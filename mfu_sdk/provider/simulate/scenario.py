@@ -77,7 +77,7 @@ class Asked:
 class Scenario:
     """What a fleet has in it. `fill`: as many of the faults as fit, where False means all of them or an error.
 
-    `fit_faults` bounds the share of the GPUs that they take then.
+    `fit_faults` bounds the share of the GPUs that they take then. `largest` is the most GPUs of a healthy workload.
     """
 
     faults: tuple[Asked, ...]
@@ -85,6 +85,7 @@ class Scenario:
     missing: Mapping[str, float]
     fill: bool = False
     fit_faults: float = 0.4
+    largest: int = 32
 
 
 def built_in(gpus: int) -> Scenario:
