@@ -2,7 +2,7 @@
 
 - A claim hits a fault of the same workload (of the same machine, where the fault is a machine's) and the same cause, if
   the time it is about overlaps the fault's, with an hour's tolerance on either side.
-- Precision: claims that hit a material fault, over those and the wrong ones. A claim is wrong that hits nothing. Neither
+- Precision: claims that hit a material fault, over those and the wrong ones. One that hits nothing is wrong. Neither
   are claims that hit a fault too small to matter, or another name for the same fault ("also" in the truth): they are
   counted apart. `unknown` accuses nobody of anything, and is counted apart too.
 - Recall: material faults that some claim of their cause hits; money-weighted by what they cost their owner.
@@ -136,12 +136,17 @@ def total(scores: Sequence[Scores]) -> dict[str, Score]:
     for name in names:
         parts = [each.causes[name] for each in scores if name in each.causes]
         added[name] = Score(
-            name,
-            *(sum(getattr(part, field) for part in parts) for field in (
-                "material", "found", "right", "wrong", "immaterial", "also", "cost", "found_cost",
-            )),
-            tuple(delay for part in parts for delay in part.delays_h),
-        )  # fmt: skip
+            cause=name,
+            material=sum(part.material for part in parts),
+            found=sum(part.found for part in parts),
+            right=sum(part.right for part in parts),
+            wrong=sum(part.wrong for part in parts),
+            immaterial=sum(part.immaterial for part in parts),
+            also=sum(part.also for part in parts),
+            cost=sum(part.cost for part in parts),
+            found_cost=sum(part.found_cost for part in parts),
+            delays_h=tuple(delay for part in parts for delay in part.delays_h),
+        )
     return added
 
 

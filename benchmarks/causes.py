@@ -1,14 +1,15 @@
 """Named causes against a simulated fleet's truth: precision, recall, delay, money, and who was accused without cause.
 
 Run: python benchmarks/causes.py FINDINGS [-o FILE]. FINDINGS is module:function, called as
-`findings(store, span, books)` with an open `Store`, a `rollup.Range` and the provider's `Books` (paths of its files); it
+`findings(store, span, books)` with an open `Store`, a `rollup.Range` and the provider's `Books` (paths of files); it
 returns objects with tenant, workload, cause, loss_share, confidence and day (a date), and may give evidence["host"].
 
 - Three seeds; of each kind of fault 60 workloads, spread over its variants and severities, so that at least 40 are
   material; at least 1,000 healthy workloads, 25 of each hard negative among them. 16 tenants in 100 tell less than
   everything, others run no SDK.
-- Half a day from midnight, spans in windows of five minutes (the SDK's are of 30 s; the sums are the same), through the
-  provider's own decoder into its own store. What is found is asked for every two hours: the first time tells the delay.
+- Half a day from midnight, in windows of five minutes without arrays of steps (the SDK's are of 30 s and have them; the
+  sums are the same), through the provider's own decoder into its own store. What is found is asked for every two hours:
+  the first time tells the delay.
 - The simulator knows no threshold of the rules (mfu_sdk/provider/simulate imports nothing of them). Same author's
   project, though: an independent fleet is a better judge.
 
@@ -21,7 +22,6 @@ import contextlib
 import importlib
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -37,6 +37,7 @@ import yaml
 from cause_scores import Claim, Score, Scores, score, total
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.peak.device import processor_name
 from mfu_sdk.provider.receive.otlp import decode_metrics, decode_traces
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.simulate import paper, wire
@@ -44,11 +45,12 @@ from mfu_sdk.provider.simulate.faults import KINDS
 from mfu_sdk.provider.simulate.planning import plan
 from mfu_sdk.provider.simulate.scenario import HARD_NEGATIVES, MISSING, Asked, Scenario
 from mfu_sdk.provider.simulate.simulation import simulate
+from mfu_sdk.provider.simulate.windows import Form
 from mfu_sdk.provider.simulate.workload import Plan
 from mfu_sdk.provider.store import Store
 
 MIDNIGHT_S = 1_790_035_200
-WINDOW_NS = 300_000_000_000
+BULK = Form(300_000_000_000, arrays=False)
 ASKED_EVERY_H = 2.0
 PRECISION, RECALL = 0.95, 0.85
 BATCH = 4000
@@ -175,7 +177,7 @@ def run(findings: Findings, seed: int, arguments: argparse.Namespace) -> tuple[S
         with Store(Path(home) / "store") as store:
             began_s = time.process_time()
             into = Into(store, until_ns)
-            truth = simulate(made, until_ns, into, window_ns=WINDOW_NS)
+            truth = simulate(made, until_ns, into, form=BULK)
             into.flush()
             sent_s = time.process_time() - began_s
             began_s = time.process_time()
@@ -183,12 +185,19 @@ def run(findings: Findings, seed: int, arguments: argparse.Namespace) -> tuple[S
             asked_s = time.process_time() - began_s
     material = Counter(each["cause"] for each in truth["faults"] if each["material"])
     size = {
-        "seed": seed, "gpus": made.gpus, "workloads": len(made.workloads), "healthy": scores.healthy, "spans": into.stored,
-        "faults": len(truth["faults"]), "material": dict(sorted(material.items())), "sent_cpu_s": round(sent_s, 1),
-        "asked_cpu_s": round(asked_s, 1), "accused": [list(each) for each in scores.accused],
+        "seed": seed,
+        "gpus": made.gpus,
+        "workloads": len(made.workloads),
+        "healthy": scores.healthy,
+        "spans": into.stored,
+        "faults": len(truth["faults"]),
+        "material": dict(sorted(material.items())),
+        "sent_cpu_s": round(sent_s, 1),
+        "asked_cpu_s": round(asked_s, 1),
+        "accused": [list(each) for each in scores.accused],
         "unknown": {"healthy": scores.unknown_healthy, "faulty": scores.unknown_faulty},
         "confusions": {f"{true} as {said}": count for (true, said), count in sorted(scores.confusions.items())},
-    }  # fmt: skip
+    }
     return scores, size
 
 
@@ -196,8 +205,8 @@ def shown(each: Score) -> dict[str, float | int | None]:
     """A cause's row."""
     return {
         "material": each.material, "found": each.found, "recall": each.recall, "right": each.right, "wrong": each.wrong,
-        "precision": each.precision, "immaterial": each.immaterial, "also": each.also, "money_recall": each.money_recall,
-        "median_delay_h": each.median_delay_h,
+        "precision": each.precision, "immaterial": each.immaterial, "also": each.also,
+        "money_recall": each.money_recall, "median_delay_h": each.median_delay_h,
     }  # fmt: skip
 
 
@@ -243,7 +252,7 @@ def main() -> None:
         result = {
             "benchmark": "causes",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}",
+            "machine": f"{processor_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}",
             "versions": {name: version(name) for name in ("mfu-sdk", "chdb-core", "numpy")},
             "fleets": sizes,
             "causes": rows,

@@ -13,7 +13,6 @@ from mfu_sdk.provider.simulate.delivery import Delivery
 from mfu_sdk.provider.simulate.planning import plan
 from mfu_sdk.provider.simulate.simulation import begins_ns, simulate
 
-
 # libyaml, where PyYAML was built with it: ten times as fast.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

@@ -13,7 +13,7 @@ from mfu_sdk.provider.simulate.power import activity_of, clock
 from mfu_sdk.provider.simulate.sender import Identity, Seat, hashed
 from mfu_sdk.provider.simulate.serving import Load, Service
 from mfu_sdk.provider.simulate.silicon import Gpu
-from mfu_sdk.provider.simulate.windows import Denominator, Steps, Whole, Windows, constants, doubles
+from mfu_sdk.provider.simulate.windows import Denominator, Form, Steps, Whole, Windows, constants, doubles
 from mfu_sdk.provider.simulate.workload import Serving, Workload
 
 _SIGMA = 0.03
@@ -25,7 +25,7 @@ _POINTS = 24
 class ServingRun:
     """One served workload; `advance` sends what happens up to a moment."""
 
-    def __init__(self, workload: Workload, seed: int, zero_ns: int, window_ns: int, account: Account) -> None:
+    def __init__(self, workload: Workload, seed: int, zero_ns: int, form: Form, account: Account) -> None:
         what = workload.what
         assert isinstance(what, Serving)
         # Of spare replicas the last ones get no requests any more.
@@ -35,7 +35,7 @@ class ServingRun:
         self._replicas = [
             _Replica(
                 workload, number, workload.seats[number * tp : (number + 1) * tp], what.service, seed, zero_ns,
-                window_ns, account, spare if number >= what.replicas - idle else None,
+                form, account, spare if number >= what.replicas - idle else None,
             )
             for number in range(what.replicas)
         ]  # fmt: skip
@@ -57,12 +57,12 @@ class _Replica:
         service: Service,
         seed: int,
         zero_ns: int,
-        window_ns: int,
+        form: Form,
         account: Account,
         idle: Injected | None,
     ) -> None:
         self._workload, self._service, self._seats, self._account = workload, service, seats, account
-        self._zero_ns, self._window_ns, self._idle = zero_ns, window_ns, idle
+        self._zero_ns, self._form, self._idle = zero_ns, form, idle
         self._jitter = Jitter(generator(seed, "replica", workload.tenant, workload.name, number), _SIGMA)
         self._witness = generator(seed, "witness", workload.tenant, workload.name, number)
         # Everybody's day has its own shape, and virtual time 0 its own time of day.
@@ -161,7 +161,7 @@ class _Replica:
     def _send(self, phase: str, start_ns: Whole, duration_s: Floats, columns: dict[str, Floats], out: Outgoing) -> None:
         steps = Steps(start_ns.astype(np.int64), duration_s, self._first[phase], phase)
         self._first[phase] += len(duration_s)
-        windows = Windows(steps, self._window_ns)
+        windows = Windows(steps, self._form)
         flops = columns["flops"] * self._counted
         peak = self._over.peak_flops_per_s
         utilizations: list[int] = np.rint(flops / (peak * duration_s) * 1e4).astype(int).tolist()

@@ -8,7 +8,7 @@ from mfu_sdk.provider.simulate.outgoing import Outgoing
 from mfu_sdk.provider.simulate.serving_run import ServingRun
 from mfu_sdk.provider.simulate.training_run import TrainingRun
 from mfu_sdk.provider.simulate.truth import truth
-from mfu_sdk.provider.simulate.windows import WINDOW_NS
+from mfu_sdk.provider.simulate.windows import AS_SENT, Form
 from mfu_sdk.provider.simulate.workload import Plan, Training
 
 CHUNK_S = 900.0
@@ -21,18 +21,18 @@ def simulate(
     until_ns: int,
     out: Outgoing,
     *,
-    window_ns: int = WINDOW_NS,
+    form: Form = AS_SENT,
     progress: Callable[[str, float], None] = lambda _label, _share: None,
 ) -> dict[str, Any]:
     """Send what happens in the plan, which ends at `until_ns` at the latest, and return the truth.
 
-    `window_ns`: the length of windows; the SDK's own is the default. Longer ones have the same sums in fewer spans.
+    `form` is that of its windows: the SDK's own, or one with the same sums in fewer bytes.
     """
     zero_ns = begins_ns(plan, until_ns)
     accounts = {(each.tenant, each.name): Account() for each in plan.workloads}
     runs = [
         (TrainingRun if isinstance(each.what, Training) else ServingRun)(
-            each, plan.seed, zero_ns, window_ns, accounts[each.tenant, each.name]
+            each, plan.seed, zero_ns, form, accounts[each.tenant, each.name]
         )
         for each in plan.workloads
     ]

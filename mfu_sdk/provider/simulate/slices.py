@@ -1,7 +1,8 @@
 """MIG geometry of an 80 GB GPU: which slices fit together, and what is left that nobody who waits can take.
 
-Profiles and places: NVIDIA MIG User Guide, "Supported MIG profiles" (A100, H100): seven compute and eight memory slices;
-a slice begins at one of its places only. So 3g + 3g leave a compute slice that no profile can take, for want of memory.
+Profiles and places: NVIDIA MIG User Guide, "Supported MIG profiles" (A100, H100): seven compute and eight memory
+slices; a slice begins at one of its places only. So 3g + 3g leave a compute slice that no profile can take, for want of
+memory.
 """
 
 from collections.abc import Sequence

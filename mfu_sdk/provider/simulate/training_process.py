@@ -14,7 +14,7 @@ from mfu_sdk.provider.simulate.segments import Segment
 from mfu_sdk.provider.simulate.sender import Identity, hashed
 from mfu_sdk.provider.simulate.training import Noise, Steady, Times
 from mfu_sdk.provider.simulate.training_told import CALIBRATED, Told
-from mfu_sdk.provider.simulate.windows import Steps, Windows, doubles
+from mfu_sdk.provider.simulate.windows import Form, Steps, Windows, doubles
 from mfu_sdk.provider.simulate.workload import Restart, Training, Workload
 
 
@@ -25,7 +25,7 @@ class Running:
     workload: Workload
     seed: int
     zero_ns: int
-    window_ns: int
+    form: Form
     account: Account
     jitter: Jitter
     witness: np.random.Generator
@@ -136,7 +136,7 @@ class Process:
         run, told, state = self._run, self._told, self.state
         total = found.total_s[:taken]
         start_ns = run.zero_ns + np.rint(starts_s[:taken] * 1e9).astype(np.int64)
-        windows = Windows(Steps(start_ns, total, self._first, "train"), run.window_ns)
+        windows = Windows(Steps(start_ns, total, self._first, "train"), run.form)
         ranks = self.segment.job.ranks
         utilizations: list[int] = np.rint(told.flops / (told.over.peak_flops_per_s * total) * 1e4).astype(int).tolist()
         counts = [end - at for at, end in zip(windows.begins, windows.ends, strict=True)]

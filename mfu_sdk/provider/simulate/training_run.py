@@ -8,6 +8,7 @@ from mfu_sdk.provider.simulate.noise import Jitter, generator
 from mfu_sdk.provider.simulate.outgoing import PROVIDER, Outgoing
 from mfu_sdk.provider.simulate.segments import segments
 from mfu_sdk.provider.simulate.training_process import Process, Running
+from mfu_sdk.provider.simulate.windows import Form
 from mfu_sdk.provider.simulate.workload import Training, Workload
 
 _SIGMA = 0.012
@@ -16,12 +17,12 @@ _SIGMA = 0.012
 class TrainingRun:
     """One training workload; `advance` sends what happens up to a moment."""
 
-    def __init__(self, workload: Workload, seed: int, zero_ns: int, window_ns: int, account: Account) -> None:
+    def __init__(self, workload: Workload, seed: int, zero_ns: int, form: Form, account: Account) -> None:
         assert isinstance(workload.what, Training)
         self.workload = workload
         name = workload.tenant, workload.name
         self._running = Running(
-            workload, seed, zero_ns, window_ns, account, Jitter(generator(seed, "run", *name), _SIGMA),
+            workload, seed, zero_ns, form, account, Jitter(generator(seed, "run", *name), _SIGMA),
             generator(seed, "witness", *name),
         )  # fmt: skip
         self._pending = segments(workload)

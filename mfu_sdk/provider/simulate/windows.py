@@ -14,7 +14,6 @@ from mfu_sdk.provider.simulate import wire
 from mfu_sdk.provider.simulate.noise import Floats
 from mfu_sdk.provider.simulate.sender import Identity
 
-WINDOW_NS = 30_000_000_000
 MAX_STEPS = 1024
 
 Whole = npt.NDArray[np.int64]
@@ -39,12 +38,25 @@ class Denominator:
     dtype: str
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How long a window is, and whether it carries its steps one by one. A bulk of longer ones has the same sums."""
+
+    length_ns: int = 30_000_000_000
+    arrays: bool = True
+
+
+AS_SENT = Form()
+"""As the SDK sends them."""
+
+
 class Windows:
     """The windows of some steps: where each begins, its times, its arrays. Sums of any column by `sums`."""
 
-    def __init__(self, steps: Steps, window_ns: int = WINDOW_NS) -> None:
+    def __init__(self, steps: Steps, form: Form = AS_SENT) -> None:
         self.steps = steps
-        slots = steps.start_ns // window_ns
+        self._arrays = form.arrays
+        slots = steps.start_ns // form.length_ns
         edges = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist()]
         bounds = [*edges, len(slots)]
         # A long slot of short steps is several windows.
@@ -73,15 +85,17 @@ class Windows:
     def shared(self, number: int, utilizations: list[int]) -> bytes:
         """What all ranks of window `number` have in common: counts of steps and the two arrays."""
         at, end = self.begins[number], self.ends[number]
-        return b"".join((
+        sums = b"".join((
             wire.whole(semconv.WINDOW_STEP_FIRST, self.steps.first + at),
             wire.whole(semconv.WINDOW_STEP_COUNT, end - at),
             wire.whole(semconv.WINDOW_STEP_TIMED, end - at),
             wire.whole(semconv.WINDOW_STEP_UNKNOWN, 0),
             wire.double(semconv.STEP_TIME, float(self.seconds[number])),
-            wire.wholes(semconv.WINDOW_STEP_DURATIONS, self.micros[at:end]),
-            wire.wholes(semconv.WINDOW_STEP_UTILIZATIONS, utilizations[at:end]),
         ))  # fmt: skip
+        if not self._arrays:
+            return sums
+        durations = wire.wholes(semconv.WINDOW_STEP_DURATIONS, self.micros[at:end])
+        return sums + durations + wire.wholes(semconv.WINDOW_STEP_UTILIZATIONS, utilizations[at:end])
 
     def span(self, number: int, who: Identity, rank: int, body: bytes) -> bytes:
         """The span of window `number` of `rank`, with its attributes in `body`."""

@@ -112,9 +112,7 @@ def test_overload_queues() -> None:
     """Twice the demand that can be served fills the batch and the queue."""
     service = Service(H100, models.LLAMA_8B, fabric.best(H100, 1), 1.0, 32, 800, 500, 300, swing=0.0)
     most = serving.rate_for(service, 32)
-    load = serving.loads(
-        replace(service, rate_per_s=2 * most), Jitter(generator(3, "load"), 0.001), 600, 0.0, 0.0, 0.0
-    )
+    load = serving.loads(replace(service, rate_per_s=2 * most), Jitter(generator(3, "load"), 0.001), 600, 0.0, 0.0, 0.0)
     assert float(load.running[-1]) == pytest.approx(32)
     assert float(load.waiting[-1]) > 100
 

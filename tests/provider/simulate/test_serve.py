@@ -40,7 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(home: Path) -> list[str | Path]:
     return [
-        "--gpus", "24", "--hours", "0.1", "--faults", home / "faults.yaml", "--seed", "9", "--until", UNTIL, "--out", home,
+        "--gpus", "24", "--hours", "0.1", "--faults", home / "faults.yaml", "--seed", "9", "--until", UNTIL, "--out",
+        home,
     ]  # fmt: skip
 
 
