@@ -135,7 +135,10 @@ def fleet(seed: int, arguments: argparse.Namespace) -> Plan:
         # Where there is no room for all of the faults, more GPUs are bought too.
         with contextlib.suppress(ConfigurationError):
             made = plan(gpus, arguments.hours * 3600, wanted, seed)
-            if sum(not each.faults for each in made.workloads) >= arguments.healthy:
+            natures = Counter(each.nature for each in made.workloads if not each.faults)
+            if natures.total() >= arguments.healthy and all(
+                natures[name] >= arguments.negatives for name in HARD_NEGATIVES
+            ):
                 return made
         gpus += max(8, gpus // 8 // 8 * 8)
 

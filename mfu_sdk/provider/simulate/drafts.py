@@ -118,7 +118,7 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
         case "small_messages":
             return Draft(Training(recipes.tiny_messages(rng)), name)
         case "congestion":
-            shaped = recipes.networked(rng, ranks=(16,))
+            shaped = recipes.networked(rng)
             often = max(1, int(duration_s / 36000))
             episodes = tuple((at, at + 300.0, 5.0) for at in rng.uniform(0, duration_s, often).tolist())
             return Draft(Training(replace(shaped, congested=episodes), calibrated=shaped.path), name)

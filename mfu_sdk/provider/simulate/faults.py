@@ -36,7 +36,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         0.0,
     ),
     "scaling_inefficiency": Kind(
-        ("spread",), "how small a rank's work is: 0 hides its collectives, 1 is a single short sequence", 0.0
+        ("spread",),
+        "how small a rank's work is: communication over computation on the best links, from 0.3 to 2.3",
+        0.0,
     ),
     "mig_fragmentation": Kind(("stranded",), "share of the time in which a profile waits that fits nowhere", None),
     "configuration_drift": Kind(
@@ -123,7 +125,10 @@ def applied(job: Job, fault: Injected) -> Job:
 
 
 def counterfactual(job: Job, fault: Injected) -> Job:
-    """What the job would be without it, where that is not simply the job itself: scaling's is one machine's ranks."""
+    """What the job would be without it, where that is not simply the job itself.
+
+    Of one that was spread too far: the same global batch on one machine, whose ranks exchange as much for more work.
+    """
     if fault.kind == "scaling_inefficiency":
-        return replace(job, path=job.path.within_a_machine())
+        return replace(job, path=job.path.within_a_machine(), exchanges=1 / job.path.machines)
     return job

@@ -142,16 +142,18 @@ def with_fill(found: Service, fill: float) -> Service:
 def scaled_out(rng: np.random.Generator, severity: float) -> Job:
     """A job that was spread over so many ranks that each has little to compute between exchanges.
 
-    Severity walks from a long micro-batch to one short sequence, as a fixed global batch does when ranks are added.
+    As a fixed global batch does when ranks are added: the more severe, the shorter a rank's only sequence. What it
+    exchanges over what it computes, on the best links, goes from 0.3 at severity 0 to 2.3.
     """
-    work = ((4, 8192), (2, 8192), (2, 4096), (1, 4096), (1, 2048), (1, 1024))
-    sequences, seq = work[min(len(work) - 1, int(severity * len(work)))]
     gpu = _gpu(rng, NVLINKED)
     model = one_of(rng, (models.LLAMA_8B, models.LLAMA_13B))
-    return Job(
-        gpu, model, fabric.best(gpu, one_of(rng, (16, 32))), sequences, seq, 1, 1, sharded=True,
+    found = Job(
+        gpu, model, fabric.best(gpu, one_of(rng, (16, 32))), 1, 64, 1, 1, sharded=True,
         kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.2, 0.4)),
     )  # fmt: skip
+    wanted = 0.3 + 2 * severity
+    lengths = (replace(found, seq=seq) for seq in range(128, 16384 + 64, 64))
+    return next((job for job in lengths if training.ideal_links_ratio(job) <= wanted), replace(found, seq=16384))
 
 
 def paired(rng: np.random.Generator) -> Job:
@@ -164,22 +166,23 @@ def paired(rng: np.random.Generator) -> Job:
 
 
 def chatty(rng: np.random.Generator) -> Job:
-    """A job in one machine whose collectives matter if its path is a bad one."""
+    """A job in one machine: replicated ones with long accumulation hide even a bad path, sharded ones feel it most."""
     gpu = _gpu(rng, NVLINKED)
-    model, sequences, seq = one_of(rng, (
-        (models.LLAMA_8B, 1, 4096), (models.LLAMA_8B, 2, 2048), (models.LLAMA_3B, 2, 2048), (models.OPT_1B, 4, 2048),
-        (models.LLAMA_8B, 1, 8192),
+    model, sequences, seq, accumulation = one_of(rng, (
+        (models.LLAMA_8B, 1, 4096, 2), (models.LLAMA_8B, 2, 8192, 4), (models.LLAMA_3B, 2, 4096, 2),
+        (models.OPT_1B, 4, 2048, 2), (models.OPT_1B, 4, 2048, 8), (models.OPT_1B, 8, 2048, 16),
+        (models.GPT_125M, 16, 1024, 4),
     ))  # fmt: skip
     return Job(
-        gpu, model, fabric.best(gpu, 8), sequences, seq, one_of(rng, (1, 2)), 1,
-        sharded=model is not models.OPT_1B, kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))),
+        gpu, model, fabric.best(gpu, 8), sequences, seq, accumulation, 1,
+        sharded=model in (models.LLAMA_8B, models.LLAMA_3B), kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))),
         load_share=float(rng.uniform(0.3, 0.6)),
     )  # fmt: skip
 
 
-def networked(rng: np.random.Generator, ranks: Sequence[int] = (16, 32)) -> Job:
-    """A tuned job over several machines that feels a slow NIC."""
-    return job(rng, ranks=ranks, gpus=NVLINKED, wanted=lambda found: training.ideal_links_ratio(found) > 0.2)
+def networked(rng: np.random.Generator) -> Job:
+    """A job over several machines that hides its collectives, but not by far: it feels a slow NIC."""
+    return scaled_out(rng, float(rng.uniform(0.08, 0.2)))
 
 
 def tiny_messages(rng: np.random.Generator) -> Job:

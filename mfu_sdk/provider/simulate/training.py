@@ -42,7 +42,7 @@ class Job:
     `sequences` is the micro-batch of a data-parallel rank, of images for a `Vision` model; `load_share` is what its
     loader needs for a batch over what the healthy step takes. `cooling` and `slow` hold ranks that are not like
     `rest`: their cooling, and the factor on their device time. `congested`: (from, until, factor on communication),
-    virtual seconds.
+    virtual seconds. `exchanges`: how often shards are exchanged, over what the configuration implies.
     """
 
     gpu: Gpu
@@ -60,6 +60,7 @@ class Job:
     cooling: tuple[tuple[int, Cooling], ...] = ()
     slow: tuple[tuple[int, float], ...] = ()
     congested: tuple[tuple[float, float, float], ...] = ()
+    exchanges: float = 1.0
     cold_from_s: float | None = None
 
     @property
@@ -250,7 +251,7 @@ def _traffic(job: Job, over: Path) -> Traffic:
             # Gathered in forward and in backward, gradients scattered, each micro-batch; beside tensor parallelism
             # shards hold the optimizer's state alone, and that is exchanged once a step (arXiv 1910.02054, section 5).
             each_s = fabric.seconds("all_gather", weights / layers, among)
-            passes = 3 * job.accumulation if job.tp == 1 else 2
+            passes = job.exchanges * (3 * job.accumulation if job.tp == 1 else 2)
             hidden_s += passes * layers * each_s
             tail_s = 2 * each_s
             moved += passes * fabric.bus_bytes("all_gather", weights, among.ranks)
