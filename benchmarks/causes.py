@@ -4,7 +4,7 @@ Run: python benchmarks/causes.py FINDINGS [-o FILE]. FINDINGS is module:function
 `findings(store, span, books)` with an open `Store`, a `rollup.Range` and the provider's `Books` (paths of files); it
 returns objects with tenant, workload, cause, loss_share, confidence and day (a date), and may give evidence["host"].
 
-- Three seeds; of each kind of fault 60 workloads, spread over its variants and severities, so that at least 40 are
+- Three seeds; of each kind of fault 70 workloads, spread over its variants and severities, so that at least 40 are
   material; at least 1,000 healthy workloads, 25 of each hard negative among them. 16 tenants in 100 tell less than
   everything, others run no SDK.
 - Half a day from midnight, in windows of five minutes without arrays of steps (the SDK's are of 30 s and have them; the
@@ -130,7 +130,7 @@ def scenario(faults: int, negatives: int) -> Scenario:
 def fleet(seed: int, arguments: argparse.Namespace) -> Plan:
     """A fleet with enough healthy workloads in it."""
     wanted = scenario(arguments.faults, arguments.negatives)
-    gpus = 4000 * arguments.faults // 60
+    gpus = 80 * arguments.faults
     while True:
         # Where there is no room for all of the faults, more GPUs are bought too.
         with contextlib.suppress(ConfigurationError):
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("-o", metavar="FILE", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--hours", type=float, default=12.0)
-    parser.add_argument("--faults", type=int, default=60, help="workloads of each kind of fault")
+    parser.add_argument("--faults", type=int, default=70, help="workloads of each kind of fault")
     parser.add_argument("--negatives", type=int, default=25, help="workloads of each hard negative")
     parser.add_argument("--healthy", type=int, default=1000, help="healthy workloads at least")
     arguments = parser.parse_args()
