@@ -63,10 +63,10 @@ class Work:
         return self.launches * _LAUNCH_S
 
 
-def product_efficiency(gpu: Gpu, m: float, n: float, k: float, sms: int | None = None) -> float:
-    """Share of the peak that a product of m × n × k reaches on `sms` SMs, all of the GPU's unless given."""
+def product_efficiency(gpu: Gpu, m: float, n: float, k: float) -> float:
+    """Share of the peak that a product of m × n × k reaches."""
     tiles = math.ceil(m / _TILE_M) * math.ceil(n / _TILE_N)
-    waves = tiles / (sms or gpu.sms)
+    waves = tiles / gpu.sms
     padding = (m * n) / (tiles * _TILE_M * _TILE_N)
     # Split-k and smaller tiles fill a part of what one wave of large tiles leaves idle.
     filled = waves / math.ceil(waves) if waves > 1 else waves**0.4
@@ -197,8 +197,11 @@ def _attention(gpu: Gpu, model: Transformer, sequences: float, seq: int, tp: int
 
 def _vision(gpu: Gpu, model: Vision, samples: float, sms: int, kernels: Kernels) -> Work:
     flops, moved = model.sample_flops * samples, model.sample_bytes * samples
-    # Convolutions as products of a sample's positions (some 200 at the widest stage) × width × 9 widths.
-    efficiency = product_efficiency(gpu, 200 * samples, model.width, 4 * model.width, sms) * kernels.quality
+    # Convolutions as products of a sample's positions (some 200 at the widest stage) × width × 4 widths. Layers differ
+    # in shape, so what one of them leaves idle in its last wave averages out.
+    waves = math.ceil(200 * samples / _TILE_M) * math.ceil(model.width / _TILE_N) / sms
+    depth = 4 * model.width / (4 * model.width + _PROLOGUE_K)
+    efficiency = _LARGEST_PRODUCT * waves / (waves + 0.5) * depth * kernels.quality
     inverse = (1 - kernels.converted) / gpu.bf16_flops_per_s + kernels.converted / gpu.flops_per_s(kernels.other_dtype)
     return Work(flops / efficiency * inverse, _memory_s(gpu, moved), flops, flops, flops * 1.05, moved, launches=180)
 

@@ -168,7 +168,7 @@ class _Planner:
         share = slices.PROFILES[profile].compute * gpu.mig_sms / gpu.sms
         model = recipes.one_of(self._rng, (models.VIT_L, models.RESNET_50))
         service = Service(
-            gpu, model, fabric.best(gpu, 1), 1.0, 16, share=share, swing=float(self._rng.uniform(0.05, 0.2))
+            gpu, model, fabric.best(gpu, 1), 1.0, 16, share=share, swing=float(self._rng.uniform(0.02, 0.08))
         )
         what = Serving(recipes.with_fill(service, float(self._rng.uniform(0.55, 0.8))), 1)
         tenant = recipes.one_of(self._rng, [each for each in self._tenants if each.signals is not None])

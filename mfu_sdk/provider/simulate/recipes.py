@@ -29,6 +29,10 @@ CAP = Cooling(limit=0.72)
 _TUNED_EXPOSED, _TUNED_GAP = 0.03, 0.03
 
 
+# What the day's peak takes of all that a replica can serve.
+_PEAK_LOAD = 0.95
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A model with the sizes at which it is trained."""
@@ -119,7 +123,7 @@ def service(
     if isinstance(model, Vision):
         found = Service(
             gpu, model, fabric.best(gpu, tp), 1.0, int(one_of(rng, (16, 32, 64))),
-            latency_s=None if rng.random() < 0.5 else 0.25, swing=float(rng.uniform(0.05, 0.25)),
+            latency_s=None if rng.random() < 0.5 else 0.25, swing=float(rng.uniform(0.02, 0.08)),
             peak_h=float(rng.uniform(9, 20)),
         )  # fmt: skip
     else:
@@ -134,9 +138,10 @@ def service(
 
 
 def with_fill(found: Service, fill: float) -> Service:
-    """The same service with demand for `fill` of its usable batch."""
+    """The same service with demand for `fill` of its usable batch, never so much that the day's peak overloads it."""
     usable = serving.capacity(found).usable
-    return replace(found, rate_per_s=serving.rate_for(found, max(0.05, fill * usable)))
+    most = _PEAK_LOAD * serving.rate_for(found, usable) / (1 + found.swing)
+    return replace(found, rate_per_s=min(most, serving.rate_for(found, max(0.05, fill * usable))))
 
 
 def scaled_out(rng: np.random.Generator, severity: float) -> Job:
@@ -186,11 +191,12 @@ def networked(rng: np.random.Generator) -> Job:
 
 
 def tiny_messages(rng: np.random.Generator) -> Job:
-    """A small model on a machine's eight GPUs: its collectives are latency, and there are many of them."""
+    """A machine's eight GPUs that share each product of short sequences: small all-reduces, none of them hidden."""
     gpu = _gpu(rng, NVLINKED)
     return Job(
-        gpu, models.GPT_125M, fabric.best(gpu, 8), one_of(rng, (4, 8)), 1024, 1, 1, sharded=True,
-        kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))), load_share=float(rng.uniform(0.2, 0.4)),
+        gpu, one_of(rng, (models.LLAMA_3B, models.LLAMA_8B)), fabric.best(gpu, 8), 1, one_of(rng, (1024, 2048)),
+        one_of(rng, (4, 8)), 8, kernels=Kernels(quality=float(rng.uniform(0.9, 1.0))),
+        load_share=float(rng.uniform(0.2, 0.4)),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ HARD_NEGATIVES: Final[Mapping[str, str]] = {
     "latency_bound": "a small batch keeps a promised time per token",
     "prefill_heavy": "long prompts, short answers",
     "memory_bound": "decode at its full batch, and low MFU by nature",
-    "small_messages": "collectives that latency bounds, on the best links",
+    "small_messages": "small collectives that nothing hides, on the best links",
     "congestion": "minutes of a congested network",
     "shared_cap": "a power limit that all GPUs of a type share",
     "right_sized_mig": "a GPU cut into slices that are all in use",

@@ -88,6 +88,15 @@ def test_decode_saturates() -> None:
     assert rates[-1] < 256 * rates[0] / 2
 
 
+@pytest.mark.parametrize("share", [1.0, 14 / 108, 42 / 108])
+def test_images_saturate(share: float) -> None:
+    """Images a second never fall with the batch, on a GPU or on a slice of one, and a slice serves fewer."""
+    service = Service(A100, models.VIT_L, fabric.best(A100, 1), 1.0, 64, share=share)
+    rates = [serving.tokens_per_s(service, float(size)) for size in (1, 2, 4, 8, 16, 32, 64)]
+    assert rates == sorted(rates)
+    assert rates[-1] <= serving.tokens_per_s(replace(service, share=1.0), 64.0)
+
+
 def test_what_bounds_a_batch() -> None:
     """Memory, the server's limit and the promise each bound the batch, and the least of them counts."""
     service = Service(H100, models.LLAMA_8B, fabric.best(H100, 1), 1.0, 256, 24_000, 23_000, 300)
