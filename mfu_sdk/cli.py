@@ -331,7 +331,9 @@ def simulate(
         again = f"--gpus {gpus} --hours {hours:g} --seed {seed} --until {made.until_iso} --out {out}"
         again += f" --faults {faults}" if faults is not None else ""
         click.echo(f"{made.describe()}\nFiles: {out}. Go on with:")
-        click.echo(f"  mfu serve --data STORE --tokens {out / 'tokens.yaml'}")
+        known = {option.name for option in serve.params}
+        books = [f"--{name} {out / name}.yaml" for name in ("tokens", "inventory", "prices") if name in known]
+        click.echo(f"  mfu serve --data STORE {' '.join(books)}")
         click.echo(f"  mfu simulate {again} --otlp http://127.0.0.1:4318")
         return
     with bar("mfu simulate") as progress:

@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "faults.yaml").write_text(FAULTS)
     said = mfu("simulate", *options(home))
     assert said.exit_code == 0, said.output
-    assert "mfu serve --data STORE --tokens" in said.stdout
+    assert f"mfu serve --data STORE --tokens {home / 'tokens.yaml'}" in said.stdout
     return home
 
 
