@@ -27,6 +27,7 @@ class TrainingRun:
         )  # fmt: skip
         self._pending = segments(workload)
         self._at: Process | None = None
+        self._idle_s = workload.end_s
 
     def advance(self, until_s: float, out: Outgoing) -> None:
         """Send what happens before virtual time `until_s`."""
@@ -47,8 +48,9 @@ class TrainingRun:
         """Once nothing runs any more: what the provider's exporter sees of GPUs that are still held."""
         if self._pending or not self.workload.dcgm:
             return
-        since_s = max(self.workload.end_s, until_s - 600)
-        for at_s in np.arange(since_s, min(until_s, self.workload.held_until_s), 60.0).tolist():
+        held_s = min(until_s, self.workload.held_until_s)
+        for at_s in np.arange(self._idle_s, held_s, dcgm.SCRAPE_NS / 1e9).tolist():
+            self._idle_s = at_s + dcgm.SCRAPE_NS / 1e9
             for seat in self.workload.seats:
                 points = dcgm.scrape(
                     self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as Gauge
 
 from mfu_sdk.provider.simulate import scenario, simulation
 from mfu_sdk.provider.simulate.planning import plan
@@ -76,6 +77,30 @@ def test_idle_by_hand() -> None:
     assert fault["loss_share"] == 1.0
     assert fault["gpu_hours"] % 0.4 == pytest.approx(0.0)
     assert fault["money"]["cost"] == pytest.approx(cost * fault["gpu_hours"])
+
+
+def test_idle_devices_are_seen_to_be_idle() -> None:
+    """The exporter scrapes an abandoned GPU once a minute until the allocation ends, at no utilization."""
+
+    class Scrapes(Nowhere):
+        def __init__(self) -> None:
+            self.idle: list[int] = []
+
+        def metrics(self, tenant: str, resource: bytes, metrics: Sequence[bytes]) -> None:
+            (point,) = Gauge.FromString(metrics[2]).gauge.data_points
+            if point.as_double == 0:
+                self.idle.append(point.time_unix_nano)
+
+    wanted = {"faults": [{"kind": "idle_allocation", "variant": "abandoned", "onset_h": 0.5}], "hard_negatives": {}}
+    for seed in range(50):
+        made = plan(8, 3600, scenario.parse({**wanted, "missing": {}}, "faults"), seed)
+        if made.workloads[0].dcgm:
+            break
+    out = Scrapes()
+    simulation.simulate(made, UNTIL_NS, out)
+    devices = len(made.workloads[0].seats)
+    begin_ns = UNTIL_NS - 1800 * 10**9
+    assert sorted(out.idle) == sorted([begin_ns + 60 * 10**9 * minute for minute in range(30)] * devices)
 
 
 def test_more_severe_costs_more() -> None:
