@@ -15,8 +15,9 @@ from mfu_sdk.provider.simulate.silicon import Gpu
 
 _TILE_M, _TILE_N = 128, 256
 _PROLOGUE_K = 192.0
-_LARGEST_PRODUCT = 0.76
-_MEMORY = 0.88
+LARGEST_PRODUCT, MEMORY = 0.76, 0.88
+"""What the largest product and the longest copy reach of the peaks."""
+
 _FLASH = 0.52
 _ELEMENTWISE_BYTES = 34.0
 # Adam in mixed precision: fp32 weights and two moments read and written, gradients read, 16-bit weights written.
@@ -70,7 +71,7 @@ def product_efficiency(gpu: Gpu, m: float, n: float, k: float) -> float:
     padding = (m * n) / (tiles * _TILE_M * _TILE_N)
     # Split-k and smaller tiles fill a part of what one wave of large tiles leaves idle.
     filled = waves / math.ceil(waves) if waves > 1 else waves**0.4
-    return _LARGEST_PRODUCT * filled * padding * k / (k + _PROLOGUE_K)
+    return LARGEST_PRODUCT * filled * padding * k / (k + _PROLOGUE_K)
 
 
 def _padding(m: float, n: float) -> float:
@@ -137,7 +138,7 @@ def decode(gpu: Gpu, model: Transformer, running: float, context: float, tp: int
     moved = (2 * model.parameters + running * context * model.kv_bytes) / tp
     flops = running * model.forward_flops(context) / tp
     # Below a tile's height products are padded in m, which memory hides until the batch is large.
-    tensor_s = flops / (gpu.bf16_flops_per_s * _LARGEST_PRODUCT)
+    tensor_s = flops / (gpu.bf16_flops_per_s * LARGEST_PRODUCT)
     memory_s = _memory_s(gpu, moved)
     bound_s = max(tensor_s, memory_s)
     return Work(
@@ -201,10 +202,10 @@ def _vision(gpu: Gpu, model: Vision, samples: float, sms: int, kernels: Kernels)
     # in shape, so what one of them leaves idle in its last wave averages out.
     waves = math.ceil(200 * samples / _TILE_M) * math.ceil(model.width / _TILE_N) / sms
     depth = 4 * model.width / (4 * model.width + _PROLOGUE_K)
-    efficiency = _LARGEST_PRODUCT * waves / (waves + 0.5) * depth * kernels.quality
+    efficiency = LARGEST_PRODUCT * waves / (waves + 0.5) * depth * kernels.quality
     inverse = (1 - kernels.converted) / gpu.bf16_flops_per_s + kernels.converted / gpu.flops_per_s(kernels.other_dtype)
     return Work(flops / efficiency * inverse, _memory_s(gpu, moved), flops, flops, flops * 1.05, moved, launches=180)
 
 
 def _memory_s(gpu: Gpu, moved_bytes: float) -> float:
-    return moved_bytes / (gpu.memory_bytes_per_s * _MEMORY)
+    return moved_bytes / (gpu.memory_bytes_per_s * MEMORY)

@@ -5,7 +5,6 @@ Streams are drawn by name from the seed, so that one workload's noise does not h
 
 import math
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +51,3 @@ class Jitter:
         """Factors of mean one."""
         drawn: Floats = np.exp(sigma * self._rng.standard_normal(steps) - sigma**2 / 2)
         return drawn
-
-
-def plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, for files."""
-    return value.item() if isinstance(value, np.generic) else value

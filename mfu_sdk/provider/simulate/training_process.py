@@ -6,6 +6,7 @@ import numpy as np
 
 from mfu_sdk import semconv
 from mfu_sdk.provider.simulate import dcgm, training, wire
+from mfu_sdk.provider.simulate.kernels import LARGEST_PRODUCT, MEMORY
 from mfu_sdk.provider.simulate.ledger import Account
 from mfu_sdk.provider.simulate.noise import Floats, Jitter
 from mfu_sdk.provider.simulate.outgoing import PROVIDER, Outgoing
@@ -13,7 +14,7 @@ from mfu_sdk.provider.simulate.power import clock
 from mfu_sdk.provider.simulate.segments import Segment
 from mfu_sdk.provider.simulate.sender import Identity, hashed
 from mfu_sdk.provider.simulate.training import Noise, Steady, Times
-from mfu_sdk.provider.simulate.training_told import CALIBRATED, Told
+from mfu_sdk.provider.simulate.training_told import Told
 from mfu_sdk.provider.simulate.windows import Form, Steps, Windows, doubles
 from mfu_sdk.provider.simulate.workload import Restart, Training, Workload
 
@@ -213,7 +214,7 @@ class Process:
         if self._run.workload.signals is None or not self._new:
             return
         job = self.segment.job
-        peak = job.gpu.bf16_flops_per_s * CALIBRATED * clock(job.gpu, 1.0, job.rest).ratio
+        peak = job.gpu.bf16_flops_per_s * LARGEST_PRODUCT * clock(job.gpu, 1.0, job.rest).ratio
         start_ns = self._run.zero_ns + int(self.segment.since_s * 1e9)
         body = wire.attributes({
             semconv.PEAK_FLOP_RATE: peak,
@@ -222,7 +223,7 @@ class Process:
             semconv.PEAK_SOURCE: "calibrated",
             semconv.PEAK_DTYPE: "bfloat16",
             semconv.CALIBRATION_TIER: "burst",
-            semconv.PEAK_MEMORY_RATE: 0.88 * job.gpu.memory_bytes_per_s,
+            semconv.PEAK_MEMORY_RATE: MEMORY * job.gpu.memory_bytes_per_s,
         })  # fmt: skip
         for rank, resource in enumerate(self._resources):
             trace, parent = self._who.run_ids(rank)

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 from mfu_sdk import semconv
 from mfu_sdk.provider.simulate import training, wire
+from mfu_sdk.provider.simulate.kernels import LARGEST_PRODUCT, MEMORY
 from mfu_sdk.provider.simulate.models import Transformer
 from mfu_sdk.provider.simulate.power import clock
 from mfu_sdk.provider.simulate.training import Job, Steady
 from mfu_sdk.provider.simulate.windows import Denominator, Windows, constants, doubles
 from mfu_sdk.provider.simulate.workload import Training, Workload
-
-CALIBRATED = 0.76
-"""What the largest product of a calibration reaches of the peak at the clock of a full load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +58,13 @@ class Told:
         run = wire.attributes({
             semconv.CONVENTION: "exact", semconv.PEAK_FLOP_RATE: claimed, semconv.PEAK_SOURCE: over.source,
             semconv.PEAK_DTYPE: dtype, semconv.COUNT_COVERAGE: 1.0,
-            semconv.PEAK_MEMORY_RATE: 0.88 * job.gpu.memory_bytes_per_s,
+            semconv.PEAK_MEMORY_RATE: MEMORY * job.gpu.memory_bytes_per_s,
         })  # fmt: skip
         at_full_load = clock(job.gpu, 1.0, job.rest).ratio
         return cls(
             over, peak, work.model_flops * counted, work.hardware_flops * counted,
             work.model_flops * counted / (claimed * expected_s), work.hardware_flops / work.bytes_moved,
-            peak * CALIBRATED * at_full_load, job, base, run, reasons,
+            peak * LARGEST_PRODUCT * at_full_load, job, base, run, reasons,
             state.traffic.bus_bytes if extra else 0.0,
         )  # fmt: skip
 
