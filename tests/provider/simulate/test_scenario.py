@@ -130,3 +130,18 @@ def test_books_say_what_the_plan_has() -> None:
     types = {node["gpu_type"] for node in inventory["nodes"]}
     assert {row["gpu_type"] for row in prices["costs"]} == types
     assert len({each[0]["token"] for each in tokens["tenants"].values()}) == len(tokens["tenants"])
+
+
+def test_page_is_true() -> None:
+    """The page's faults file is one, and it names every kind, variant, hard negative and sort of silence."""
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "simulate.md").read_text("utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    asked = scenario.parse(yaml.safe_load(example), "page").faults
+    assert [(each.kind, each.variant, each.count) for each in asked] == [
+        ("straggler", "slow_rank", 3), ("under_batched_inference", None, 1),
+    ]  # fmt: skip
+    variants = {name for found in KINDS.values() for name in found.variants}
+    for name in {*KINDS, *variants, *HARD_NEGATIVES, *MISSING}:
+        assert f"`{name}`" in page, name
+    for name, (share, _) in MISSING.items():
+        assert f"| `{name}` | {share:g} |" in page
