@@ -417,6 +417,56 @@ def run(
 
 
 @main.command()
+@click.option("--gpus", type=int, default=200, show_default=True, help="How many GPUs the fleet has.")
+@click.option("--hours", type=float, default=24.0, show_default=True, help="How long it is followed.")
+@click.option(
+    "--faults",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What is wrong in it; a built-in mix unless given.",
+)
+@click.option(
+    "--otlp", help="Where the telemetry is sent, the --http address of `mfu serve`; else only files are written."
+)
+@click.option(
+    "-o", "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("fleet"), show_default=True,
+    help="Directory of inventory.yaml, prices.yaml, tokens.yaml and truth.json.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same fleet.")
+@click.option("--until", help="When it ends, in ISO 8601; now unless given.")
+def simulate(
+    gpus: int, hours: float, faults: Path | None, otlp: str | None, out: Path, seed: int, until: str | None
+) -> None:
+    """A synthetic fleet with known faults, sent over real OTLP, and the truth about it.
+
+    Without --otlp it writes the provider's files alone and prints how to go on. Time is virtual: spans are dated back
+    from --until. Each tenant sends under its token of tokens.yaml.
+    """
+    from mfu_sdk.progress import bar
+
+    _provider("store")
+    fleet = _provider("simulate.fleet")
+    made = fleet.Fleet(gpus, hours, faults, seed, fleet.moment(until, time.time_ns()))
+    made.write_books(out, write_file)
+    if otlp is None:
+        again = f"--gpus {gpus} --hours {hours:g} --seed {seed} --until {made.until_iso} --out {out}"
+        again += f" --faults {faults}" if faults is not None else ""
+        click.echo(f"{made.describe()}\nFiles: {out}. Go on with:")
+        known = {option.name for option in serve.params}
+        books = [f"--{name} {out / name}.yaml" for name in ("tokens", "inventory", "prices") if name in known]
+        click.echo(f"  mfu serve --data STORE {' '.join(books)}")
+        click.echo(f"  mfu simulate {again} --otlp http://127.0.0.1:4318")
+        return
+    with bar("mfu simulate") as progress:
+        truth = made.send(otlp, progress)
+    write_file(out / "truth.json", json.dumps(truth, indent=1) + "\n")
+    fleet_truth = truth["fleet"]
+    found = "none" if fleet_truth["mfu"] is None else f"{100 * fleet_truth['mfu']:.2f} %"
+    click.echo(
+        f"{made.describe()}\nSent {fleet_truth['spans']:,} spans, fleet MFU {found}. Truth: {out / 'truth.json'}"
+    )
+
+
+@main.command()
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )

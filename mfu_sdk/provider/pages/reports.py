@@ -21,7 +21,7 @@ _Key = tuple[str, str | None, str | None, str | None, bool]
 
 
 class Reports:
-    """Builds a report once for all who ask for the same while it is fresh, by the clock that ranges are held against."""
+    """Builds a report once for all who ask for the same while it is fresh, by the clock of the ranges."""
 
     def __init__(self, build: Build, now_unix_ns: Callable[[], int]) -> None:
         self._build = build
