@@ -33,13 +33,15 @@ HEAT: Final = tuple(f"var(--h{step})" for step in range(6))
 class Chart:
     """A picture: `label` is what it shows, in a sentence; `narrow` is the same for a phone where it differs.
 
-    A mark whose description in the spec is ``#n`` says ``tips[n]`` when it is pointed at.
+    A mark whose description in the spec is ``#n`` says ``tips[n]`` when it is pointed at. `is_grid`: made of cells, so
+    that a small one is not drawn larger.
     """
 
     label: str
     spec: Spec
     tips: tuple[str, ...] = ()
     narrow: Spec | None = None
+    is_grid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +294,7 @@ def scaling(curves: Sequence[Curve]) -> Chart | None:
     return Chart(label, _spec(SMALL, 200, values, layer=layers), tuple(tips))
 
 
-def heat(cells: Sequence[Cell], thresholds: Sequence[float], *, label: str, size: int = 22) -> Chart | None:
+def heat(cells: Sequence[Cell], thresholds: Sequence[float], *, label: str, size: int = 34) -> Chart | None:
     """A grid of cells, coloured by the step of `thresholds` (five, rising) that each is in."""
     if not cells:
         return None
@@ -322,7 +324,7 @@ def heat(cells: Sequence[Cell], thresholds: Sequence[float], *, label: str, size
         },
     ]
     spec = _spec(columns * size, rows * size, values, layer=layers, padding=1)
-    return Chart(label, spec, tuple(cell.tip for cell in cells))
+    return Chart(label, spec, tuple(cell.tip for cell in cells), is_grid=True)
 
 
 def thresholds(end: float) -> tuple[float, ...]:

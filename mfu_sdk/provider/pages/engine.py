@@ -83,7 +83,7 @@ class Engine:
         narrow = None if chart.narrow is None else self._artist.draw(chart.narrow)
         if wide is None:
             return Markup('<p class="quiet">This picture could not be drawn; the table has its figures.</p>')
-        drawn = picture.finish(wide, chart, "chart wide" if narrow else "chart")
+        drawn = picture.finish(wide, chart, "chart wide" if narrow else "chart grid" if chart.is_grid else "chart")
         if narrow is not None:
             drawn += picture.finish(narrow, chart, "chart narrow")
         # Both are finished by us: text in them is escaped by ElementTree.

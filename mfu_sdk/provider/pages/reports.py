@@ -10,7 +10,7 @@ from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 
 Build = Callable[[Range, str | None, str | None, bool], Report]
-"""The report on a range, of one tenant or all, on one GPU type or all, with the provider's books or without."""
+"""The report on a range, of one tenant or all, on one GPU type or all; with the provider's books or without."""
 
 LEAST_FRESH_NS: Final = 10 * 10**9
 MOST_FRESH_NS: Final = 60 * 10**9
@@ -21,7 +21,7 @@ _Key = tuple[str, str | None, str | None, str | None, bool]
 
 
 class Reports:
-    """Builds a report once for all who ask for the same while it is fresh, by the clock of the ranges."""
+    """Builds a report once for all who ask for the same while it is fresh, by the clock that ranges are of."""
 
     def __init__(self, build: Build, now_unix_ns: Callable[[], int]) -> None:
         self._build = build

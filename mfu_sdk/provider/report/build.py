@@ -30,6 +30,7 @@ _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
+_ALL_TYPES_ONLY: Final = "No money: it is reckoned for the whole fleet; ask without a GPU type."
 _FLEET_ONLY: Final = "No money: it is reckoned for the whole fleet; ask as an operator, without a tenant."
 
 
@@ -61,8 +62,9 @@ def build(
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
-    `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants and
-    GPU types. `holdings` are what causes of any tenant are held against, `drifts` what the provider found itself.
+    `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants, where
+    no GPU type is asked for. `holdings` are what causes of any tenant are held against, `drifts` what the provider
+    found itself.
     """
     observed = observe(store, span, tenant, gpu_type)
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
@@ -70,8 +72,12 @@ def build(
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, drifts, everyone)
+    if gpu_type is None:
+        money = assessment(store, span, books, judged.findings)
+    else:
+        money = Assessment(None, (), None, _ALL_TYPES_ONLY)
     return replace(
-        report_of(observed, assessment(store, span, books, judged.findings)),
+        report_of(observed, money),
         causes=tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type)),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
