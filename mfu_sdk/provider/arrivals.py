@@ -129,13 +129,9 @@ class Arrivals:
         self._engine.run("SET max_threads = 1")
         self._engine.run(f"SET max_memory_usage = {max_memory_bytes}")
         self._into = f"INSERT INTO {names['wire']}"
-        schema = " ".join(re.sub(r"//.*", "", (_SQL / "traces.proto").read_text("utf-8")).split())
-        for name, value in (
-            ("format_schema_source", "string"),
-            ("format_schema", schema.replace("'", "\\'")),
-            ("format_schema_message_name", "Arrival"),
-        ):
-            self._engine.run(f"SET {name} = '{value}'")
+        # By its path: of a schema given as text the engine keeps a copy in whatever directory the process is in.
+        schema = str(_SQL / "traces.proto").replace("\\", "\\\\").replace("'", "\\'")
+        self._engine.run(f"SET format_schema = '{schema}:Arrival'")
 
     def add(
         self,
