@@ -1,8 +1,9 @@
 """Named causes against a simulated fleet's truth: precision, recall, delay, money, and who was accused without cause.
 
-Run: python benchmarks/causes.py FINDINGS [-o FILE]. FINDINGS is module:function, called as
-`findings(store, span, books)` with an open `Store`, a `rollup.Range` and the provider's `Books` (paths of files); it
-returns objects with tenant, workload, cause, loss_share, confidence and day (a date), and may give evidence["host"].
+Run: python benchmarks/causes.py [-o FILE] [--findings MODULE:FUNCTION]. Without it the provider's own rules are scored.
+The function is called as `findings(store, span, books)` with an open `Store`, a `rollup.Range` and the provider's
+`Books` (paths of files); it returns objects with tenant, workload, cause, loss_share, confidence and day (a date), and
+may give evidence["host"].
 
 - Three seeds; of each kind of fault 70 workloads, spread over its variants and severities, so that at least 40 are
   material; at least 1,000 healthy workloads, 25 of each hard negative among them. A quarter of the tenants tell less
@@ -38,6 +39,8 @@ from cause_scores import Claim, Score, Scores, score, total
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak.device import processor_name
+from mfu_sdk.provider import books as provider_books
+from mfu_sdk.provider import findings
 from mfu_sdk.provider.receive.otlp import decode_metrics, decode_traces
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.simulate import paper, wire
@@ -76,6 +79,13 @@ class Books:
 
 
 Findings = Callable[[Store, Range, Books], Iterable[Finding]]
+
+
+def ours(store: Store, span: Range, books: Books) -> Iterable[Finding]:
+    """What the provider's rules find in `span`, its own look for drift included."""
+    inventory = provider_books.Books([books.prices], [books.inventory]).current().inventory
+    holdings = None if inventory is None else provider_books.Holdings(inventory)
+    return findings.judge(store, span, holdings, findings.Findings(store).look(span)).findings
 
 
 class Into:
@@ -222,7 +232,7 @@ def named(text: str) -> Findings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("findings", metavar="FINDINGS", type=named)
+    parser.add_argument("--findings", metavar="MODULE:FUNCTION", type=named, default=ours)
     parser.add_argument("-o", metavar="FILE", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--hours", type=float, default=8.0)
