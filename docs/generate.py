@@ -26,6 +26,7 @@ from mfu_sdk.counting import free, fused_attention, third_party
 from mfu_sdk.counting.formulas import FORMULA_VERSION
 from mfu_sdk.counting.pricing import convolutions, linalg, products, quantized, recurrences, sparse, spectral
 from mfu_sdk.counting.pricing.unpriced import UNPRICED
+from mfu_sdk.provider import questions
 from mfu_sdk.provider.report import model
 from mfu_sdk.provider.rollup import Requests
 from mfu_sdk.settings import OPTIONS
@@ -193,11 +194,13 @@ def python() -> str:
 def report() -> str:
     """The JSON of `mfu report --format json` and of `GET /api/report`."""
     kinds = [kind for kind in vars(model).values() if isinstance(kind, type) and kind.__module__ == model.__name__]
-    ordered = [model.Report, *(kind for kind in kinds if kind is not model.Report), Requests]
+    answers = [kind for name in questions.__all__ if isinstance(kind := getattr(questions, name), type)]
+    answers.sort(key=lambda kind: kind is not questions.Questions)
+    ordered = [model.Report, *(kind for kind in kinds if kind is not model.Report), Requests, *answers]
     return (
         "# The report as JSON\n\n"
-        "Made by `docs/generate.py` from `mfu_sdk/provider/report/model.py`; change that file, then run "
-        "`python docs/generate.py`.\n\n"
+        "Made by `docs/generate.py` from `mfu_sdk/provider/report/model.py` and `mfu_sdk/provider/questions`; change\n"
+        "those, then run `python docs/generate.py`.\n\n"
         "`mfu report --format json` prints it, and `GET /api/report?since=7d&until=…&tenant=…` answers with it. The\n"
         "document is a `Report`; a field's type names the section that describes it. What is not known is `null`.\n\n"
         + "\n".join(map(described, ordered))

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,52 @@ def demo(output: Path) -> None:
 @click.option("--http", default="127.0.0.1:4318", show_default=True, help="HOST:PORT for OTLP over HTTP.")
 @click.option("--web", default="127.0.0.1:8080", show_default=True, help="HOST:PORT for the page and the JSON API.")
 @click.option("--tokens", type=click.Path(dir_okay=False, path_type=Path), help="Who may send and read, and as whom.")
-def serve(data: Path, http: str, web: str, tokens: Path | None) -> None:
+@click.option(
+    "--retention", default="14d,90d,3y", show_default=True, help="How long spans, five-minute and hourly sums are kept."
+)
+def serve(data: Path, http: str, web: str, tokens: Path | None, retention: str) -> None:
     """Receive OTLP, store it, and serve the fleet's page and JSON API. Loopback unless told otherwise.
 
     The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM.
     """
-    server = _provider("serve").Server(data, http=_address("--http", http), web=_address("--web", web), tokens=tokens)
+    server = _provider("serve").Server(
+        data,
+        http=_address("--http", http),
+        web=_address("--web", web),
+        tokens=tokens,
+        retention=_provider("schema").parse_retention(retention),
+    )
     server.serve_until_stopped(
         lambda at: click.echo(f"OTLP/HTTP on http://{_shown(at.http)}, page on http://{_shown(at.web)}/")
     )
+
+
+@main.group()
+def provider() -> None:
+    """For a provider with a ClickHouse of its own, fed by the OpenTelemetry Collector."""
+
+
+_CLUSTER = click.option(
+    "--cluster", metavar="NAME", help="Replicated tables on this cluster, read by Distributed ones."
+)
+
+
+@provider.command()
+@_CLUSTER
+@click.option("--ttl", metavar="AGES", help="How long spans, five-minute and hourly sums are kept: 14d,90d,3y.")
+def ddl(cluster: str | None, ttl: str | None) -> None:
+    """Print the schema, for the Collector's exporter with create_schema: false. It may be run again."""
+    schema = _provider("schema")
+    click.echo(schema.ddl(cluster, None if ttl is None else schema.parse_retention(ttl)), nl=False)
+
+
+@provider.command()
+@click.argument("first", type=click.DateTime(["%Y-%m-%d"]))
+@click.argument("last", type=click.DateTime(["%Y-%m-%d"]))
+@_CLUSTER
+def refill(first: datetime, last: datetime, cluster: str | None) -> None:
+    """Print what sums the days FIRST to LAST again from their spans: those from before the schema was made."""
+    click.echo(_provider("schema").refill(first.date(), last.date(), cluster), nl=False)
 
 
 @main.command()

@@ -1,12 +1,13 @@
 """Sums of what was asked for and what was available, on every level: workload, node, GPU type, fleet.
 
 A level's MFU is Σ model FLOPs / Σ available FLOPs over its rows, so a level is the sum of any split of it, and no
-ratio is ever averaged. Which rows count, and with what weight, is decided in sql/0002 and sql/0004.
+ratio is ever averaged. Which rows count, and with what weight, is decided in sql/0002, sql/0010 and sql/0011.
 """
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Final, TypeVar
+from operator import attrgetter
+from typing import Final, TypeVar
 
 from mfu_sdk.provider.store import Parameter, Row, Store
 
@@ -36,7 +37,11 @@ class Sums:
     `model_flops` and `available_flops` are over the same steps: timed, and with both known; `unknown_steps` are the
     timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `device_s` is the
     Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over `batch_device_s`. `tokens` are those
-    of all steps that did not fail, timed or not.
+    of all steps that did not fail, timed or not. `hardware_flops` are over the steps of `model_flops` that know them.
+
+    For each component of a step (data, comm, skew, host), `x_s` is Σ of its seconds, over steps of `x_known_s` seconds
+    in all. For each load or quality, `x_weighted` is Σ value × step seconds over `x_s`, the seconds of the steps that
+    know it; the property `x` is the mean over their time.
     """
 
     steps: float | None = None
@@ -50,11 +55,42 @@ class Sums:
     tokens: float | None = None
     batch_s: float | None = None
     batch_device_s: float | None = None
+    hardware_flops: float | None = None
+    data_s: float | None = None
+    data_known_s: float | None = None
+    comm_s: float | None = None
+    comm_known_s: float | None = None
+    skew_s: float | None = None
+    skew_known_s: float | None = None
+    host_s: float | None = None
+    host_known_s: float | None = None
+    bus_rate_weighted: float | None = None
+    bus_rate_s: float | None = None
+    bus_peak_weighted: float | None = None
+    bus_peak_s: float | None = None
+    ideal_ratio_weighted: float | None = None
+    ideal_ratio_s: float | None = None
+    clock_weighted: float | None = None
+    clock_s: float | None = None
+    witness_weighted: float | None = None
+    witness_s: float | None = None
+    batch_feasible_weighted: float | None = None
+    batch_feasible_s: float | None = None
+    queue_weighted: float | None = None
+    queue_s: float | None = None
+    kv_free_weighted: float | None = None
+    kv_free_s: float | None = None
+    intensity_weighted: float | None = None
+    intensity_s: float | None = None
+    memory_rate_weighted: float | None = None
+    memory_rate_s: float | None = None
+    feasible_mfu_weighted: float | None = None
+    feasible_mfu_s: float | None = None
+    latency_target_weighted: float | None = None
+    latency_target_s: float | None = None
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            **{field.name: _plus(getattr(self, field.name), getattr(other, field.name)) for field in fields(Sums)}
-        )
+        return total((self, other))
 
     @property
     def mfu(self) -> float | None:
@@ -76,10 +112,83 @@ class Sums:
         """Mean batch over time."""
         return ratio(self.batch_s, self.batch_device_s)
 
+    @property
+    def bus_rate(self) -> float | None:
+        """Mean over time: bytes/s that collectives moved."""
+        return ratio(self.bus_rate_weighted, self.bus_rate_s)
+
+    @property
+    def bus_peak(self) -> float | None:
+        """Mean over time: bytes/s that these links were measured to move."""
+        return ratio(self.bus_peak_weighted, self.bus_peak_s)
+
+    @property
+    def ideal_ratio(self) -> float | None:
+        """Mean over time: communication / computation on ideal links."""
+        return ratio(self.ideal_ratio_weighted, self.ideal_ratio_s)
+
+    @property
+    def clock(self) -> float | None:
+        """Mean over time: clock / clock of the peak."""
+        return ratio(self.clock_weighted, self.clock_s)
+
+    @property
+    def witness(self) -> float | None:
+        """Mean over time: tensor pipes busy × clock ratio, by the device's own counters."""
+        return ratio(self.witness_weighted, self.witness_s)
+
+    @property
+    def batch_feasible(self) -> float | None:
+        """Mean over time: the batch that would fit."""
+        return ratio(self.batch_feasible_weighted, self.batch_feasible_s)
+
+    @property
+    def queue(self) -> float | None:
+        """Mean over time: requests that wait."""
+        return ratio(self.queue_weighted, self.queue_s)
+
+    @property
+    def kv_free(self) -> float | None:
+        """Mean over time: free share of the key-value cache."""
+        return ratio(self.kv_free_weighted, self.kv_free_s)
+
+    @property
+    def intensity(self) -> float | None:
+        """Mean over time: FLOPs per byte moved."""
+        return ratio(self.intensity_weighted, self.intensity_s)
+
+    @property
+    def memory_rate(self) -> float | None:
+        """Mean over time: bytes/s that the device's memory was measured to move."""
+        return ratio(self.memory_rate_weighted, self.memory_rate_s)
+
+    @property
+    def feasible_mfu(self) -> float | None:
+        """Mean over time: expected MFU at the batch that would fit."""
+        return ratio(self.feasible_mfu_weighted, self.feasible_mfu_s)
+
+    @property
+    def latency_target(self) -> float | None:
+        """Mean over time: seconds per output token that are promised."""
+        return ratio(self.latency_target_weighted, self.latency_target_s)
+
+
+_NAMES: Final = tuple(field.name for field in fields(Sums))
+_values: Final[Callable[[Sums], tuple[float | None, ...]]] = attrgetter(*_NAMES)
+
+
+def total(parts: Iterable[Sums]) -> Sums:
+    """All of `parts` as one; by column, because a fleet has thousands of parts of fifty columns."""
+    known = (tuple(value for value in column if value is not None) for column in zip(*map(_values, parts), strict=True))
+    return Sums(*(sum(column) if column else None for column in known))
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one device did for one workload; `world_size`, `host` and the names are None where nobody said."""
+    """What one device did for one workload; `world_size`, `host` and the names are None where nobody said.
+
+    `parent` is the UUID of the GPU that a MIG slice is of; `link` and `link_best` are the paths of semconv.
+    """
 
     tenant: str
     workload: str | None
@@ -90,6 +199,14 @@ class Usage:
     device: str
     run_ids: tuple[str, ...]
     sums: Sums
+    phase: str | None = None
+    intent: str | None = None
+    fingerprint: str | None = None
+    link: str | None = None
+    link_best: str | None = None
+    mig_profile: str | None = None
+    parent: str | None = None
+    allocation_id: str | None = None
 
     @property
     def job(self) -> "Job":
@@ -164,9 +281,17 @@ def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
             host=row["host"] or None,
             device=row["device"],
             run_ids=tuple(sorted(run_id for run_id in row["run_ids"] if run_id)),
-            sums=_sums(row),
+            sums=sums_of(row),
+            phase=row["phase"] or None,
+            intent=row["intent"] or None,
+            fingerprint=row["fingerprint"] or None,
+            link=row["link"] or None,
+            link_best=row["link_best"] or None,
+            mig_profile=row["mig_profile"] or None,
+            parent=row["parent"] or None,
+            allocation_id=row["allocation_id"] or None,
         )
-        for row in store.read("levels", **_scope(span, tenant))
+        for row in store.read("levels", **scope(span, tenant))
     )
 
 
@@ -174,7 +299,7 @@ def level(parts: Iterable[Usage]) -> Level:
     """All of `parts` as one."""
     parts = tuple(parts)
     return Level(
-        sum((part.sums for part in parts), Sums()),
+        total(part.sums for part in parts),
         len({part.device for part in parts}),
         tuple(sorted({run_id for part in parts for run_id in part.run_ids})),
     )
@@ -191,8 +316,8 @@ def by(parts: Iterable[Usage], key: Callable[[Usage], K]) -> dict[K, Level]:
 def moments(store: Store, span: Range, tenant: str | None, bucket_s: int) -> tuple[Moment, ...]:
     """Sums by job in buckets of `bucket_s` seconds, a multiple of the roll-up's 300."""
     return tuple(
-        Moment(row["bucket_unix_s"], _job(row), _sums(row))
-        for row in store.read("trend", **_scope(span, tenant), bucket_s=bucket_s)
+        Moment(row["bucket_unix_s"], _job(row), sums_of(row))
+        for row in store.read("trend", **scope(span, tenant), bucket_s=bucket_s)
     )
 
 
@@ -202,7 +327,7 @@ def qualities(store: Store, span: Range, tenant: str | None) -> dict[Job, Qualit
         _job(row): Quality(
             row["coverage"], tuple(row["peak_dtypes"]), tuple(row["peak_sources"]), tuple(row["conventions"])
         )
-        for row in store.read("quality", **_scope(span, tenant))
+        for row in store.read("quality", **scope(span, tenant))
     }
 
 
@@ -210,7 +335,7 @@ def uncounted(store: Store, span: Range, tenant: str | None) -> dict[tuple[str, 
     """Operators without a formula by (tenant, workload), as the runs that overlap `span` reported at their end."""
     return {
         (row["tenant"], row["workload"] or None): tuple(row["operators"])
-        for row in store.read("uncounted", **_scope(span, tenant))
+        for row in store.read("uncounted", **scope(span, tenant))
         if row["operators"]
     }
 
@@ -227,7 +352,7 @@ def requests(store: Store, span: Range, tenant: str | None) -> tuple[Requests, .
             row["tokens"],
             bool(row["sampled"]),
         )
-        for row in store.read("inference", **_scope(span, tenant))
+        for row in store.read("inference", **scope(span, tenant))
     )
 
 
@@ -236,17 +361,12 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
 
-def _plus(left: float | None, right: float | None) -> float | None:
-    if left is None or right is None:
-        return left if right is None else right
-    return left + right
-
-
 def _said(world_size: int) -> int | None:
     return None if world_size == _UNSAID else world_size
 
 
-def _scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+def scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+    """The parameters of every query: a range, and one tenant or everyone."""
     return {
         "since": span.since_unix_ns,
         "until": span.until_unix_ns,
@@ -259,19 +379,26 @@ def _job(row: Row) -> Job:
     return Job(row["tenant"], row["workload"] or None, row["gpu_type"] or None, _said(row["world_size"]))
 
 
-def _sums(row: Row) -> Sums:
-    # The query on time asks for the FLOPs only.
-    value: Callable[[str], Any] = row.get
-    return Sums(
-        steps=value("steps"),
-        timed_steps=value("timed_steps"),
-        unknown_steps=value("unknown_steps"),
-        model_flops=value("model_flop"),
-        available_flops=value("available_flop"),
-        expected_flops=value("expected_flop"),
-        expected_available_flops=value("expected_available_flop"),
-        device_s=value("step_time_s"),
-        tokens=value("tokens"),
-        batch_s=value("batch_s"),
-        batch_device_s=value("batch_time_s"),
-    )
+# Names of columns beside those of fields, where they differ: columns follow the attributes, fields the units.
+_COLUMNS: Final = {
+    "model_flops": "model_flop",
+    "available_flops": "available_flop",
+    "expected_flops": "expected_flop",
+    "expected_available_flops": "expected_available_flop",
+    "hardware_flops": "hardware_flop",
+    "device_s": "step_time_s",
+    "batch_device_s": "batch_time_s",
+}
+_PARTS: Final = tuple(
+    (name, name.removesuffix("_known_s") + "_s") for name in _NAMES if name.endswith("_known_s")
+) + tuple((name.removesuffix("_weighted") + "_s", name) for name in _NAMES if name.endswith("_weighted"))
+"""Seconds in which a part is known, and the part: a table holds zero for both where nobody knew it."""
+
+
+def sums_of(row: Row) -> Sums:
+    """The sums of a query's row; what it did not ask for is None."""
+    values: dict[str, float | None] = {name: row.get(_COLUMNS.get(name, name)) for name in _NAMES}
+    for known_s, part in _PARTS:
+        if not values[known_s]:
+            values[known_s] = values[part] = None
+    return Sums(**values)

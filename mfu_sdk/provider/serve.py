@@ -28,6 +28,7 @@ from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, receive, report
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.report import Report
+from mfu_sdk.provider.schema import Retention
 from mfu_sdk.provider.store import Store
 
 Address = tuple[str, int]
@@ -58,6 +59,7 @@ class Server:
 
     Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
+    `retention` says for how long rows are kept, from now on; the store's own word holds where it is None.
     `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
@@ -68,6 +70,7 @@ class Server:
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
         tokens: str | os.PathLike[str] | None = None,
+        retention: Retention | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         for host, _ in (http, web):
@@ -79,7 +82,9 @@ class Server:
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
-            self._store = Store(data_dir)
+            self._store = undo.enter_context(Store(data_dir))
+            if retention is not None:
+                self._store.retain(retention)
             undo.pop_all()
         routes = [
             receive.routes(self._store, credentials, now_unix_ns),

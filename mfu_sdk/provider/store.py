@@ -2,38 +2,42 @@
 
 A row is stored once. A client retries what it believes lost, so spans are told apart by (tenant, trace id, span id)
 under the writer's lock before they are inserted: the roll-up, which ClickHouse feeds from every insert, then counts
-each span once too. Raw spans and roll-up are two files on disk; a process killed between the two writes leaves a day
-in which their numbers of spans differ, and such a day is summed again from its spans when the store is next opened.
+each span once too. Raw spans and roll-ups are files of their own; a process killed between two writes leaves a day in
+which their numbers of spans differ, and such a day is summed again from its spans when the store is next opened.
 """
 
 import fcntl
 import json
 import os
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal
 
 from mfu_sdk.errors import MissingDependencyError, StoreError
+from mfu_sdk.provider import schema
+from mfu_sdk.provider.schema import Retention
 
 Parameter = str | int | float | None | Sequence[str]
 Row = dict[str, Any]
-Reading = Literal["levels", "trend", "quality", "uncounted", "inference", "baseline"]
+Reading = Literal[
+    "levels", "trend", "quality", "uncounted", "inference", "baseline",
+    "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
+]  # fmt: skip
 """The names of the queries in sql/read."""
 
-_SQL: Final = resources.files("mfu_sdk.provider") / "sql"
-_MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
 # Spans of one request may start on as many days as the receiver lets through, and each day is a partition.
 _SETTINGS: Final = {
     "session_timezone": "'UTC'",
     "date_time_input_format": "'best_effort'",
     "output_format_json_quote_64bit_integers": "0",
     "max_partitions_per_insert_block": "1000",
+    # Compiling a wide query to machine code takes longer (0.4 s) than running it over sums.
+    "compile_expressions": "0",
+    "compile_aggregate_expressions": "0",
 }
 
 
@@ -152,12 +156,24 @@ class Store:
 
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
-        return self.query((_SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
+        return self.query((schema.SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
 
     def query(self, sql: str, **parameters: Parameter) -> list[Row]:
         """The rows of any read-only SQL with ``{name:Type}`` parameters. Raises `StoreError`."""
         with self._read_lock:
             return _run(self._reader, sql, parameters)
+
+    def retain(self, retention: Retention) -> None:
+        """Keep rows for as long as `retention` says from now on; the engine drops older ones in its own time."""
+        engines = {
+            row["name"]: row["engine_full"]
+            for row in self.query("SELECT name, engine_full FROM system.tables WHERE database = 'otel'")
+        }
+        with self._write_lock:
+            for table, expression in schema.time_to_live(retention).items():
+                # Saying it again would have the engine look through every part again.
+                if f"TTL {expression} " not in engines[table] + " ":
+                    _run(self._writer, f"ALTER TABLE otel.{table} MODIFY TTL {expression}", {})
 
     def close(self) -> None:
         """Close the files and give up the directory; a second call does nothing."""
@@ -216,16 +232,15 @@ class Store:
         )
         rows = _run(self._writer, "SELECT max(version) AS version FROM otel.mfu_migrations", {})
         applied = int(rows[0]["version"])
-        ours = sorted(entry.name for entry in _SQL.iterdir() if _MIGRATION.fullmatch(entry.name))
+        ours = schema.migrations()
         newest = int(ours[-1][:4])
         if applied > newest:
             raise StoreError(
                 f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {newest}); upgrade it"
             )
         for name in (name for name in ours if int(name[:4]) > applied):
-            for statement in re.split(r";[ \t]*\n", (_SQL / name).read_text("utf-8")):
-                if statement.strip():
-                    _run(self._writer, statement, {})
+            for statement in schema.statements(name):
+                _run(self._writer, statement, {})
             _run(
                 self._writer,
                 "INSERT INTO otel.mfu_migrations SELECT {version:UInt32}, {name:String}, now()",
@@ -233,24 +248,39 @@ class Store:
             )
 
     def _reconcile(self) -> None:
+        """Sum again the days of which spans, five minutes and hours tell different numbers of spans.
+
+        A day whose spans are gone, or are going since its time is up, keeps the sums that it has.
+        """
         days = _run(
             self._writer,
-            "SELECT day FROM ("
-            " SELECT toString(toDate(Timestamp, 'UTC')) AS day, toInt64(1) AS spans FROM otel.otel_traces"
-            " WHERE SpanName IN ('mfu.step', 'mfu.window')"
-            " UNION ALL SELECT toString(toDate(ts)) AS day, -toInt64(spans) AS spans FROM otel.mfu_rollup_5m"
-            ") GROUP BY day HAVING sum(spans) != 0 ORDER BY day",
+            "WITH (SELECT toInt64OrNull(extract(engine_full, 'TTL .*toIntervalDay\\((\\d+)\\)')) FROM system.tables"
+            " WHERE database = 'otel' AND name = 'otel_traces') AS kept_days"
+            " SELECT day, sum(n * (source = '')) AS spans, sum(n * (source = '5m')) AS fives,"
+            " sum(n * (source = '1h')) AS hours, sum(n * (source = 'counting')) AS counting FROM ("
+            " SELECT toDate(Timestamp, 'UTC') AS day, count() AS n, '' AS source FROM otel.otel_traces"
+            " WHERE SpanName IN ('mfu.step', 'mfu.window') GROUP BY day"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), '5m' FROM otel.mfu_sums_5m AS t GROUP BY toDate(ts)"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), '1h' FROM otel.mfu_sums_1h AS t GROUP BY toDate(ts)"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), 'counting' FROM otel.mfu_counting_1h AS t GROUP BY toDate(ts))"
+            " WHERE isNull(kept_days) OR day > toDate(now('UTC')) - kept_days"
+            " GROUP BY day HAVING spans > 0 AND (spans != fives OR spans != hours OR spans != counting) ORDER BY day",
             {},
         )
-        for day in (row["day"] for row in days):
+        for row in days:
+            if row["spans"] != row["fives"]:
+                # What is inserted into the five minutes is fed on into the hours.
+                self._sum_again(row["day"], ("mfu_sums_1h", "mfu_sums_5m"), "five_minutes")
+            elif row["spans"] != row["hours"]:
+                self._sum_again(row["day"], ("mfu_sums_1h",), "hours")
+            if row["spans"] != row["counting"]:
+                self._sum_again(row["day"], ("mfu_counting_1h",), "counting")
+
+    def _sum_again(self, day: str, tables: Iterable[str], fill: str) -> None:
+        for table in tables:
             # ALTER takes no parameters; a date of the engine's own making is safe in the text.
-            _run(self._writer, f"ALTER TABLE otel.mfu_rollup_5m DROP PARTITION '{day}'", {})
-            _run(
-                self._writer,
-                "INSERT INTO otel.mfu_rollup_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums"
-                " WHERE toDate(Timestamp, 'UTC') = {day:Date}",
-                {"day": day},
-            )
+            _run(self._writer, f"ALTER TABLE otel.{table} DROP PARTITION '{day}'", {})
+        _run(self._writer, schema.fill(fill), {"first": day, "last": day})
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:

@@ -19,7 +19,7 @@ from mfu_sdk.errors import ConfigurationError, StoreError
 from mfu_sdk.provider import report
 from mfu_sdk.provider.report import Report, words
 from mfu_sdk.provider.report.html import trend_chart
-from mfu_sdk.provider.report.model import ScalePoint, TrendPoint
+from mfu_sdk.provider.report.model import TrendPoint
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
 
@@ -102,7 +102,14 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
     assert found["economics"] is found["causes"] is None
     assert set(found["workloads"][0]) >= {"tenant", "workload", "run_ids", "gpu_type", "world_size", "mfu"}
     assert set(found["nodes"][0]) >= {"host", "mfu", "gpus"}
-    assert set(found["questions"]) == {"low_workloads", "by_gpu_type", "by_scale", "trend"}
+    assert set(found["questions"]) == {
+        "low_workloads",
+        "by_gpu_type",
+        "by_scale",
+        "under_batching_tenants",
+        "trend",
+        "new_hardware",
+    }
 
 
 def test_numbers(store: Store, fleet: str, hour: Range) -> None:
@@ -146,13 +153,16 @@ def test_trend_has_gaps(store: Store, fleet: str, hour: Range) -> None:
 def test_questions(store: Store, fleet: str, hour: Range) -> None:
     """The workload at half its expectation is low, all the time; the one at 95 % of it is not."""
     questions = build(store, fleet, hour).questions
-    [low] = questions.low_workloads
+    [low] = questions.low_workloads.workloads
     assert (low.workload, low.mfu, low.expected_mfu, low.attained, low.low_share) == ("llama-H100-2", 0.25, 0.5, 0.5, 1)
     assert low.shortfall_gpu_hours == pytest.approx(0.5 * 6 * 27 / 3600)
-    [curve] = questions.by_scale
+    [curve] = questions.by_scale.curves
     assert (curve.workload_family, curve.gpu_type) == ("llama", "H100")
-    assert curve.points == (ScalePoint(1, pytest.approx(0.475), 1.0), ScalePoint(2, 0.25, pytest.approx(0.25 / 0.475)))
-    [family] = questions.by_gpu_type
+    assert [(p.world_size, p.mfu, p.parallel_efficiency, p.runs, p.step_time_s) for p in curve.points] == [
+        (1, pytest.approx(0.475), 1.0, 1, 3.0),
+        (2, 0.25, pytest.approx(0.25 / 0.475), 1, 3.0),
+    ]
+    [family] = questions.by_gpu_type.families
     assert {on.gpu_type: on.mfu for on in family.gpu_types} == {"H100": pytest.approx(11.7 / 36), "L4": None}
 
 
@@ -178,6 +188,42 @@ def test_json_of_another_version(store: Store, fleet: str, hour: Range) -> None:
     del asked["inference"]
     found = report.from_json(json.dumps(asked))
     assert (found.fleet.previous_mfu, found.inference) == (None, ())
+
+
+def test_json_of_an_older_version(store: Store, fleet: str, hour: Range) -> None:
+    """Answers that were lists of rows are read as such, and those that were not given are empty."""
+    made = build(store, fleet, hour)
+    asked = json.loads(report.to_json(made))
+    questions = asked["questions"]
+    for name, rows in (("low_workloads", "workloads"), ("by_gpu_type", "families"), ("by_scale", "curves")):
+        questions[name] = questions[name][rows]
+    questions["trend"] = {name: questions["trend"][name] for name in ("mfu", "previous_mfu", "ratio")}
+    del questions["under_batching_tenants"], questions["new_hardware"]
+    for row in questions["low_workloads"]:
+        del row["buckets"], row["consistent"]
+    found = report.from_json(json.dumps(asked)).questions
+    assert [w.attained for w in found.low_workloads.workloads] == [0.5]
+    assert (found.by_gpu_type.families, found.by_scale.curves) == (
+        made.questions.by_gpu_type.families,
+        made.questions.by_scale.curves,
+    )
+    assert (found.trend.mfu, found.trend.crude, found.trend.gpu_types) == (made.questions.trend.mfu, None, ())
+    assert (found.under_batching_tenants.tenants, found.new_hardware.arrivals) == ((), ())
+
+
+def test_text_of_the_questions(store: Store, fleet: str, hour: Range) -> None:
+    """Each question has its section, and what nobody sent is said to be missing."""
+    text = " ".join(report.render_text(build(store, fleet, hour), 100).split())
+    for said in (
+        "Low against expectation (1 of 2), most device time short first",
+        "By GPU type unknown: no work that names its configuration (mfu.config.intent) ran on two GPU types",
+        "With scale, against the smallest size",
+        "unknown: steps without tokens (mfu.token.count): weak and strong scaling cannot be told apart, so no fit",
+        "Batches no inference was seen",
+        "unknown: a test needs 8 buckets with a known MFU",
+        "New hardware unknown: no GPU type was first seen a day or more after another",
+    ):
+        assert said in text, text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"window": 3}', '{"window": {"since": 1, "until": "x"}}'])

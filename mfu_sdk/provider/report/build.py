@@ -1,67 +1,82 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from mfu_sdk.provider import rollup
+from mfu_sdk.provider.questions import Questions, Scaling, ask
 from mfu_sdk.provider.report.model import (
-    Change,
     Factors,
-    FamilyByType,
-    FamilyOnType,
     Fleet,
     GpuType,
-    LowWorkload,
     Node,
-    Questions,
     Report,
-    ScalePoint,
-    Scaling,
     TrendPoint,
     Window,
     Workload,
 )
 from mfu_sdk.provider.report.window import iso
-from mfu_sdk.provider.rollup import Job, Level, Moment, Range, Sums, Usage
+from mfu_sdk.provider.rollup import Job, Level, Moment, Quality, Range, Requests, Sums, Usage
 from mfu_sdk.provider.store import Store
-
-MATERIAL_SHORTFALL: Final = 0.10
-"""A workload is low where it misses its expectation by this share: smaller ones are within what a roofline can say."""
 
 _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a store holds over a range, read once: a report is made of it, and so is whatever else is reckoned."""
+
+    span: Range
+    tenant: str | None
+    usages: tuple[Usage, ...]
+    moments: tuple[Moment, ...]
+    bucket_s: int
+    qualities: dict[Job, Quality]
+    uncounted: dict[tuple[str, str | None], tuple[str, ...]]
+    requests: tuple[Requests, ...]
+    questions: Questions
+    curves: tuple[Scaling, ...]
+
+
 def build(store: Store, span: Range, tenant: str | None) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None."""
-    usages = rollup.usages(store, span, tenant)
-    previous = rollup.level(rollup.usages(store, span.previous, tenant)).sums if _has_previous(span) else Sums()
+    return report_of(observe(store, span, tenant))
+
+
+def observe(store: Store, span: Range, tenant: str | None) -> Observed:
+    """Read all that a report on `span` needs: of `tenant` alone, or of the whole fleet where it is None."""
     bucket_s = _bucket_s(span)
-    moments = rollup.moments(store, span, tenant, bucket_s)
-    fleet = rollup.level(usages)
-    workloads = _workloads(store, span, tenant, usages)
-    scaling = _scaling(usages)
-    return Report(
-        window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
-        fleet=_fleet(fleet, previous, moments, bucket_s),
-        nodes=_nodes(usages),
-        workloads=workloads,
-        gpu_types=_gpu_types(usages),
-        scaling=scaling,
-        inference=rollup.requests(store, span, tenant),
-        questions=Questions(
-            low_workloads=_low(workloads, moments),
-            by_gpu_type=_families_by_type(usages),
-            by_scale=tuple(curve for curve in scaling if len(curve.points) > 1),
-            trend=Change(fleet.sums.mfu, previous.mfu, rollup.ratio(fleet.sums.mfu, previous.mfu)),
-        ),
+    answers, curves = ask(store, span, tenant)
+    return Observed(
+        span,
+        tenant,
+        rollup.usages(store, span, tenant),
+        rollup.moments(store, span, tenant, bucket_s),
+        bucket_s,
+        rollup.qualities(store, span, tenant),
+        rollup.uncounted(store, span, tenant),
+        rollup.requests(store, span, tenant),
+        answers,
+        curves,
     )
 
 
-def _has_previous(span: Range) -> bool:
-    return span.previous.since_unix_ns >= 0
+def report_of(observed: Observed) -> Report:
+    """The report: the levels, and the questions that observed spans alone can answer."""
+    usages = observed.usages
+    return Report(
+        window=Window(iso(observed.span.since_unix_ns), iso(observed.span.until_unix_ns)),
+        fleet=_fleet(observed),
+        nodes=_nodes(usages),
+        workloads=_workloads(observed),
+        gpu_types=_gpu_types(usages),
+        scaling=observed.curves,
+        inference=observed.requests,
+        questions=observed.questions,
+    )
 
 
 def _bucket_s(span: Range) -> int:
@@ -85,7 +100,8 @@ def _figures(level: Level) -> dict[str, Any]:
     }
 
 
-def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: int) -> Fleet:
+def _fleet(observed: Observed) -> Fleet:
+    fleet = rollup.level(observed.usages)
     sums = fleet.sums
     return Fleet(
         mfu=sums.mfu,
@@ -101,8 +117,8 @@ def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: in
         timed_steps=sums.timed_steps,
         unknown_steps=sums.unknown_steps,
         tokens=sums.tokens,
-        trend=_trend(moments, bucket_s),
-        previous_mfu=previous.mfu,
+        trend=_trend(observed.moments, observed.bucket_s),
+        previous_mfu=observed.questions.trend.previous_mfu,
     )
 
 
@@ -129,9 +145,8 @@ def _nodes(usages: Sequence[Usage]) -> tuple[Node, ...]:
     )
 
 
-def _workloads(store: Store, span: Range, tenant: str | None, usages: Sequence[Usage]) -> tuple[Workload, ...]:
-    qualities = rollup.qualities(store, span, tenant)
-    uncounted = rollup.uncounted(store, span, tenant)
+def _workloads(observed: Observed) -> tuple[Workload, ...]:
+    usages = observed.usages
     families: dict[Job, set[str]] = {}
     for usage in usages:
         families.setdefault(usage.job, set()).update({usage.family} - {None})  # type: ignore[arg-type]  # None is out
@@ -146,17 +161,17 @@ def _workloads(store: Store, span: Range, tenant: str | None, usages: Sequence[U
             gpu_type=job.gpu_type,
             world_size=job.world_size,
             batch_running=level.sums.batch_running,
-            uncounted=uncounted.get((job.tenant, job.workload), ()),
-            **_counted(qualities.get(job)),
+            uncounted=observed.uncounted.get((job.tenant, job.workload), ()),
+            **_counted(observed.qualities.get(job)),
             **_figures(level),
         )
         for job, level in sorted(levels.items(), key=lambda item: _most_hours_first(item[1]))
     )
 
 
-def _counted(quality: rollup.Quality | None) -> dict[str, Any]:
-    quality = quality or rollup.Quality(None, (), (), ())
-    return {field.name: getattr(quality, field.name) for field in fields(rollup.Quality)}
+def _counted(quality: Quality | None) -> dict[str, Any]:
+    quality = quality or Quality(None, (), (), ())
+    return {field.name: getattr(quality, field.name) for field in fields(Quality)}
 
 
 def _gpu_types(usages: Sequence[Usage]) -> tuple[GpuType, ...]:
@@ -165,63 +180,6 @@ def _gpu_types(usages: Sequence[Usage]) -> tuple[GpuType, ...]:
         GpuType(gpu_type=name, **_figures(level))
         for name, level in sorted(levels.items(), key=lambda item: _most_hours_first(item[1]))
     )
-
-
-def _scaling(usages: Sequence[Usage]) -> tuple[Scaling, ...]:
-    known = [u for u in usages if u.family is not None and u.world_size is not None]
-    curves: dict[tuple[str, str | None], list[tuple[int, float | None]]] = {}
-    for (family, gpu_type, world_size), level in sorted(
-        rollup.by(known, lambda u: (u.family or "", u.gpu_type, u.world_size or 0)).items(),
-        key=lambda item: (item[0][0], item[0][1] or "", item[0][2]),
-    ):
-        curves.setdefault((family, gpu_type), []).append((world_size, level.sums.mfu))
-    return tuple(
-        Scaling(
-            family,
-            gpu_type,
-            tuple(ScalePoint(size, mfu, rollup.ratio(mfu, points[0][1])) for size, mfu in points),
-        )
-        for (family, gpu_type), points in curves.items()
-    )
-
-
-def _low(workloads: Iterable[Workload], moments: Sequence[Moment]) -> tuple[LowWorkload, ...]:
-    attained_by_job: dict[Job, list[float]] = {}
-    for moment in moments:
-        attained = rollup.ratio(moment.sums.mfu, moment.sums.expected_mfu)
-        if attained is not None:
-            attained_by_job.setdefault(moment.job, []).append(attained)
-    found = []
-    for w in workloads:
-        attained = rollup.ratio(w.mfu, w.expected_mfu)
-        if w.mfu is None or w.expected_mfu is None or attained is None or attained > 1 - MATERIAL_SHORTFALL:
-            continue
-        times = attained_by_job.get(Job(w.tenant, w.workload, w.gpu_type, w.world_size), [])
-        low = sum(1 for value in times if value <= 1 - MATERIAL_SHORTFALL)
-        hours = None if w.gpu_hours is None else (1 - attained) * w.gpu_hours
-        found.append(
-            LowWorkload(
-                w.tenant,
-                w.workload,
-                w.gpu_type,
-                w.world_size,
-                w.mfu,
-                w.expected_mfu,
-                attained,
-                hours,
-                rollup.ratio(low, len(times)),
-            )
-        )
-    return tuple(sorted(found, key=lambda row: (-(row.shortfall_gpu_hours or 0.0), row.attained)))
-
-
-def _families_by_type(usages: Sequence[Usage]) -> tuple[FamilyByType, ...]:
-    known = [u for u in usages if u.family is not None]
-    families: dict[str, list[FamilyOnType]] = {}
-    for (family, gpu_type), level in rollup.by(known, lambda u: (u.family or "", u.gpu_type)).items():
-        sums = level.sums
-        families.setdefault(family, []).append(FamilyOnType(gpu_type, sums.mfu, sums.expected_mfu, sums.device_hours))
-    return tuple(FamilyByType(family, tuple(types)) for family, types in sorted(families.items()) if len(types) > 1)
 
 
 def _most_hours_first(level: Level) -> float:

@@ -2,36 +2,18 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mfu_sdk.provider.report import words
+from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
+from mfu_sdk.provider.report.tables import Column, table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL_WIDTH = 21
-_LEAST_NAME = 10
-_GAP = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column: a name may be cut short, a number never; where all do not fit, the highest `drop` goes first."""
-
-    title: str
-    cells: tuple[str, ...]
-    is_name: bool = False
-    drop: int = 0
-
-    @property
-    def longest(self) -> int:
-        """Columns of a terminal that its widest cell takes."""
-        return max(cell_len(text) for text in (self.title, *self.cells))
 
 
 def render_text(report: Report, width: int = 100, *, color: bool = False) -> str:
@@ -49,6 +31,7 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
     _headline(console, report)
     if report.workloads:
         _levels(console, report)
+        print_answers(console, report.questions)
     if report.inference:
         _inference(console, report)
     _not_counted(console, report)
@@ -89,61 +72,61 @@ def _headline(console: Console, report: Report) -> None:
 
 def _levels(console: Console, report: Report) -> None:
     of = report.workloads
-    _table(
+    table(
         console,
         "Workloads, most device time first",
         (
-            _Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
-            _Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
-            _Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
-            _Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
-            _Column("MFU", tuple(words.percent(w.mfu) for w in of)),
-            _Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
-            _Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
-            _Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
+            Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
+            Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
+            Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
+            Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
+            Column("MFU", tuple(words.percent(w.mfu) for w in of)),
+            Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
+            Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
+            Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
         ),
     )
     nodes = report.nodes
-    _table(
+    table(
         console,
         "Nodes, lowest MFU first",
         (
-            _Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
-            _Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
-            _Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
-            _Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
-            _Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
-            _Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
+            Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
+            Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
+            Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
+            Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
+            Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
+            Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
         ),
     )
     types = report.gpu_types
-    _table(
+    table(
         console,
         "GPU types, most device time first",
         (
-            _Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
-            _Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
-            _Column("MFU", tuple(words.percent(g.mfu) for g in types)),
-            _Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
-            _Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
-            _Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
-            _Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
+            Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
+            Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
+            Column("MFU", tuple(words.percent(g.mfu) for g in types)),
+            Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
+            Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
+            Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
+            Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
         ),
     )
 
 
 def _inference(console: Console, report: Report) -> None:
     of = report.inference
-    _table(
+    table(
         console,
         "Inference requests (they overlap: no level above includes them)",
         (
-            _Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
-            _Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
-            _Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
-            _Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
-            _Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
-            _Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
+            Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
+            Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
+            Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
+            Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
+            Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
+            Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
         ),
     )
 
@@ -166,40 +149,6 @@ def _not_counted(console: Console, report: Report) -> None:
             style="dim",
         )
     )
-
-
-def _table(console: Console, title: str, columns: Sequence[_Column]) -> None:
-    widths = _fitted(columns, console.width)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for column, width in widths.items():
-        table.add_column(
-            column.title,
-            justify="left" if column.is_name else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-            width=width,
-        )
-    for row in zip(*(column.cells for column in widths), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print()
-    console.print(Text(title, style="bold"))
-    console.print(table)
-
-
-def _fitted(columns: Sequence[_Column], width: int) -> dict[_Column, int]:
-    """The columns that fit with their widths: names give way down to 10 characters, then columns are dropped."""
-    widths = {column: column.longest for column in columns}
-    while (over := sum(widths.values()) + _GAP * (len(widths) - 1) - width) > 0:
-        # Rich would cut every column alike, and a number that is cut short is another number.
-        name = max((column for column in widths if column.is_name), key=lambda column: widths[column])
-        if widths[name] > _LEAST_NAME:
-            widths[name] = max(_LEAST_NAME, widths[name] - over)
-            continue
-        last = max(widths, key=lambda column: column.drop)
-        if not last.drop:
-            break
-        widths = {column: column.longest for column in widths if column is not last}
-    return widths
 
 
 def _left_out(fleet: Fleet) -> str:

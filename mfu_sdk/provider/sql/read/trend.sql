@@ -6,7 +6,7 @@ SELECT
     sum(counted.available_flop) AS available_flop,
     sum(counted.expected_flop) AS expected_flop,
     sum(counted.expected_available_flop) AS expected_available_flop
-FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}) AS counted
+FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = {bucket_s:UInt32}) AS counted
 WHERE {everyone:UInt8} OR tenant = {tenant:String}
 GROUP BY bucket_unix_s, tenant, workload, gpu_type, world_size
 ORDER BY bucket_unix_s, tenant, workload, gpu_type, world_size

@@ -1,0 +1,78 @@
+"""The six questions of a fleet, each one query."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from mfu_sdk.provider.questions import by_gpu_type, by_scale, low_workloads, new_hardware, trend, under_batching
+from mfu_sdk.provider.questions.by_gpu_type import ByGpuType
+from mfu_sdk.provider.questions.by_scale import ByScale, Scaling
+from mfu_sdk.provider.questions.cells import Cell
+from mfu_sdk.provider.questions.low_workloads import LowWorkloads
+from mfu_sdk.provider.questions.new_hardware import NewHardware
+from mfu_sdk.provider.questions.trend import Change
+from mfu_sdk.provider.questions.under_batching import UnderBatching
+from mfu_sdk.provider.rollup import Range, scope, sums_of
+from mfu_sdk.provider.store import Parameter, Reading, Row, Store
+
+LOOKBACK_DAYS: Final = 180
+"""How far back the question for new hardware looks for the same work on older devices."""
+
+_DAY_NS: Final = 86_400 * 10**9
+_BUCKETS_S: Final = (604_800, 86_400, 21_600, 10_800, 3600, 900, 300)
+_LEAST_BUCKETS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The six questions. An answer's `missing` says what nobody sent that it would need; `picture` is what to draw."""
+
+    low_workloads: LowWorkloads
+    by_gpu_type: ByGpuType
+    by_scale: ByScale
+    under_batching_tenants: UnderBatching
+    trend: Change
+    new_hardware: NewHardware
+
+
+def ask(store: Store, span: Range, tenant: str | None) -> tuple[Questions, tuple[Scaling, ...]]:
+    """The answers over `span`, of `tenant` alone or of all, and every curve with scale, those of one size too."""
+    bucket_s = bucket_of(span)
+    curves = by_scale.curves(read(store, "by_scale", span, tenant))
+    before = read(store, "change", span.previous, tenant, bucket_s=604_800) if span.previous.since_unix_ns >= 0 else ()
+    long = Range(max(0, min(span.since_unix_ns, span.until_unix_ns - LOOKBACK_DAYS * _DAY_NS)), span.until_unix_ns)
+    answers = Questions(
+        low_workloads.answer(read(store, "low_workloads", span, tenant, bucket_s=bucket_s)),
+        by_gpu_type.answer(read(store, "by_gpu_type", span, tenant)),
+        by_scale.answer(curves),
+        under_batching.answer(read(store, "under_batching_tenants", span, tenant)),
+        trend.answer(read(store, "change", span, tenant, bucket_s=bucket_s), before, bucket_s),
+        new_hardware.answer(read(store, "new_hardware", long, tenant), long.since_unix_ns // 10**9),
+    )
+    return answers, curves
+
+
+def bucket_of(span: Range) -> int:
+    """Seconds of the longest bucket of which the range holds twenty: enough to test, few enough to be even."""
+    length_s = (span.until_unix_ns - span.since_unix_ns) / 1e9
+    return next((size for size in _BUCKETS_S if length_s / size >= _LEAST_BUCKETS), _BUCKETS_S[-1])
+
+
+def read(store: Store, reading: Reading, span: Range, tenant: str | None, **parameters: Parameter) -> tuple[Cell, ...]:
+    """The cells of one question's query."""
+    return tuple(_cell(row) for row in store.read(reading, **scope(span, tenant), **parameters))
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(
+        sums_of(row),
+        row.get("tenant") or None,
+        row.get("workload") or None,
+        row.get("family") or None,
+        row.get("gpu_type") or None,
+        size if (size := row.get("world_size", -1)) > 0 else None,
+        row.get("phase") or None,
+        row.get("intent") or None,
+        row.get("run_id") or None,
+        row.get("start_unix_s"),
+        row.get("first_unix_s"),
+    )
