@@ -31,7 +31,8 @@ CLICKHOUSE: Final = Dashboard(
     "clickhouse",
     "MFU: fleet (ClickHouse)",
     Source("grafana-clickhouse-datasource", "mfu-clickhouse"),
-    "SELECT DISTINCT tenant FROM otel.mfu_sums_1h WHERE $__timeFilter(ts) ORDER BY tenant",
+    "SELECT DISTINCT tenant FROM otel.mfu_sums_1h\n"
+    "WHERE ts >= toStartOfHour($__fromTime, 'UTC') AND ts <= $__toTime ORDER BY tenant",
     (
         Panel(
             "Fleet",
