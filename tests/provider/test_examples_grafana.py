@@ -169,10 +169,10 @@ def test_scaling(store: Store, tenant: str, window: Make) -> None:
 
 def test_drift(store: Store, tenant: str, span: Make) -> None:
     """An excursion is there with its cause."""
-    told = {"mfu__phase": "train", "mfu__drift__kind": "slower", "mfu__drift__change": 0.1, "mfu__drift__cause": "clock"}
+    told = {"mfu__phase": "train", "mfu__drift__kind": "slower", "mfu__drift__change": 0.1, "mfu__drift__cause": "straggler"}
     store.insert_spans(tenant, [span("mfu.drift", 120, 90, **told)])
     [row] = ask(store, "Drift", tenant)
-    assert (row["workload"], row["change"], row["cause"], row["lasted_s"]) == ("gpt", 0.1, "clock", 90)
+    assert (row["workload"], row["change"], row["cause"], row["lasted_s"]) == ("gpt", 0.1, "straggler", 90)
 
 
 def test_health(store: Store, tenant: str, window: Make) -> None:
