@@ -1,4 +1,4 @@
-"""A real collector, rotel, with the example's settings and the example's tokens: in front of `mfu serve`."""
+"""A real collector, rotel, with the example's settings: in front of `mfu serve`, and into the schema by its own inserts."""
 
 import os
 import socket
@@ -6,9 +6,11 @@ import subprocess
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from mfu_sdk import semconv
 from mfu_sdk.provider import report
+from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.serve import Server
+from mfu_sdk.provider.store import Store
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "provider"
 AGENT = Path(rotel.__file__).parent / "rotel-agent"
@@ -130,4 +136,59 @@ def test_in_front_of_serve(serving: Server, tmp_path: Path) -> None:
 
         until(lambda: fleet().fleet.available_flop == 8e15, "both windows are in the sums")
         [workload] = fleet().workloads
+    assert (workload.tenant, workload.workload, workload.mfu) == ("acme", "gpt", 0.375)
+
+
+@contextmanager
+def clickhouse(store: Store, folder: Path) -> Iterator[str]:
+    """ClickHouse's HTTP interface as far as an exporter needs it, over the embedded engine: INSERT … FORMAT RowBinary."""
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+            [statement], [database] = asked["query"], asked["database"]
+            rows = folder / "rows.bin"
+            rows.write_bytes(body)
+            into, form = statement.removeprefix("INSERT INTO ").rsplit(" FORMAT ", 1)
+            with store._write_lock:
+                store._writer.query(f"INSERT INTO {database}.{into} FROM INFILE '{rows}' FORMAT {form}")
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    thread = threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{front.server_port}"
+    finally:
+        front.shutdown()
+        thread.join()
+        front.server_close()
+
+
+def test_into_the_schema(tmp_path: Path) -> None:
+    """rotel's own INSERT fills our columns and sums, under the tenant that its operator stamps, not the client's."""
+    with Store(tmp_path / "data") as store, clickhouse(store, tmp_path) as endpoint:
+        given = {
+            "ROTEL_CLICKHOUSE_EXPORTER_ENDPOINT": endpoint,
+            "ROTEL_CLICKHOUSE_EXPORTER_COMPRESSION": "none",
+            "ROTEL_OTEL_RESOURCE_ATTRIBUTES": f"{semconv.TENANT_ID}=acme",
+        }
+        with agent(tmp_path, **settings("rotel-clickhouse"), **given) as url:
+            until(lambda: send(url, window(1, 1e15)), "rotel listens")
+            assert send(url, window(2, 2e15))
+            until(lambda: store.query("SELECT count() AS n FROM otel.otel_traces") == [{"n": 2}], "both are stored")
+        found = report.build(store, Range(NOW_NS - 3600 * 10**9, NOW_NS), None)
+    [workload] = found.workloads
     assert (workload.tenant, workload.workload, workload.mfu) == ("acme", "gpt", 0.375)
