@@ -17,7 +17,7 @@ COLLECTOR = EXAMPLES / "collector"
 Config = dict[str, Any]
 
 # Keys that components have, of those that are used here. Sources, at github.com/open-telemetry unless said:
-#   core:    opentelemetry-collector, {config/configgrpc,config/confighttp,config/configtls,config/configauth}/README.md,
+#   core:    opentelemetry-collector, config/{configgrpc,confighttp,configtls,configauth}/README.md,
 #            exporter/exporterhelper/README.md, exporter/otlphttpexporter/README.md, receiver/otlpreceiver/config.md,
 #            processor/memorylimiterprocessor/README.md
 #   contrib: opentelemetry-collector-contrib, {extension,processor,exporter,receiver}/NAME/README.md; for clickhouse
@@ -154,7 +154,7 @@ def test_references(name: str) -> None:
     ("name", "source"), [("clickhouse", "auth.username"), ("clickhouse+oidc", "auth.claims.tenant")]
 )
 def test_tenant(name: str, source: str) -> None:
-    """Whoever comes in is known, over TLS; the resource's tenant is the credential's, and nothing passes without one."""
+    """Whoever comes in is known, over TLS; the resource's tenant is the credential's; nothing passes without one."""
     config = ALL[name]
     for server in config["receivers"]["otlp"]["protocols"].values():
         assert server["tls"].keys() >= {"cert_file", "key_file"}

@@ -44,7 +44,7 @@ def make_tokens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def options_of_serve() -> set[str]:
-    command = main.commands["serve"]  # type: ignore[attr-defined]  # a group of click's
+    command = main.commands["serve"]
     return {name for option in command.params for name in option.opts}
 
 
@@ -81,9 +81,7 @@ def test_no_tenant(tmp_path: Path, name: str) -> None:
 def test_secrets_stay_out() -> None:
     """git takes nothing from a folder of secrets here."""
     for path in ("secrets/acme.token", "kubernetes/secrets/tokens.yaml"):
-        ignored = subprocess.run(
-            ["git", "check-ignore", "--quiet", EXAMPLES / path], cwd=ROOT, check=False, timeout=60
-        )
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", EXAMPLES / path], cwd=ROOT, check=False, timeout=60)
         assert ignored.returncode == 0
 
 
@@ -157,7 +155,9 @@ def test_the_job() -> None:
     service = OBJECTS["Service", "mfu-serve"]
     [port] = [port["port"] for port in service["spec"]["ports"] if port["name"] == "otlp"]
     assert env["MFU_PROVIDER_ENDPOINT"]["value"] == f"http://mfu-serve.mfu.svc.cluster.local:{port}"
-    fields = {name: given["valueFrom"]["fieldRef"]["fieldPath"] for name, given in env.items() if "fieldRef" in str(given)}
+    fields = {
+        name: given["valueFrom"]["fieldRef"]["fieldPath"] for name, given in env.items() if "fieldRef" in str(given)
+    }
     assert (fields["NODE_NAME"], fields["POD_UID"]) == ("spec.nodeName", "metadata.uid")
     # $(NAME) is replaced only by variables that come before it.
     order = list(env)
@@ -181,7 +181,7 @@ def test_the_pod_monitor() -> None:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kustomize(tmp_path: Path) -> None:
-    """kubectl makes one object of each kind of it, with the tokens that were made and the image that is to be pulled."""
+    """kubectl makes an object of each kind of it, with the tokens that were made and the image that is to be pulled."""
     shutil.copytree(KUBERNETES, tmp_path / "kubernetes", ignore=shutil.ignore_patterns("secrets"))
     assert make_tokens(tmp_path / "kubernetes" / "secrets", "acme").returncode == 0
     said = subprocess.run(
@@ -212,7 +212,7 @@ def test_image() -> None:
 
 
 def test_compose() -> None:
-    """Mounts are of files that are there or made, services that are named exist, and nothing is open beyond loopback."""
+    """Mounts are of files that are there or made, services that are named exist, nothing is open beyond loopback."""
     services = COMPOSE["services"]
     for service in services.values():
         for mount in service.get("volumes", ()):

@@ -1,4 +1,4 @@
-"""Grafana's dashboards: the files are what their sources say, and every query answers on a store with what is by hand."""
+"""Grafana's dashboards: the files are what their sources say, every query answers on a store with what is by hand."""
 
 import json
 import re
@@ -86,7 +86,9 @@ def test_form(name: str) -> None:
 def test_answers_nothing_of_nobody(store: Store, title: str, index: int) -> None:
     """Every query runs, and tells no tenant that was not asked for."""
     rows = ask(store, title, "nobody", query=index)
-    assert all(value is None or key == "GPU-hours in steps" for row in rows for key, value in row.items() if key != "time")
+    assert all(
+        value is None or key == "GPU-hours in steps" for row in rows for key, value in row.items() if key != "time"
+    )
 
 
 def test_tenants(store: Store, tenant: str, window: Make) -> None:
@@ -136,8 +138,10 @@ def test_what_looks_like_use(store: Store) -> None:
 
 
 def test_short(store: Store, tenant: str, window: Make) -> None:
-    """A workload at half of its expectation lost half of its hours; one that reaches it and one unjudged are not there."""
-    met = window(0, resource={"mfu.workload.name": "met"}, mfu__expected__flop=1e15, mfu__expected__available__flop=4e15)
+    """A workload at half of its expectation lost half its hours; one that reaches it and one unjudged are not there."""
+    met = window(
+        0, resource={"mfu.workload.name": "met"}, mfu__expected__flop=1e15, mfu__expected__available__flop=4e15
+    )
     store.insert_spans(tenant, [judged(window), met, window(0, resource={"mfu.workload.name": "unjudged"})])
     [row] = ask(store, "Workloads that fall short, by the GPU-hours that it costs", tenant)
     assert (row["workload"], row["mfu"], row["expected"], row["attained"]) == ("gpt", 0.25, 0.5, 0.5)
@@ -169,7 +173,12 @@ def test_scaling(store: Store, tenant: str, window: Make) -> None:
 
 def test_drift(store: Store, tenant: str, span: Make) -> None:
     """An excursion is there with its cause."""
-    told = {"mfu__phase": "train", "mfu__drift__kind": "slower", "mfu__drift__change": 0.1, "mfu__drift__cause": "straggler"}
+    told = {
+        "mfu__phase": "train",
+        "mfu__drift__kind": "slower",
+        "mfu__drift__change": 0.1,
+        "mfu__drift__cause": "straggler",
+    }
     store.insert_spans(tenant, [span("mfu.drift", 120, 90, **told)])
     [row] = ask(store, "Drift", tenant)
     assert (row["workload"], row["change"], row["cause"], row["lasted_s"]) == ("gpt", 0.1, "straggler", 90)
@@ -183,17 +192,19 @@ def test_health(store: Store, tenant: str, window: Make) -> None:
         resource = {"mfu.tenant.id": tenant, "mfu.workload.name": "gpt", "service.instance.id": instance}
         return PointRow("sum", {
             "MetricName": name, "ResourceAttributes": resource, "StartTimeUnix": started, "Value": value,
-            "TimeUnix": timestamp(T0 + at_minute * MINUTE), "Attributes": {k.replace("_", "."): v for k, v in labels.items()},
+            "TimeUnix": timestamp(T0 + at_minute * MINUTE),
+            "Attributes": {label.replace("_", "."): told for label, told in labels.items()},
         })  # fmt: skip
 
     reason = {"mfu_drop_reason": "queue_full"}
-    total = {"mfu_step_component": "total"}
+    total, data = {"mfu_step_component": "total"}, {"mfu_step_component": "data"}
+    step = {"mfu_sdk_thread": "step"}
     store.insert_points([
         *(point("mfu.sdk.dropped", before, at, value, "old", **reason) for at, value in ((2, 100), (3, 104))),
         *(point("mfu.sdk.dropped", within, at, value, "new", **reason) for at, value in ((2, 1), (3, 3))),
-        *(point("mfu.sdk.overhead", before, at, value, "old", mfu_sdk_thread="step") for at, value in ((2, 5), (3, 5.3))),
+        *(point("mfu.sdk.overhead", before, at, value, "old", **step) for at, value in ((2, 5), (3, 5.3))),
         *(point("mfu.step.time", before, at, value, "old", **total) for at, value in ((2, 1000), (3, 1060))),
-        *(point("mfu.step.time", before, at, value, "old", mfu_step_component="data") for at, value in ((2, 9), (3, 99))),
+        *(point("mfu.step.time", before, at, value, "old", **data) for at, value in ((2, 9), (3, 99))),
     ])  # fmt: skip
     assert ask(store, "What the SDK lost", tenant) == [
         {"tenant": tenant, "workload": "gpt", "reason": "queue_full", "items": 4 + 3}

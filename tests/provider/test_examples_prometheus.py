@@ -22,7 +22,7 @@ FOREIGN = {
     # github.com/NVIDIA/dcgm-exporter, etc/default-counters.csv
     "DCGM_FI_DEV_GPU_UTIL": {"UUID"},
     "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": {"UUID"},
-    # github.com/kubernetes/kube-state-metrics, docs/metrics/{workload/pod,cluster/node}-metrics.md
+    # github.com/kubernetes/kube-state-metrics, docs/metrics: workload/pod-metrics.md and cluster/node-metrics.md
     "kube_pod_container_resource_requests": {"namespace", "pod", "resource"},
     "kube_pod_status_phase": {"namespace", "pod", "phase"},
     "kube_node_status_allocatable": {"resource"},

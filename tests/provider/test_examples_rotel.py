@@ -1,4 +1,4 @@
-"""A real collector, rotel, with the example's settings: in front of `mfu serve`, and into the schema by its own inserts."""
+"""A real collector, rotel, with the example's settings: before `mfu serve`, and into the schema by its own inserts."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ from mfu_sdk.provider.store import Store
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "provider"
-AGENT = Path(rotel.__file__).parent / "rotel-agent"
+AGENT = Path(str(rotel.__file__)).parent / "rotel-agent"
 NOW_NS = time.time_ns()
 PATIENCE_S = 60
 
@@ -67,7 +67,8 @@ def window(number: int, model_flop: float) -> bytes:
     flops = ((semconv.MODEL_FLOP, model_flop), (semconv.AVAILABLE_FLOP, 4e15), (semconv.STEP_TIME, 30.0))
     for key, amount in flops:
         span.attributes.add(key=key).value.double_value = amount
-    return made.SerializeToString()
+    body: bytes = made.SerializeToString()
+    return body
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def test_in_front_of_serve(serving: Server, tmp_path: Path) -> None:
 
 @contextmanager
 def clickhouse(store: Store, folder: Path) -> Iterator[str]:
-    """ClickHouse's HTTP interface as far as an exporter needs it, over the embedded engine: INSERT … FORMAT RowBinary."""
+    """ClickHouse's HTTP interface as far as an exporter needs it, over the embedded engine: inserts in RowBinary."""
 
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
