@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from mfu_sdk.cli import main
 from mfu_sdk.errors import ConfigurationError, DeliveryError
 from mfu_sdk.provider.simulate.delivery import Delivery
 
-UNTIL = "2026-10-01T12:00:00Z"
+# What is older than a fortnight is deleted as it comes, and what comes again is then not known.
+UNTIL = f"{datetime.now(UTC).date() - timedelta(days=1)}T12:00:00Z"
 FAULTS = "faults: [{kind: straggler, severity: 0.5, onset_h: 0.02}]\nhard_negatives: {}\nmissing: {nothing: 0.2}\n"
 
 
