@@ -418,9 +418,9 @@ def run(
 def replay(files: tuple[Path, ...], otlp: str | None) -> None:
     """Deliver the steps that killed processes left in their flight recorders, once, under their original ids.
 
-    A file whose steps have been delivered is removed; one that a living process has open is left alone. Headers, TLS
-    and compression are those that the environment sets for the collector. Exits with 1 if the collector does not take
-    the steps, which then stay where they are, or refuses some of them for good.
+    A file whose steps have been delivered is removed; one that a living process has open is left alone. Protocol,
+    headers, TLS and compression are those that the environment sets for the collector. Exits with 1 if the collector
+    does not take the steps, which then stay where they are, or refuses some of them for good.
     """
     from mfu_sdk.export.destination import for_replay
     from mfu_sdk.export.replay import replay as deliver
