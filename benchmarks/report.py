@@ -3,10 +3,11 @@
 Run: python benchmarks/report.py [--spans N …] [--data DIR] [-o FILE]. 5 M spans take some minutes to load on one core.
 
 - The fleet: 1,000 GPUs of three types over 14 days, 50 workloads of 12 tenants, a fifth of them serving. Four GPUs of
-  five send windows of 30 s, the others steps; every attribute that the roll-ups read is on them. The engine makes them
-  itself (`numbers`, `cityHash64`), a day at a time, in the columns that the Collector inserts: what is timed at loading
-  is ClickHouse, not Python. Spans of one GPU lie 14 days / (spans / 1,000) apart, so that 5 M spans fill nearly every
-  five minutes of every GPU.
+  five send windows of 30 s, the others steps; every attribute that the roll-ups read is on them. A model runs at one
+  world size, so that scaling is read and no curve is fitted. The engine makes the spans itself (`numbers`,
+  `cityHash64`), a day at a time, in the columns that the Collector inserts: what is timed at loading is ClickHouse, not
+  Python. Spans of one GPU lie 14 days / (spans / 1,000) apart, so that 5 M spans fill nearly every five minutes of
+  every GPU.
 - Each query of `sql/read`, and each of the six answers (query, reckoning, picture), is run from the roll-ups over all
   14 days with edges that no five minutes fill, twice; the less CPU time of the process counts, the engine's threads
   and the reading of rows into Python in it.

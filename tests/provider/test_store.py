@@ -166,6 +166,17 @@ def test_retry_counts_once(store: Store, tenant: str, window: Make, hour: Range)
     assert level(usages(store, hour, tenant)).sums.model_flops == 4e15
 
 
+def test_late_spans_count_once(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A span of three days ago that comes after today's is in its own day's sums, and in them once."""
+    days = 3 * 86_400
+    late = [window(-days), window(-days + 30)]
+    store.insert_spans(tenant, [window(0)])
+    assert (store.insert_spans(tenant, late), store.insert_spans(tenant, late)) == (2, 0)
+    earlier = Range(hour.since_unix_ns - days * 10**9, hour.until_unix_ns - days * 10**9)
+    found = [level(usages(store, span, tenant)).sums.model_flops for span in (earlier, hour)]
+    assert found == [2e15, 1e15]
+
+
 def test_tenants_may_share_ids(store: Store, tenant: str, window: Make) -> None:
     """Nobody can keep another tenant's span out by sending its ids first."""
     mine = window(0)
