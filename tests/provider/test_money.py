@@ -83,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Store(path) as store:
         for gpu in range(8):
             where = {semconv.HOST_NAME: "node-1", semconv.ALLOCATION_ID: "slurm-123", semconv.DIST_RANK: gpu}
+            where |= {semconv.DIST_WORLD_SIZE: 8, semconv.TOPOLOGY_LINK: "pcie", semconv.TOPOLOGY_LINK_BEST: "nvlink"}
             rows = [
                 hour(
                     "acme",
@@ -98,6 +99,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     mfu__step__data_time=360.0,
                     mfu__step__comm_time=540.0,
                     mfu__step__skew_time=180.0,
+                    mfu__comm__bus_rate=140e9,
+                    mfu__comm__bus_rate__peak=300e9,
                     mfu__token__count=2_000_000,
                 )
                 for number in range(21)

@@ -71,7 +71,7 @@ def build(
         holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, usages=everyone)
     if gpu_type is None:
-        money = assessment(store, span, books, judged.findings)
+        money = assessment(store, span, books, judged.findings, everyone)
     else:
         money = Assessment(None, (), None, _ALL_TYPES_ONLY)
     return replace(
@@ -137,15 +137,22 @@ def _shared(judged: findings.Judged) -> tuple[SharedCause, ...]:
     )
 
 
-def assessment(store: Store, span: Range, books: Snapshot | None, found: Iterable[Finding] = ()) -> Assessment:
-    """Capacity and money of the whole fleet over `span`, as far as `books` allow."""
+def assessment(
+    store: Store,
+    span: Range,
+    books: Snapshot | None,
+    found: Iterable[Finding] = (),
+    usages: Sequence[Usage] | None = None,
+) -> Assessment:
+    """Capacity and money of the whole fleet over `span`, as far as `books` allow; `usages` are those of all tenants."""
     if books is None:
         return Assessment(None, (), None, _FLEET_ONLY)
     if books.inventory is None:
         return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
     # Their day is the range's first, and what they cost is of the whole range.
     claimed = [asdict(each) | {"day": None} for each in found]
-    usages = rollup.usages(store, span, None)
+    if usages is None:
+        usages = rollup.usages(store, span, None)
     has_previous = span.previous.since_unix_ns >= 0
     before = rollup.level(rollup.usages(store, span.previous, None)).sums if has_previous else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
