@@ -73,7 +73,7 @@ class Findings:
             for day in due:
                 start = _start_ns(day)
                 whole = Range(start, min(start + _DAY_NS, now_unix_ns))
-                judged = judge(self._store, whole, holdings, self._drifts(whole))
+                judged = judge(self._store, whole, holdings, self._look(whole))
                 rows = [_columns(each, now_unix_ns) for each in judged.findings]
                 self._store.insert("mfu_findings", rows)
                 # Last: until it is there, the day's earlier judgement holds.
@@ -102,10 +102,14 @@ class Findings:
         self._store.insert("mfu_finding_states", [row])
         return decided(self._store, [found.finding])[0]
 
-    def _drifts(self, span: Range) -> list[Row]:
-        since = max(0, span.since_unix_ns - LOOK_BACK_NS)
-        found = self._detection.look(since, span.until_unix_ns).values()
+    def drifts(self, span: Range) -> list[Row]:
+        """Excursions in `span` that were found so far where tenants' processes do not look, as sql/read/drifts.sql."""
+        found = self._detection.found.values()
         return [_excursion(row, event, span) for row, events in found for event in events if _lies_in(event, span)]
+
+    def _look(self, span: Range) -> list[Row]:
+        self._detection.look(max(0, span.since_unix_ns - LOOK_BACK_NS), span.until_unix_ns)
+        return self.drifts(span)
 
 
 def judge(

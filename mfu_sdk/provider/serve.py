@@ -280,7 +280,7 @@ def _web_routes(
 
     def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
         held = books.current() if is_whole else None
-        return report.build(store, span, tenant, held, holdings=holdings(), gpu_type=gpu_type)
+        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type)
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())
@@ -291,7 +291,8 @@ def _web_routes(
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
         gpu_type = query.get("gpu_type") or None
-        built = report.build(store, span, tenant, seen(request), holdings=holdings(), gpu_type=gpu_type)
+        drifts = kept.drifts(span)
+        built = report.build(store, span, tenant, seen(request), holdings(), drifts, gpu_type=gpu_type)
         return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def focus(request: Request) -> Response:

@@ -14,9 +14,8 @@ from click.testing import CliRunner
 
 from mfu_sdk import semconv
 from mfu_sdk.cli import main
-from mfu_sdk.provider import findings, report
+from mfu_sdk.provider import report
 from mfu_sdk.provider.books import Books, Snapshot
-from mfu_sdk.provider.causes import Finding
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.serve import Server
@@ -132,22 +131,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-FINDING = Finding(
-    tenant="acme",
-    workload="llama-8b",
-    run_id=None,
-    gpu_type=H100,
-    world_size=None,
-    phase="train",
-    day="2026-11-02",
-    cause="poor_topology",
-    loss_share=0.08,
-    confidence=0.9,
-    evidence={},
-    remedy="Ranks of node-1 talk over the network instead of NVLink: set NCCL_P2P_LEVEL=NVL.",
-)
-
-
 def books(*inventory: str, prices: bool = True) -> Snapshot:
     """The example's books, as they stand."""
     return Books([BOOKS / "prices.yaml"] if prices else [], [BOOKS / name for name in inventory]).current()
@@ -157,9 +140,7 @@ def books(*inventory: str, prices: bool = True) -> Snapshot:
 def reports(folder: Path) -> dict[str, Report]:
     """The Monday as it is seen with all books, with the inventory alone, with none, and of one tenant."""
     monday, both = Range(MONDAY, MONDAY + DAY_NS), ("inventory.yaml", "allocations.csv")
-    with Store(folder) as store, pytest.MonkeyPatch.context() as patch:
-        # The example's spans tell of no links; what a finding of them costs is what the page is about.
-        patch.setattr(findings, "judge", lambda *_, **__: findings.Judged((), (FINDING,), {}))
+    with Store(folder) as store:
         return {
             "all": report.build(store, monday, None, books(*both)),
             "inventory": report.build(store, monday, None, books(*both, prices=False)),

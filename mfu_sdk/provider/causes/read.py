@@ -114,7 +114,9 @@ def _drifts(rows: Sequence[Row], signs: Mapping[Unit, Sequence[Sign]], span: Ran
         lay = min(row["end_unix_ns"], until) - max(row["onset_unix_ns"], since)
         if lay <= 0 or until <= since:
             continue
-        drift = Drift(row["cause"], row["change"], row["onset_step"] or 0, lay / (until - since), tuple(row["diff"]))
+        # A client may claim anything; nothing is slower than not at all.
+        change = max(-1.0, row["change"])
+        drift = Drift(row["cause"], change, row["onset_step"] or 0, lay / (until - since), tuple(row["diff"]))
         found.setdefault(unit, {}).setdefault((row["run_id"], row["rank"]), []).append(drift)
     return {unit: tuple(min(ranks.items(), key=lambda item: item[0])[1]) for unit, ranks in found.items()}
 

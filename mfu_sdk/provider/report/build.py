@@ -24,7 +24,7 @@ from mfu_sdk.provider.report.model import (
 )
 from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Job, Level, Moment, Quality, Range, Requests, Sums, Usage
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import Row, Store
 
 _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
@@ -56,20 +56,22 @@ def build(
     tenant: str | None,
     books: Snapshot | None = None,
     holdings: Holdings | None = None,
+    drifts: Sequence[Row] = (),
     *,
     gpu_type: str | None = None,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants, where
-    no GPU type is asked for. `holdings` are what causes of any tenant are held against.
+    no GPU type is asked for. `holdings` are what causes of any tenant are held against, `drifts` what the provider
+    found itself.
     """
     observed = observe(store, span, tenant, gpu_type)
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
     everyone = observed.usages if tenant is None and gpu_type is None else rollup.usages(store, span, None)
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
-    judged = findings.judge(store, span, holdings, usages=everyone)
+    judged = findings.judge(store, span, holdings, drifts, everyone)
     if gpu_type is None:
         money = assessment(store, span, books, judged.findings, everyone)
     else:
@@ -149,15 +151,13 @@ def assessment(
         return Assessment(None, (), None, _FLEET_ONLY)
     if books.inventory is None:
         return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
-    # Their day is the range's first, and what they cost is of the whole range.
-    claimed = [asdict(each) | {"day": None} for each in found]
     if usages is None:
         usages = rollup.usages(store, span, None)
     has_previous = span.previous.since_unix_ns >= 0
     before = rollup.level(rollup.usages(store, span.previous, None)).sums if has_previous else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
     growth = None if ratio is None else ratio - 1
-    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, claimed, growth)
+    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
 
 
 def bucket_seconds(span: Range, most: int = _MOST_POINTS) -> int:
