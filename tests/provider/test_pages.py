@@ -12,12 +12,15 @@ import pytest
 
 from mfu_sdk import semconv
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider import pages, report
+from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.pages.reports import LEAST_FRESH_NS, Reports
 from mfu_sdk.provider.pages.view import PER_PAGE, View, listing, read
+from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.serve import Server
 
-from .fed import Fed, resource, serving, span, window
+from .fed import GPU, Fed, resource, serving, span, window
 
 T0 = 1_780_000_200 * 10**9
 FREE = ("127.0.0.1", 0)
@@ -251,6 +254,45 @@ def test_a_finding_is_decided_on_its_page(fed: Fed) -> None:
     assert fed.post(path, {"state": "muted", "note": "known"}, "o") == 200
     shown = Page(fed.get("/causes?since=1h&find=muted", "o")[2]).shown
     assert "muted by ops: known" in " ".join(shown.split())
+
+
+# --- large fleets ---------------------------------------------------------------------------------------------------
+
+
+def large(nodes: int, workloads: int) -> Report:
+    """A report of `nodes` nodes of eight GPUs, as another provider's JSON would bring it."""
+    known = {"mfu": 0.25, "expected_mfu": 0.5, "model_flop": 1e18, "available_flop": 4e18, "gpus": 8, "gpu_hours": 24.0}
+    low = {"mfu": 0.25, "expected_mfu": 0.5, "attained": 0.5, "shortfall_gpu_hours": 12.0, "low_share": 1.0}
+    jobs = [
+        {"tenant": f"t{n % 40}", "workload": f"workload-{n}", "gpu_type": GPU, "world_size": 8}
+        for n in range(workloads)
+    ]
+    return report.from_json(
+        json.dumps(
+            {
+                "window": {"since": "2026-11-26T00:00:00Z", "until": "2026-11-27T00:00:00Z"},
+                "fleet": {**known, "gpus": 8 * nodes, "factors": {}, "trend": []},
+                "nodes": [{**known, "host": f"node-{n}.region.example", "gpu_types": [GPU]} for n in range(nodes)],
+                "workloads": [{**job, **known, "run_ids": [f"run-{n}"]} for n, job in enumerate(jobs)],
+                "gpu_types": [{**known, "gpu_type": f"GPU {n}"} for n in range(60)],
+                "questions": {"low_workloads": {"workloads": [{**job, **low} for job in jobs]}, "trend": {}},
+                "inference": [
+                    {"tenant": "t", "workload": f"w{n}", "requests": 1.0, "sampled": False} for n in range(600)
+                ],
+                "causes": [],
+            }
+        )
+    )
+
+
+def test_ten_thousand_gpus_are_a_small_page(artist: Artist) -> None:
+    """1,250 nodes and 600 workloads: well under a megabyte, a few hundred cells, and the numbers of what is left out."""
+    text = pages.render_html(large(1250, 600), artist)
+    page = Page(text)
+    assert len(text.encode()) < 200_000
+    assert len(page.tags) < 3000
+    assert "1,250 nodes in the order of their names, 6 to a cell" in " ".join(page.shown.split())
+    assert "10 of 600" in page.shown
 
 
 # --- views ---------------------------------------------------------------------------------------------------------
