@@ -277,7 +277,7 @@ def test_a_page_lives_where_its_reader_is(daemon: Daemon, browser: Browser) -> N
     scrolled = browser.run("return window.scrollY")
     assert scrolled > 0
     send(daemon, range(7, 9), ("late",))
-    # A reader who comes back to the page. A report is kept for some seconds; one of the same time by another name is not.
+    # A reader who comes back. A report is kept for some seconds; one of the same time by another name is not.
     browser.run("history.replaceState(null, '', '?since=60m'); document.dispatchEvent(new Event('visibilitychange'));")
     assert browser.wait("return document.querySelector('#list').textContent.includes('late')")
     assert browser.run("return document.activeElement.textContent") == "short"
