@@ -73,7 +73,7 @@ class Findings:
             for day in due:
                 start = _start_ns(day)
                 whole = Range(start, min(start + _DAY_NS, now_unix_ns))
-                judged = judge(self._store, whole, holdings, self._look(whole))
+                judged = judge(self._store, whole, holdings, self.look(whole))
                 rows = [_columns(each, now_unix_ns) for each in judged.findings]
                 self._store.insert("mfu_findings", rows)
                 # Last: until it is there, the day's earlier judgement holds.
@@ -107,7 +107,8 @@ class Findings:
         found = self._detection.found.values()
         return [_excursion(row, event, span) for row, events in found for event in events if _lies_in(event, span)]
 
-    def _look(self, span: Range) -> list[Row]:
+    def look(self, span: Range) -> list[Row]:
+        """Look for excursions up to the end of `span`; those in it, as `drifts`."""
         self._detection.look(max(0, span.since_unix_ns - LOOK_BACK_NS), span.until_unix_ns)
         return self.drifts(span)
 

@@ -9,35 +9,41 @@ import json
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, findings, pages, receive, report
 from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.books import Books, Holdings, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
+from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.schema import Retention
 from mfu_sdk.provider.store import Store
 
+if TYPE_CHECKING:
+    from mfu_sdk.provider.receive.grpc import GrpcServer
+
 Address = tuple[str, int]
+Tls = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 _GRACE_S: Final = 5
 _MOST_BYTES: Final = 16_384
@@ -45,20 +51,24 @@ _MOST_BYTES: Final = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server listens: OTLP on `http`, page and JSON on `web`; (host, port), the port as bound."""
+    """Where a server listens: OTLP on `http` and `grpc`, page and JSON on `web`; (host, port), the port as bound."""
 
     http: Address
     web: Address
+    grpc: Address | None = None
+    tls: bool = False
 
 
 class Server:
     """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
 
     `prices` and `inventory` are the provider's books, files or directories, read again when they change.
+    `retention` says for how long rows are kept, from now on; the store's own word holds where it is None. `grpc` None:
+    no gRPC. `tls` is a certificate's file and its key's, for every address. `now_unix_ns` is the clock that ranges and
+    the times of spans are held against, `clock` the one of rates, in seconds.
+
     Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file or book,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
-    `retention` says for how long rows are kept, from now on; the store's own word holds where it is None.
-    `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
     def __init__(
@@ -67,36 +77,47 @@ class Server:
         *,
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
+        grpc: Address | None = None,
         tokens: str | os.PathLike[str] | None = None,
         prices: Sequence[str | os.PathLike[str]] = (),
         inventory: Sequence[str | os.PathLike[str]] = (),
         retention: Retention | None = None,
+        tls: Tls | None = None,
+        limits: Limits | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for host, _ in (http, web):
+        addresses = [http, web] if grpc is None else [http, web, grpc]
+        for host, _ in addresses:
             if tokens is None and not is_loopback(host):
                 raise ConfigurationError(
                     f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
                 )
         credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
         books = Books(map(Path, prices), map(Path, inventory))
+        pem = None if tls is None else _pem(tls)
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
             self._store = undo.enter_context(Store(data_dir))
             if retention is not None:
                 self._store.retain(retention)
+            self._intake = receive.Intake(self._store, credentials, limits or Limits(), now_unix_ns, clock)
+            undo.callback(self._intake.close)
+            self._grpc = None if grpc is None else _grpc(self._intake, grpc, pem)
             undo.pop_all()
+        self.grpc_address = None if self._grpc is None else self._grpc.address
         self._artist = Artist()
         routes = [
-            receive.routes(self._store, credentials, now_unix_ns),
-            _web_routes(self._store, self._artist, credentials, books, now_unix_ns),
+            receive.routes(self._intake),
+            _web_routes(self._store, self._intake, self._artist, credentials, books, now_unix_ns),
         ]
         apps: list[ASGIApp] = [
             Starlette(routes=routes[0]),
             GZipMiddleware(Starlette(routes=routes[1]), minimum_size=1024),
         ]
-        self._servers = [_server(app, loopback_only=tokens is None) for app in apps]
+        self._tls = tls
+        self._servers = [_server(app, tls, loopback_only=tokens is None) for app in apps]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
 
@@ -124,6 +145,9 @@ class Server:
         for bound in self._sockets:
             bound.close()
         self._artist.close()
+        if self._grpc is not None:
+            self._grpc.stop(0.0)
+        self._intake.close()
         self._store.close()
 
     async def _serve(self, on_ready: Callable[[Addresses], None] | None) -> None:
@@ -135,6 +159,8 @@ class Server:
                 asyncio.create_task(server.serve(sockets=[bound]))
                 for server, bound in zip(self._servers, self._sockets, strict=True)
             ]
+            if self._grpc is not None:
+                self._grpc.start(self._loop)
             try:
                 while not all(server.started for server in self._servers):
                     if any(task.done() for task in tasks):
@@ -142,10 +168,13 @@ class Server:
                     await asyncio.sleep(0.01)
                 else:
                     if on_ready is not None:
-                        on_ready(Addresses(self.http_address, self.web_address))
+                        tls = self._tls is not None
+                        on_ready(Addresses(self.http_address, self.web_address, self.grpc_address, tls))
                 await asyncio.gather(*tasks)
             finally:
                 self._ask_to_exit()
+                if self._grpc is not None:
+                    await asyncio.to_thread(self._grpc.stop, _GRACE_S)
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ask_to_exit(self) -> None:
@@ -159,13 +188,19 @@ def serve(
     *,
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
+    grpc: Address | None = None,
     tokens: str | os.PathLike[str] | None = None,
     prices: Sequence[str | os.PathLike[str]] = (),
     inventory: Sequence[str | os.PathLike[str]] = (),
+    tls: Tls | None = None,
+    limits: Limits | None = None,
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
-    server = Server(data_dir, http=http, web=web, tokens=tokens, prices=prices, inventory=inventory)
+    server = Server(
+        data_dir, http=http, web=web, grpc=grpc, tokens=tokens, prices=prices, inventory=inventory, tls=tls,
+        limits=limits,
+    )  # fmt: skip
     server.serve_until_stopped(on_ready)
 
 
@@ -191,7 +226,30 @@ def _address(bound: socket.socket) -> Address:
     return host, port
 
 
-def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
+def _pem(tls: Tls) -> tuple[bytes, bytes]:
+    """Key and chain of certificates, looked at now, so that a slip does not wait for the first request."""
+    certificate, key = tls
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        return Path(key).read_bytes(), Path(certificate).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{certificate}, {key}: no certificate and its key ({error}); give both as PEM, the key without a password"
+        ) from error
+
+
+def _grpc(intake: receive.Intake, address: Address, pem: tuple[bytes, bytes] | None) -> "GrpcServer":
+    try:
+        from mfu_sdk.provider.receive.grpc import GrpcServer
+    except ImportError as error:
+        raise MissingDependencyError(
+            "grpcio: OTLP over gRPC needs it; install it with: pip install 'mfu-sdk[provider]'"
+        ) from error
+    return GrpcServer(intake, address, pem)
+
+
+def _server(app: ASGIApp, tls: Tls | None, *, loopback_only: bool) -> uvicorn.Server:
+    certificate, key = (None, None) if tls is None else tls
     config = uvicorn.Config(
         _LoopbackNames(app) if loopback_only else app,
         log_config=None,
@@ -201,6 +259,8 @@ def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
         # Who a client is must not be read from a header that the client writes.
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=None if key is None else os.fspath(key),
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Quiet(config)
@@ -255,7 +315,12 @@ class _RefusedError(Exception):
 
 
 def _web_routes(
-    store: Store, artist: Artist, credentials: Credentials, books: Books, now_unix_ns: Callable[[], int]
+    store: Store,
+    intake: receive.Intake,
+    artist: Artist,
+    credentials: Credentials,
+    books: Books,
+    now_unix_ns: Callable[[], int],
 ) -> list[Route]:
     kept = findings.Findings(store)
 
@@ -291,8 +356,7 @@ def _web_routes(
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
         gpu_type = query.get("gpu_type") or None
-        drifts = kept.drifts(span)
-        built = report.build(store, span, tenant, seen(request), holdings(), drifts, gpu_type=gpu_type)
+        built = report.build(store, span, tenant, seen(request), holdings(), kept.drifts(span), gpu_type=gpu_type)
         return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def focus(request: Request) -> Response:
@@ -346,6 +410,10 @@ def _web_routes(
             raise _RefusedError(404, "no such finding; GET /api/findings tells their ids") from None
         return Response(findings.one_to_json(now), media_type="application/json", headers=HEADERS)
 
+    def received(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        return JSONResponse(intake.counts(tenant), headers=HEADERS)
+
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
@@ -357,6 +425,7 @@ def _web_routes(
         Route("/api/baseline", _answering(baselines)),
         Route("/api/findings", _answering(found)),
         Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),
+        Route("/api/received", _answering(received)),
         Route("/healthz", _answering(healthz)),
     ]
 

@@ -10,7 +10,8 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from mfu_sdk.errors import MissingDependencyError, StoreError
 from mfu_sdk.provider import schema
 from mfu_sdk.provider.schema import Retention
 
-Parameter = str | int | float | None | Sequence[str]
+Parameter = str | int | float | None | Sequence[str] | Sequence[int]
 Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
@@ -117,6 +118,7 @@ class Store:
         self._lock_file = _own(self.path)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
+        self._sessions: list[Any] = []
         try:
             self._writer = _session(self.path / _ENGINE)
             try:
@@ -138,15 +140,10 @@ class Store:
         unique = {(row.trace_id, row.span_id): row for row in rows}
         if not unique:
             return 0
-        with self._write_lock:
+        with self.writing():
             for key in self._known(tenant, unique.values()):
                 unique.pop(key, None)
-            try:
-                self._insert("otel_traces", (_span_columns(row) for row in unique.values()))
-            except StoreError:
-                # The spans may be in while their sums are not, and a retry would then find them known.
-                self._reconcile()
-                raise
+            self._insert("otel_traces", (_span_columns(row) for row in unique.values()))
         return len(unique)
 
     def insert_points(self, rows: Iterable[PointRow]) -> None:
@@ -162,6 +159,23 @@ class Store:
         """Store rows of one of the tables of ours that hold no telemetry. When it returns they are on disk."""
         with self._write_lock:
             self._insert(table, rows)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The writer's lock, for whoever adds spans through a session of their own."""
+        with self._write_lock:
+            try:
+                yield
+            except StoreError:
+                # The spans may be in while their sums are not, and a retry would then find them known.
+                self._reconcile()
+                raise
+
+    def open_session(self) -> "Session":
+        """Another session with the engine, which ends with the store; each serves one thread at a time."""
+        opened = _session(self.path / _ENGINE)
+        self._sessions.append(opened)
+        return Session(opened)
 
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
@@ -189,8 +203,8 @@ class Store:
         if self._lock_file.closed:
             return
         with self._write_lock, self._read_lock:
-            self._reader.close()
-            self._writer.close()
+            for session in (*self._sessions, self._reader, self._writer):
+                session.close()
             self._lock_file.close()
 
     def __enter__(self) -> "Store":
@@ -292,6 +306,26 @@ class Store:
         _run(self._writer, schema.fill(fill), {"first": day, "last": day})
 
 
+class Session:
+    """A session with the engine that `Store.open_session` opened."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened
+
+    def run(self, sql: str, **parameters: Parameter) -> list[Row]:
+        """The rows of any statement with ``{name:Type}`` parameters. Raises `StoreError`."""
+        return _run(self._opened, sql, parameters)
+
+    def insert(self, into: str, form: str, data: bytes) -> None:
+        """Insert `data`, in one of the engine's formats. Raises `StoreError` when the engine takes none of it."""
+        try:
+            with self._opened.send_insert(into, form) as inserter:
+                inserter.append(data)
+                inserter.finish()
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise StoreError(f"the engine took no rows ({_one_line(error)})") from error
+
+
 def is_store(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a directory that a `Store` has been opened on; looks, and makes nothing."""
     found = Path(path)
@@ -349,7 +383,8 @@ def _run(session: Any, sql: str, parameters: Mapping[str, Parameter]) -> list[Ro
         text = str(session.query(sql, "JSONEachRow", params=values or None))
     except RuntimeError as error:
         raise _QueryError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
-    return [json.loads(line) for line in text.splitlines() if line]
+    # Not splitlines(): a value may hold U+0085 or U+2028, which JSON leaves as they are.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _parameter(value: Parameter) -> str:
@@ -359,8 +394,12 @@ def _parameter(value: Parameter) -> str:
     if isinstance(value, str):
         return _escaped(value)
     if isinstance(value, Sequence):
-        return "[" + ",".join("'" + _escaped(item).replace("'", "\\'") + "'" for item in value) + "]"
+        return "[" + ",".join(_item(item) for item in value) + "]"
     return str(value)
+
+
+def _item(value: str | int) -> str:
+    return "'" + _escaped(value).replace("'", "\\'") + "'" if isinstance(value, str) else str(value)
 
 
 def _escaped(text: str) -> str:

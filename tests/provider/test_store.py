@@ -304,6 +304,64 @@ def test_kill_after_acknowledgement(data_dir: Path) -> None:
     assert after.stdout == "100 100\n1 101\n", after.stderr
 
 
+def test_kill_while_requests_come(data_dir: Path) -> None:
+    """Killed while requests come: what was acknowledged is there, spans and sums agree, and a retry adds nothing."""
+    body = """
+        import threading, time
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+        from mfu_sdk.provider.arrivals import Arrival, Arrivals, AttributeLimits, Stored
+        def request(number):
+            made = ExportTraceServiceRequest()
+            spans = made.resource_spans.add().scope_spans.add().spans
+            for index in range(number * 50 + 1, number * 50 + 51):
+                spans.add(name="mfu.window", trace_id=index.to_bytes(16, "big"), span_id=index.to_bytes(8, "big"),
+                    start_time_unix_nano=T0 + index, end_time_unix_nano=T0 + 10**9)
+            return Arrival("acme", made.SerializeToString())
+        store = Store(sys.argv[1])
+        places = [Arrivals(store, slot, AttributeLimits(128, 256, 4096)) for slot in range(2)]
+        def send(place, first):
+            for number in range(first, 1_000_000, 2):
+                assert place.add([request(number)], 0, 2 * T0) == [Stored(50, {})]
+                print(number, flush=True)
+    """
+    killed = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            BEGIN
+            + textwrap.dedent(body)
+            + "for n in range(2): threading.Thread(target=send, args=(places[n], n), daemon=True).start()\n"
+            + "signal.pause()",
+            data_dir,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stdout is not None
+    acknowledged = [int(killed.stdout.readline()) for _ in range(5)]
+    killed.kill()
+    acknowledged += [int(line) for line in killed.stdout if line.endswith("\n")]
+    killed.wait(60)
+    killed.stdout.close()
+    after = run(
+        textwrap.dedent(body)
+        + textwrap.dedent(
+            """
+            def counts():
+                return store.query("SELECT (SELECT count() FROM otel.otel_traces) AS spans,"
+                    " (SELECT sum(spans) FROM otel.mfu_sums_5m) AS counted")[0]
+            before = counts()
+            again = [int(number) for number in sys.argv[2:]]
+            assert places[0].add([request(number) for number in again], 0, 2 * T0) == [Stored(50, {})] * len(again)
+            print(before["spans"] == before["counted"], before["spans"] >= 50 * len(again), counts() == before)
+            """
+        ),
+        data_dir,
+        *acknowledged,
+    )
+    assert after.stdout == "True True True\n", after.stderr
+
+
 @pytest.mark.parametrize(("table", "lost"), [("mfu_sums_5m", "None 10"), ("mfu_sums_1h", "10 None")])
 def test_day_without_its_sums_is_summed_again(data_dir: Path, table: str, lost: str) -> None:
     """Spans whose roll-up was lost, as by a kill between the two writes, are in it again when the store is opened."""
