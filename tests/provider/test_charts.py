@@ -2,7 +2,11 @@
 
 import html.parser
 import itertools
+import os
 import re
+import select
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -233,3 +237,22 @@ def test_a_chart_names_no_address() -> None:
     with Artist() as own:
         spec = {"data": {"url": "http://127.0.0.1:9/data.json"}, "mark": "bar", "encoding": {"x": {"field": "a"}}}
         assert own.draw(spec) is None
+
+
+def test_the_process_that_draws_ends_with_its_owner() -> None:
+    """Killed without a word, its owner takes it along: its standard input ends, and so does it."""
+    program = (
+        "import os, signal; from mfu_sdk.provider.artist import Artist; a = Artist();"
+        "a.draw({'data': {'values': [{'a': 1}]}, 'mark': 'bar', 'encoding': {'x': {'field': 'a'}}});"
+        "print(a._process.pid, flush=True); input(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        handle = os.pidfd_open(int(owner.stdout.readline()))
+        try:
+            owner.communicate("\n")
+            # Readable as soon as the process has ended.
+            assert select.select([handle], [], [], 60)[0]
+        finally:
+            os.close(handle)
