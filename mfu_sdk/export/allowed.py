@@ -114,7 +114,7 @@ _Value = TypeVar("_Value")
 
 
 def attributes(of: Mapping[str, _Value]) -> dict[str, _Value | str]:
-    """The part of a span's or an event's attributes that may go, with words that are not in their vocabulary replaced."""
+    """The part of a span's or an event's attributes that may go, words that are not in their vocabulary replaced."""
     found: dict[str, _Value | str] = {}
     for name, value in of.items():
         words = _WORDS.get(name)

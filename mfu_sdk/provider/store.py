@@ -97,6 +97,13 @@ class PointRow:
     columns: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One log record as `otel_logs` holds it: its columns by the exporter's names."""
+
+    columns: Mapping[str, Any]
+
+
 class Store:
     """The store under `path`, a directory that is made if need be; safe to use from several threads.
 
@@ -149,6 +156,11 @@ class Store:
         with self._write_lock:
             for table, columns in tables.items():
                 self._insert(table, columns)
+
+    def insert_logs(self, rows: Iterable[LogRow]) -> None:
+        """Store log records. When it returns they are on disk."""
+        with self._write_lock:
+            self._insert("otel_logs", (row.columns for row in rows))
 
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""

@@ -1,4 +1,4 @@
-"""The OTLP/HTTP endpoint: POST /v1/traces and /v1/metrics, in protobuf or JSON, plain or gzip.
+"""The OTLP/HTTP endpoint: POST /v1/traces, /v1/metrics and /v1/logs, in protobuf or JSON, plain or gzip.
 
 Accepted means stored: 200 is answered after the rows are on disk. What a client should send again is answered 503,
 what it should not is answered 4xx (opentelemetry.io/docs/specs/otlp, "Failures"). An operator's token reads; it is
@@ -12,6 +12,7 @@ from typing import Final
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # protobuf ships no types
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # generated, ships no types
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from starlette.concurrency import run_in_threadpool
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from mfu_sdk.errors import StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider.credentials import Credentials
-from mfu_sdk.provider.receive.otlp import Encoding, UndecodableError, decode_metrics, decode_traces
+from mfu_sdk.provider.receive.otlp import Encoding, UndecodableError, decode_logs, decode_metrics, decode_traces
 from mfu_sdk.provider.store import Store
 
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
@@ -43,7 +44,7 @@ class _RefusedError(Exception):
 
 
 def routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
-    """The two routes of OTLP/HTTP. `now_unix_ns` bounds the times that spans may claim."""
+    """The three routes of OTLP/HTTP. `now_unix_ns` bounds the times that spans may claim."""
 
     def traces(body: bytes, encoding: Encoding, tenant: str) -> Message:
         decoded = decode_traces(body, encoding, tenant, now_unix_ns())
@@ -63,9 +64,19 @@ def routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int
             response.partial_success.error_message = decoded.reason
         return response
 
+    def logs(body: bytes, encoding: Encoding, tenant: str) -> Message:
+        decoded = decode_logs(body, encoding, tenant, now_unix_ns())
+        store.insert_logs(decoded.rows)
+        response = ExportLogsServiceResponse()
+        if decoded.rejected:
+            response.partial_success.rejected_log_records = decoded.rejected
+            response.partial_success.error_message = decoded.reason
+        return response
+
     return [
         Route("/v1/traces", _endpoint(credentials, traces), methods=["POST"]),
         Route("/v1/metrics", _endpoint(credentials, metrics), methods=["POST"]),
+        Route("/v1/logs", _endpoint(credentials, logs), methods=["POST"]),
     ]
 
 
