@@ -52,7 +52,7 @@ class RecordDelivery:
         self._envelope = envelope
         self._lost = lost
         self._monotonic_s = monotonic_s
-        self._signal = signal
+        self._what = NAMES[signal]
         self._outbox = Outbox()
         self._essential: list[bytes] = []
         self._detail: list[bytes] = []
@@ -105,7 +105,7 @@ class RecordDelivery:
         if outcome.kind == "rejected":
             self._lost["rejected"] += request.spans
         else:
-            self._lost["rejected"] += refused(NAMES[self._signal], outcome.answer)
+            self._lost["rejected"] += refused(self._what, outcome.answer)
             for arrived in request.arrived:
                 arrived()
         return None if self._outbox.peek() is None else 0.0
