@@ -46,6 +46,7 @@ def code(text: str) -> str:
 def telemetry() -> str:
     """Spans, attributes and metrics."""
     spans = [(code(span.name), span.brief) for span in semconv.SPANS.values()]
+    events = [(code(event.name), event.brief, code(f"mfu.{event.place}")) for event in semconv.EVENTS.values()]
     attributes = [
         (code(each.name), each.type, code(each.unit), ", ".join(each.on), each.brief)
         for each in semconv.ATTRIBUTES.values()
@@ -77,6 +78,12 @@ Units are [UCUM](https://ucum.org/); annotations stand in braces. An attribute w
 ## Spans
 
 {table(("span", "sent"), spans)}
+## Events
+
+Log records with a name. They stand in the trace and under the id of the span whose attributes they have, as far as
+these are known by then; their body is a sentence for a person, at your own collector only.
+
+{table(("event", "sent", "span"), events)}
 ## Attributes
 
 *On* says where an attribute appears: on the resource, on the span `mfu.` followed by the word, or on metrics' points.

@@ -1,8 +1,8 @@
 """The registry of names as OpenTelemetry's weaver reads one: docs/reference/registry, made of `mfu_sdk/semconv.py`.
 
 The form is version 1 of the semantic convention schema (https://github.com/open-telemetry/weaver at afa9700c,
-schemas/semconv-syntax.md and semconv.schema.json): groups of attributes, entities, spans and metrics. Names that
-OpenTelemetry owns are references into its own registry, on which this one depends; `gen_ai.*`, which we send only
+schemas/semconv-syntax.md and semconv.schema.json): groups of attributes, entities, spans, events and metrics. Names
+that OpenTelemetry owns are references into its own registry, on which this one depends; `gen_ai.*`, which we send only
 where MFU_GEN_AI asks for it, is in a third and left out. Units of attributes and bounds of histograms, which the schema
 has no field for, are annotations.
 """
@@ -102,6 +102,7 @@ def pages() -> dict[str, str]:
         "attributes.yaml": _yaml({"groups": [_attributes()]}),
         "resource.yaml": _yaml({"groups": [_entity()]}),
         "spans.yaml": _yaml({"groups": [_span(kind) for kind in semconv.SPANS.values()]}),
+        "events.yaml": _yaml({"groups": [_event(kind) for kind in semconv.EVENTS.values()]}),
         "metrics.yaml": _yaml(
             {"groups": [_metric(metric) for metric in semconv.METRICS.values() if ours(metric.name)]}
         ),
@@ -183,6 +184,18 @@ def _span(of: semconv.SpanKind) -> dict[str, Any]:
         "brief": f"Sent {of.brief}.",
         "entity_associations": ["mfu.process"],
         "attributes": list(_references(place)),
+    }
+
+
+def _event(of: semconv.Event) -> dict[str, Any]:
+    return {
+        "id": f"event.{of.name}",
+        "type": "event",
+        "name": of.name,
+        "stability": "development",
+        "brief": f"Sent {of.brief}.",
+        "entity_associations": ["mfu.process"],
+        "attributes": list(_references(of.place)),
     }
 
 

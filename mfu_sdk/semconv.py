@@ -48,13 +48,28 @@ class SpanKind:
     brief: str
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of event, a log record that has a name: the name, where its attributes are listed, when it is sent."""
+
+    name: str
+    place: Place
+    brief: str
+
+
 SPANS: dict[str, SpanKind] = {}
+EVENTS: dict[str, Event] = {}
 ATTRIBUTES: dict[str, Attribute] = {}
 METRICS: dict[str, Metric] = {}
 
 
 def _span(name: str, brief: str) -> str:
     SPANS[name] = SpanKind(name, brief)
+    return name
+
+
+def _event(name: str, place: Place, brief: str) -> str:
+    EVENTS[name] = Event(name, place, brief)
     return name
 
 
@@ -85,6 +100,12 @@ SPAN_PREFILL: Final = _span("mfu.prefill", "a request's calls of the model on it
 SPAN_DECODE: Final = _span("mfu.decode", "a request's calls of the model for its answer, child of mfu.inference")
 SPAN_CALIBRATION: Final = _span("mfu.calibration", "a measurement of the device's peak")
 SPAN_DRIFT: Final = _span("mfu.drift", "an excursion from a run's own baseline, from onset to recovery or to the end")
+
+# --- events --------------------------------------------------------------------------------------------------------
+
+EVENT_DRIFT: Final = _event(
+    "mfu.drift", "drift", "when an excursion is found (severity WARN), and again when it has recovered (INFO)"
+)
 
 # --- resource ------------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from mfu_sdk.doctor.finding import Finding
 from mfu_sdk.errors import MfuError
-from mfu_sdk.export.destination import destination, of_provider
+from mfu_sdk.export.destination import SIGNALS, destination, of_provider
 from mfu_sdk.settings import Provider
 
 
 def exporter_findings() -> Iterator[Finding]:
     """One for each signal that is exported, and one for the provider."""
-    for signal in ("traces", "metrics"):
+    for signal in SIGNALS:
         try:
             found = destination(signal)
         except MfuError as error:

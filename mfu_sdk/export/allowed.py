@@ -61,6 +61,9 @@ SPANS: Final = frozenset(
 """Spans of requests are none of the provider's: they are single calls of the tenant's users, in the trace of whoever
 called; what they add up to is in the windows."""
 
+EVENTS: Final = frozenset({semconv.EVENT_DRIFT})
+"""Log records that go: without the sentence that is their body, with what may go of their attributes."""
+
 _WORDS: Final[Mapping[str, re.Pattern[str]]] = {
     semconv.PHASE: re.compile("|".join(PHASES)),
     semconv.PEAK_DTYPE: re.compile("[a-z][a-z0-9_]{1,23}"),
@@ -111,7 +114,7 @@ _Value = TypeVar("_Value")
 
 
 def attributes(of: Mapping[str, _Value]) -> dict[str, _Value | str]:
-    """The part of a span's attributes that may go, with words that are not in their vocabulary replaced."""
+    """The part of a span's or an event's attributes that may go, words that are not in their vocabulary replaced."""
     found: dict[str, _Value | str] = {}
     for name, value in of.items():
         words = _WORDS.get(name)

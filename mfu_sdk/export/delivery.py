@@ -1,10 +1,11 @@
-"""Spans and metrics into requests, tried again until they arrive, are refused for good, or are shed.
+"""Spans, log records and metrics into requests, tried again until they arrive, are refused for good, or are shed.
 
-Spans are encoded once and sent again from those bytes, so with the same ids; metrics as they stand by then.
+Spans and log records are encoded once and sent again from those bytes, so with the same ids; metrics as they stand by
+then.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
@@ -13,7 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.metrics.export import MetricsData
 
 from mfu_sdk import guard
-from mfu_sdk.export.encode import Envelope, Span, encode
+from mfu_sdk.export.destination import Signal
+from mfu_sdk.export.encode import Envelope
 from mfu_sdk.export.outbox import Chunk, Outbox
 from mfu_sdk.export.route import Route
 
@@ -28,22 +30,37 @@ HOLD_S: Final = 5.0
 """How long an incomplete chunk waits for more."""
 
 
-class SpanDelivery:
-    """Encodes spans, gathers them in chunks and sends them; `lost` counts those that never arrive, by reason."""
+NAMES: Final[Mapping[Signal, str]] = {"traces": "spans", "metrics": "data points", "logs": "log records"}
+"""What a signal's requests hold."""
 
-    def __init__(self, route: Route, envelope: Envelope, lost: Counter[str], monotonic_s: Callable[[], float]) -> None:
+
+class RecordDelivery:
+    """Gathers the encoded records of a signal, which are spans unless it is "logs", in chunks and sends them.
+
+    `lost` counts those that never arrive, by reason.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        envelope: Envelope,
+        lost: Counter[str],
+        monotonic_s: Callable[[], float],
+        signal: Signal = "traces",
+    ) -> None:
         self._route = route
         self._envelope = envelope
         self._lost = lost
         self._monotonic_s = monotonic_s
+        self._what = NAMES[signal]
         self._outbox = Outbox()
         self._essential: list[bytes] = []
         self._detail: list[bytes] = []
         self._arrived: list[Callable[[], None]] = []
         self._since_s = 0.0
 
-    def add(self, span: Span, *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
-        """Take a span; `essential` are those that sums are made of, which are sent first and shed last.
+    def add(self, record: bytes, *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
+        """Take an encoded record; `essential` are those that sums are made of, which are sent first and shed last.
 
         `arrived` is called once an essential one has: a collector has said so.
         """
@@ -51,13 +68,13 @@ class SpanDelivery:
             self._arrived.append(arrived)
         if not self._essential and not self._detail:
             self._since_s = self._monotonic_s()
-        spans = self._essential if essential else self._detail
-        spans.append(encode(span))
-        if len(spans) >= (CHUNK_WINDOWS if essential else CHUNK_SPANS):
-            self._gather(spans, essential=essential)
+        records = self._essential if essential else self._detail
+        records.append(record)
+        if len(records) >= (CHUNK_WINDOWS if essential else CHUNK_SPANS):
+            self._gather(records, essential=essential)
 
     def sent_by(self, envelope: Envelope) -> None:
-        """From here on spans go out in this envelope; those that were taken before keep theirs."""
+        """From here on records go out in this envelope; those that were taken before keep theirs."""
         self.gather()
         self._envelope = envelope
 
@@ -88,7 +105,7 @@ class SpanDelivery:
         if outcome.kind == "rejected":
             self._lost["rejected"] += request.spans
         else:
-            self._lost["rejected"] += refused("spans", outcome.answer)
+            self._lost["rejected"] += refused(self._what, outcome.answer)
             for arrived in request.arrived:
                 arrived()
         return None if self._outbox.peek() is None else 0.0
@@ -98,16 +115,16 @@ class SpanDelivery:
         self._route.sender.close()
 
     def abandon(self) -> int:
-        """Give up what has not arrived: how many spans that loses."""
+        """Give up what has not arrived: how many records that loses."""
         self.gather()
         return self._outbox.clear()
 
-    def _gather(self, spans: list[bytes], *, essential: bool) -> None:
-        if spans:
+    def _gather(self, records: list[bytes], *, essential: bool) -> None:
+        if records:
             arrived, self._arrived = (tuple(self._arrived), []) if essential else ((), self._arrived)
-            chunk = Chunk(self._envelope.request(spans), len(spans), arrived)
+            chunk = Chunk(self._envelope.request(records), len(records), arrived)
             self._lost["queue_full"] += self._outbox.put(chunk, essential=essential)
-            spans.clear()
+            records.clear()
 
 
 class MetricDelivery:
@@ -149,12 +166,12 @@ class MetricDelivery:
             self._lost["rejected"] += 1
         else:
             delivered()
-            self._lost["rejected"] += refused("data points", outcome.answer)
+            self._lost["rejected"] += refused(NAMES["metrics"], outcome.answer)
         return None
 
 
 def refused(what: str, answer: bytes) -> int:
-    """How many items of a delivered request its answer rejects. Both signals' answers have the same two fields."""
+    """How many items of a delivered request its answer rejects. The answers of all signals have the same two fields."""
     try:
         success = ExportTraceServiceResponse.FromString(answer).partial_success
     except DecodeError:

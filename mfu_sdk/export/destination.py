@@ -17,7 +17,8 @@ from mfu_sdk import guard
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.settings import Provider
 
-Signal = Literal["traces", "metrics"]
+Signal = Literal["traces", "metrics", "logs"]
+SIGNALS: Final[tuple[Signal, ...]] = ("traces", "metrics", "logs")
 Compression = Literal["none", "gzip", "deflate"]
 Protocol = Literal["http/protobuf", "grpc"]
 
@@ -50,8 +51,7 @@ class Destination:
 
 def configured(env: Mapping[str, str] | None = None, provider: Provider = Provider()) -> bool:  # noqa: B008 - frozen
     """Whether any signal has somewhere to go. Raises `ConfigurationError` for an endpoint that is not a URL."""
-    signals: tuple[Signal, ...] = ("traces", "metrics")
-    return any(destination(each, env) or of_provider(each, provider, env) for each in signals)
+    return any(destination(each, env) or of_provider(each, provider, env) for each in SIGNALS)
 
 
 def of_provider(signal: Signal, provider: Provider, env: Mapping[str, str] | None = None) -> Destination | None:

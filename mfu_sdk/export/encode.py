@@ -68,7 +68,11 @@ class Span(NamedTuple):
 
 
 class Envelope:
-    """What is around the spans of one sender: its resource and its scope."""
+    """What is around the spans of one sender: its resource and its scope. Log records have the same around them.
+
+    For ResourceLogs and ScopeLogs have the fields of ResourceSpans and ScopeSpans, under the same numbers
+    (opentelemetry/proto/logs/v1/logs.proto).
+    """
 
     def __init__(self, resource: Resource) -> None:
         # Once a run, so the SDK may do it: what a user has put into the resource can be of any type.
@@ -81,7 +85,10 @@ class Envelope:
         self._sender: bytes = sender.SerializeToString()
 
     def request(self, spans: Sequence[bytes]) -> bytes:
-        """An ExportTraceServiceRequest of spans that `encode` made; two of them, one after the other, are one too."""
+        """An ExportTraceServiceRequest of spans that `encode` made; two of them, one after the other, are one too.
+
+        Of log records that `logs.encode` made, an ExportLogsServiceRequest.
+        """
         # ScopeSpans.spans and ResourceSpans.scope_spans are both field 2, as ExportTraceServiceRequest's is 1.
         scope = b"".join([self._scope, *[b"%b%b%b" % (_SPAN, varint(len(span)), span) for span in spans]])
         return delimited(1, self._sender + delimited(2, scope))
@@ -131,8 +138,8 @@ def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
             add(_text(name, value))  # type: ignore[arg-type]  # kind says so
         elif kind is int:
             # An int's AnyValue has at most 12 bytes, so its length is a byte.
-            any_value = b"\x18" + varint(value)  # type: ignore[arg-type]  # as above
-            body = b"%b\x12%c%b" % (_KEYS[name], len(any_value), any_value)
+            whole = b"\x18" + varint(value)  # type: ignore[arg-type]  # as above
+            body = b"%b\x12%c%b" % (_KEYS[name], len(whole), whole)
             add(b"\x4a%b%b" % (varint(len(body)), body))
         else:
             add(_attribute(name, _ANY[kind](value)))
@@ -188,8 +195,18 @@ def _text(name: str, text: str) -> bytes:
     return _attribute(name, _any_text(text))
 
 
-def _attribute(name: str, any_value: bytes) -> bytes:
-    return delimited(9, _KEYS[name] + delimited(2, any_value))
+def any_value(value: Value) -> bytes:
+    """An AnyValue message."""
+    kind = type(value)
+    if kind is float:
+        return fixed64_tag(4) + DOUBLE(value)
+    if kind is str:
+        return _any_text(value)  # type: ignore[arg-type]  # kind says so
+    return b"\x18" + varint(value) if kind is int else _ANY[kind](value)  # type: ignore[arg-type]  # as above
+
+
+def _attribute(name: str, encoded: bytes) -> bytes:
+    return delimited(9, _KEYS[name] + delimited(2, encoded))
 
 
 def _any_text(text: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Encoded spans that wait for their collector, bounded in bytes, the least valuable shed first."""
+"""Encoded spans that wait for their collector, bounded in bytes, the least valuable shed first.
+
+Log records wait in one of their own, and are spans to it.
+"""
 
 from collections import deque
 from collections.abc import Callable

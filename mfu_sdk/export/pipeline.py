@@ -10,11 +10,11 @@ from typing import Final
 from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import guard, semconv
-from mfu_sdk.export import allowed
+from mfu_sdk.export import allowed, logs
 from mfu_sdk.export.budget import Budget
-from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
+from mfu_sdk.export.delivery import MetricDelivery, RecordDelivery
 from mfu_sdk.export.destination import Destination
-from mfu_sdk.export.encode import Common, Envelope, Layered, Span, Value
+from mfu_sdk.export.encode import Common, Envelope, Layered, Span, Value, encode
 from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource as resource_of
@@ -93,6 +93,7 @@ class Exports:
     metric_interval_s: float = 60.0
     delta_metrics: bool = False
     aggregates_only: bool = False
+    logs: Destination | None = None
 
 
 class Pipeline:
@@ -131,11 +132,16 @@ class Pipeline:
         self._spans = Spans(identity, gen_ai)
         self._aggregates_only = exports.aggregates_only
         self._drifts: dict[tuple[str, int], DriftEvent] = {}
+        self._told: set[tuple[str, int, bool]] = set()
         self._lost: Counter[str] = Counter()
-        self._traces: SpanDelivery | None = None
+        self._traces: RecordDelivery | None = None
         if exports.traces is not None:
             route = Route("traces", exports.traces, unix_ns, monotonic_s)
-            self._traces = SpanDelivery(route, Envelope(self._resource), self._lost, monotonic_s)
+            self._traces = RecordDelivery(route, Envelope(self._resource), self._lost, monotonic_s)
+        self._logs: RecordDelivery | None = None
+        if exports.logs is not None:
+            route = Route("logs", exports.logs, unix_ns, monotonic_s)
+            self._logs = RecordDelivery(route, Envelope(self._resource), self._lost, monotonic_s, "logs")
         self._metrics: MetricDelivery | None = None
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
@@ -198,7 +204,7 @@ class Pipeline:
     def flush(self) -> None:
         """Close all windows, and make all that there is due at once, whatever a back-off says."""
         self._end(self._windows.close())
-        for delivery in (self._traces, self._metrics):
+        for delivery in (self._logs, self._traces, self._metrics):
             if delivery is not None:
                 delivery.hasten()
 
@@ -210,7 +216,10 @@ class Pipeline:
                 self.observer.look(self._unix_ns())
         self._end(self._windows.expire(self._unix_ns()))
         waits_s: list[float | None] = []
-        # Metrics go first: they are small, and their running totals stand in for every span that is lost.
+        # Somebody may be waiting for these; most of the time there are none.
+        if self._logs is not None:
+            waits_s.append(self._logs.deliver(deadline_s))
+        # Metrics go before spans: they are small, and their running totals stand in for every span that is lost.
         if self._metrics is not None:
             now_unix_ns = self._unix_ns()
             waits_s.append(
@@ -233,17 +242,19 @@ class Pipeline:
 
     def abandon(self, unread: int = 0) -> None:
         """Drop what did not arrive, and `unread` records with it, and count it."""
-        lost = unread + (self._traces.abandon() if self._traces is not None else 0)
+        lost = unread + sum(each.abandon() for each in (self._traces, self._logs) if each is not None)
         if lost:
             self._lost["exit"] += lost
-            guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
+            guard.warn_once(
+                "export", f"{lost} spans or log records were not delivered in time; the run's work is not affected"
+            )
 
     def retire(self) -> None:
         """Let go of the connections, of the recorder and of the observer."""
         if self.observer is not None:
             with guard.shield("observing the device"):
                 self.observer.close()
-        for delivery in (self._traces, self._metrics):
+        for delivery in (self._logs, self._traces, self._metrics):
             if delivery is not None:
                 delivery.close()
         if self._recorder is not None:
@@ -303,12 +314,27 @@ class Pipeline:
         elif self._mode != "off":
             self._add([self._spans.drift(event, event.recovered_unix_ns or event.found_unix_ns)], essential=True)
         self._measured.drift(event)
+        self._log(event)
+
+    def _log(self, event: DriftEvent) -> None:
+        told = (event.phase, event.onset_step, event.recovered_step is not None)
+        if self._logs is None or told in self._told:
+            return
+        self._told.add(told)
+        made = logs.drift(event, self._spans.drift(event, event.found_unix_ns), self._unix_ns())
+        made = made._replace(sampled=self._traces is not None and self._mode != "off")
+        if self._aggregates_only:
+            made = made._replace(body=None, attributes=allowed.attributes(made.attributes))
+        self._logs.add(logs.encode(made), essential=True)
+        # It waits for no other: there may be none for weeks.
+        self._logs.gather()
 
     def _configured(self, known: Configured) -> None:
         more = {semconv.CONFIG_FINGERPRINT: known.fingerprint, semconv.CONFIG_INTENT: known.intent}
         self._resource = self._resource.merge(Resource(more))
-        if self._traces is not None:
-            self._traces.sent_by(Envelope(self._resource))
+        for delivery in (self._traces, self._logs):
+            if delivery is not None:
+                delivery.sent_by(Envelope(self._resource))
 
     def _close(self, last: Close) -> None:
         if self._mode != "off":
@@ -360,4 +386,4 @@ class Pipeline:
                 span = made
                 if self._aggregates_only:
                     span = made._replace(attributes=self._allowed(made.attributes))
-                self._traces.add(span, essential=essential, arrived=arrived)
+                self._traces.add(encode(span), essential=essential, arrived=arrived)

@@ -171,7 +171,10 @@ class Telemetry:
         self._put(Configured(fingerprint, intent))
 
     def drift(self, event: DriftEvent) -> None:
-        """Report an excursion when it is found, and again when it has recovered: its span goes then, or at the end."""
+        """Report an excursion when it is found, and again when it has recovered.
+
+        Each is a log record at once; the span goes when it has recovered, or at the end.
+        """
         self._put(event)
 
     def drift_scores(self, scores: Mapping[str, float]) -> None:
@@ -249,10 +252,13 @@ def _sinks(settings: Settings, env: Mapping[str, str] | None) -> Iterator[Export
         interval_s,
         delta,
         aggregates_only=True,
+        logs=of_provider("logs", settings.provider, env),
     )
-    ours = Exports(destination("traces", env), destination("metrics", env), interval_s, delta)
+    ours = Exports(
+        destination("traces", env), destination("metrics", env), interval_s, delta, logs=destination("logs", env)
+    )
     for exports in (theirs, ours):
-        if exports.traces is not None or exports.metrics is not None:
+        if exports.traces is not None or exports.metrics is not None or exports.logs is not None:
             yield exports
 
 

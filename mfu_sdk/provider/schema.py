@@ -27,6 +27,7 @@ _TIMES: Final = {
     "otel_metrics_gauge": "TimeUnix",
     "otel_metrics_sum": "TimeUnix",
     "otel_metrics_histogram": "TimeUnix",
+    "otel_logs": "Timestamp",
     "mfu_sums_5m": "ts",
     "mfu_sums_1h": "ts",
     "mfu_counting_1h": "ts",
@@ -44,7 +45,7 @@ _FILLS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """For how many days spans and metric points, five-minute sums and hourly sums are kept."""
+    """For how many days spans, metric points and log records, five-minute sums and hourly sums are kept."""
 
     raw_days: int = 14
     five_minutes_days: int = 90
@@ -208,4 +209,10 @@ def _local(statement: str) -> str:
 
 
 def _shard(table: str) -> str:
-    return "TraceId" if table == "otel_traces" else "MetricName" if table.startswith("otel_metrics") else "workload"
+    return (
+        "TraceId"
+        if table in ("otel_traces", "otel_logs")
+        else "MetricName"
+        if table.startswith("otel_metrics")
+        else "workload"
+    )

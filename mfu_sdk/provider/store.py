@@ -106,6 +106,13 @@ class PointRow:
     columns: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One log record as `otel_logs` holds it: its columns by the exporter's names."""
+
+    columns: Mapping[str, Any]
+
+
 class Store:
     """The store under `path`, a directory that is made if need be; safe to use from several threads.
 
@@ -154,6 +161,11 @@ class Store:
         with self._write_lock:
             for table, columns in tables.items():
                 self._insert(table, columns)
+
+    def insert_logs(self, rows: Iterable[LogRow]) -> None:
+        """Store log records. When it returns they are on disk."""
+        with self._write_lock:
+            self._insert("otel_logs", (row.columns for row in rows))
 
     def insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store rows of one of the tables of ours that hold no telemetry. When it returns they are on disk."""

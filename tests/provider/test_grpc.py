@@ -20,6 +20,8 @@ import zstandard
 from click.testing import CliRunner
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
+from opentelemetry._logs import LogRecord
+from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcLogs
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetrics
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpans
 from opentelemetry.exporter.otlp.proto.http import Compression
@@ -28,6 +30,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -231,6 +235,21 @@ def test_metrics(provider: Provider) -> None:
     assert provider.server._store.query("SELECT MetricName AS name, Value AS value FROM otel.otel_metrics_gauge") == [
         {"name": semconv.METRIC_UTILIZATION, "value": 0.5}
     ]
+
+
+def test_logs(provider: Provider) -> None:
+    """Log records over gRPC reach their table, stamped with the token's tenant."""
+    assert provider.server.grpc_address is not None
+    trusted = grpc.ssl_channel_credentials(provider.certificate.read_bytes())
+    at = f"localhost:{provider.server.grpc_address[1]}"
+    logging = LoggerProvider(Resource({semconv.TENANT_ID: "liar"}), shutdown_on_exit=False)
+    exporter = GrpcLogs(at, credentials=trusted, headers={"authorization": "Bearer g"}, timeout=60)
+    logging.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    logging.get_logger("mfu_sdk").emit(LogRecord(timestamp=NOW, body="slower", event_name="mfu.drift"))
+    logging.shutdown()
+    assert provider.server._store.query(
+        "SELECT EventName AS name, Body AS body, ResourceAttributes['mfu.tenant.id'] AS tenant FROM otel.otel_logs"
+    ) == [{"name": "mfu.drift", "body": "slower", "tenant": "globex"}]
 
 
 def test_partial_success(provider: Provider, request_of: Requests, service: str) -> None:

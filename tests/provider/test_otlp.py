@@ -7,12 +7,13 @@ import pytest
 from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from mfu_sdk.provider.receive.otlp import UndecodableError, decode_metrics, decode_traces, in_words
+from mfu_sdk.provider.receive.otlp import UndecodableError, decode_logs, decode_metrics, decode_traces, in_words
 
 NOW = 1_780_000_200 * 10**9
 DAY = 86_400 * 10**9
@@ -118,7 +119,7 @@ def test_undecodable(body: bytes, encoding: str) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes(body: bytes) -> None:
     """Whatever comes is decoded or refused, never anything else."""
-    for decode in (decode_traces, decode_metrics):
+    for decode in (decode_traces, decode_metrics, decode_logs):
         for encoding in ("protobuf", "json"):
             try:
                 decode(body, encoding, "acme", NOW)
@@ -185,6 +186,47 @@ def test_doubles_survive(number: float) -> None:
     made = request(lambda span: setattr(span.attributes.add(key="k").value, "double_value", number))
     [row] = decode_traces(made.SerializeToString(), "protobuf", "acme", NOW).rows
     assert float(row.attributes["k"]) == number
+
+
+def test_logs() -> None:
+    """A record becomes a row of the exporter's columns, at the time it was observed if it knows no other."""
+    made = ExportLogsServiceRequest()
+    group = made.resource_logs.add(schema_url="https://r/1")
+    for key, text in (("service.name", "gpt"), ("mfu.tenant.id", "liar")):
+        group.resource.attributes.add(key=key).value.string_value = text
+    scoped = group.scope_logs.add(schema_url="https://s/1")
+    scoped.scope.name, scoped.scope.version = "mfu_sdk", "1.0.0"
+    record = scoped.log_records.add(
+        time_unix_nano=NOW, severity_number=13, severity_text="WARN", event_name="mfu.drift", flags=0x101,
+        trace_id=b"\1" * 16, span_id=b"\2" * 8,
+    )  # fmt: skip
+    record.body.string_value = "slower"
+    record.attributes.add(key="mfu.drift.change").value.double_value = -0.25
+    scoped.log_records.add(observed_time_unix_nano=NOW - DAY)
+    scoped.log_records.add(time_unix_nano=NOW - 400 * DAY)
+    scoped.log_records.add()
+    decoded = decode_logs(made.SerializeToString(), "protobuf", "acme", NOW)
+    first, second = (row.columns for row in decoded.rows)
+    assert first == {
+        "Timestamp": "2026-05-28T20:30:00.000000000Z",
+        "TraceId": "01" * 16,
+        "SpanId": "02" * 8,
+        "TraceFlags": 1,
+        "SeverityText": "WARN",
+        "SeverityNumber": 13,
+        "ServiceName": "gpt",
+        "Body": "slower",
+        "ResourceSchemaUrl": "https://r/1",
+        "ResourceAttributes": {"service.name": "gpt", "mfu.tenant.id": "acme"},
+        "ScopeSchemaUrl": "https://s/1",
+        "ScopeName": "mfu_sdk",
+        "ScopeVersion": "1.0.0",
+        "ScopeAttributes": {},
+        "LogAttributes": {"mfu.drift.change": "-0.25"},
+        "EventName": "mfu.drift",
+    }
+    assert (second["Timestamp"], second["Body"]) == ("2026-05-27T20:30:00.000000000Z", "")
+    assert decoded.rejections == {"a log record more than 366 days old or a day ahead": 2}
 
 
 def test_metrics() -> None:

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -28,8 +28,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from mfu_sdk import semconv
 from mfu_sdk.errors import StoreError
+from mfu_sdk.export.telemetry import Telemetry
 from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.serve import Server
+from mfu_sdk.records import DriftEvent, RunIdentity
+from mfu_sdk.settings import Settings
 from mfu_sdk.testing import FakeClock
 
 T0 = 1_780_000_200 * 10**9
@@ -300,6 +303,57 @@ def test_opentelemetry_sdk(provider: Provider, monkeypatch: pytest.MonkeyPatch) 
             f"SELECT MetricName AS name, ResourceAttributes['mfu.tenant.id'] AS tenant, {value} AS value"
             f" FROM otel.otel_metrics_{table}"
         ) == [{"name": name, "tenant": "globex", "value": {"sum": 2.5e19, "gauge": 0.5, "histogram": 0.25}[table]}]
+
+
+def test_drift(provider: Provider) -> None:
+    """What a run tells of an excursion, when it is found and when it has recovered, is stored under its tenant."""
+    event = DriftEvent(
+        kind="drop", phase="train", measure="flop_rate", change=-0.25, baseline=0.4, current=0.3, onset_step=500,
+        onset_unix_ns=T0 - 9 * 10**9, found_step=560, found_unix_ns=T0 - 6 * 10**9, score=1.5, threshold=1e10,
+        detector="betting-sr/1", cause="configuration_drift", evidence=("batch: 32 → 16",),
+    )  # fmt: skip
+    identity = RunIdentity("run", 0, "drifting", None, 0, 0, 1, "cpu", None, None, T0)
+    settings = Settings(provider=Settings.from_env({
+        "MFU_PROVIDER_ENDPOINT": provider.url, "MFU_PROVIDER_HEADERS": "authorization=Bearer%20g",
+    }).provider)  # fmt: skip
+    telemetry = Telemetry.open(identity, settings, env={}, unix_ns=lambda: T0)
+    assert telemetry is not None
+    telemetry.drift(event)
+    telemetry.drift(replace(event, recovered_step=800, recovered_unix_ns=T0 - 3 * 10**9))
+    assert telemetry.flush(20.0)
+    assert telemetry.dropped == {}
+    telemetry.stop(20.0)
+    rows = provider.read(
+        "SELECT SeverityText AS severity, EventName AS name, toUnixTimestamp64Nano(Timestamp) AS ns, Body AS body,"
+        " LogAttributes['mfu.drift.cause'] AS cause, LogAttributes['mfu.drift.evidence'] AS evidence, SpanId AS span,"
+        " ResourceAttributes['mfu.tenant.id'] AS tenant FROM otel.otel_logs WHERE ServiceName = 'drifting' ORDER BY ns"
+    )
+    spans = provider.read("SELECT SpanId AS span FROM otel.otel_traces WHERE SpanName = 'mfu.drift'")
+    told = {"name": "mfu.drift", "body": "", "cause": "configuration_drift", "evidence": "", "tenant": "globex"}
+    assert rows == [
+        {**told, "severity": "WARN", "ns": T0 - 6 * 10**9, "span": spans[0]["span"]},
+        {**told, "severity": "INFO", "ns": T0 - 3 * 10**9, "span": spans[0]["span"]},
+    ]
+
+
+def test_logs_in_json(provider: Provider) -> None:
+    """Log records in JSON are stored too; what is too old is said to be, and nothing else is lost with it."""
+    made = {
+        "resourceLogs": [{
+            "scopeLogs": [{
+                "logRecords": [
+                    {"timeUnixNano": str(T0), "traceId": "0af7651916cd43dd8448eb211c80319c", "severityNumber": 9},
+                    {"timeUnixNano": "5"},
+                ]
+            }]
+        }]
+    }  # fmt: skip
+    status, _, body = provider.post(json.dumps(made).encode(), JSON, path="/v1/logs")
+    assert status == 200
+    assert json.loads(body)["partialSuccess"]["rejectedLogRecords"] == "1"
+    assert provider.read(
+        "SELECT SeverityNumber AS n FROM otel.otel_logs WHERE TraceId = '0af7651916cd43dd8448eb211c80319c'"
+    ) == [{"n": 9}]
 
 
 def test_numbers_that_are_none(provider: Provider) -> None:

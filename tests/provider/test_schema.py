@@ -28,6 +28,7 @@ TABLES = (
     "otel_metrics_gauge",
     "otel_metrics_sum",
     "otel_metrics_histogram",
+    "otel_logs",
     "mfu_sums_5m",
     "mfu_sums_1h",
     "mfu_counting_1h",

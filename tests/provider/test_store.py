@@ -50,6 +50,24 @@ EXPORTER_METRIC_COLUMNS = {
     *("MetricName", "MetricDescription", "MetricUnit", "Attributes", "StartTimeUnix", "TimeUnix", "Flags"),
     *("Exemplars.FilteredAttributes", "Exemplars.TimeUnix", "Exemplars.Value", "Exemplars.SpanId", "Exemplars.TraceId"),
 }
+EXPORTER_LOG_COLUMNS = {
+    "Timestamp": "DateTime64(9)",
+    "TraceId": "String",
+    "SpanId": "String",
+    "TraceFlags": "UInt8",
+    "SeverityText": "LowCardinality(String)",
+    "SeverityNumber": "UInt8",
+    "ServiceName": "LowCardinality(String)",
+    "Body": "String",
+    "ResourceSchemaUrl": "LowCardinality(String)",
+    "ResourceAttributes": "Map(LowCardinality(String), String)",
+    "ScopeSchemaUrl": "LowCardinality(String)",
+    "ScopeName": "String",
+    "ScopeVersion": "LowCardinality(String)",
+    "ScopeAttributes": "Map(LowCardinality(String), String)",
+    "LogAttributes": "Map(LowCardinality(String), String)",
+    "EventName": "String",
+}
 SQL = Path(store_module.__file__).parent / "sql"
 TYPES = {"int": "Nullable(Int64)", "double": "Nullable(Float64)", "string": "LowCardinality(String)"}
 
@@ -79,6 +97,14 @@ def test_exporter_metric_columns(store: Store) -> None:
         ("histogram", of_histogram),
     ):
         assert set(columns(store, f"otel_metrics_{table}")) == EXPORTER_METRIC_COLUMNS | own
+
+
+def test_exporter_log_columns(store: Store) -> None:
+    """Plain columns of otel_logs are those that the exporter inserts, by name and type; it leaves out the second."""
+    found = columns(store, "otel_logs")
+    assert found.pop("TimestampTime") == ("DateTime", "DEFAULT", "toDateTime(Timestamp)")
+    assert {name: kind for name, (kind, default, _) in found.items() if not default} == EXPORTER_LOG_COLUMNS
+    assert len(found) == len(EXPORTER_LOG_COLUMNS)
 
 
 def test_every_attribute_has_its_column(store: Store) -> None:

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
@@ -21,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
 
 from mfu_sdk.bars import Bar
@@ -166,6 +168,16 @@ class Collector:
             for span in scope.spans
         }
         return [span for span in found.values() if name is None or span.name == name]
+
+    def logs(self) -> list[LogRecord]:
+        """Every log record received so far, as often as it came."""
+        return [
+            record
+            for body in self.bodies("/v1/logs")
+            for resource in ExportLogsServiceRequest.FromString(body).resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
 
     def points(self) -> dict[str, list[tuple[dict[str, object], float]]]:
         """The last export of metrics: name to (attributes, value; a histogram's count)."""

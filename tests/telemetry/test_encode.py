@@ -18,12 +18,14 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from mfu_sdk.export.encode import Envelope, Span, encode
+from mfu_sdk.export.logs import sentence
 from mfu_sdk.export.resource import SCOPE
+from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.telemetry import Telemetry
 from mfu_sdk.export.wire import delimited, integer, varint
 from mfu_sdk.settings import Settings
 
-from .conftest import EPOCH_NS, attributes_of
+from .conftest import DRIFT, EPOCH_NS, attributes_of
 
 RESOURCE = Resource({"service.name": "gpt", "mfu.run.attempt": 2, "odd": [1.5, 2.5], "on": True}, "https://schema/1")
 SPAN = Span("mfu.step", 2**127 + 1, 2**63 + 2, 3, EPOCH_NS, EPOCH_NS + 1, {"mfu.step.index": 7})
@@ -191,3 +193,27 @@ def test_rotel(through_rotel, collector, identity, step, summary, protocol):
     first, _ = sorted(collector.spans("mfu.window"), key=lambda span: span.start_time_unix_nano)
     assert attributes_of(first.attributes)["mfu.window.step.durations"] == [max(1, 1000 * index) for index in range(30)]
     assert found[7].parent_span_id == first.span_id
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_rotel_logs(through_rotel, collector, identity, protocol):
+    """It reads log records too, and passes them on as events, without the flags."""
+    telemetry = Telemetry.open(
+        identity,
+        Settings(),
+        env={
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": f"{through_rotel[protocol]}/v1/logs",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        },
+        unix_ns=lambda: EPOCH_NS,
+    )
+    telemetry.drift(DRIFT)
+    assert collector.wait_for(lambda: len(collector.logs()) == 1)
+    assert telemetry.stop(10.0)
+    (log,) = collector.logs()
+    made = Spans(identity, "off").drift(DRIFT, EPOCH_NS)
+    assert (log.trace_id, log.span_id) == (made.trace_id.to_bytes(16, "big"), made.span_id.to_bytes(8, "big"))
+    assert (log.severity_number, log.time_unix_nano) == (9, DRIFT.recovered_unix_ns)
+    assert log.body.string_value == sentence(DRIFT)
+    assert (log.event_name, log.observed_time_unix_nano) == ("mfu.drift", EPOCH_NS)
+    assert attributes_of(log.attributes) == dict(made.attributes)

@@ -17,6 +17,7 @@ import yaml
 from opentelemetry.semconv.schemas import Schemas
 
 from mfu_sdk import semconv
+from mfu_sdk.export import logs
 from mfu_sdk.export.resource import resource
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
@@ -72,12 +73,14 @@ def test_groups(groups):
     """Each group has what its type asks for, and an entity that is named exists."""
     entities = {group["name"] for group in groups.values() if group["type"] == "entity"}
     for group in groups.values():
-        assert group["type"] in ("attribute_group", "entity", "span", "metric")
+        assert group["type"] in ("attribute_group", "entity", "span", "event", "metric")
         assert group["brief"]
         assert group["type"] == "attribute_group" or group["stability"] in STABILITY
         assert set(group.get("entity_associations", ())) <= entities
         if group["type"] == "span":
             assert group["span_kind"] == "internal"
+        if group["type"] == "event":
+            assert group["id"] == f"event.{group['name']}"
         if group["type"] == "metric":
             registered = semconv.METRICS[group["metric_name"]]
             assert group["id"] == f"metric.{registered.name}"
@@ -115,12 +118,13 @@ def test_references(groups, defined):
 
 
 def test_complete(groups):
-    """Every span and metric of ours is there with the attributes that it is registered with; `gen_ai.*` is not ours."""
+    """Every span, event and metric of ours is there with its registered attributes; `gen_ai.*` is not ours."""
     spans = {f"span.{name}" for name in semconv.SPANS}
     metrics = {f"metric.{name}" for name in semconv.METRICS if name.startswith("mfu.")}
-    assert groups.keys() == {"registry.mfu", "entity.mfu.process"} | spans | metrics
-    for name in spans | {"entity.mfu.process"}:
-        place = "resource" if name.startswith("entity") else name.removeprefix("span.mfu.")
+    events = {f"event.{event.name}": event.place for event in semconv.EVENTS.values()}
+    assert groups.keys() == {"registry.mfu", "entity.mfu.process"} | spans | events.keys() | metrics
+    places = {name: name.removeprefix("span.mfu.") for name in spans} | {"entity.mfu.process": "resource"} | events
+    for name, place in places.items():
         registered = {each.name for each in semconv.ATTRIBUTES.values() if place in each.on}
         told = {each["ref"] for each in groups[name]["attributes"]}
         assert told == {each for each in registered if not each.startswith("gen_ai.")}
@@ -159,7 +163,10 @@ def test_what_is_required_is_always_there(groups):
     ]
     assert {span.name for span in made} == semconv.SPANS.keys()
     found = {f"span.{span.name}": span.attributes.keys() for span in made}
+    told = logs.drift(bare(DRIFT), spans.drift(bare(DRIFT), EPOCH_NS), EPOCH_NS)
+    found[f"event.{told.event_name}"] = told.attributes.keys()
+    assert found.keys() >= {f"event.{name}" for name in semconv.EVENTS}
     found["entity.mfu.process"] = resource(bare(IDENTITY)).attributes.keys()
-    for name, told in found.items():
+    for name, there in found.items():
         required = {each["ref"] for each in groups[name]["attributes"] if each["requirement_level"] == "required"}
-        assert required <= told, name
+        assert required <= there, name

@@ -1,4 +1,4 @@
-"""The OTLP/gRPC endpoint: TraceService and MetricsService, the same requests, credentials and limits as over HTTP.
+"""The OTLP/gRPC endpoint: TraceService, MetricsService and LogsService, with what holds for requests over HTTP.
 
 A refusal's status is the one that the specification names (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC"); where the
 client should send again it says when, in a google.rpc.RetryInfo.
@@ -60,7 +60,11 @@ class GrpcServer:
         async def metrics(tenant: str, body: bytes) -> Message:
             return (await intake.metrics(tenant, body, "protobuf")).metrics_response()
 
-        for name, accept in (("trace.v1.TraceService", traces), ("metrics.v1.MetricsService", metrics)):
+        async def logs(tenant: str, body: bytes) -> Message:
+            return (await intake.logs(tenant, body, "protobuf")).logs_response()
+
+        services = (("trace.v1.TraceService", traces), ("metrics.v1.MetricsService", metrics))
+        for name, accept in (*services, ("logs.v1.LogsService", logs)):
             # No types for either side of the call: the engine reads the request's bytes as they came.
             export = grpc.unary_unary_rpc_method_handler(self._export(accept))
             handler = grpc.method_handlers_generic_handler(f"{_SERVICE}.{name}", {"Export": export})

@@ -1,4 +1,4 @@
-"""The OTLP/HTTP endpoint: POST /v1/traces and /v1/metrics, in protobuf or JSON, plain, gzip or zstd.
+"""The OTLP/HTTP endpoint: POST /v1/traces, /v1/metrics and /v1/logs, in protobuf or JSON; plain, gzip or zstd.
 
 Accepted means stored: 200 is answered after the rows are on disk. What a client should send again is answered 429 or
 503 with Retry-After, what it should not is answered 4xx (opentelemetry.io/docs/specs/otlp, "Failures"). An operator's
@@ -36,7 +36,7 @@ Accept = Callable[[str, bytes, Encoding], Awaitable[Message]]
 
 
 def routes(intake: Intake) -> list[Route]:
-    """The two routes of OTLP/HTTP."""
+    """The three routes of OTLP/HTTP."""
 
     async def traces(tenant: str, body: bytes, encoding: Encoding) -> Message:
         return (await intake.traces(tenant, body, encoding)).traces_response()
@@ -44,9 +44,13 @@ def routes(intake: Intake) -> list[Route]:
     async def metrics(tenant: str, body: bytes, encoding: Encoding) -> Message:
         return (await intake.metrics(tenant, body, encoding)).metrics_response()
 
+    async def logs(tenant: str, body: bytes, encoding: Encoding) -> Message:
+        return (await intake.logs(tenant, body, encoding)).logs_response()
+
     return [
         Route("/v1/traces", _endpoint(intake, traces), methods=["POST"]),
         Route("/v1/metrics", _endpoint(intake, metrics), methods=["POST"]),
+        Route("/v1/logs", _endpoint(intake, logs), methods=["POST"]),
     ]
 
 

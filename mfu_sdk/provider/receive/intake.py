@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import zstandard
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +23,7 @@ from mfu_sdk.provider.receive.limits import Limits, Rate, Workloads
 from mfu_sdk.provider.receive.otlp import (
     Encoding,
     UndecodableError,
+    decode_logs,
     decode_metrics,
     decode_traces,
     in_words,
@@ -65,6 +67,14 @@ class Taken:
         made = ExportMetricsServiceResponse()
         if self.rejected or self.notes:
             made.partial_success.rejected_data_points = sum(self.rejected.values())
+            made.partial_success.error_message = self._words()
+        return made
+
+    def logs_response(self) -> ExportLogsServiceResponse:
+        """The answer to an ExportLogsServiceRequest."""
+        made = ExportLogsServiceResponse()
+        if self.rejected or self.notes:
+            made.partial_success.rejected_log_records = sum(self.rejected.values())
             made.partial_success.error_message = self._words()
         return made
 
@@ -135,6 +145,10 @@ class Intake:
         """Store the points of a request. Raises `RefusedError`."""
         return await self._take(tenant, run_in_threadpool(self._metrics, tenant, body, encoding))
 
+    async def logs(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:
+        """Store the log records of a request. Raises `RefusedError`."""
+        return await self._take(tenant, run_in_threadpool(self._logs, tenant, body, encoding))
+
     async def _take(self, tenant: str, work: Awaitable[Taken]) -> Taken:
         try:
             taken = await work
@@ -179,6 +193,11 @@ class Intake:
     def _metrics(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:
         decoded = decode_metrics(body, encoding, tenant, self._now_unix_ns(), self.limits)
         self._store.insert_points(decoded.rows)
+        return Taken(len(decoded.rows), decoded.rejections, decoded.notes)
+
+    def _logs(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:
+        decoded = decode_logs(body, encoding, tenant, self._now_unix_ns(), self.limits)
+        self._store.insert_logs(decoded.rows)
         return Taken(len(decoded.rows), decoded.rejections, decoded.notes)
 
     def refused(self, tenant: str, error: RefusedError) -> RefusedError:

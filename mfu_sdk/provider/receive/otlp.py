@@ -17,19 +17,21 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]  # protobuf ships no types
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, HistogramDataPoint, Metric, NumberDataPoint
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mfu_sdk import semconv
 from mfu_sdk.provider.arrivals import FLAWS, IMPLAUSIBLE
 from mfu_sdk.provider.receive.limits import OTHER, Cut, Limits
-from mfu_sdk.provider.store import PointRow, SpanEvent, SpanLink, SpanRow, timestamp
+from mfu_sdk.provider.store import LogRow, PointRow, SpanEvent, SpanLink, SpanRow, timestamp
 
 Encoding = Literal["protobuf", "json"]
-R = TypeVar("R", SpanRow, PointRow)
+R = TypeVar("R", SpanRow, PointRow, LogRow)
 M = TypeVar("M", bound=Message)
 
 # Every day is a partition of the store, so times are bounded: a year back for what is replayed, a day ahead for a
@@ -138,6 +140,36 @@ def decode_metrics(
                     "MetricUnit": cut.name(metric.unit),
                 }
                 _points(metric, named, now_unix_ns, rows, rejections, cut)
+    return Decoded(tuple(rows), rejections, cut.counts)
+
+
+def decode_logs(
+    body: bytes, encoding: Encoding, tenant: str, now_unix_ns: int, limits: Limits = _NO_LIMITS
+) -> Decoded[LogRow]:
+    """The records of an ExportLogsServiceRequest, each stamped with `tenant`. Raises `UndecodableError`."""
+    request = _parse(ExportLogsServiceRequest(), body, encoding)
+    rows: list[LogRow] = []
+    rejections: Counter[str] = Counter()
+    cut = Cut(limits.attributes)
+    for group in request.resource_logs:
+        resource = _resource(group.resource.attributes, tenant, cut)
+        for scoped in group.scope_logs:
+            shared: dict[str, Any] = {
+                "ServiceName": resource.get(semconv.SERVICE_NAME, ""),
+                "ResourceSchemaUrl": cut.value(group.schema_url),
+                "ResourceAttributes": resource,
+                "ScopeSchemaUrl": cut.value(scoped.schema_url),
+                "ScopeName": cut.name(scoped.scope.name),
+                "ScopeVersion": cut.name(scoped.scope.version),
+                "ScopeAttributes": _strings(scoped.scope.attributes, cut),
+            }
+            for record in scoped.log_records:
+                # What happened at a time that nobody knows was seen at one that somebody does.
+                unix_ns = record.time_unix_nano or record.observed_time_unix_nano
+                if _in_time(unix_ns, now_unix_ns):
+                    rows.append(LogRow(shared | _log_columns(record, unix_ns, cut)))
+                else:
+                    rejections["a log record more than 366 days old or a day ahead"] += 1
     return Decoded(tuple(rows), rejections, cut.counts)
 
 
@@ -333,6 +365,21 @@ def _histogram(point: HistogramDataPoint) -> dict[str, Any]:
 
 def _value(point: NumberDataPoint | Exemplar) -> float:
     return float(point.as_int) if point.WhichOneof("value") == "as_int" else point.as_double
+
+
+def _log_columns(record: LogRecord, unix_ns: int, cut: Cut) -> dict[str, Any]:
+    return {
+        "Timestamp": timestamp(unix_ns),
+        "TraceId": record.trace_id[:16].hex(),
+        "SpanId": record.span_id[:8].hex(),
+        # The lower eight bits are W3C's.
+        "TraceFlags": record.flags & 0xFF,
+        "SeverityText": cut.name(record.severity_text),
+        "SeverityNumber": record.severity_number & 0xFF,
+        "Body": cut.value(_string(record.body)),
+        "LogAttributes": _strings(record.attributes, cut),
+        "EventName": cut.name(record.event_name),
+    }
 
 
 # --- attributes ----------------------------------------------------------------------------------------------------
