@@ -12,7 +12,7 @@ DEMO := .venv/.installed-demo
 DEV := .venv/.installed-dev
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-services kernels lint gpu-check clean
+.PHONY: help demo test test-slow test-services kernels lint gpu-check clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,11 @@ help:  ## list these targets
 demo: $(DEMO)  ## train a small GPT here, measure its MFU, print the fleet report
 	$(BIN)/mfu demo
 
-test: $(DEV)  ## the tests that need neither Debian packages nor a GPU
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not services and not gpu" $(ARGS)
+test: $(DEV)  ## the tests that need neither Debian packages nor a GPU nor much time
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not services and not gpu and not slow" $(ARGS)
+
+test-slow: $(DEV)  ## whole programs and several ranks: the demo, the examples, gloo, conformance
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not services and not gpu" $(ARGS)
 
 test-services: $(DEV)  ## the tests that need Debian packages; installs them where it may
 	@.ci/packages chromium chromium-driver

@@ -44,7 +44,13 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         _autocast() if _any_autocast() else None,
-        tuple([_key(value, 0) for value in args]),
+        # A tensor's key is written out: most calls have no other argument.
+        tuple(
+            [
+                (value.shape, value.dtype, value.requires_grad) if isinstance(value, torch.Tensor) else _key(value, 0)
+                for value in args
+            ]
+        ),
         tuple([(name, _key(value, 0)) for name, value in kwargs.items()]) if kwargs else (),
     )
 

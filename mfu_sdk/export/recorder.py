@@ -1,7 +1,8 @@
 """The flight recorder: the last steps of a run in a file that outlives the process, whatever ends it.
 
 A step is written by the thread that ended it, before it is handed to the export thread: what SIGKILL, the
-out-of-memory killer or `os._exit` meets is then complete to the last step. The export thread adds which window a step
+out-of-memory killer or `os._exit` meets is then complete to the last step, but for those that the ledger settles
+together (`run.ledger.SETTLE_EVERY_NS`). The export thread adds which window a step
 joined and that the window has arrived, so that `mfu replay` sends what is missing under the ids that the process would
 have used. A file is deleted by the run that has delivered everything, and is of no use after a loss of power: nothing
 waits for the disk.

@@ -53,9 +53,12 @@ class Costs:
         self._batches: list[int] = []
         self.overfull = False
         """Whether there are too many calls with numbers."""
-        self._numbers: dict[Hashable, int] = {}
-        self._quick: dict[Seen, Demand] = {}
-        self._begins: set[Hashable] = set()
+        self.numbers: dict[Hashable, int] = {}
+        """Calls that have a number (`number`); whoever is on the path of a step looks here first."""
+        self.quick: dict[Seen, tuple[Demand, float | None]] = {}
+        """What steps cost, and their mean leading dimension; likewise before `of_seen` and `batch`."""
+        self.begins: set[Hashable] = set()
+        """With which calls steps of known cost begin: what `begins_known` has said yes to."""
         self._by_call: dict[Hashable, Demand] = {}
         # Whether a step costs what its calls cost one by one: None as long as no count has shown it.
         self._adds_up: bool | None = None
@@ -71,14 +74,14 @@ class Costs:
 
         `args` and `kwargs` are the call's, whose batch those of the same signature have too.
         """
-        found = self._numbers.get(call)
+        found = self.numbers.get(call)
         return self.enter(call, leading_dimension(args, kwargs)) if found is None else found
 
     def enter(self, call: Hashable, batch: int) -> int:
         """The number of a call with this leading dimension."""
-        found = self._numbers.get(call)
+        found = self.numbers.get(call)
         if found is None:
-            found = self._numbers[call] = len(self._calls)
+            found = self.numbers[call] = len(self._calls)
             self._calls.append(call)
             self._batches.append(batch)
             self.overfull = found >= MOST_DEMANDS
@@ -106,11 +109,12 @@ class Costs:
 
     def of_seen(self, seen: Seen) -> Demand | None:
         """What the step costs, None where that is not known: one look-up, but for the first of its kind."""
-        found = self._quick.get(seen)
-        if found is None and (found := self.of(self.shown(seen))) is not None:
-            if len(self._quick) >= MOST_DEMANDS:
-                self._quick.clear()
-            self._quick[seen] = found
+        if (known := self.quick.get(seen)) is not None:
+            return known[0]
+        if (found := self.of(self.shown(seen))) is not None:
+            if len(self.quick) >= MOST_DEMANDS:
+                self.quick.clear()
+            self.quick[seen] = found, self.batch(dict(seen[3]))
         return found
 
     def forget_calls(self) -> None:
@@ -118,20 +122,20 @@ class Costs:
         self._calls.clear()
         self.overfull = False
         self._batches.clear()
-        self._numbers.clear()
-        self._quick.clear()
-        self._begins.clear()
+        self.numbers.clear()
+        self.quick.clear()
+        self.begins.clear()
 
     def begins_known(self, phase: Phase, settings: Hashable, number: int, packed: Packed | None) -> bool:
         """`is_known` for a call by its number."""
         key = (phase, settings, number, packed)
-        if key in self._begins:
+        if key in self.begins:
             return True
         known = self.is_known(phase, settings, self._calls[number], packed)
         if known:
-            if len(self._begins) >= MOST_DEMANDS:
-                self._begins.clear()
-            self._begins.add(key)
+            if len(self.begins) >= MOST_DEMANDS:
+                self.begins.clear()
+            self.begins.add(key)
         return known
 
     def is_known(self, phase: Phase, settings: Hashable, call: Hashable, packed: Packed | None) -> bool:
@@ -144,8 +148,8 @@ class Costs:
     def learn(self, shown: Shown, count: Count) -> None:
         """Keep what a counted step has shown; what had been predicted for it is held against its count."""
         # What was looked up before may have another answer now.
-        self._quick.clear()
-        self._begins.clear()
+        self.quick.clear()
+        self.begins.clear()
         is_new = self._plan.lookup(shown) is None
         expected = self._predicted(shown) if is_new else None
         summed = self._sum(shown) if is_new and _only_call(shown) is None else None

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from mfu_sdk.run.kinds import Kind
     from mfu_sdk.run.work import Work
 
-SHORT_S: Final = 0.0005
-"""Of steps shorter than this, each is looked at with the probability that leaves 2,000 a second: what it costs to look,
-some three microseconds, must not weigh on steps of a few dozen. Chance alone chooses, so that no rhythm of the loop's
-can meet one of ours."""
+SHORT_S: Final = 0.002
+"""Of steps shorter than this, each is looked at with the probability that leaves 500 a second: what it costs to look,
+some eight microseconds with its share of a block, must not weigh on short steps. Chance alone chooses, so that no
+rhythm of the loop's can meet one of ours."""
 MOST_EVENTS: Final = 64
 """Events that a summary keeps, the latest ones."""
 PATIENCE_STEPS: Final = 16

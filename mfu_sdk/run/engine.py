@@ -118,7 +118,8 @@ class Engine:
     # --- what the hooks see ----------------------------------------------------------------------------------------
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if threading.get_ident() != self._thread:
+        # Marked steps end where their mark does, and the first optimizer is the run's.
+        if (self._marked and self._optimizer is not None) or threading.get_ident() != self._thread:
             return
         began = perf_counter_ns()
         with shield("seeing an optimizer step"):
@@ -146,11 +147,18 @@ class Engine:
                 "the model was called between marked steps: the time is the next step's, the FLOPs no one's"
             )
             return
-        call = self._costs.number(signature(module, args, kwargs), args, kwargs)
+        # What is known of calls like this one is looked up here, and asked for only where it is not there.
+        costs, key = self._costs, signature(module, args, kwargs)
+        call = costs.numbers.get(key)
+        if call is None:
+            call = costs.number(key, args, kwargs)
         calls = step.calls
-        if not calls:
+        if calls:
+            calls[call] = calls.get(call, 0) + 1
+            return
+        if step.counting or (step.phase, step.settings, call, step.packed) not in costs.begins:
             self._see_first_call(step, call)
-        calls[call] = calls.get(call, 0) + 1
+        calls[call] = 1
 
     def _see_first_call(self, step: Step, call: int) -> None:
         """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
@@ -370,10 +378,12 @@ class Engine:
         for key, batch in step.elsewhere:
             call = costs.enter(key, batch)
             step.calls[call] = step.calls.get(call, 0) + 1
-        seen = step.seen()
+        seen = step.phase, step.settings, step.packed, tuple(step.calls.items())
         own = count = None
         if step.counting:
             self._mode.stop()
+            # What is told of this one comes after those before it.
+            self.ledger.settle()
             if error_type is None:
                 count = self._mode.result()
                 costs.learn(costs.shown(seen), count)
@@ -387,7 +397,12 @@ class Engine:
                 )
         if step.phase == "checkpoint" and not step.calls:
             own = self.ledger.nothing()
-        step.demand = demand = own or costs.of_seen(seen)
+        known = costs.quick.get(seen)
+        if own is None and known is not None:
+            step.demand, step.batch_running = known
+        else:
+            step.demand, step.batch_running = own or costs.of_seen(seen), costs.batch(step.calls)
+        demand = step.demand
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             costs.wants_count = True
@@ -400,7 +415,6 @@ class Engine:
         step.tokens = tokens
         step.samples = samples
         step.error_type = error_type
-        step.batch_running = costs.batch(step.calls)
         if self._times_data:
             step.waits = step.waiting
         if count is not None and self.ledger.drift is not None:
@@ -409,9 +423,10 @@ class Engine:
         if costs.overfull:
             costs.forget_calls()
         self._index += 1
+        now_unix_ns = time_ns()
         if not step.profiled:
-            self._last_end = (end, time_ns())
-        self.ledger.add(step)
+            self._last_end = (end, now_unix_ns)
+        self.ledger.add(step, now_unix_ns)
 
     def interlude(self, between: Callable[[], None]) -> bool:
         """Do `between` where no step is under way, and let the next one begin behind it; False inside a step.

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 MOST_KINDS = 4096
 """Kinds of steps that are summed up apart before they are entered into the totals."""
+SETTLE_EVERY_NS = 5_000_000
+"""Of steps that are shorter, several are entered at once. Each of the lines of code and of data on the way is cold
+where a step has run in between: in one process, steps of 0.24 ms cost 42 µs each where every one is settled at its
+end. (AMD EPYC, torch 2.13, Python 3.11, November 2026.)"""
 REPORT_OVERHEAD_EVERY = 64
 """Steps between two reports of the SDK's own time."""
 DOUBTED_SHARE = 0.05
@@ -75,6 +79,7 @@ class Ledger:
         self.drift: Drifting | None = None
         """Who watches whether steps are what they were."""
         self._pending: deque[Work] = deque()
+        self._settle_at_ns = 0
         # By the identity of their demand, None where that is not known.
         self._kinds: dict[int, Kind] = {}
         self._unknown = Kind(None)
@@ -127,10 +132,18 @@ class Ledger:
         """Enter something that a reader of the summary should know; once is enough."""
         self._notes[text] = None
 
-    def add(self, work: Work) -> None:
-        """Enter a step that has ended on the host."""
+    def add(self, work: Work, now_unix_ns: int | None = None) -> None:
+        """Enter a step that has ended on the host.
+
+        With `now_unix_ns` it may wait for its successors, `SETTLE_EVERY_NS` at most, unless `on_step` waits for it.
+        """
         self._pending.append(work)
+        # A clock that was set back must not keep anything waiting.
+        if now_unix_ns is not None and 0 < self._settle_at_ns - now_unix_ns <= SETTLE_EVERY_NS:
+            return
         self.settle()
+        if now_unix_ns is not None and self._on_step is None:
+            self._settle_at_ns = now_unix_ns + SETTLE_EVERY_NS
 
     def settle(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""

@@ -88,6 +88,7 @@ class Profile:
             if exposed_s is not None:
                 self._gathered.exchanged(exposed_s)
                 if self._ledger.drift is not None:
+                    self._ledger.settle()
                     self._ledger.drift.exchanged(exposed_s)
 
 

@@ -15,6 +15,8 @@ from mfu_sdk.errors import ConfigurationError
 
 from .conftest import ROOT, Receiver, Run
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples" / "integrations"
 # Two layers, 64 → 32 → 16, 16 rows; the first one's input needs no gradient.
 STEP = 2 * 2 * 16 * 64 * 32 + 3 * 2 * 16 * 32 * 16

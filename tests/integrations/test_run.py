@@ -16,6 +16,8 @@ from mfu_sdk.integrations.script import Ended
 
 from .conftest import Receiver, Run
 
+pytestmark = pytest.mark.slow
+
 MFU = (sys.executable, "-m", "mfu_sdk.cli", "run")
 BATCH, WIDE, OUT = 16, 64, 32
 TRAIN = 2 * 2 * BATCH * WIDE * OUT

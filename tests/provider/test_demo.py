@@ -12,6 +12,8 @@ import pytest
 from mfu_sdk import demo
 from mfu_sdk.errors import ConfigurationError
 
+pytestmark = pytest.mark.slow
+
 PROMPT, NEW, LAYERS, WIDTH, VOCAB = 64, 32, 4, 192, 256
 
 

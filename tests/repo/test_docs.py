@@ -24,6 +24,7 @@ def python(*arguments: str | Path, cwd: Path) -> tuple[int, str]:
     return said.returncode, said.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/tutorial.md", "docs/how-to/train.md", "docs/how-to/integrations.md"]
 )

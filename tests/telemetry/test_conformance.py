@@ -14,6 +14,8 @@ from mfu_sdk.settings import Settings
 from .conformance import CASES, HERE, MFU, Case, run
 from .conftest import EPOCH_NS, Collector, attributes_of
 
+pytestmark = pytest.mark.slow
+
 HOUR_NS = 3600 * 10**9
 
 

@@ -19,6 +19,8 @@ from mfu_sdk.run import attempts
 from mfu_sdk.run.attempts import Attempt, agree, attempt
 from mfu_sdk.run.key_store import KeyStore, key_store
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 60.0
 DIES = 3
 """The exit code of the rank that fails in the first attempt."""

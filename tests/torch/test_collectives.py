@@ -18,6 +18,8 @@ import pytest
 
 from mfu_sdk.counting.collective_time import COLLECTIVES, bus_factor
 
+pytestmark = pytest.mark.slow
+
 BUDGET_S = 0.4
 SLOW_S = 0.02
 SHORT_WAIT_S = 1.5

@@ -16,6 +16,8 @@ import pytest
 
 from mfu_sdk.run.distributed import Place, place
 
+pytestmark = pytest.mark.slow
+
 WORLD = 4
 PATIENCE_S = 60.0
 ROWS, WIDE, INNER = 8, 16, 32

@@ -29,7 +29,7 @@ from mfu_sdk import testing
 from mfu_sdk.drift.detector import Tuning
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.records import DriftEvent, Peaks, Rate
-from mfu_sdk.run import attempts, opening
+from mfu_sdk.run import attempts, drifting, opening
 from mfu_sdk.run.clock import HostClock
 from mfu_sdk.run.monitor import Monitor
 from mfu_sdk.settings import Settings
@@ -52,6 +52,8 @@ def _cpu_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Steps take the CPU time of this process, on one thread."""
     monkeypatch.setattr(opening, "clock_for", lambda _device: HostClock(time.process_time_ns))
     monkeypatch.setattr(opening, "tuning", lambda _settings: TUNING)
+    # Each step is looked at, however short: the tests count steps.
+    monkeypatch.setattr(drifting, "SHORT_S", 0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 WORLD, LATE, FAULT, AT_MOST = 4, 2, 180, 1200
 LATE_S = 0.1
 

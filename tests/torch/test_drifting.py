@@ -176,7 +176,7 @@ def test_an_error_of_ours_ends_the_watch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_short_steps_are_looked_at_by_chance() -> None:
-    """Of steps of 50 µs one in ten is, which is 2,000 a second; of those of half a millisecond and more each."""
+    """Of steps of 50 µs one in forty is, which is 500 a second; of those of two milliseconds and more each."""
     looked = [0]
 
     class Counting(Watch):
@@ -193,8 +193,8 @@ def test_short_steps_are_looked_at_by_chance() -> None:
                 drifting.add(Work(index, "train", 0, 1, 0, None), kind, duration_s, None)
 
     enter(20_000, 5e-5)
-    # Binomial: 2,000 ± 42; six deviations away is one run in a billion.
-    assert abs(looked[0] - 2000) < 255
+    # Binomial: 500 ± 22; six deviations away is one run in a billion.
+    assert abs(looked[0] - 500) < 133
     # However long the last short one lets the watch rest, some milliseconds at the most are passed by for it.
     looked[0] = 0
     enter(100, 1.0)

@@ -18,6 +18,8 @@ import pytest
 
 from mfu_sdk.run.op_times import FIRST
 
+pytestmark = pytest.mark.slow
+
 DELAY_S = 0.5
 """Far more than anything else in a step, on a busy machine too."""
 OFTEN_S = 0.2

@@ -17,7 +17,7 @@ from torch import nn
 
 import mfu_sdk as mfu
 from mfu_sdk.records import Peaks, Rate
-from mfu_sdk.run import drifting
+from mfu_sdk.run import drifting, ledger
 from mfu_sdk.settings import Settings
 
 PACKAGE = str(Path(mfu.__file__).parent)
@@ -25,17 +25,21 @@ RATE = Rate(1e11, 1e11, 1e11, "user", 0.0)
 PEAKS = Peaks("cpu", {}, {"float32": RATE}, RATE, None, {})
 FIRST_STEADY, STEADY = 21, 5
 
-MARKED_CALLS = 39
-UNMARKED_CALLS = 40
-RECORDED_CALLS = 47
+MARKED_CALLS = 28
+UNMARKED_CALLS = 33
+RECORDED_CALLS = 36
 DISABLED_CALLS = 6
 HELD_BYTES = 1024
 
 
 @pytest.fixture(autouse=True)
 def _every_step_is_looked_at(monkeypatch):
-    """The watch for drift looks at some of these short steps only, by chance: here at each, the most that it costs."""
+    """The watch for drift looks at some of these short steps only, by chance: here at each, the most that it costs.
+
+    And each is settled at its end, not several together.
+    """
     monkeypatch.setattr(drifting, "SHORT_S", 0.0)
+    monkeypatch.setattr(ledger, "SETTLE_EVERY_NS", 0)
 
 
 def quiet(**options):
