@@ -2,7 +2,7 @@
 
 Accepted means stored: 200 is answered after the rows are on disk. What a client should send again is answered 503,
 what it should not is answered 4xx (opentelemetry.io/docs/specs/otlp, "Failures"). An operator's token reads; it is
-refused here, because a span has to belong to a tenant.
+refused here, because a span has to belong to a tenant. A collector of the provider's own sends metrics and no spans.
 """
 
 import zlib
@@ -64,17 +64,17 @@ def routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int
         return response
 
     return [
-        Route("/v1/traces", _endpoint(credentials, traces), methods=["POST"]),
-        Route("/v1/metrics", _endpoint(credentials, metrics), methods=["POST"]),
+        Route("/v1/traces", _endpoint(credentials, traces, of_tenants=True), methods=["POST"]),
+        Route("/v1/metrics", _endpoint(credentials, metrics, of_tenants=False), methods=["POST"]),
     ]
 
 
-def _endpoint(credentials: Credentials, accept: Accept) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(credentials: Credentials, accept: Accept, *, of_tenants: bool) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         encoding = _CONTENT_TYPES.get(content_type, "protobuf")
         try:
-            tenant = await _tenant(request, credentials)
+            tenant = await _sender(request, credentials, of_tenants=of_tenants)
             if content_type not in _CONTENT_TYPES:
                 raise _RefusedError(
                     415, f"content type {content_type!r}: send application/x-protobuf or application/json"
@@ -93,7 +93,7 @@ def _endpoint(credentials: Credentials, accept: Accept) -> Callable[[Request], A
     return endpoint
 
 
-async def _tenant(request: Request, credentials: Credentials) -> str:
+async def _sender(request: Request, credentials: Credentials, *, of_tenants: bool) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else None
     client = request.client.host if request.client else None
@@ -102,6 +102,8 @@ async def _tenant(request: Request, credentials: Credentials) -> str:
         raise _RefusedError(401, "no known token; send `Authorization: Bearer TOKEN`")
     if identity.operator:
         raise _RefusedError(403, "an operator's token reads; send with a tenant's")
+    if identity.provider and of_tenants:
+        raise _RefusedError(403, "a token of `providers` sends metrics of the hardware; spans need a tenant's")
     return identity.name
 
 

@@ -9,6 +9,7 @@ from mfu_sdk.provider import economics, findings, rollup
 from mfu_sdk.provider.books import Holdings, Snapshot
 from mfu_sdk.provider.causes import Finding, systemic
 from mfu_sdk.provider.economics import Assessment
+from mfu_sdk.provider.report import use
 from mfu_sdk.provider.report.model import (
     Cause,
     Change,
@@ -67,9 +68,10 @@ def build(
         holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, usages=everyone)
     money = assessment(store, span, books, judged.findings)
+    told = _fleet(fleet, previous, moments, bucket_s, money)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
-        fleet=_fleet(fleet, previous, moments, bucket_s, money),
+        fleet=told,
         nodes=_nodes(usages),
         workloads=workloads,
         gpu_types=_gpu_types(usages),
@@ -87,6 +89,7 @@ def build(
         causes=_causes(store, judged, tenant),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None else _shared(judged),
+        fleet_use=None if books is None else use.fleet_use(store, span, everyone, holdings, told, judged.evidence),
     )
 
 
