@@ -8,12 +8,14 @@ share of what is owned. Means are over GPU-hours, a MIG slice counting by its sh
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.fleet.gpu import ESTIMATE_ERROR, Estimate, Gpu, estimate
-from mfu_sdk.provider.fleet.health import STATES, Failures, Health, State, XidSeen
+from mfu_sdk.provider.fleet.health import STATES, Failures, Health, XidSeen
 from mfu_sdk.provider.rollup import Level, Range, ratio
+
+_ORDER: Final[dict[str, int]] = {state: place for place, state in enumerate(STATES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class TypeEstimate:
 class NodeUse:
     """One node: what of it was held, busy and useful, and how it is; unhealthy ones come first, with `advice`.
 
-    `mfu` and `gpu_hours` are of steps that were sent; `estimated_*` of hours without any. `gpu_utilization` and
+    `state` is unhealthy, watch, unknown or healthy. `mfu` and `gpu_hours` are of steps that were sent; `estimated_*` of hours without any. `gpu_utilization` and
     `tensor_activity` are over the hours held, over all where no inventory is known; `watched_gpu_hours` are those that an
     exporter told of. `power_w` is the mean of a GPU. Failures are None where clients send no spans of steps.
     """
@@ -59,7 +61,7 @@ class NodeUse:
     estimated_gpu_hours: float
     watched_gpu_hours: float
     power_w: float | None
-    state: State
+    state: str
     advice: str | None
     xids: tuple[XidSeen, ...]
     double_bit_errors: int | None
@@ -78,7 +80,7 @@ class NodeUse:
 class WorkloadWitness:
     """What a workload counted beside the counters of its GPUs, both as shares of the peak on paper, and their ratio.
 
-    `by` says whose counters: the provider's exporter (over whole hours, `gpu_hours` of them), or the tenant's own word.
+    `by` says whose counters: "provider", its exporter's over whole hours, `gpu_hours` of them; "tenant", its own word.
     """
 
     tenant: str
@@ -90,7 +92,7 @@ class WorkloadWitness:
     witnessed: float
     ratio: float | None
     gpu_hours: float | None
-    by: Literal["provider", "tenant"]
+    by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +100,11 @@ class FleetUse:
     """Allocated, busy, useful: the fleet's figures beside each other, for those who see the whole fleet.
 
     `gpu_utilization` is the share of time in which any kernel ran, `engine_activity` and `tensor_activity` those of the
-    compute engine and of the tensor pipes: by the provider's exporters, over the hours that are `over`. `estimated_mfu`
+    compute engine and of the tensor pipes: by the provider's exporters, over the hours `over`, "allocated" or "all". `estimated_mfu`
     is of hours without steps (`estimate_error` says how good that is); no `mfu` has any of it.
     """
 
-    over: Literal["allocated", "all"]
+    over: str
     allocation: Figure
     gpu_utilization: Figure
     engine_activity: Figure
@@ -174,7 +176,7 @@ def fleet_use(
             for gpu_type, of in sorted(by_type.items(), key=lambda item: item[0] or "")
             if (found := estimate(of)).gpus
         ),
-        nodes=tuple(sorted(nodes, key=lambda node: (STATES.index(node.state), node.host))),
+        nodes=tuple(sorted(nodes, key=lambda node: (_ORDER[node.state], node.host))),
         witnesses=tuple(sorted(witnesses, key=_furthest_first)),
     )
 

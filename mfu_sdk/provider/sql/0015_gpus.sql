@@ -107,10 +107,14 @@ SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_gpu_errors_5m_mv TO otel.mfu_gpu_errors_5m AS
 SELECT
-    toDateTime(toStartOfFiveMinutes(at, 'UTC'), 'UTC') AS ts, host, gpu,
-    multiIf(metric = 'FI_DEV_XID_ERRORS', 'xid', metric = 'FI_DEV_ECC_DBE_VOL_TOTAL', 'double', 'single') AS metric,
-    toUInt64(value) AS value, min(at) AS first, max(at) AS last
-FROM otel.mfu_gpu_points
-WHERE (metric = 'FI_DEV_XID_ERRORS' AND value > 0 AND value < 65536)
-    OR (metric IN ('FI_DEV_ECC_DBE_VOL_TOTAL', 'FI_DEV_ECC_SBE_VOL_TOTAL') AND value > 0 AND value < 1e15)
+    toDateTime(toStartOfFiveMinutes(at, 'UTC'), 'UTC') AS ts, host, gpu, kind AS metric, toUInt64(shown) AS value,
+    min(at) AS first, max(at) AS last
+FROM (
+    SELECT
+        at, host, gpu, value AS shown,
+        transform(metric, ['FI_DEV_XID_ERRORS', 'FI_DEV_ECC_DBE_VOL_TOTAL', 'FI_DEV_ECC_SBE_VOL_TOTAL'],
+            ['xid', 'double', 'single'], '') AS kind
+    FROM otel.mfu_gpu_points
+)
+WHERE kind != '' AND shown >= 1 AND shown < if(kind = 'xid', 65536, 1e15)
 GROUP BY ts, host, gpu, metric, value;

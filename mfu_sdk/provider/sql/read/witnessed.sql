@@ -2,15 +2,14 @@
 -- one configuration of one workload had to itself with every step known: its FLOPs and seconds beside tensor × clock
 -- over all of those hours. Slices of MIG are left out: an exporter does not tell their UUIDs.
 SELECT
-    tenant, workload, family, gpu_type, world_size, intent, fingerprint, phase,
+    unit.1 AS tenant, unit.2 AS workload, unit.3 AS family, unit.4 AS gpu_type, unit.5 AS world_size, unit.6 AS intent,
+    unit.7 AS fingerprint, unit.8 AS phase,
     sum(hardware_flop) AS hardware_flop, sum(available_flop) AS available_flop, sum(step_time_s) AS step_time_s,
     count() * 3600 AS wall_s, sum(mhz_s) AS mhz_s
 FROM (
     SELECT
         device AS gpu, toStartOfHour(ts, 'UTC') AS hour,
         any((tenant, workload, family, gpu_type, world_size, intent, fingerprint, phase)) AS unit,
-        unit.1 AS tenant, unit.2 AS workload, unit.3 AS family, unit.4 AS gpu_type, unit.5 AS world_size,
-        unit.6 AS intent, unit.7 AS fingerprint, unit.8 AS phase,
         sum(c.hardware_flop) AS hardware_flop, sum(c.available_flop) AS available_flop,
         sum(c.step_time_s) AS step_time_s
     FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = 3600) AS c
@@ -33,5 +32,5 @@ INNER JOIN (
     GROUP BY gpu, hour
     HAVING count() = 12
 ) AS watched USING (gpu, hour)
-GROUP BY tenant, workload, family, gpu_type, world_size, intent, fingerprint, phase
-ORDER BY tenant, workload, family, gpu_type, world_size, intent, fingerprint, phase
+GROUP BY unit
+ORDER BY unit
