@@ -212,7 +212,7 @@ def test_what_a_providers_token_may_do(provider: Provider) -> None:
 
 
 def test_allocated_busy_useful(use: dict[str, Any]) -> None:
-    """Five of eight hours held, 90 % of them with a kernel, tensor pipes busy for 0.21 of them: the illusion by hand."""
+    """Five of eight hours held, 90 % of them with a kernel, tensor pipes busy for 0.21 of them, by hand."""
     assert use["over"] == "allocated"
     assert use["allocation"] == {"value": 5 / 8, "gpu_hours": 8.0, "owned_share": 1.0}
     # a0 and a1 two hours each at 100 %; of node-2 half of each GPU for an hour, one of them busy.

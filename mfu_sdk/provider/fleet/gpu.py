@@ -3,10 +3,10 @@
 The estimate is the paper's OFU (arXiv 2605.20799): the share of cycles in which a tensor pipe was busy × SM clock /
 reference clock, the clock that the peak on paper assumes. The paper has it within 2 percentage points of MFU on plain
 products once tiles are accounted for, and correlated at r = 0.78 over 608 training jobs, so 1 − 0.78² = 39 % of the
-variance of a real job's MFU is not explained by it. It says how busy the pipes were, not how much of that was asked for:
-padding and recomputation are in it, so for work on the pipes it is an upper bound by its nature, and work off them
-(fp32, elementwise) is not in it at all. It is a share of the peak of the dtype that ran; as FLOPs it is priced at the
-dense bf16 reference peak. It is never mixed into an `mfu`.
+variance of a real job's MFU is not explained by it. It says how busy the pipes were, not how much of that was asked
+for: padding and recomputation are in it, so that of work on the pipes it is an upper bound by its nature, and work off
+them (fp32, elementwise) is not in it at all. It is a share of the peak of the dtype that ran; as FLOPs it is priced at
+the dense bf16 reference peak. It is never mixed into an `mfu`.
 """
 
 import re

@@ -2,8 +2,8 @@
 
 An Xid is the *last* one that a GPU showed, and dcgm-exporter goes on showing it until it or the driver is restarted
 (NVIDIA/dcgm-exporter issue 500, NVIDIA/DCGM issue 277): how often it is told is no number of errors, a second error
-with the same code cannot be seen, and one that another code replaced between two scrapes is lost. What is counted is how
-often a code appeared; ECC errors are counters, and what is counted is by how much they rose.
+with the same code cannot be seen, and one that another code replaced between two scrapes is lost. What is counted is
+how often a code appeared; ECC errors are counters, and what is counted is by how much they rose.
 
 A clock is held against the median of GPUs of its type, each over the time in which kernels ran: 0.88 of it is where the
 cause `thermal_or_power` draws the line. Different work draws different power, so a low clock is to be looked at, and is
@@ -110,9 +110,7 @@ def judge(gpus: Sequence[Gpu], shown: Iterable[Shown], since_unix_ns: int) -> di
     rows: dict[str, list[Shown]] = {}
     for row in shown:
         rows.setdefault(row.host, []).append(row)
-    return {
-        host: _judged(host, of, rows.get(host, ()), ratios, since_unix_ns) for host, of in by_host.items()
-    }
+    return {host: _judged(host, of, rows.get(host, ()), ratios, since_unix_ns) for host, of in by_host.items()}
 
 
 def _judged(
@@ -188,4 +186,3 @@ def _rise(shown: Iterable[Shown], metric: str, since_unix_ns: int) -> int:
 
 def _iso(unix_ns: int) -> str:
     return datetime.fromtimestamp(unix_ns // 10**9, UTC).isoformat().replace("+00:00", "Z")
-

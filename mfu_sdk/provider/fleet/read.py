@@ -29,9 +29,15 @@ def shown(store: Store, span: Range, seen: tuple[Gpu, ...]) -> tuple[Shown, ...]
     hosts = {each.gpu: each.host for each in seen}
     return tuple(
         Shown(
-            hosts[row["gpu"]], row["gpu"], row["metric"], row["value"], row["previous"], row["first_ns"],
-            row["known_ns"], row["last_ns"],
-        )  # fmt: skip
+            hosts[row["gpu"]],
+            row["gpu"],
+            row["metric"],
+            row["value"],
+            row["previous"],
+            row["first_ns"],
+            row["known_ns"],
+            row["last_ns"],
+        )
         for row in store.read("gpu_errors", **_bounds(span))
         if row["gpu"] in hosts
     )

@@ -3,7 +3,7 @@ outside, because a GPU that is held and shows 100 % utilization may do next to n
 
 GPU utilization (`DCGM_FI_DEV_GPU_UTIL`) is the share of time in which *any* kernel ran, one warp on one SM included
 (NVIDIA, nvidia-smi documentation, "Utilization"). Each figure comes with the GPU-hours that it is over, and with their
-share of what is owned. Means are over GPU-hours, a MIG slice counting by its share of the SMs; ratios are never averaged.
+share of what is owned. Means are over GPU-hours, a MIG slice counting by its share of the SMs; no ratio is averaged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,9 +43,10 @@ class TypeEstimate:
 class NodeUse:
     """One node: what of it was held, busy and useful, and how it is; unhealthy ones come first, with `advice`.
 
-    `state` is unhealthy, watch, unknown or healthy. `mfu` and `gpu_hours` are of steps that were sent; `estimated_*` of hours without any. `gpu_utilization` and
-    `tensor_activity` are over the hours held, over all where no inventory is known; `watched_gpu_hours` are those that an
-    exporter told of. `power_w` is the mean of a GPU. Failures are None where clients send no spans of steps.
+    `state` is unhealthy, watch, unknown or healthy. `mfu` and `gpu_hours` are of steps that were sent; `estimated_*` of
+    hours without any. `gpu_utilization` and `tensor_activity` are over the hours held, over all where no inventory is
+    known; `watched_gpu_hours` are those that an exporter told of. `power_w` is the mean of a GPU. Failures are None where
+    clients send no spans of steps.
     """
 
     host: str
@@ -100,8 +101,8 @@ class FleetUse:
     """Allocated, busy, useful: the fleet's figures beside each other, for those who see the whole fleet.
 
     `gpu_utilization` is the share of time in which any kernel ran, `engine_activity` and `tensor_activity` those of the
-    compute engine and of the tensor pipes: by the provider's exporters, over the hours `over`, "allocated" or "all". `estimated_mfu`
-    is of hours without steps (`estimate_error` says how good that is); no `mfu` has any of it.
+    compute engine and of the tensor pipes: by the provider's exporters, over the hours `over`, "allocated" or "all".
+    `estimated_mfu` is of hours without steps (`estimate_error` says how good that is); no `mfu` has any of it.
     """
 
     over: str

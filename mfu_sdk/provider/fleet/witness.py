@@ -1,8 +1,8 @@
 """What a workload counted beside what the provider's own counters saw on its GPUs: the independent witness. Pure.
 
 Both are shares of the peak on paper over the same wall time, whole hours in which the workload had the GPU to itself:
-counted = Σ hardware FLOPs / Σ peak × time, witnessed = tensor activity × clock / reference clock. Their ratio is above 1
-where more was counted than the pipes did, below where they were busy with what nobody counted.
+counted = Σ hardware FLOPs / Σ peak × time, witnessed = tensor activity × clock / reference clock. Their ratio is above
+1 where more was counted than the pipes did, below where they were busy with what nobody counted.
 """
 
 from collections.abc import Iterable, Mapping

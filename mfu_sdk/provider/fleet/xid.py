@@ -2,7 +2,7 @@
 
 Meanings: NVIDIA, "Xid Errors", the catalogue of messages (docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html,
 docs.nvidia.com/deploy/xid-errors); that a node is to be drained first: NVIDIA, Health Validation, "Xid Checks"
-(docs.nvidia.com/health-validation/reference/checks/xid.md). What to do is told in our words; NVIDIA's catalogue decides.
+(docs.nvidia.com/health-validation/reference/checks/xid.md). What to do is in our words; NVIDIA's catalogue decides.
 """
 
 from dataclasses import dataclass

@@ -69,7 +69,9 @@ def routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int
     ]
 
 
-def _endpoint(credentials: Credentials, accept: Accept, *, of_tenants: bool) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    credentials: Credentials, accept: Accept, *, of_tenants: bool
+) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         encoding = _CONTENT_TYPES.get(content_type, "protobuf")

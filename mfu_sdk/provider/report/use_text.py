@@ -1,4 +1,4 @@
-"""Allocated, busy, useful as text: the figures that are shown elsewhere, beside the one that tells what came of them."""
+"""Allocated, busy, useful as text: the figures that others show, beside the one that tells what came of them."""
 
 from typing import Final
 
@@ -78,7 +78,9 @@ def _nodes(console: Console, use: FleetUse) -> None:
             Column("MFU", tuple(_known(n.mfu) for n in shown)),
             Column("estimate", tuple(_estimate(n) for n in shown)),
             Column("clock", tuple(_known(n.clock_ratio) for n in shown), drop=5),
-            Column("ECC", tuple("–" if n.double_bit_errors is None else str(n.double_bit_errors) for n in shown), drop=4),
+            Column(
+                "ECC", tuple("–" if n.double_bit_errors is None else str(n.double_bit_errors) for n in shown), drop=4
+            ),
             Column("Xid", tuple(", ".join(str(seen.code) for seen in n.xids) or "–" for n in shown)),
             Column("steps failed", tuple(_known(n.step_error_rate) for n in shown), drop=6),
             Column("runs failed", tuple(_known(n.run_error_rate) for n in shown), drop=3),
