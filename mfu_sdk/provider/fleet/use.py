@@ -45,8 +45,8 @@ class NodeUse:
 
     `state` is unhealthy, watch, unknown or healthy. `mfu` and `gpu_hours` are of steps that were sent; `estimated_*` of
     hours without any. `gpu_utilization` and `tensor_activity` are over the hours held, over all where no inventory is
-    known; `watched_gpu_hours` are those that an exporter told of. `power_w` is the mean of a GPU. Failures are None where
-    clients send no spans of steps.
+    known; `watched_gpu_hours` are those that an exporter told of. `power_w` is the mean of a GPU. Failures are None
+    where clients send no spans of steps.
     """
 
     host: str

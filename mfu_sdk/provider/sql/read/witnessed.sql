@@ -20,17 +20,13 @@ FROM (
 ) AS counted
 INNER JOIN (
     SELECT gpu, toStartOfHour(ts, 'UTC') AS hour, sum(300 * tensor / tensor_n * clock / clock_n) AS mhz_s
-    FROM (
-        SELECT
-            ts, gpu, sum(g.tensor_n) AS tensor_n, sum(g.tensor) AS tensor, sum(g.clock_n) AS clock_n, sum(g.clock) AS clock
-        FROM otel.mfu_gpus_5m AS g
-        WHERE slice = '' AND ts >= toDateTime(intDiv({since:Int64}, 1000000000), 'UTC')
-            AND ts < toDateTime(intDiv({until:Int64}, 1000000000), 'UTC')
-        GROUP BY ts, gpu
-        HAVING tensor_n > 0 AND clock_n > 0
-    )
+    FROM otel.mfu_gpus_5m FINAL
+    WHERE slice = '' AND tensor_n > 0 AND clock_n > 0
+        AND ts >= toDateTime(intDiv({since:Int64}, 1000000000), 'UTC')
+        AND ts < toDateTime(intDiv({until:Int64}, 1000000000), 'UTC')
     GROUP BY gpu, hour
     HAVING count() = 12
 ) AS watched USING (gpu, hour)
 GROUP BY unit
 ORDER BY unit
+SETTINGS do_not_merge_across_partitions_select_final = 1
