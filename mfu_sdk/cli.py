@@ -132,31 +132,20 @@ def report(
         raise ConfigurationError("--prices, --inventory: go with --data; the provider at --url has books of its own")
     if form == "csv" and tenant is not None:
         raise ConfigurationError("--format csv: is the money of the whole fleet; leave --tenant out")
-    when = {"since": since, "until": until}
+    when: dict[str, Any] = {"since": since, "until": until}
+    source: Path | str | None = url if data is None else data
+    access: dict[str, Any] = {}
     if data is not None:
-        held = _provider("books").Books(prices, inventory).current()
-        when_here = {**when, "now_unix_ns": time.time_ns()}
-        if form == "csv":
-            text = reports.focus_from_data_dir(data, held, **when_here)
-        else:
-            found = reports.from_data_dir(data, tenant=tenant, books=held, **when_here)
+        when["now_unix_ns"] = time.time_ns()
+        access["books"] = _provider("books").Books(prices, inventory).current()
     else:
-        assert url is not None
-        token = _read_token(token_file)
-        if form == "csv":
-            text = reports.focus_from_url(url, token, **when)
-        else:
-            found = reports.from_url(url, token, tenant=tenant, **when)
+        access["token"] = _read_token(token_file)
     if form == "csv":
-        # Its lines end as RFC 4180 has it; the last one too, once.
-        text = text.rstrip("\r\n")
-    elif form == "text":
-        # A terminal's own width and colours; 100 plain columns in a pipe or a file.
-        terminal = output is None and sys.stdout.isatty()
-        width = shutil.get_terminal_size().columns if terminal else 100
-        text = reports.render_text(found, width, color=terminal)
+        read = reports.focus_from_url if data is None else reports.focus_from_data_dir
+        text = read(source, **access, **when)
     else:
-        text = reports.to_json(found) if form == "json" else reports.render_html(found)
+        read = reports.from_url if data is None else reports.from_data_dir
+        text = _rendered(reports, read(source, **access, tenant=tenant, **when), form, output)
     if output is None:
         click.echo(text.rstrip("\n"))
     else:
@@ -441,6 +430,15 @@ def _address(option: str, text: str) -> tuple[str, int]:
 def _shown(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _rendered(reports: Any, found: Any, form: str, output: Path | None) -> str:
+    if form != "text":
+        return str(reports.to_json(found) if form == "json" else reports.render_html(found))
+    # A terminal's own width and colours; 100 plain columns in a pipe or a file.
+    terminal = output is None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 100
+    return str(reports.render_text(found, width, color=terminal))
 
 
 def _zone(name: str | None) -> ZoneInfo:

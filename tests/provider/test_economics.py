@@ -361,9 +361,8 @@ def usage(hours_each: float, mfu: float, device: str, tenant: str = "acme", **mo
     }
     sums |= more.pop("sums", {})
     fields: dict[str, Any] = {"workload": "w", "gpu_type": H100, "host": "n1", "phase": "train"}
-    return Usage(
-        tenant=tenant, family=None, world_size=8, device=device, run_ids=("r",), sums=Sums(**sums), **fields | more
-    )
+    fields["run_ids"] = ("r",)
+    return Usage(tenant=tenant, family=None, world_size=8, device=device, sums=Sums(**sums), **fields | more)
 
 
 def assessed(held: Snapshot, usages: list[Usage], **more: Any) -> Assessment:
@@ -643,7 +642,7 @@ def test_tiers_keep_revenue() -> None:
 def test_only_trusted_rows_advise() -> None:
     """A row that is only claimed sets no price and calls nobody."""
     books, uses = _priced([("good", 0.48, 3.0)], trust="claimed")
-    found = economics.waterfall(books, uses)
+    found = economics.waterfall(books, [replace(uses[0], claims=(0,))])
     assert economics.tiers(books, found) == ()
     claim = Claim("good", "w", H100, "input_bound", 0.2, 0.9, "Raise num_workers.")
     assert economics.calls(books, found, [claim], "USD") == ()
@@ -657,9 +656,11 @@ def test_calls() -> None:
     claims = [
         Claim("globex", "w", H100, "under_batched_inference", 0.5, 0.8, "Raise the batch to 32."),
         Claim("acme", "w", H100, "input_bound", 0.2, 0.9, "Raise num_workers."),
-        Claim("acme", "other", H100, "input_bound", 0.9, 0.9, "Not here."),
+        Claim("acme", "other", H100, "input_bound", 0.9, 0.9, "Nobody's."),
         Claim("acme", "w", H100, "accounting", 0.9, 0.9, "Check the formulas."),
+        Claim("acme", "w", H100, "unknown", 0.9, 0.0, "Take a profile."),
     ]
+    uses = [replace(uses[0], claims=(1, 3, 4)), replace(uses[1], claims=(0,))]
     found = economics.calls(books, economics.waterfall(books, uses), claims, "USD")
     assert [(call.tenant, call.borne_by) for call in found] == [("globex", "provider"), ("acme", "tenant")]
     assert [call.money for call in found] == pytest.approx([24.0, 14.4])
@@ -667,7 +668,7 @@ def test_calls() -> None:
 
 
 def test_findings(tmp_path: Path) -> None:
-    """A finding of one day of two is half a loss over both, and shows in the waterfall where it belongs."""
+    """A finding is of its run's configuration in its phase: other rows of that name lose nothing by it."""
     held = books(tmp_path, inventory(f"{{tenant: acme, host: n1, gpus: 1, contract: on_demand, {ALL_DAY}}}", gpus=1))
     finding = {
         "tenant": "acme",
@@ -677,14 +678,21 @@ def test_findings(tmp_path: Path) -> None:
         "loss_share": 0.4,
         "confidence": 0.9,
         "remedy": "Raise the batch.",
+        "world_size": 8,
+        "phase": "decode",
+        "run_id": "r",
     }
-    uses = [usage(24, 0.3, "GPU-0")]
-    for day, share in ((None, 0.4), ("2026-11-01", 0.2)):
-        found = economics.assess(held, uses, at("2026-10-31"), at("2026-11-02"), [{**finding, "day": day}])
-        assert found.economics is not None
-        stages = {stage.stage: stage.gpu_hours for stage in found.economics.waterfall}
-        assert stages["under_batch"] == pytest.approx(share * 24)
-        assert found.economics.calls[0].sentence.startswith("w: Raise the batch. You paid USD ")
+    uses = [
+        usage(12, 0.3, "GPU-0", phase="decode", fingerprint="slow"),
+        usage(6, 0.3, "GPU-0", phase="decode", fingerprint="fast", run_ids=("s",)),
+        usage(6, 0.3, "GPU-0", phase="prefill", fingerprint="slow"),
+    ]
+    found = money(held, uses, findings=[finding])
+    stages = {stage.stage: stage.gpu_hours for stage in found.waterfall}
+    assert stages["under_batch"] == pytest.approx(0.4 * 12)
+    (call,) = found.calls
+    assert call.gpu_hours == pytest.approx(0.4 * 12)
+    assert call.sentence.startswith("w: Raise the batch. You paid USD ")
 
 
 # --- FOCUS ---------------------------------------------------------------------------------------------------------

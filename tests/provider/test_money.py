@@ -82,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Store(path) as store:
         for gpu in range(8):
             where = {semconv.HOST_NAME: "node-1", semconv.ALLOCATION_ID: "slurm-123", semconv.DIST_RANK: gpu}
+            where |= {semconv.DIST_WORLD_SIZE: 8, semconv.TOPOLOGY_LINK: "pcie", semconv.TOPOLOGY_LINK_BEST: "nvlink"}
             rows = [
                 hour(
                     "acme",
@@ -97,6 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     mfu__step__data_time=360.0,
                     mfu__step__comm_time=540.0,
                     mfu__step__skew_time=180.0,
+                    mfu__comm__bus_rate=140e9,
+                    mfu__comm__bus_rate__peak=300e9,
                     mfu__token__count=2_000_000,
                 )
                 for number in range(21)
@@ -128,17 +131,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-FINDING = {
-    "tenant": "acme",
-    "workload": "llama-8b",
-    "gpu_type": H100,
-    "cause": "poor_topology",
-    "loss_share": 0.08,
-    "confidence": 0.9,
-    "remedy": "Ranks of node-1 talk over the network instead of NVLink: set NCCL_P2P_LEVEL=NVL.",
-}
-
-
 def books(*inventory: str, prices: bool = True) -> Snapshot:
     """The example's books, as they stand."""
     return Books([BOOKS / "prices.yaml"] if prices else [], [BOOKS / name for name in inventory]).current()
@@ -150,7 +142,7 @@ def reports(folder: Path) -> dict[str, Report]:
     monday, both = Range(MONDAY, MONDAY + DAY_NS), ("inventory.yaml", "allocations.csv")
     with Store(folder) as store:
         return {
-            "all": report.build(store, monday, None, books(*both), [FINDING]),
+            "all": report.build(store, monday, None, books(*both)),
             "inventory": report.build(store, monday, None, books(*both, prices=False)),
             "none": report.build(store, monday, None, Snapshot()),
             "tenant": report.build(store, monday, "acme", None),

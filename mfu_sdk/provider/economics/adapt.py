@@ -18,6 +18,12 @@ from mfu_sdk.provider.economics.inputs import HOUR_NS, Held, Ledger, Losses, Tru
 from mfu_sdk.provider.economics.pricing import Claim
 from mfu_sdk.provider.rollup import Sums, Usage
 
+_CLAIMED: Final = {
+    "poor_topology": "topology",
+    "under_batched_inference": "under_batch",
+    "thermal_or_power": "clock",
+    "configuration_drift": "drift",
+}
 _REFERENCE: Final = ("bfloat16", "float16", "float32")
 _MOST_MFU: Final = 1.0
 # Clocks of a tenant's host and of the provider's records differ by seconds; an hour is 3600.
@@ -39,10 +45,11 @@ def reference_peaks(gpu_types: Iterable[str], usages: Iterable[Usage]) -> dict[s
     measured: dict[str, tuple[float, float]] = {}
     for usage in usages:
         sums, gpu_type = usage.sums, usage.gpu_type
-        if gpu_type not in found and gpu_type is not None and usage.mig_profile is None:
-            if sums.available_flops and sums.device_s:
-                flops, seconds = measured.get(gpu_type, (0.0, 0.0))
-                measured[gpu_type] = (flops + sums.available_flops, seconds + sums.device_s)
+        if gpu_type in found or gpu_type is None or usage.mig_profile is not None:
+            continue
+        if sums.available_flops and sums.device_s:
+            flops, seconds = measured.get(gpu_type, (0.0, 0.0))
+            measured[gpu_type] = (flops + sums.available_flops, seconds + sums.device_s)
     return found | {gpu_type: flops / seconds for gpu_type, (flops, seconds) in measured.items()}
 
 
@@ -55,7 +62,7 @@ def adapted(
 ) -> Adapted:
     """Rows of use for `ledger`, whose hosts are those of `holdings`."""
     places = _Places(ledger, holdings)
-    losses = _losses(claims)
+    about = _About(claims, usages)
     placed: list[tuple[Used, int, float]] = []
     strays: dict[str, int] = {}
     for usage in usages:
@@ -64,33 +71,62 @@ def adapted(
             name = usage.host or usage.device
             strays[name] = strays.get(name, 0) + 1
             continue
-        row = _row(usage, host, peaks, losses)
+        row = _row(usage, host, peaks, about)
         if row is not None:
             placed += [(row, index, weight) for index, weight in places.of(usage, host, row)]
     ledger = places.ledger()
     return Adapted(ledger, _used(ledger, placed, places.recorded), (*_stray(strays), *places.notes()))
 
 
-def claims_of(findings: Iterable[Mapping[str, Any]], window_ns: int) -> tuple[Claim, ...]:
-    """Findings, given as mappings with the keys of the report's `causes`, one claim for each workload and cause.
-
-    A finding of one day has its share of a longer window: what a workload lost on two days of seven it did not lose on
-    the others.
-    """
-    days = max(1.0, window_ns / (24 * HOUR_NS))
-    sums: dict[tuple[str, str | None, str | None, str], Claim] = {}
-    for finding in findings:
-        key = (finding["tenant"], finding.get("workload"), finding.get("gpu_type"), finding["cause"])
-        of_a_day = len(str(finding.get("day") or "")) == len("2026-11-01")
-        share = float(finding["loss_share"]) / (days if of_a_day else 1.0)
-        old = sums.get(key)
-        sums[key] = Claim(
-            *key,
-            min(1.0, share + (0.0 if old is None else old.loss_share)),
-            max(float(finding.get("confidence") or 0.0), 0.0 if old is None else old.confidence),
+def claims_of(findings: Iterable[Mapping[str, Any]]) -> tuple[Claim, ...]:
+    """Findings over the ledger's window, given as mappings with the keys of the report's `causes`."""
+    return tuple(
+        Claim(
+            finding["tenant"],
+            finding.get("workload"),
+            finding.get("gpu_type"),
+            finding["cause"],
+            float(finding["loss_share"]),
+            float(finding.get("confidence") or 0.0),
             str(finding.get("remedy") or ""),
+            finding.get("world_size"),
+            finding.get("phase"),
+            finding.get("run_id"),
         )
-    return tuple(sums.values())
+        for finding in findings
+    )
+
+
+class _About:
+    """Which claims are about which rows: those of its workload and phase, in the configuration of the claim's run."""
+
+    def __init__(self, claims: Sequence[Claim], usages: Iterable[Usage]) -> None:
+        self._claims = claims
+        self._of: dict[tuple[object, ...], list[int]] = {}
+        for place, claim in enumerate(claims):
+            key = (claim.tenant, claim.workload, claim.gpu_type, claim.world_size, claim.phase)
+            self._of.setdefault(key, []).append(place)
+        self._configurations: dict[int, set[tuple[object, ...]]] = {}
+        for usage in usages:
+            for place in self._of.get(_key(usage), ()):
+                if claims[place].run_id in (None, *usage.run_ids):
+                    self._configurations.setdefault(place, set()).add(_configuration(usage))
+
+    def of(self, usage: Usage) -> tuple[int, ...]:
+        """The places of the claims about a row."""
+        configuration = _configuration(usage)
+        return tuple(
+            place for place in self._of.get(_key(usage), ()) if configuration in self._configurations.get(place, ())
+        )
+
+    def losses(self, places: Iterable[int]) -> Losses:
+        """What those of them claim that the waterfall does not know from measured times."""
+        claimed = {"topology": 0.0, "under_batch": 0.0, "clock": 0.0, "drift": 0.0}
+        for place in places:
+            claim = self._claims[place]
+            if claim.cause in _CLAIMED:
+                claimed[_CLAIMED[claim.cause]] = max(claimed[_CLAIMED[claim.cause]], claim.loss_share)
+        return Losses(**claimed)
 
 
 class _Places:
@@ -178,9 +214,7 @@ class _Places:
         return index
 
 
-def _row(
-    usage: Usage, host: str, peaks: Mapping[str, float], losses: Mapping[tuple[str, str | None, str | None], Losses]
-) -> Used | None:
+def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About) -> Used | None:
     sums, gpu_type = usage.sums, usage.gpu_type
     if not sums.device_s or gpu_type is None:
         return None
@@ -196,6 +230,7 @@ def _row(
     # A run in fp8 may pass the bf16 reference; its hours are split at the faster peak.
     peak = max(peaks.get(gpu_type, 0.0), (own or 0.0) / float(share))
     expected = sums.expected_mfu
+    places = about.of(usage)
     return Used(
         held=-1,
         tenant=usage.tenant,
@@ -218,7 +253,8 @@ def _row(
         # No signal tells of steps that were done again, so that all tokens count.
         tokens_good=sums.tokens,
         intent=usage.intent,
-        losses=losses.get((usage.tenant, usage.workload, gpu_type), Losses()),
+        losses=about.losses(places),
+        claims=places,
     )
 
 
@@ -251,19 +287,12 @@ def _used(ledger: Ledger, placed: Sequence[tuple[Used, int, float]], recorded: i
     return tuple(rows)
 
 
-def _losses(claims: Iterable[Claim]) -> dict[tuple[str, str | None, str | None], Losses]:
-    fields = {
-        "poor_topology": "topology",
-        "under_batched_inference": "under_batch",
-        "thermal_or_power": "clock",
-        "configuration_drift": "drift",
-    }
-    found: dict[tuple[str, str | None, str | None], Losses] = {}
-    for claim in claims:
-        if claim.cause in fields:
-            key = (claim.tenant, claim.workload, claim.gpu_type)
-            found[key] = replace(found.get(key, Losses()), **{fields[claim.cause]: claim.loss_share})
-    return found
+def _key(usage: Usage) -> tuple[object, ...]:
+    return usage.tenant, usage.workload, usage.gpu_type, usage.world_size, usage.phase
+
+
+def _configuration(usage: Usage) -> tuple[object, ...]:
+    return usage.family, usage.intent, usage.fingerprint
 
 
 def _stray(strays: Mapping[str, int]) -> list[str]:

@@ -42,8 +42,8 @@ def assess(
 ) -> Assessment:
     """What the books and `usages`, the sums of all tenants in [since, until), say together.
 
-    `findings` are mappings with the keys of the report's `causes`; `growth` is the share by which model FLOPs grew
-    over the range before.
+    `findings` are over the same time, mappings with the keys of the report's `causes`; `growth` is the share by which
+    model FLOPs grew over the range before.
     """
     if books.inventory is None:
         lacks = "the inventory is not given; name it with --inventory FILE (nodes and allocations)."
@@ -54,7 +54,7 @@ def assess(
         return Assessment(None, (), None, "No money: the inventory owns nothing in this time; see `from` of its nodes.")
     types = {node.gpu_type for node in rows.owned}
     peaks = reference_peaks(types, usages)
-    claims = claims_of(findings, until_unix_ns - since_unix_ns)
+    claims = claims_of(findings)
     found = adapted(rows, holdings, usages, peaks, claims)
     fall = waterfall(found.ledger, found.used)
     factors = capacity(found.ledger, fall, peaks)

@@ -80,8 +80,9 @@ class Used:
 
     `device_s` are seconds of steps whose FLOPs are known, `unknown_s` of the others. `peak_flops_per_s` is that of the
     whole GPU, `sm_share` the device's part of it; expected MFUs are over that peak. The components are seconds of
-    `device_s`, `lost_s` those of steps that a later attempt did again; None where unknown. `weight` is below 1 where
-    the row is part of one that several allocations may be meant by.
+    `device_s`, `lost_s` those of steps that a later attempt did again; None where unknown. `claims` are the places of
+    the claims that are about the row. `weight` is below 1 where it is part of one that several allocations may be
+    meant by.
     """
 
     held: int
@@ -109,6 +110,7 @@ class Used:
     intent: str | None = None
     trust: Trust = "claimed"
     losses: Losses = field(default=Losses())
+    claims: tuple[int, ...] = ()
     weight: float = 1.0
 
 

@@ -1,6 +1,6 @@
 """Advice on prices and on whom to call, from rows that were witnessed or contradict nothing the provider knows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -13,15 +13,16 @@ TIERS: Final = ((0.9, "at least 90 %"), (0.7, "70 to 90 %"), (0.5, "50 to 70 %")
 """Tiers by MFU / expected MFU."""
 _HOURLY: Final = ("on_demand", "reserved")
 _TRUSTED: Final = frozenset({"witnessed", "consistent"})
-# What these claim is no share of a tenant's hours: a doubtful count, and room between slices that the provider cut.
-_NO_HOURS: Final = frozenset({"accounting", "mig_fragmentation"})
+# Nothing to call a tenant about: a doubtful count, room between slices that the provider cut, and nobody knows what.
+_NO_CALL: Final = frozenset({"accounting", "mig_fragmentation", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a finding says: a cause of a workload, the share of its step time that it costs, the remedy in a sentence.
+    """What a finding over the window says: a cause of a workload in one phase, the share of its step time, the remedy.
 
-    Of `idle_allocation` the share is not used: what is idle is known from the allocations.
+    With `run_id` it is of the configuration of that run alone. Of `idle_allocation` the share is not used: what is idle
+    is known from the allocations.
     """
 
     tenant: str
@@ -31,6 +32,9 @@ class Claim:
     loss_share: float
     confidence: float
     remedy: str
+    world_size: int | None = None
+    phase: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +104,31 @@ def tiers(ledger: Ledger, found: Waterfall) -> tuple[Tier, ...]:
     return tuple(rows_out)
 
 
-def calls(ledger: Ledger, found: Waterfall, claims: Iterable[Claim], currency: str) -> tuple[Call, ...]:
-    """Whom to call, most money first. Workloads of which any row is only claimed are left out."""
-    of_workload: dict[tuple[str, str | None, str | None], list[Split]] = {}
+def calls(ledger: Ledger, found: Waterfall, claims: Sequence[Claim], currency: str) -> tuple[Call, ...]:
+    """Whom to call, most money first. Workloads of which any row is only claimed are left out.
+
+    Rows name the places in `claims` that are about them.
+    """
+    of_claim: dict[int, list[Split]] = {}
     for one in found.splits:
-        held = ledger.held[one.used.held]
-        of_workload.setdefault((held.tenant, one.used.workload, held.gpu_type), []).append(one)
-    idle: dict[tuple[str | None, str | None, str | None], dict[int, int]] = {}
+        for place in one.used.claims:
+            of_claim.setdefault(place, []).append(one)
+    idle: dict[int, int] = {}
     for cell in found.cells:
         if cell.stage == "idle" and cell.held is not None:
-            by_held = idle.setdefault((cell.tenant, cell.workload, cell.gpu_type), {})
-            by_held[cell.held] = by_held.get(cell.held, 0) + cell.gpu_ns
+            idle[cell.held] = idle.get(cell.held, 0) + cell.gpu_ns
     rows = []
-    for claim in claims:
-        key = (claim.tenant, claim.workload, claim.gpu_type)
-        splits = of_workload.get(key, [])
-        untrusted = any(one.used.trust not in _TRUSTED for one in splits)
-        if not splits or untrusted or claim.cause in _NO_HOURS:
+    for place, claim in enumerate(claims):
+        splits = of_claim.get(place, [])
+        if not splits or claim.cause in _NO_CALL or any(one.used.trust not in _TRUSTED for one in splits):
             continue
-        share = min(1.0, max(0.0, claim.loss_share))
         lost: dict[int, float] = {}
         for one in splits:
-            lost[one.used.held] = lost.get(one.used.held, 0.0) + share * one.step_ns
-        if claim.cause == "idle_allocation":
-            lost = {index: float(ns) for index, ns in idle.get(key, {}).items()}
+            if claim.cause == "idle_allocation":
+                lost[one.used.held] = float(idle.get(one.used.held, 0))
+            else:
+                share = min(1.0, max(0.0, claim.loss_share))
+                lost[one.used.held] = lost.get(one.used.held, 0.0) + share * one.step_ns
         call = _call(ledger, claim, lost, currency)
         if call is not None:
             rows.append(call)

@@ -1,6 +1,6 @@
 """A ledger and what ran in it to the money of a window."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -88,7 +88,7 @@ def reckon(
     capacity: Capacity,
     peaks: Mapping[str, float],
     outlook: Outlook,
-    claims: Iterable[Claim],
+    claims: Sequence[Claim],
     currency: str,
     notes: Sequence[str],
 ) -> Economics:

@@ -128,7 +128,7 @@ def _of_held(held: Held, rows: Sequence[Used]) -> tuple[list[Split], int, int, i
 def split(row: Used, step_ns: int, unknown_ns: int = 0) -> Split:
     """The time of a row's steps by stage, `step_ns` in all; see the module's text."""
     seconds = row.device_s or 1.0
-    taken = dict.fromkeys(STAGES[STAGES.index("unobserved") :], 0)
+    taken: dict[str, int] = dict.fromkeys(STAGES[STAGES.index("unobserved") :], 0)
     taken["unobserved"] = unknown_ns
     taken["lost_work"] = _part(step_ns, (row.lost_s or 0.0) / seconds, step_ns)
     rest = step_ns - taken["lost_work"]

@@ -67,7 +67,7 @@ def build(
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, usages=everyone)
-    money = assessment(store, span, books, judged.findings)
+    money = assessment(store, span, books, judged.findings, everyone)
     told = _fleet(fleet, previous, moments, bucket_s, money)
     return Report(
         window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
@@ -108,13 +108,20 @@ def _shared(judged: findings.Judged) -> tuple[SharedCause, ...]:
     )
 
 
-def assessment(store: Store, span: Range, books: Snapshot | None, found: Iterable[Finding] = ()) -> Assessment:
-    """Capacity and money of the whole fleet over `span`, as far as `books` allow."""
+def assessment(
+    store: Store,
+    span: Range,
+    books: Snapshot | None,
+    found: Iterable[Finding] = (),
+    usages: Sequence[Usage] | None = None,
+) -> Assessment:
+    """Capacity and money of the whole fleet over `span`, as far as `books` allow; `usages` are those of all tenants."""
     if books is None:
         return Assessment(None, (), None, _FLEET_ONLY)
     if books.inventory is None:
         return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
-    usages = rollup.usages(store, span, None)
+    if usages is None:
+        usages = rollup.usages(store, span, None)
     before = rollup.level(rollup.usages(store, span.previous, None)).sums if _has_previous(span) else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
     growth = None if ratio is None else ratio - 1
