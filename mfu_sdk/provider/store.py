@@ -26,7 +26,7 @@ Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
     "heard", "windows", "window_counts", "findings", "finding_states", "judged_days",
-    "gpus", "gpu_errors", "failures", "witnessed",
+    "gpus", "gpu_errors", "failures", "watched", "witnessed",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]

@@ -138,8 +138,8 @@ def _judged(
         advice.append(("watch", f"The clock of {len(slow)} of its GPUs is down to {min(clocks.values()):.0%} of their"
                        " kind's: check cooling, power limit and power brake, unless its work differs."))  # fmt: skip
     known = any(each.xid_samples for each in gpus) or any(told) or bool(clocks)
-    rest: State = "healthy" if known else "unknown"
-    worst: State = min((state for state, _ in advice), key=STATES.index, default=rest)
+    states: list[State] = [state for state, _ in advice] or ["healthy" if known else "unknown"]
+    worst: State = min(states, key=STATES.index)
     told_first = sorted(advice, key=lambda each: STATES.index(each[0]))
     return Health(
         host,

@@ -19,6 +19,8 @@ _FIELDS: Final = tuple(
 
 def gpus(store: Store, span: Range, holdings: Holdings | None) -> tuple[Gpu, ...]:
     """Every GPU, or slice of one, that was told of in `span`; on the inventory's node and of its type where it is."""
+    if not _watched(store, span):
+        return ()
     keys, since, until, shares = _stretches(span, holdings)
     rows = store.read("gpus", **_bounds(span), keys=keys, since_ns=since, until_ns=until, shares=shares)
     return tuple(_gpu(row, holdings) for row in rows)
@@ -59,7 +61,14 @@ def witnessed(store: Store, span: Range) -> dict[tuple[object, ...], Witness]:
     """What the provider's exporters say of each configuration that had GPUs to itself for whole hours of `span`."""
     since = -(-span.since_unix_ns // _HOUR_NS) * _HOUR_NS
     until = span.until_unix_ns // _HOUR_NS * _HOUR_NS
-    return witnesses(store.read("witnessed", since=since, until=until)) if since < until else {}
+    if since >= until or not _watched(store, span):
+        return {}
+    return witnesses(store.read("witnessed", since=since, until=until))
+
+
+def _watched(store: Store, span: Range) -> bool:
+    # Most stores hold nothing of exporters, and should not pay for that.
+    return bool(store.read("watched", **_bounds(span)))
 
 
 def _bounds(span: Range) -> dict[str, int]:
