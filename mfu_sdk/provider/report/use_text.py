@@ -58,7 +58,8 @@ def _figure(figure: Figure) -> str:
     if figure.value is None:
         return words.UNKNOWN
     share = "" if figure.owned_share is None else f", {words.percent(figure.owned_share)} of those owned"
-    return f"{words.percent(figure.value)} over {words.hours(figure.gpu_hours)}{share}"
+    hours = words.UNKNOWN if figure.gpu_hours is None else f"{figure.gpu_hours:,.1f}"
+    return f"{words.percent(figure.value)} over {hours} GPU-hours{share}"
 
 
 def _nodes(console: Console, use: FleetUse) -> None:
@@ -77,7 +78,7 @@ def _nodes(console: Console, use: FleetUse) -> None:
             Column("tensor", tuple(_known(n.tensor_activity) for n in shown), drop=1),
             Column("MFU", tuple(_known(n.mfu) for n in shown)),
             Column("estimate", tuple(_estimate(n) for n in shown)),
-            Column("clock", tuple(_known(n.clock_ratio) for n in shown), drop=5),
+            Column("least clock", tuple(_known(n.clock_ratio) for n in shown), drop=5),
             Column(
                 "ECC", tuple("–" if n.double_bit_errors is None else str(n.double_bit_errors) for n in shown), drop=4
             ),
@@ -104,7 +105,7 @@ def _witnesses(console: Console, use: FleetUse) -> None:
             Column("counted", tuple(words.percent(row.counted) for row in shown)),
             Column("counters", tuple(words.percent(row.witnessed) for row in shown)),
             Column("ratio", tuple("–" if row.ratio is None else f"{row.ratio:.2f}" for row in shown)),
-            Column("GPU-hours", tuple(words.hours(row.gpu_hours) for row in shown), drop=1),
+            Column("GPU-hours", tuple(words.count(row.gpu_hours) for row in shown), drop=1),
         ),
     )
 
