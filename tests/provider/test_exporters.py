@@ -123,7 +123,7 @@ def steps() -> ExportTraceServiceRequest:
         semconv.MODEL_FLOP: 0.8 * PEAK * 300, semconv.HARDWARE_FLOP: 0.8 * PEAK * 300,
         semconv.AVAILABLE_FLOP: PEAK * 300, semconv.STEP_TIME: 300.0, semconv.WINDOW_STEP_COUNT: 10,
         semconv.WINDOW_STEP_TIMED: 10, semconv.WINDOW_STEP_UNKNOWN: 0, semconv.PEAK_DTYPE: "bfloat16",
-        semconv.PHASE: "train",
+        semconv.PHASE: "train", "mfu.witness.utilization": 0.8,
     }  # fmt: skip
     sent: list[tuple[str, int, int, Mapping[str, Any]]] = [
         (semconv.SPAN_WINDOW, START + 300 * n, 300, window) for n in range(24)
@@ -263,7 +263,7 @@ def test_nodes(use: dict[str, Any]) -> None:
 
 
 def test_the_providers_witness(provider: Provider, use: dict[str, Any]) -> None:
-    """acme counts 0.8 where the exporter saw 0.4, whatever acme's own exporter says: twice too much, and a finding."""
+    """acme counts 0.8 and says that its device did; the exporter saw 0.4: that goes before, and is a finding."""
     (row,) = use["witnesses"]
     assert (row["tenant"], row["workload"], row["by"], row["gpu_hours"]) == ("acme", "gpt", "provider", 2.0)
     assert (row["counted"], row["witnessed"], row["ratio"]) == (pytest.approx(0.8), pytest.approx(0.4), 2.0)
