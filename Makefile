@@ -27,7 +27,7 @@ test-slow: $(DEV)  ## whole programs and several ranks: the demo, the examples, 
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not services and not gpu" $(ARGS)
 
 test-services: $(DEV)  ## the tests that need Debian packages; installs them where it may
-	@.ci/packages chromium chromium-driver
+	@.ci/packages chromium chromium-driver prometheus
 	$(BIN)/python -m pytest -m services $(ARGS)
 
 kernels: $(DEV)  ## compile every kernel for every architecture and look at the machine code; needs no GPU

@@ -11,14 +11,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
 import measured
+import registry
 
 import mfu_sdk
-from mfu_sdk import bars, ranks, records, semconv
+from mfu_sdk import bars, naming, ranks, records, semconv
 from mfu_sdk.cli import main as mfu
 from mfu_sdk.counting import free, fused_attention, third_party
 from mfu_sdk.counting.formulas import FORMULA_VERSION
@@ -48,7 +50,17 @@ def telemetry() -> str:
         (code(each.name), each.type, code(each.unit), ", ".join(each.on), each.brief)
         for each in semconv.ATTRIBUTES.values()
     ]
-    metrics = [(code(each.name), each.kind, code(each.unit), each.brief) for each in semconv.METRICS.values()]
+    metrics = [
+        (
+            code(each.name),
+            each.kind,
+            code(each.unit),
+            each.brief,
+            " ".join(map(code, each.labels)),
+            " ".join(map(code, naming.series(each))),
+        )
+        for each in semconv.METRICS.values()
+    ]
     bounds = [
         (code(each.name), code(each.unit), ", ".join(f"{bound:g}" for bound in each.bounds))
         for each in semconv.METRICS.values()
@@ -60,6 +72,7 @@ Made by `docs/generate.py` from `mfu_sdk/semconv.py`; change that file, then run
 
 Everything is sent under the instrumentation scope `{semconv.SCOPE}`, version {semconv.SCHEMA_VERSION} of these names.
 Units are [UCUM](https://ucum.org/); annotations stand in braces. An attribute whose value is not known is absent.
+[registry](registry) has the same for OpenTelemetry's [weaver](https://github.com/open-telemetry/weaver).
 
 ## Spans
 
@@ -71,7 +84,7 @@ Units are [UCUM](https://ucum.org/); annotations stand in braces. An attribute w
 {table(("attribute", "type", "unit", "on", "meaning"), attributes)}
 ## Metrics
 
-{table(("metric", "kind", "unit", "meaning"), metrics)}
+{table(("metric", "kind", "unit", "meaning", "attributes", "in Prometheus"), metrics)}
 ### Bucket bounds
 
 {table(("histogram", "unit", "upper bounds"), bounds)}"""
@@ -353,6 +366,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "report.md": report,
     "counting.md": counting,
     "price.md": lambda: measured.price(table),
+    **{f"registry/{name}": partial(registry.pages().__getitem__, name) for name in registry.pages()},
 }
 
 
@@ -365,6 +379,7 @@ def main() -> int:
     made = {given.folder / name: page() for name, page in PAGES.items()}
     if not given.check:
         for path, text in made.items():
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         return 0
     stale = [str(path) for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]

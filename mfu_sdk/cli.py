@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -74,24 +75,73 @@ def demo(output: Path) -> None:
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the store lies.")
 @click.option("--http", default="127.0.0.1:4318", show_default=True, help="HOST:PORT for OTLP over HTTP.")
 @click.option("--web", default="127.0.0.1:8080", show_default=True, help="HOST:PORT for the page and the JSON API.")
+@click.option("--grpc", help="HOST:PORT for OTLP over gRPC, 4317 by custom; none unless given.")
 @click.option("--tokens", type=click.Path(dir_okay=False, path_type=Path), help="Who may send and read, and as whom.")
 @click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="Prices and costs, YAML or CSV.")
 @click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="What is owned, and who holds it.")
+@click.option(
+    "--retention", default="14d,90d,3y", show_default=True, help="How long spans, five-minute and hourly sums are kept."
+)
+@click.option("--tls-cert", type=click.Path(dir_okay=False, path_type=Path), help="A certificate and its chain, PEM.")
+@click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), help="The certificate's key, PEM.")
+@click.option(
+    "--max-spans-per-s", type=click.FloatRange(min=0, min_open=True), help="Of each tenant; no limit unless given."
+)
 def serve(
-    data: Path, http: str, web: str, tokens: Path | None, prices: tuple[Path, ...], inventory: tuple[Path, ...]
-) -> None:
+    data: Path, http: str, web: str, grpc: str | None, tokens: Path | None, prices: tuple[Path, ...],
+    inventory: tuple[Path, ...], retention: str, tls_cert: Path | None, tls_key: Path | None,
+    max_spans_per_s: float | None,
+) -> None:  # fmt: skip
     """Receive OTLP, store it, and serve the fleet's page and JSON API. Loopback unless told otherwise.
 
-    The addresses are printed once both listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM. --prices and
-    --inventory take a file or a directory, and may be repeated; they are read again when they change.
+    The addresses are printed once all of them listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM. --prices
+    and --inventory take a file or a directory, and may be repeated; they are read again when they change.
     """
-    server = _provider("serve").Server(
-        data, http=_address("--http", http), web=_address("--web", web), tokens=tokens, prices=prices,
-        inventory=inventory,
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key belong together; give both or neither")
+    tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+    serving = _provider("serve")
+    server = serving.Server(
+        data, http=_address("--http", http), web=_address("--web", web),
+        grpc=None if grpc is None else _address("--grpc", grpc), tokens=tokens, prices=prices, inventory=inventory,
+        retention=_provider("schema").parse_retention(retention), tls=tls,
+        limits=serving.Limits(spans_per_s=max_spans_per_s),
     )  # fmt: skip
-    server.serve_until_stopped(
-        lambda at: click.echo(f"OTLP/HTTP on http://{_shown(at.http)}, page on http://{_shown(at.web)}/")
-    )
+    server.serve_until_stopped(lambda at: click.echo(_listening(at)))
+
+
+def _listening(at: Any) -> str:
+    scheme = "https" if at.tls else "http"
+    over_grpc = "" if at.grpc is None else f"OTLP/gRPC on {_shown(at.grpc)}, "
+    return f"OTLP/HTTP on {scheme}://{_shown(at.http)}, {over_grpc}page on {scheme}://{_shown(at.web)}/"
+
+
+@main.group()
+def provider() -> None:
+    """The provider's own books, and a ClickHouse of its own, fed by the OpenTelemetry Collector."""
+
+
+_CLUSTER = click.option(
+    "--cluster", metavar="NAME", help="Replicated tables on this cluster, read by Distributed ones."
+)
+
+
+@provider.command()
+@_CLUSTER
+@click.option("--ttl", metavar="AGES", help="How long spans, five-minute and hourly sums are kept: 14d,90d,3y.")
+def ddl(cluster: str | None, ttl: str | None) -> None:
+    """Print the schema, for the Collector's exporter with create_schema: false. It may be run again."""
+    schema = _provider("schema")
+    click.echo(schema.ddl(cluster, None if ttl is None else schema.parse_retention(ttl)), nl=False)
+
+
+@provider.command()
+@click.argument("first", type=click.DateTime(["%Y-%m-%d"]))
+@click.argument("last", type=click.DateTime(["%Y-%m-%d"]))
+@_CLUSTER
+def refill(first: datetime, last: datetime, cluster: str | None) -> None:
+    """Print what sums the days FIRST to LAST again from their spans: those from before the schema was made."""
+    click.echo(_provider("schema").refill(first.date(), last.date(), cluster), nl=False)
 
 
 @main.command()
@@ -181,11 +231,6 @@ def calibrate(
         found = measure(device, list(dtypes) or None, budget_s, sustained, collectives=collectives, progress=progress)
     if rank == 0:
         click.echo(json.dumps(peaks_json(found), indent=2) if as_json else describe(found))
-
-
-@main.group()
-def provider() -> None:
-    """The provider's own books."""
 
 
 @provider.command("import")
@@ -372,6 +417,56 @@ def run(
 
 
 @main.command()
+@click.option("--gpus", type=int, default=200, show_default=True, help="How many GPUs the fleet has.")
+@click.option("--hours", type=float, default=24.0, show_default=True, help="How long it is followed.")
+@click.option(
+    "--faults",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What is wrong in it; a built-in mix unless given.",
+)
+@click.option(
+    "--otlp", help="Where the telemetry is sent, the --http address of `mfu serve`; else only files are written."
+)
+@click.option(
+    "-o", "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("fleet"), show_default=True,
+    help="Directory of inventory.yaml, prices.yaml, tokens.yaml and truth.json.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same fleet.")
+@click.option("--until", help="When it ends, in ISO 8601; now unless given.")
+def simulate(
+    gpus: int, hours: float, faults: Path | None, otlp: str | None, out: Path, seed: int, until: str | None
+) -> None:
+    """A synthetic fleet with known faults, sent over real OTLP, and the truth about it.
+
+    Without --otlp it writes the provider's files alone and prints how to go on. Time is virtual: spans are dated back
+    from --until. Each tenant sends under its token of tokens.yaml.
+    """
+    from mfu_sdk.progress import bar
+
+    _provider("store")
+    fleet = _provider("simulate.fleet")
+    made = fleet.Fleet(gpus, hours, faults, seed, fleet.moment(until, time.time_ns()))
+    made.write_books(out, write_file)
+    if otlp is None:
+        again = f"--gpus {gpus} --hours {hours:g} --seed {seed} --until {made.until_iso} --out {out}"
+        again += f" --faults {faults}" if faults is not None else ""
+        click.echo(f"{made.describe()}\nFiles: {out}. Go on with:")
+        known = {option.name for option in serve.params}
+        books = [f"--{name} {out / name}.yaml" for name in ("tokens", "inventory", "prices") if name in known]
+        click.echo(f"  mfu serve --data STORE {' '.join(books)}")
+        click.echo(f"  mfu simulate {again} --otlp http://127.0.0.1:4318")
+        return
+    with bar("mfu simulate") as progress:
+        truth = made.send(otlp, progress)
+    write_file(out / "truth.json", json.dumps(truth, indent=1) + "\n")
+    fleet_truth = truth["fleet"]
+    found = "none" if fleet_truth["mfu"] is None else f"{100 * fleet_truth['mfu']:.2f} %"
+    click.echo(
+        f"{made.describe()}\nSent {fleet_truth['spans']:,} spans, fleet MFU {found}. Truth: {out / 'truth.json'}"
+    )
+
+
+@main.command()
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
@@ -379,9 +474,9 @@ def run(
 def replay(files: tuple[Path, ...], otlp: str | None) -> None:
     """Deliver the steps that killed processes left in their flight recorders, once, under their original ids.
 
-    A file whose steps have been delivered is removed; one that a living process has open is left alone. Headers, TLS
-    and compression are those that the environment sets for the collector. Exits with 1 if the collector does not take
-    the steps, which then stay where they are, or refuses some of them for good.
+    A file whose steps have been delivered is removed; one that a living process has open is left alone. Protocol,
+    headers, TLS and compression are those that the environment sets for the collector. Exits with 1 if the collector
+    does not take the steps, which then stay where they are, or refuses some of them for good.
     """
     from mfu_sdk.export.destination import for_replay
     from mfu_sdk.export.replay import replay as deliver
@@ -434,7 +529,7 @@ def _shown(address: tuple[str, int]) -> str:
 
 def _rendered(reports: Any, found: Any, form: str, output: Path | None) -> str:
     if form != "text":
-        return str(reports.to_json(found) if form == "json" else reports.render_html(found))
+        return str(reports.to_json(found) if form == "json" else _provider("pages").render_html(found))
     # A terminal's own width and colours; 100 plain columns in a pipe or a file.
     terminal = output is None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else 100

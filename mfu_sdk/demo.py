@@ -29,7 +29,7 @@ from mfu_sdk.errors import ConfigurationError, MfuError
 from mfu_sdk.peak.calibrate import calibrate
 from mfu_sdk.peak.describe import describe
 from mfu_sdk.progress import bar
-from mfu_sdk.provider import report
+from mfu_sdk.provider import pages, report
 from mfu_sdk.provider.report import Report
 from mfu_sdk.records import Peaks
 
@@ -114,7 +114,7 @@ def run(output: Path) -> tuple[Peaks, Report]:
         terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else 100
         click.echo(report.render_text(found, width, color=terminal))
-        atomic.write_text(output, report.render_html(found))
+        atomic.write_text(output, pages.render_html(found))
         click.echo(f"the same as a page: {output.resolve()}")
         return peaks, found
 

@@ -43,7 +43,8 @@ class OpCost:
     """What one kind of executed operator cost: `calls` times the same `flops` and `bytes_moved`.
 
     `flops` are hardware FLOPs of one call, in `dtype`; `bytes_moved` are the bytes of one call's tensor inputs and
-    outputs, zero for views. A roofline needs no more than this (`counting.expect`).
+    outputs, zero for views. A roofline needs no more than this (`counting.expect`). `weight_bytes` of them are read
+    whatever the batch is: the right-hand side of a product, a convolution's kernel, and what is added to each row.
     """
 
     op: str
@@ -51,6 +52,7 @@ class OpCost:
     flops: int
     bytes_moved: int
     calls: int
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +345,9 @@ class StepRecord:
     phase's own part of the device's time (`run.busy`). `requests` that ended in it took `requests_s` together, more
     than `duration_s` where they overlapped; `requests_running` were under way, the mean over the whole period.
     `batch_feasible`, `queue_waiting`, `kv_cache_free_ratio`, `latency_target_s`: the server's (`requests.Load`).
+    `expected_feasible_mfu` is `expected_mfu` with as many sequences in each call as `batch_feasible` says.
+    `comm_s` is how long the step stood waiting for what its collectives brought, late ranks included, where that very
+    step was timed (`run.op_times`); what DistributedDataParallel tells of a step comes with the next one, too late.
     A step whose `count_source` is "measured" ran under the counting mode, and of a `profiled` one each operator was
     timed: their time is not representative, and no sum of times, utilizations or available FLOPs includes them
     (`timed`). Their tokens, samples and requests were work all the same: their sums include every step that did not
@@ -385,6 +390,7 @@ class StepRecord:
     queue_waiting: float | None = None
     kv_cache_free_ratio: float | None = None
     latency_target_s: float | None = None
+    expected_feasible_mfu: float | None = None
 
     @property
     def timed(self) -> bool:
@@ -405,7 +411,7 @@ class StepRecord:
 def _thawed(frozen: Callable[_P, _R]) -> Callable[_P, _R]:
     """What makes instances of a frozen dataclass of slots, filled in while they are not frozen yet.
 
-    Its own `__init__` sets each field through `object.__setattr__`, which for the 39 of a step takes 5 µs, ten times as
+    Its own `__init__` sets each field through `object.__setattr__`, which for the 40 of a step takes 5 µs, ten times as
     long as assigning them. A class with the same slots is of the same layout, so an instance may change over.
     """
     assert isinstance(frozen, type)
@@ -430,6 +436,10 @@ class RunIdentity:
 
     `workload_family` is a hash of the model's structure. `device_id` is a GPU or MIG UUID, or None on a processor;
     `device_name` is what the driver calls the device. `axes` are those of `ranks.AXES` that are known: "dp", "tp", ….
+    `allocation_id` is the scheduler's name for what the process was given, `node` the machine's where its host name is
+    a container's. Of a MIG slice `mig_profile` is "1g.10gb" and `parent_id` the UUID of its GPU. `link` is the worst
+    path from this rank's device to its peers' and `link_best` the best of its machine: "nvlink", "pcie", "system",
+    "network" or "none". `model_class` is what kind of model it is ("llama"), `model_name` what its authors call it.
     """
 
     run_id: str
@@ -444,6 +454,14 @@ class RunIdentity:
     device_id: str | None
     start_unix_ns: int
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    allocation_id: str | None = None
+    node: str | None = None
+    mig_profile: str | None = None
+    parent_id: str | None = None
+    link: str | None = None
+    link_best: str | None = None
+    model_class: str | None = None
+    model_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ columns against it. Names that OpenTelemetry owns (``hw.*``, ``host.*``, ``servi
 ours lives in one of its namespaces. Units are UCUM, annotations in braces.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 SCOPE: Final = "mfu_sdk"
@@ -28,13 +28,16 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One instrument: its wire name, kind, UCUM unit, meaning, and explicit bucket bounds for a histogram."""
+    """One instrument: its wire name, kind, UCUM unit, meaning, explicit bucket bounds for a histogram, and the
+    attributes that its points may have.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
     brief: str
     bounds: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ def _metric(
 ) -> str:
     METRICS[name] = Metric(name, kind, unit, brief, bounds)
     return name
+
+
+def _labelled(labels: tuple[str, ...], *names: str) -> None:
+    for name in names:
+        METRICS[name] = replace(METRICS[name], labels=labels)
 
 
 # --- spans ---------------------------------------------------------------------------------------------------------
@@ -400,7 +408,12 @@ CLOCK_RATIO: Final = _attribute(
     "mfu.clock.ratio", "double", "1", "the SM clock / the clock of the peak, the mean over the window", "window"
 )
 THROTTLE_REASONS: Final = _attribute(
-    "mfu.throttle.reasons", "string[]", "", "why the driver held the clock back, as NVML names it", "window"
+    "mfu.throttle.reasons",
+    "string[]",
+    "",
+    "why the driver held the clock back, in words for NVML's bits: software power cap, power brake, hardware slowdown, "
+    "software thermal slowdown, hardware thermal slowdown and the like; empty where nothing did",
+    "window",
 )
 WITNESS_UTILIZATION: Final = _attribute(
     "mfu.witness.utilization",
@@ -470,6 +483,14 @@ GEN_AI_OPERATION_NAME: Final = _attribute(
 )
 GEN_AI_PROVIDER_NAME: Final = _attribute(
     "gen_ai.provider.name", "string", "", "whose flavour of these names it is: mfu_sdk", "inference", "metric"
+)
+GEN_AI_REQUEST_MODEL: Final = _attribute(
+    "gen_ai.request.model",
+    "string",
+    "",
+    "the model's name, where its configuration has one (name_or_path)",
+    "inference",
+    "metric",
 )
 GEN_AI_INPUT_TOKENS: Final = _attribute(
     "gen_ai.usage.input_tokens", "int", "{token}", "the same as mfu.token.input", "inference"
@@ -554,6 +575,13 @@ DRIFT_DIFF: Final = _attribute(
 STEP_COMPONENT: Final = _attribute(
     "mfu.step.component", "string", "", "which part of the step: total, data or device", "metric"
 )
+SDK_THREAD: Final = _attribute(
+    "mfu.sdk.thread",
+    "string",
+    "",
+    "whose time it is: step, of the threads that make steps; export, of the threads that send",
+    "metric",
+)
 DROP_REASON: Final = _attribute(
     "mfu.drop.reason",
     "string",
@@ -571,7 +599,13 @@ METRIC_STEP_TIME: Final = _metric("mfu.step.time", "counter", "s", "time in time
 METRIC_UTILIZATION: Final = _metric("mfu.utilization", "gauge", "1", "MFU of the latest timed step")
 METRIC_EXPECTED: Final = _metric("mfu.expected", "gauge", "1", "expected MFU of the latest timed step")
 METRIC_PEAK_FLOP_RATE: Final = _metric("mfu.peak.flop_rate", "gauge", "{flop}/s", "the denominator's rate")
-METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "1", "1 while the run lives")
+METRIC_PEAK_RATIO: Final = _metric(
+    "mfu.peak.ratio",
+    "gauge",
+    "1",
+    "rate that `run.calibrate()` measured between two steps / the measured rate that the run began with",
+)
+METRIC_RUN_INFO: Final = _metric("mfu.run.info", "gauge", "{run}", "1 while the run lives")
 METRIC_STEP_DURATION: Final = _metric(
     "mfu.step.duration",
     "histogram",
@@ -613,7 +647,7 @@ METRIC_BATCH_FILL_RATIO: Final = _metric(
 METRIC_DRIFT_SCORE: Final = _metric(
     "mfu.drift.score", "gauge", "1", "the most evidence for a drift, or for its recovery, over what an alarm needs"
 )
-METRIC_DRIFT_ACTIVE: Final = _metric("mfu.drift.active", "gauge", "1", "excursions that have not recovered")
+METRIC_DRIFT_ACTIVE: Final = _metric("mfu.drift.active", "gauge", "{excursion}", "excursions that have not recovered")
 METRIC_DRIFT_COUNT: Final = _metric("mfu.drift.count", "counter", "{excursion}", "excursions that were found")
 METRIC_GEN_AI_DURATION: Final = _metric(
     "gen_ai.server.request.duration",
@@ -636,5 +670,50 @@ METRIC_GEN_AI_OUTPUT_TOKEN: Final = _metric(
     "the same as mfu.inference.time_per_output_token, where MFU_GEN_AI says so",
     (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
 )
-METRIC_SDK_OVERHEAD: Final = _metric("mfu.sdk.overhead", "counter", "s", "time that the SDK took on the step path")
+METRIC_SDK_OVERHEAD: Final = _metric(
+    "mfu.sdk.overhead",
+    "counter",
+    "s",
+    "time that the SDK took: elapsed on the step path, and the processor's of all export threads",
+)
 METRIC_SDK_DROPPED: Final = _metric("mfu.sdk.dropped", "counter", "{item}", "items never delivered, by reason")
+
+ALWAYS_ON_METRICS: Final = frozenset({PHASE, STEP_COMPONENT, SDK_THREAD, DROP_REASON})
+"""Attributes that every point has whose metric has them at all; the others are there where they are known."""
+
+_labelled((HW_ID,), METRIC_RUN_INFO)
+_labelled((HW_ID, SDK_THREAD), METRIC_SDK_OVERHEAD)
+_labelled((HW_ID, DROP_REASON), METRIC_SDK_DROPPED)
+_labelled((HW_ID, PHASE, STEP_COMPONENT), METRIC_STEP_TIME)
+_labelled(
+    (HW_ID, PHASE),
+    METRIC_STEP_COUNT,
+    METRIC_TOKEN_COUNT,
+    METRIC_STEP_DURATION,
+    METRIC_BATCH_FILL_RATIO,
+    METRIC_DRIFT_SCORE,
+    METRIC_DRIFT_ACTIVE,
+    METRIC_DRIFT_COUNT,
+    METRIC_INFERENCE_DURATION,
+    METRIC_TIME_TO_FIRST_TOKEN,
+    METRIC_TIME_PER_OUTPUT_TOKEN,
+)
+_labelled(
+    (HW_ID, PHASE, PEAK_DTYPE),
+    METRIC_MODEL_FLOP,
+    METRIC_HARDWARE_FLOP,
+    METRIC_AVAILABLE_FLOP,
+    METRIC_PEAK_FLOP_RATE,
+    METRIC_UTILIZATION,
+    METRIC_EXPECTED,
+    METRIC_STEP_UTILIZATION,
+)
+_labelled((HW_ID, PEAK_DTYPE), METRIC_PEAK_RATIO)
+_labelled(
+    (HW_ID, GEN_AI_OPERATION_NAME, GEN_AI_PROVIDER_NAME, GEN_AI_REQUEST_MODEL, ERROR_TYPE), METRIC_GEN_AI_DURATION
+)
+_labelled(
+    (HW_ID, GEN_AI_OPERATION_NAME, GEN_AI_PROVIDER_NAME, GEN_AI_REQUEST_MODEL),
+    METRIC_GEN_AI_FIRST_TOKEN,
+    METRIC_GEN_AI_OUTPUT_TOKEN,
+)

@@ -25,10 +25,12 @@ _GEN_AI: dict[str, GenAi] = {
     "generate_content": "generate_content",
     "embeddings": "embeddings",
 }
+_SWITCH = {"1": True, "0": False, "true": True, "false": False}
 _T = TypeVar("_T")
 _Number = TypeVar("_Number", int, float)
 _Rule = tuple[Callable[[float], bool], str]
 _SHARE: _Rule = (lambda number: 0 < number < 1, "a number between 0 and 1")
+_PORT: _Rule = (lambda number: 0 <= number <= 65535, "a number from 0 to 65535")
 _ABOVE_ZERO: _Rule = (lambda number: 0 < number < math.inf, "a number above 0")
 
 
@@ -117,12 +119,37 @@ OPTIONS: tuple[Option, ...] = (
         "an http or https URL",
         "the provider's collector, which is sent aggregates only, beside the tenant's own that OTEL_* names",
     ),
+    Option(
+        "MFU_PROVIDER_PROTOCOL",
+        "http/protobuf",
+        "http/protobuf or grpc",
+        "how it is spoken to; grpc needs the extra `mfu-sdk[grpc]`, and the endpoint then has no path",
+    ),
     Option("MFU_PROVIDER_HEADERS", "none", "key=value,…, URL-encoded", "headers of every request to it: a token"),
     Option("MFU_PROVIDER_TIMEOUT", "10", "seconds above 0", "how long a request to it may take"),
     Option("MFU_PROVIDER_COMPRESSION", "gzip", "none, gzip or deflate", "how requests to it are compressed"),
     Option("MFU_PROVIDER_CERTIFICATE", "the system's", "a PEM file", "who may vouch for the provider"),
     Option("MFU_PROVIDER_CLIENT_CERTIFICATE", "none", "a PEM file", "the certificate that is shown to the provider"),
     Option("MFU_PROVIDER_CLIENT_KEY", "none", "a PEM file", "that certificate's key"),
+    Option(
+        "MFU_PROVIDER_MODEL_CLASS",
+        "0",
+        "0 or 1",
+        "1: the provider is told what kind of model it is (`mfu.model.class`: llama, vit), to compare it with its like",
+    ),
+    Option(
+        "MFU_PROMETHEUS_PORT",
+        "0",
+        "0 to 65535",
+        "the port where Prometheus may scrape the run's metrics, one more for each local rank; 0: none. Needs the "
+        "extra `mfu-sdk[prometheus]`",
+    ),
+    Option(
+        "MFU_PROMETHEUS_HOST",
+        "127.0.0.1",
+        "an address of this machine",
+        "where it listens; whoever reaches that can read the metrics",
+    ),
     Option(
         "MFU_RECORDER",
         "on",
@@ -136,6 +163,12 @@ OPTIONS: tuple[Option, ...] = (
         "a new UUID, the same on all ranks and over torchrun's restarts",
         "a string",
         "the run's id, to join restarts and ranks",
+    ),
+    Option(
+        "MFU_ALLOCATION_ID",
+        "the pod's UID (POD_UID, k8s.pod.uid) or slurm-<job>",
+        "a string",
+        "what the scheduler calls what this process was given, for a provider that knows its allocations by it",
     ),
     Option(
         "MFU_RUN_ATTEMPT",
@@ -161,6 +194,8 @@ class Provider:
     certificate: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
+    model_class: bool = False
+    protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < float("inf"):
@@ -186,6 +221,10 @@ class Provider:
             certificate=env.get("MFU_PROVIDER_CERTIFICATE") or None,
             client_certificate=env.get("MFU_PROVIDER_CLIENT_CERTIFICATE") or None,
             client_key=env.get("MFU_PROVIDER_CLIENT_KEY") or None,
+            model_class=_one_of(env, "MFU_PROVIDER_MODEL_CLASS", "0", _SWITCH),
+            protocol=_one_of(
+                env, "MFU_PROVIDER_PROTOCOL", "http/protobuf", {"http/protobuf": "http/protobuf", "grpc": "grpc"}
+            ),
         )
 
 
@@ -208,8 +247,11 @@ class Settings:
     recorder: Literal["on", "off"] = "on"
     recorder_dir: Path | None = None
     provider: Provider = Provider()
+    prometheus_port: int = 0
+    prometheus_host: str = "127.0.0.1"
     run_id: str | None = None
     run_attempt: int | None = None
+    allocation_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.run_attempt is not None and self.run_attempt < 0:
@@ -218,6 +260,7 @@ class Settings:
             ("drift_tolerance", self.drift_tolerance, _SHARE),
             ("drift_alarms_per_week", self.drift_alarms_per_week, _ABOVE_ZERO),
             ("drift_streams", self.drift_streams, _ABOVE_ZERO),
+            ("prometheus_port", self.prometheus_port, _PORT),
         ):
             if not holds(number):
                 raise ConfigurationError(f"{name}={number}: must be {rule}")
@@ -243,10 +286,10 @@ class Settings:
             raise ConfigurationError(f"MFU_RUN_ATTEMPT={attempt!r}: must be a whole number; unset it for the usual")
         cache_dir, recorder_dir = env.get("MFU_CACHE_DIR"), env.get("MFU_RECORDER_DIR")
         return cls(
-            enabled=_one_of(env, "MFU_ENABLED", "1", {"1": True, "0": False, "true": True, "false": False}),
+            enabled=_one_of(env, "MFU_ENABLED", "1", _SWITCH),
             calibrate=_one_of(env, "MFU_CALIBRATE", "auto", {"auto": "auto", "off": "off"}),
             profile=_one_of(env, "MFU_PROFILE", "auto", _PROFILING),
-            live=_one_of(env, "MFU_LIVE", "0", {"1": True, "0": False, "true": True, "false": False}),
+            live=_one_of(env, "MFU_LIVE", "0", _SWITCH),
             drift=_one_of(env, "MFU_DRIFT", "auto", {"auto": "auto", "off": "off"}),
             drift_tolerance=_number(env, "MFU_DRIFT_TOLERANCE", float, "0.02", _SHARE),
             drift_alarms_per_week=_number(env, "MFU_DRIFT_ALARMS_PER_WEEK", float, "1", _ABOVE_ZERO),
@@ -258,8 +301,11 @@ class Settings:
             recorder=_one_of(env, "MFU_RECORDER", "on", {"on": "on", "off": "off"}),
             recorder_dir=Path(recorder_dir).expanduser() if recorder_dir else None,
             provider=Provider.from_env(env),
+            prometheus_port=_number(env, "MFU_PROMETHEUS_PORT", int, "0", _PORT),
+            prometheus_host=env.get("MFU_PROMETHEUS_HOST", "").strip() or "127.0.0.1",
             run_id=env.get("MFU_RUN_ID") or None,
             run_attempt=None if attempt is None else int(attempt),
+            allocation_id=env.get("MFU_ALLOCATION_ID") or None,
         )
 
     def resolved_cache_dir(self, env: Mapping[str, str] | None = None) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mfu_sdk.counting.collective_time import bus_factor
-from mfu_sdk.records import CollectiveRate, Count, Peaks
+from mfu_sdk.counting.collective_time import bus_factor, seconds
+from mfu_sdk.records import CollectiveRate, Count, Expectation, Peaks
 
 Beside = Literal["backward", "all", "none"]
 """Which of the operators a collective runs beside: the backward's, all of them, or none, which then wait for it."""
@@ -42,6 +42,20 @@ class Exchange:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a step hands to other ranks: None for what is not known.
+
+    `bus_bytes` by the bus convention of nccl-tests, all collectives together; `peak_bytes_per_s` the measured bus rate
+    of its messages, each collective's taken for one; `ideal_ratio` what all exchanges take at measured rates over what
+    the operators do, hidden or not.
+    """
+
+    bus_bytes: float | None
+    peak_bytes_per_s: float | None
+    ideal_ratio: float | None
+
+
 # How torch names them, without underscores; a prefix is enough. Longest first where one begins another.
 _NAMES: Final = (
     ("allreduce", "all_reduce"),
@@ -60,6 +74,34 @@ _BESIDE: Final[Mapping[str, tuple[Beside, str]]] = {
     # Nothing of the layer can be computed before it. Our own model: libraries differ.
     "all_to_all": ("none", "all-to-alls are waited for"),
 }
+
+
+# Of one rank to one or all others, and of all to one: what is handed over passes the bus once (nccl-tests as above).
+_ONCE: Final = ("broadcast", "reduce", "send")
+
+
+def sent(count: Count, peaks: Peaks, ranks: int, expectation: Expectation | None) -> Sent:
+    """What `count` hands to others, taken to go between all `ranks`: a count does not know between which."""
+    bus_bytes, taken_s = 0.0, 0.0
+    known = measured = True
+    for name, handed in count.comm_bytes.items():
+        plain = name.replace("_", "")
+        kind = next((kind for prefix, kind in _NAMES if plain.startswith(prefix)), None)
+        if kind is None:
+            known &= plain.startswith(_ONCE)
+            measured = False
+            bus_bytes += handed
+            continue
+        size = handed * ranks if kind == "all_gather" else handed
+        bus_bytes += size * bus_factor(kind, ranks)
+        among = [rate for rate in _rates(peaks, kind) if rate.ranks == ranks]
+        measured &= bool(among)
+        taken_s += seconds(among[0], size) if among else 0.0
+    computing_s = 0.0 if expectation is None else expectation.compute_s + expectation.memory_s
+    ideal = None
+    if expectation is not None and computing_s and not expectation.missing:
+        ideal = (expectation.communication_s + expectation.hidden_s) / computing_s
+    return Sent(bus_bytes if known else None, bus_bytes / taken_s if known and measured and taken_s else None, ideal)
 
 
 def counted_exchanges(count: Count, peaks: Peaks) -> tuple[tuple[Exchange, ...], tuple[str, ...]]:

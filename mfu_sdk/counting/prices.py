@@ -60,7 +60,9 @@ class Prices:
             dtype = rule.price.dtype(call)
         else:
             dtype = _dtype(call, rule.price.operand if rule.price else None)
-        priced = Priced(rule.name, dtype, cost, traffic.moved_bytes(call), known)
+        priced = Priced(
+            rule.name, dtype, cost, traffic.moved_bytes(call), known, weight_bytes=traffic.weight_bytes(call)
+        )
         return priced if asked.was_asked else self._remember(key, priced)
 
     def _remember(self, key: Any, priced: Priced) -> Priced:

@@ -32,6 +32,7 @@ class Priced:
     known: bool = True
     sent: int | None = None
     sized: bool = True
+    weight_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +60,7 @@ class _Sums:
     by_op: Counter[str] = field(default_factory=Counter)
     uncounted: Counter[tuple[str, str]] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[tuple[str, str, int, int]] = field(default_factory=Counter)
+    kinds: Counter[tuple[str, str, int, int, int]] = field(default_factory=Counter)
     rest: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def add(self, priced: Priced, module: str, stage: Stage, calls: int, convention: Convention) -> None:
@@ -75,12 +76,12 @@ class _Sums:
         else:
             self.uncounted[priced.op, module] += calls
             self.unsized += 0 if priced.sized else calls
-        kind = (priced.op, priced.dtype, cost.hardware, priced.bytes_moved)
+        kind = (priced.op, priced.dtype, cost.hardware, priced.bytes_moved, priced.weight_bytes)
         if kind in self.kinds or len(self.kinds) < _MOST_KINDS:
             self.kinds[kind] += calls
         else:
-            rest = self.rest.setdefault((priced.op, priced.dtype), [0, 0, 0])
-            for i, each in enumerate((cost.hardware, priced.bytes_moved, 1)):
+            rest = self.rest.setdefault((priced.op, priced.dtype), [0, 0, 0, 0])
+            for i, each in enumerate((cost.hardware, priced.bytes_moved, priced.weight_bytes, 1)):
                 rest[i] += calls * each
         if cost is FREE:
             return
@@ -139,8 +140,16 @@ class Tally:
         sums = deepcopy(self._folded)
         self._fold(sums)
         stages = sums.stages
-        kinds = [OpCost(*kind, calls) for kind, calls in sums.kinds.items() if calls]
-        kinds += [OpCost(*key, flops // n, moved // n, n) for key, (flops, moved, n) in sums.rest.items() if n]
+        kinds = [
+            OpCost(op, dtype, flops, moved, calls, weights)
+            for (op, dtype, flops, moved, weights), calls in sums.kinds.items()
+            if calls
+        ]
+        kinds += [
+            OpCost(*key, flops // n, moved // n, n, weights // n)
+            for key, (flops, moved, weights, n) in sums.rest.items()
+            if n
+        ]
         uncounted = {key: calls for key, calls in sums.uncounted.items() if calls}
         return Count(
             model_flops=stages["forward"] + stages["backward"],

@@ -68,6 +68,21 @@ def moved_bytes(call: Call) -> int:
     return _sum(inputs) + written
 
 
+def weight_bytes(call: Call) -> int:
+    """Bytes of `moved_bytes` that do not grow with the batch: weights, kernels and biases, by their names in schemas.
+
+    The right-hand side of a product of matrices is one; that of a batch of products, as in attention, is not.
+    """
+    if call.func._schema.name in LOOKUPS or call.func._schema.name in NOTHING_MOVES:
+        return 0
+    fixed = [call.get(name) for name in ("weight", "bias")]
+    if (right := call.get("mat2")) is not None and isinstance(right, torch.Tensor) and right.dim() == 2:
+        # What addmm adds is called self; where it has a row for each of the product's it is no bias.
+        added = call.get("self") if call.get("mat1") is not None else None
+        fixed += [right, added if isinstance(added, torch.Tensor) and added.dim() < 2 else None]
+    return _sum(each for each in fixed if isinstance(each, torch.Tensor))
+
+
 def handed_bytes(call: Call) -> tuple[str, int] | None:
     """(collective, bytes that this rank put into it), or None for an operator that sends nothing.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from mfu_sdk.doctor.finding import Finding
-from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.errors import MfuError
 from mfu_sdk.export.destination import destination, of_provider
 from mfu_sdk.settings import Provider
 
@@ -18,7 +18,7 @@ def exporter_findings() -> Iterator[Finding]:
     for signal in ("traces", "metrics"):
         try:
             found = destination(signal)
-        except ConfigurationError as error:
+        except MfuError as error:
             yield Finding(signal, "bad", str(error))
             continue
         if found is None:
@@ -33,7 +33,7 @@ def exporter_findings() -> Iterator[Finding]:
 def _provider() -> Finding:
     try:
         found = of_provider("traces", Provider.from_env(os.environ))
-    except ConfigurationError as error:
+    except MfuError as error:
         return Finding("provider", "bad", str(error))
     if found is None:
         return Finding("provider", "note", "told nothing of its own: no MFU_PROVIDER_ENDPOINT is set, or all is off")

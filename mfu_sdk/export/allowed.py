@@ -13,7 +13,9 @@ from mfu_sdk import semconv
 from mfu_sdk.records import PHASES, StepRecord
 
 RESOURCE: Final = frozenset(
-    name for name, registered in semconv.ATTRIBUTES.items() if "resource" in registered.on and name != semconv.TENANT_ID
+    name
+    for name, registered in semconv.ATTRIBUTES.items()
+    if "resource" in registered.on and name not in (semconv.TENANT_ID, semconv.MODEL_CLASS)
 ) | {
     "service.namespace",
     "service.version",
@@ -28,7 +30,6 @@ RESOURCE: Final = frozenset(
     "k8s.cluster.name",
     "k8s.cluster.uid",
     "k8s.namespace.name",
-    "k8s.node.name",
     "k8s.node.uid",
     "k8s.pod.name",
     "k8s.pod.uid",
@@ -43,12 +44,14 @@ RESOURCE: Final = frozenset(
 OTEL_RESOURCE_ATTRIBUTES (labels and annotations of a pod, owners, tickets)."""
 
 
-def resource(attributes: Mapping[str, object]) -> dict[str, str | int]:
-    """The part of a resource's `attributes` that may go."""
+def resource(attributes: Mapping[str, object], *, model_class: bool = False) -> dict[str, str | int]:
+    """The part of a resource's `attributes` that may go; what kind of model it is, with the tenant's consent only."""
     return {
         name: value
         for name, value in attributes.items()
-        if name in RESOURCE and isinstance(value, str | int) and not isinstance(value, bool)
+        if (name in RESOURCE or (model_class and name == semconv.MODEL_CLASS))
+        and isinstance(value, str | int)
+        and not isinstance(value, bool)
     }
 
 
@@ -74,6 +77,11 @@ _WORDS: Final[Mapping[str, re.Pattern[str]]] = {
     semconv.CALIBRATION_TIER: re.compile("burst|sustained|in situ"),
     semconv.CALIBRATION_ID: re.compile("[0-9a-f-]{1,40}"),
     semconv.PEAK_SOURCE: re.compile("calibrated|user|(prior|theory).*"),
+    # As `peak.nvml` names the bits; one that it has no name for is a number.
+    semconv.THROTTLE_REASONS: re.compile(
+        "application clocks|software power cap|hardware slowdown|sync boost|software thermal slowdown|"
+        "hardware thermal slowdown|power brake|display clocks|board limit|reliability|0x[0-9a-f]{1,16}"
+    ),
     semconv.ERROR_TYPE: re.compile(
         "_OTHER|SIGTERM|OutOfMemoryError|"
         + "|".join(name for name, kind in vars(builtins).items() if isinstance(kind, type) and name.endswith("Error"))
@@ -107,7 +115,8 @@ def attributes(of: Mapping[str, _Value]) -> dict[str, _Value | str]:
     found: dict[str, _Value | str] = {}
     for name, value in of.items():
         words = _WORDS.get(name)
-        if name in NUMBERS or (words is not None and words.fullmatch(str(value))):
+        said: list[object] = value if isinstance(value, list) else [value]
+        if name in NUMBERS or (words is not None and all(words.fullmatch(str(each)) for each in said)):
             found[name] = value
         elif name in _OTHERWISE:
             found[name] = _OTHERWISE[name]

@@ -93,6 +93,10 @@ class SpanDelivery:
                 arrived()
         return None if self._outbox.peek() is None else 0.0
 
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._route.sender.close()
+
     def abandon(self) -> int:
         """Give up what has not arrived: how many spans that loses."""
         self.gather()
@@ -120,6 +124,10 @@ class MetricDelivery:
         """Make an export due now."""
         self._due_s = self._monotonic_s()
         self._route.hasten()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._route.sender.close()
 
     def deliver(
         self, snapshot: Callable[[], MetricsData], delivered: Callable[[], None], deadline_s: float | None

@@ -6,6 +6,7 @@ unset. The provider's is named by variables of ours with the same endings. There
 to anyone whom the environment does not name.
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ from typing import Final, Literal, cast
 from urllib.parse import urlsplit
 
 from mfu_sdk import guard
-from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.settings import Provider
 
 Signal = Literal["traces", "metrics"]
 Compression = Literal["none", "gzip", "deflate"]
+Protocol = Literal["http/protobuf", "grpc"]
 
 TENANT: Final = "OTEL_EXPORTER_OTLP_"
 PROVIDER: Final = "MFU_PROVIDER_"
@@ -28,7 +30,10 @@ _DEFAULT_METRIC_INTERVAL_MS = 60_000.0
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One signal's collector: `url` is complete, `headers` are as written in the variable, paths are PEM files."""
+    """One signal's collector: `headers` are as written in the variable, paths are PEM files.
+
+    `url` is complete; for gRPC it has no path, and its scheme says whether there is TLS.
+    """
 
     url: str
     # Headers carry credentials; they must not appear in a log or a traceback.
@@ -40,6 +45,7 @@ class Destination:
     client_key: str | None = None
     # What the variables begin with that named it.
     prefix: str = TENANT
+    protocol: Protocol = "http/protobuf"
 
 
 def configured(env: Mapping[str, str] | None = None, provider: Provider = Provider()) -> bool:  # noqa: B008 - frozen
@@ -51,18 +57,24 @@ def configured(env: Mapping[str, str] | None = None, provider: Provider = Provid
 def of_provider(signal: Signal, provider: Provider, env: Mapping[str, str] | None = None) -> Destination | None:
     """Where `signal` goes for the provider, None where no endpoint is named or OTEL_SDK_DISABLED stops everything.
 
-    Raises `ConfigurationError` for an endpoint that is not a URL.
+    Raises `ConfigurationError` for an endpoint that is not a URL, and `MissingDependencyError` for gRPC without its
+    extra.
     """
     env = os.environ if env is None else env
-    if provider.endpoint is None or _disabled(env):
+    if provider.endpoint is None or disabled(env):
         return None
     if not _is_url(provider.endpoint):
         raise ConfigurationError(
             f"MFU_PROVIDER_ENDPOINT={provider.endpoint!r}: must be an http or https URL; "
             "write it like https://mfu.example.org"
         )
+    if provider.protocol == "grpc":
+        _need_grpc("MFU_PROVIDER_PROTOCOL")
+        url = _without_path(provider.endpoint)
+    else:
+        url = f"{provider.endpoint.removesuffix('/')}/v1/{signal}"
     return Destination(
-        url=f"{provider.endpoint.removesuffix('/')}/v1/{signal}",
+        url=url,
         headers=provider.headers,
         timeout_s=provider.timeout_s,
         compression=provider.compression,
@@ -70,6 +82,7 @@ def of_provider(signal: Signal, provider: Provider, env: Mapping[str, str] | Non
         client_certificate=provider.client_certificate,
         client_key=provider.client_key,
         prefix=PROVIDER,
+        protocol=provider.protocol,
     )
 
 
@@ -78,30 +91,43 @@ def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destina
 
     A timeout is in seconds, as everywhere in OpenTelemetry Python, though the specification's unit is a millisecond:
     one variable must not mean two things in one process. Raises `ConfigurationError` for an endpoint that is not a
-    URL; a protocol that we do not speak is warned of and turns the signal off, because whoever set it for a whole
-    platform did not mean to stop this program.
+    URL; a protocol that we do not speak, or not without an extra that is not installed, is warned of and turns the
+    signal off, because whoever set it for a whole platform did not mean to stop this program. (OpenTelemetry's own
+    `opentelemetry-instrument` sets gRPC where nobody has set anything.)
     """
     env = os.environ if env is None else env
-    if _disabled(env):
+    if disabled(env):
         return None
     if env.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() == "none":
         return None
     own = env.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
     base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    url = own or (f"{base.removesuffix('/')}/v1/{signal}" if base else None)
-    if url is None:
+    endpoint = own or base
+    if not endpoint:
         return None
-    variable = f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT" if own else "OTEL_EXPORTER_OTLP_ENDPOINT"
-    if not _is_url(own or base or ""):
+    protocol = (_either(env, signal, "PROTOCOL") or "http/protobuf").strip().lower()
+    if protocol == "grpc" and "://" not in endpoint:
+        insecure = (_either(env, signal, "INSECURE") or "").strip().lower() == "true"
+        endpoint = f"{'http' if insecure else 'https'}://{endpoint}"
+    if not _is_url(endpoint):
+        variable = f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT" if own else "OTEL_EXPORTER_OTLP_ENDPOINT"
         raise ConfigurationError(
             f"{variable}={own or base!r}: must be an http or https URL; write it like http://collector:4318"
         )
-    protocol = _either(env, signal, "PROTOCOL") or "http/protobuf"
-    if protocol.strip().lower() != "http/protobuf":
+    instead = f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL=http/protobuf and the endpoint's HTTP port (4318)"
+    if protocol == "grpc":
+        if not grpc_installed():
+            guard.warn_once(
+                "export", f"{signal} are not sent: {_without_grpc('OTEL_EXPORTER_OTLP_PROTOCOL')} {instead}"
+            )
+            return None
+        url = _without_path(endpoint)
+    elif protocol == "http/protobuf":
+        url = own or f"{endpoint.removesuffix('/')}/v1/{signal}"
+    else:
         guard.warn_once(
             "export",
-            f"{signal} are not sent: OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is not spoken here; "
-            f"set OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL=http/protobuf and the endpoint's HTTP port (4318)",
+            f"{signal} are not sent: OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is not spoken here; set {instead}",
         )
         return None
     return Destination(
@@ -112,16 +138,25 @@ def destination(signal: Signal, env: Mapping[str, str] | None = None) -> Destina
         certificate=_either(env, signal, "CERTIFICATE"),
         client_certificate=_either(env, signal, "CLIENT_CERTIFICATE"),
         client_key=_either(env, signal, "CLIENT_KEY"),
+        protocol="grpc" if protocol == "grpc" else "http/protobuf",
     )
+
+
+def grpc_installed() -> bool:
+    """Whether the extra is there; this does not load it."""
+    return importlib.util.find_spec("grpc") is not None
 
 
 def for_replay(url: str | None, provider: Provider, env: Mapping[str, str] | None = None) -> Destination:
     """Where `mfu replay` sends spans: to the base `url`, else to the provider's collector, else to the tenant's.
 
-    With a `url`, headers, TLS and compression are the provider's where any of its variables is set, else the tenant's.
-    Raises `ConfigurationError` where nothing names a collector.
+    With a `url`, protocol, headers, TLS and compression are the provider's where any of its variables is set, else the
+    tenant's. Raises `ConfigurationError` where nothing names a collector, and `MissingDependencyError` for gRPC without
+    its extra.
     """
     env = os.environ if env is None else env
+    if provider == Provider() and (_either(env, "traces", "PROTOCOL") or "").strip().lower() == "grpc":
+        _need_grpc("OTEL_EXPORTER_OTLP_PROTOCOL")
     found = None
     if url is None:
         found = of_provider("traces", provider, env) or destination("traces", env)
@@ -157,7 +192,9 @@ def delta_metrics(env: Mapping[str, str] | None = None) -> bool:
     return wanted in ("delta", "lowmemory")
 
 
-def _disabled(env: Mapping[str, str]) -> bool:
+def disabled(env: Mapping[str, str] | None = None) -> bool:
+    """Whether OTEL_SDK_DISABLED stops everything."""
+    env = os.environ if env is None else env
     return env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
@@ -168,6 +205,25 @@ def _is_url(text: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def _without_path(url: str) -> str:
+    """Scheme, host and port of a URL: what there is to say of a gRPC server; the port is the scheme's unless told."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}" if parts.port else f"{parts.scheme}://{host}:{_PORTS[parts.scheme]}"
+
+
+_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
+
+
+def _need_grpc(variable: str) -> None:
+    if not grpc_installed():
+        raise MissingDependencyError(f"{_without_grpc(variable)} {variable}=http/protobuf and an HTTP port")
+
+
+def _without_grpc(variable: str) -> str:
+    return f"{variable}=grpc needs grpcio, which is not installed: pip install 'mfu-sdk[grpc]', or set"
 
 
 def _either(env: Mapping[str, str], signal: Signal, name: str) -> str | None:

@@ -5,7 +5,7 @@ that time a loop that is bound by its host waits for the interpreter's lock. Wha
 reads it (opentelemetry/proto/trace/v1/trace.proto); a test holds every kind of span against the SDK's encoder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -18,6 +18,36 @@ from mfu_sdk.export.resource import SCOPE
 from mfu_sdk.export.wire import DOUBLE, FIXED64, delimited, fixed32, fixed64_tag, integer, varint
 
 Value = str | bool | int | float | list[int] | list[str]
+
+
+class Common:
+    """Attributes that neighbouring spans have alike, encoded once: those of steps of the same work, most of all."""
+
+    __slots__ = ("attributes", "encoded")
+
+    def __init__(self, attributes: Mapping[str, Value]) -> None:
+        self.attributes = attributes
+        self.encoded = b"".join(_fields(attributes))
+
+
+class Layered(Mapping[str, Value]):
+    """The attributes of a span that has some in common with others, and some of its own."""
+
+    __slots__ = ("common", "own")
+
+    def __init__(self, common: Common, own: Mapping[str, Value]) -> None:
+        self.common = common
+        self.own = own
+
+    def __getitem__(self, name: str) -> Value:
+        return self.own[name] if name in self.own else self.common.attributes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.common.attributes
+        yield from self.own
+
+    def __len__(self) -> int:
+        return len(self.common.attributes) + len(self.own)
 
 
 class Span(NamedTuple):
@@ -53,7 +83,7 @@ class Envelope:
     def request(self, spans: Sequence[bytes]) -> bytes:
         """An ExportTraceServiceRequest of spans that `encode` made; two of them, one after the other, are one too."""
         # ScopeSpans.spans and ResourceSpans.scope_spans are both field 2, as ExportTraceServiceRequest's is 1.
-        scope = b"".join([self._scope, *[delimited(2, span) for span in spans]])
+        scope = b"".join([self._scope, *[b"%b%b%b" % (_SPAN, varint(len(span)), span) for span in spans]])
         return delimited(1, self._sender + delimited(2, scope))
 
 
@@ -62,6 +92,10 @@ def encode(span: Span) -> bytes:
 
     Raises `OverflowError` or `struct.error` for ids and times that no OTLP field can hold.
     """
+    attributes = span.attributes
+    common = b""
+    if type(attributes) is Layered:
+        common, attributes = attributes.common.encoded, attributes.own
     parts = [
         _TRACE_ID,
         span.trace_id.to_bytes(16, "big"),
@@ -72,9 +106,22 @@ def encode(span: Span) -> bytes:
         FIXED64(span.start_unix_ns),
         _END,
         FIXED64(span.end_unix_ns),
+        common,
+        *_fields(attributes),
     ]
+    for trace_id, span_id in span.links:
+        parts.append(
+            delimited(13, _TRACE_ID + trace_id.to_bytes(16, "big") + _SPAN_ID + span_id.to_bytes(8, "big") + _LINK)
+        )
+    parts.append(_FAILED if span.failed else _UNSET)
+    return b"".join(parts)
+
+
+def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
+    """The fields of a Span message that hold these attributes."""
+    parts: list[bytes] = []
     add = parts.append
-    for name, value in span.attributes.items():
+    for name, value in attributes.items():
         # The most frequent first; bool is an int, so no type is asked for by isinstance.
         kind = type(value)
         if kind is float:
@@ -89,14 +136,12 @@ def encode(span: Span) -> bytes:
             add(b"\x4a%b%b" % (varint(len(body)), body))
         else:
             add(_attribute(name, _ANY[kind](value)))
-    for trace_id, span_id in span.links:
-        add(delimited(13, _TRACE_ID + trace_id.to_bytes(16, "big") + _SPAN_ID + span_id.to_bytes(8, "big") + _LINK))
-    add(_FAILED if span.failed else _UNSET)
-    return b"".join(parts)
+    return parts
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------
 
+_SPAN: Final = b"\x12"
 _TRACE_ID: Final = b"\x0a\x10"
 _SPAN_ID: Final = b"\x12\x08"
 _PARENT_ID: Final = b"\x22\x08"

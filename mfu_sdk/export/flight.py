@@ -26,8 +26,8 @@ from mfu_sdk.records import PHASES, Convention, CountSource, StepRecord
 from mfu_sdk.settings import Spans
 
 MAGIC: Final = b"MFUFLGHT"
-VERSION: Final = 1
-"""Raised with every change of the layout: a reader refuses what is newer than itself."""
+VERSION: Final = 2
+"""Raised with every change of the layout: a reader refuses every other."""
 
 CAPACITY: Final = 8192
 """Steps in the ring: as many as the export thread's queue may hold."""
@@ -41,15 +41,19 @@ RING_AT: Final = 28672
 FILE_BYTES: Final = RING_AT + CAPACITY * SLOT_BYTES
 
 _HEADER = struct.Struct("<8sHHIIIqBII")
-_STEP = struct.Struct("<QqqddqqdBB64s84s")
-_REQUESTS = struct.Struct("<qqdddddd")
+_STEP = struct.Struct("<QqqddqqddBB64s84s")
+_REQUESTS = struct.Struct("<iiddddddd")
 _TERMS = struct.Struct("<ddddddddddBBBB")
 _JOINED = struct.Struct("<QqBB")
 _END = struct.Struct("<qqdddddddddqBBB40s")
 _CHECK = struct.Struct("<I")
 _ARRIVED = struct.Struct("<Q")
-_pack_step, _pack_check, _crc32 = _STEP.pack, _CHECK.pack, zlib.crc32
-_JOINED_AT: Final = 224
+_CHECKED = struct.Struct(f"<I{_STEP.size}s")
+pack_body: Final = _STEP.pack
+"""The first part of a slot without its checksum: a step's number, which begins at 1, and its row."""
+put_checked: Final = _CHECKED.pack_into
+"""Put that part into a mapped file: where, the checksum (`zlib.crc32`), the body."""
+_JOINED_AT: Final = 226
 _ARRIVED_AT: Final = 248
 _IDENTITY_AT: Final = 64
 
@@ -59,6 +63,7 @@ _MODES: Final[tuple[Spans, ...]] = ("auto", "all", "windows", "off")
 _REASONS: Final[tuple[Reason | None, ...]] = (None, "all", "periodic", "first", "last", "error", "recorder")
 _COUNTED, _PROFILED, _FAILED = 1, 2, 4
 _NO_NAME: Final = 255
+_MOST_REQUESTS: Final = 2**31 - 1
 OTHER_ERROR: Final = "_OTHER"
 """What `error.type` is where the class is not known (https://opentelemetry.io/docs/specs/semconv/attributes-registry/error/):
 names of a user's classes are not kept."""
@@ -114,6 +119,7 @@ class Row(NamedTuple):
     tokens: int
     samples: int
     batch_running: float
+    comm_s: float
     phase: int
     flags: int
     requests: bytes
@@ -129,16 +135,29 @@ def pack_requests(
     waiting: float | None,
     kv_cache_free_ratio: float | None,
     latency_target_s: float | None,
+    expected_feasible_mfu: float | None,
 ) -> bytes:
     """What only steps of inference have."""
     return _REQUESTS.pack(
-        _whole(requests),
-        _whole(failed),
-        *map(_real, (requests_s, running, feasible, waiting, kv_cache_free_ratio, latency_target_s)),
+        # As many as fit: a slot has no room for more.
+        min(_whole(requests), _MOST_REQUESTS),
+        min(_whole(failed), _MOST_REQUESTS),
+        *map(
+            _real,
+            (
+                requests_s,
+                running,
+                feasible,
+                waiting,
+                kv_cache_free_ratio,
+                latency_target_s,
+                expected_feasible_mfu,
+            ),
+        ),
     )
 
 
-NO_REQUESTS: Final = pack_requests(None, None, None, None, None, None, None, None)
+NO_REQUESTS: Final = pack_requests(*[None] * 9)
 
 
 def flags_of(*, counted: bool, profiled: bool, failed: bool) -> int:
@@ -172,13 +191,14 @@ def row_of(step: StepRecord, name: int | None) -> Row:
         _whole(step.tokens),
         _whole(step.samples),
         _real(step.batch_running),
+        _real(step.comm_s),
         PHASES.index(step.phase),
         flags_of(
             counted=step.count_source == "measured", profiled=step.profiled, failed=step.error_type is not None
         ),
         pack_requests(
             step.requests, step.requests_failed, step.requests_s, step.requests_running, step.batch_feasible,
-            step.queue_waiting, step.kv_cache_free_ratio, step.latency_target_s,
+            step.queue_waiting, step.kv_cache_free_ratio, step.latency_target_s, step.expected_feasible_mfu,
         ),
         terms.pack(),
     )  # fmt: skip
@@ -191,9 +211,8 @@ def slot_at(sequence: int) -> int:
 
 def pack_step(sequence: int, row: Row) -> tuple[int, bytes]:
     """The first part of a slot, and where it goes; numbers begin at 1, so that an empty slot has none."""
-    body = _pack_step(sequence, *row)
-    # `slot_at`, without the call: this is on the path of every step.
-    return RING_AT + (sequence - 1) % CAPACITY * SLOT_BYTES, _pack_check(_crc32(body)) + body
+    body = pack_body(sequence, *row)
+    return slot_at(sequence), _CHECKED.pack(zlib.crc32(body), body)
 
 
 def pack_joined(sequence: int, first: int, kept: Kept | None) -> bytes:
@@ -313,15 +332,15 @@ class Flight:
 def read(data: bytes, name: str) -> Flight:
     """Take a file apart; `name` is the file's, for errors.
 
-    Raises `ConfigurationError` for what is no recorder's file, for a newer version and for a torn header.
+    Raises `ConfigurationError` for what is no recorder's file, for another version and for a torn header.
     """
     if len(data) < _HEADER.size or not data.startswith(MAGIC):
         raise ConfigurationError(f"{name}: is no flight recorder's file; give one that ends in .mfurec")
     _, version, slot, capacity, ring, _, start_unix_ns, mode, length, check = _HEADER.unpack_from(data)
-    if version > VERSION:
+    if version != VERSION:
         raise ConfigurationError(
-            f"{name}: has version {version} of the layout and this SDK reads up to {VERSION}; "
-            "replay it with the version that wrote it, or a newer one"
+            f"{name}: has version {version} of the layout and this SDK reads {VERSION}; "
+            "replay it with the version that wrote it"
         )
     text = data[_IDENTITY_AT : _IDENTITY_AT + length]
     fits = (slot, capacity, ring) == (SLOT_BYTES, CAPACITY, RING_AT) and len(data) == FILE_BYTES and mode < len(_MODES)
@@ -387,7 +406,7 @@ def step_of(row: Row, names: Sequence[_Name]) -> StepRecord | None:
     """The record that `row` was made of, None where that cannot be; `names` are the denominators'."""
     *numbers, source, convention, name, _ = _TERMS.unpack(row.terms)
     model, hardware, exact, full, peak, achievable, by_dtype_s, expected, coverage, intensity = map(_known, numbers)
-    requests, failed, requests_s, running, feasible, waiting, free, latency_s = _REQUESTS.unpack(row.requests)
+    requests, failed, requests_s, running, feasible, waiting, free, latency_s, fitting = _REQUESTS.unpack(row.requests)
     if row.phase >= len(PHASES) or source >= len(_SOURCES) or convention >= len(_CONVENTIONS):
         return None
     duration_s = row.duration_s
@@ -410,7 +429,7 @@ def step_of(row: Row, names: Sequence[_Name]) -> StepRecord | None:
         coverage=coverage,
         tokens=_told(row.tokens),
         data_wait_s=_known(row.data_wait_s),
-        comm_s=None,
+        comm_s=_known(row.comm_s),
         device_s=None,
         convention=_CONVENTIONS[convention],
         start_unix_ns=row.start_unix_ns,
@@ -430,6 +449,7 @@ def step_of(row: Row, names: Sequence[_Name]) -> StepRecord | None:
         queue_waiting=_known(waiting),
         kv_cache_free_ratio=_known(free),
         latency_target_s=_known(latency_s),
+        expected_feasible_mfu=_known(fitting),
     )
 
 

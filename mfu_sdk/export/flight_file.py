@@ -42,7 +42,8 @@ class FlightFile:
     def __init__(self, path: Path, descriptor: int, mapped: mmap.mmap | None) -> None:
         self.path = path
         self._descriptor = descriptor
-        self._mapped = mapped
+        self.mapped = mapped
+        """Its memory, for whoever writes often; None where writes are system calls."""
         # Closed with the last reference and not before: a write in another thread must never meet a descriptor that
         # is someone else's by now. At the end of the process the system does it.
         self._close = weakref.finalize(self, _release, descriptor, mapped)
@@ -88,8 +89,8 @@ class FlightFile:
 
     def write(self, at: int, data: bytes) -> None:
         """Put `data` at this place. Raises OSError or ValueError, where a signal would be worse."""
-        if self._mapped is not None:
-            self._mapped[at : at + len(data)] = data
+        if self.mapped is not None:
+            self.mapped[at : at + len(data)] = data
         else:
             os.pwrite(self._descriptor, data, at)
 

@@ -73,13 +73,12 @@ class Ids:
 
 
 def _hash(size: int, *parts: object) -> int:
-    *who, last = map(str, parts)
-    found = _begun(size, tuple(who)).copy()
-    found.update(last.encode())
+    found = _begun(size, parts[:-1]).copy()
+    found.update(str(parts[-1]).encode())
     return int.from_bytes(found.digest(), "big") or 1
 
 
 @lru_cache(16)
-def _begun(size: int, parts: tuple[str, ...]) -> blake2b:
+def _begun(size: int, parts: tuple[object, ...]) -> blake2b:
     """The hash of all but the last part, which is what differs from step to step."""
     return blake2b("".join([f"{part}\0" for part in parts]).encode(), digest_size=size)

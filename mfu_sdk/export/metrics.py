@@ -3,8 +3,8 @@
 Not the OpenTelemetry MeterProvider: it takes 6 µs a measurement, nine of which make a step, and it leaves a handler
 behind that runs resource detectors in every child that the user's program ever forks. These sums are touched by
 one thread only, cost a dictionary look-up each, and end with the run. Attributes are `hw.id`, `mfu.phase` and
-`mfu.peak.dtype`, besides the component of a time and the reason of a drop; those of `gen_ai.*` have that convention's.
-All values are doubles.
+`mfu.peak.dtype`, besides the component of a time, the reason of a drop and the thread of an overhead; those of
+`gen_ai.*` have that convention's. All values are doubles.
 """
 
 from bisect import bisect_left
@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 
 from mfu_sdk import semconv
 from mfu_sdk.export.resource import SCOPE
-from mfu_sdk.records import Phase, StepRecord
+from mfu_sdk.records import DriftEvent, Phase, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import GenAi
 
@@ -96,7 +96,15 @@ class Metrics:
     `delta`: each delivered export starts the counters and histograms over; otherwise they run from `start_unix_ns`.
     """
 
-    def __init__(self, device_id: str | None, start_unix_ns: int, *, delta: bool, gen_ai: GenAi = "off") -> None:
+    def __init__(
+        self,
+        device_id: str | None,
+        start_unix_ns: int,
+        *,
+        delta: bool,
+        gen_ai: GenAi = "off",
+        model_name: str | None = None,
+    ) -> None:
         self._device: _Labels = ((semconv.HW_ID, device_id),) if device_id else ()
         self._start_unix_ns = start_unix_ns
         self._delta = delta
@@ -106,12 +114,16 @@ class Metrics:
                 *self._device,
                 (semconv.GEN_AI_OPERATION_NAME, gen_ai),
                 (semconv.GEN_AI_PROVIDER_NAME, semconv.SCOPE),
+                *(() if model_name is None else ((semconv.GEN_AI_REQUEST_MODEL, model_name),)),
             )
         self._numbers: dict[tuple[str, _Labels], _Number] = {}
         self._histograms: dict[tuple[str, _Labels], _Buckets] = {}
         # What steps of one phase and dtype are added to, so that a step looks up but that.
         self._kinds: dict[tuple[Phase, str | None], _Kind] = {}
         self._dropped: dict[str, int] = {}
+        self._export_s = 0.0
+        # Those that have not recovered: phase and onset.
+        self._excursions: set[tuple[str, int]] = set()
 
     def step(self, step: StepRecord) -> None:
         """Count one step: every step as a step, one that did not fail in the tokens, a timed one in the times, a
@@ -183,9 +195,15 @@ class Metrics:
         self._histogram(semconv.METRIC_GEN_AI_FIRST_TOKEN, self._gen_ai).add(first_token_s)
         self._histogram(semconv.METRIC_GEN_AI_OUTPUT_TOKEN, self._gen_ai).add(output_token_s)
 
-    def drift(self, phase: str, *, found: bool, active: int) -> None:
-        """Count an excursion that was found, and set how many of its phase have not recovered."""
-        labels: _Labels = (*self._device, (semconv.PHASE, phase))
+    def drift(self, event: DriftEvent) -> None:
+        """Count an excursion that was not told of before, and set how many of its phase have not recovered."""
+        key = (event.phase, event.onset_step)
+        found = key not in self._excursions
+        self._excursions.discard(key)
+        if event.recovered_step is None:
+            self._excursions.add(key)
+        active = sum(phase == event.phase for phase, _ in self._excursions)
+        labels: _Labels = (*self._device, (semconv.PHASE, event.phase))
         self._number(semconv.METRIC_DRIFT_COUNT, labels).add(1 if found else 0)
         self._number(semconv.METRIC_DRIFT_ACTIVE, labels).set(active)
 
@@ -198,15 +216,32 @@ class Metrics:
             if active.value is None:
                 active.set(0)
 
+    def peak_ratios(self, ratios: Mapping[str, float]) -> None:
+        """Set what the device was measured to reach in the run over what it reached before, by dtype."""
+        for dtype, found in ratios.items():
+            self._number(semconv.METRIC_PEAK_RATIO, (*self._device, (semconv.PEAK_DTYPE, dtype))).set(found)
+
     def overhead(self, seconds: float) -> None:
         """Add time that the SDK took on the step path."""
-        self._number(semconv.METRIC_SDK_OVERHEAD, self._device).add(seconds)
+        self._overhead("step").add(seconds)
 
-    def snapshot(self, resource: Resource, now_unix_ns: int, *, dropped: Mapping[str, int], alive: bool) -> MetricsData:
+    def snapshot(
+        self,
+        resource: Resource,
+        now_unix_ns: int,
+        *,
+        dropped: Mapping[str, int],
+        alive: bool,
+        export_s: float = 0.0,
+    ) -> MetricsData:
         """Everything as it stands. `dropped`: items lost since the run began, by reason.
 
-        `alive`: whether the run still lives (`mfu.run.info` is 1 then, and 0 in its last export).
+        `alive`: whether the run still lives (`mfu.run.info` is 1 then, and 0 in its last export). `export_s`: processor
+        time of the export threads since the run began.
         """
+        if export_s > self._export_s:
+            self._overhead("export").add(export_s - self._export_s)
+            self._export_s = export_s
         for reason, total in dropped.items():
             number = self._number(semconv.METRIC_SDK_DROPPED, (*self._device, (semconv.DROP_REASON, reason)))
             number.add(total - self._dropped.get(reason, 0))
@@ -255,6 +290,9 @@ class Metrics:
         ]
         data = Sum(numbers, temporality, is_monotonic=True) if registered.kind == "counter" else Gauge(numbers)
         return Metric(name, registered.brief, registered.unit, data) if numbers else None
+
+    def _overhead(self, thread: str) -> _Number:
+        return self._number(semconv.METRIC_SDK_OVERHEAD, (*self._device, (semconv.SDK_THREAD, thread)))
 
     def _number(self, name: str, labels: _Labels) -> _Number:
         return self._numbers.setdefault((name, labels), _Number())

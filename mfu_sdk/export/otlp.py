@@ -12,7 +12,7 @@ import ssl
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -55,7 +55,7 @@ class Sender:
         self.headers = {
             "Content-Type": "application/x-protobuf",
             "User-Agent": f"mfu_sdk/{mfu_sdk.__version__}",
-            **parse_env_headers(destination.headers, liberal=True),
+            **headers_of(destination),
         }
         if destination.compression != "none":
             self.headers["Content-Encoding"] = destination.compression
@@ -65,7 +65,7 @@ class Sender:
         for handler in (
             urllib.request.ProxyHandler(),
             urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(context=_tls(destination)),
+            urllib.request.HTTPSHandler(context=tls(destination)),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
         ):
@@ -96,6 +96,9 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:
             return Outcome("retry", str(error) or type(error).__name__)
 
+    def close(self) -> None:
+        """Nothing to let go of: each request has a connection of its own."""
+
     def _retry_after_s(self, text: str | None) -> float | None:
         """Seconds that a Retry-After header asks for, as a number or a date (RFC 9110, section 10.2.3)."""
         if text is None:
@@ -119,7 +122,13 @@ def compress(body: bytes, compression: Compression) -> bytes:
     return zlib.compress(body) if compression == "deflate" else body
 
 
-def _tls(destination: Destination) -> ssl.SSLContext | None:
+def headers_of(destination: Destination) -> Mapping[str, str]:
+    """The headers that the destination's variable names, their names in small letters."""
+    return parse_env_headers(destination.headers, liberal=True)
+
+
+def tls(destination: Destination) -> ssl.SSLContext | None:
+    """How its TLS is checked, None without TLS. Raises `ConfigurationError` for certificates that cannot be read."""
     if not destination.url.startswith("https:"):
         return None
     try:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import thread_time
+from typing import Final
 
 from opentelemetry.sdk.resources import Resource
 
@@ -13,19 +14,24 @@ from mfu_sdk.export import allowed
 from mfu_sdk.export.budget import Budget
 from mfu_sdk.export.delivery import MetricDelivery, SpanDelivery
 from mfu_sdk.export.destination import Destination
-from mfu_sdk.export.encode import Envelope, Span
+from mfu_sdk.export.encode import Common, Envelope, Layered, Span, Value
 from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource as resource_of
 from mfu_sdk.export.route import Route
 from mfu_sdk.export.sampling import Kept, Sampler
+from mfu_sdk.export.signals import UNSEEN, Observer, Signals
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.turn import give_way
-from mfu_sdk.export.windows import Window, Windows, sums
+from mfu_sdk.export.windows import Sums, Window, Windows, sums
 from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import Settings
+
+LOOK_EVERY: Final = 7
+"""One step in so many is looked at for what it costs, and stands for all of them. Steps are kept by powers of two, so
+that those looked at are neither all kept nor none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,13 @@ class DriftScores:
 
 
 @dataclass(frozen=True, slots=True)
+class PeakRatios:
+    """By dtype: what the device was measured to reach in the run, over what it reached before."""
+
+    ratios: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """The run is over: `error_type` is the class of the user's exception that ended it, if one did."""
 
@@ -86,7 +99,8 @@ class Pipeline:
     """One run's pipeline; its methods are called on the export thread only (`worker.Pipeline`).
 
     `unix_ns` is the wall clock in nanoseconds, `monotonic_s` a monotonic one in seconds. `overflowed` gives the
-    number of records that never came in because the queue was full. `resource` and `recorder` are the run's, where
+    number of records that never came in because the queue was full, `export_s` the processor time of all the run's
+    export threads in seconds. `resource` and `recorder` are the run's, where
     the caller has them. Raises `ConfigurationError` when made, for certificates that cannot be read.
     """
 
@@ -102,11 +116,16 @@ class Pipeline:
         recorder: Recorder | None = None,
     ) -> None:
         self.overflowed: Callable[[], int] = lambda: 0
+        self.export_s: Callable[[], float] = lambda: 0.0
+        self.observer: Observer | None = None
+        """Who is asked what else there is to tell of a window; set before the first record comes."""
         self._unix_ns = unix_ns
         self._resource = resource or resource_of(identity)
         gen_ai = settings.gen_ai
         if exports.aggregates_only:
-            self._resource = Resource(dict(allowed.resource(self._resource.attributes)))
+            self._resource = Resource(
+                dict(allowed.resource(self._resource.attributes, model_class=settings.provider.model_class))
+            )
             gen_ai = "off"
         self._recorder = recorder
         self._spans = Spans(identity, gen_ai)
@@ -121,7 +140,13 @@ class Pipeline:
         if exports.metrics is not None:
             route = Route("metrics", exports.metrics, unix_ns, monotonic_s)
             self._metrics = MetricDelivery(route, self._lost, exports.metric_interval_s, monotonic_s)
-        self._measured = Metrics(identity.device_id, identity.start_unix_ns, delta=exports.delta_metrics, gen_ai=gen_ai)
+        self._measured = Metrics(
+            identity.device_id,
+            identity.start_unix_ns,
+            delta=exports.delta_metrics,
+            gen_ai=gen_ai,
+            model_name=identity.model_name,
+        )
         self._windows = Windows()
         self._budget = Budget(settings.overhead_budget)
         self._totals = Totals()
@@ -131,6 +156,9 @@ class Pipeline:
         self._requests = Sampler("auto" if self._mode == "windows" else self._mode)
         self._request_count = 0
         self._unkept: tuple[StepRecord, Window] | None = None
+        # What steps have in common, and what of it may go.
+        self._common: tuple[Common | None, Common] = (None, Common({}))
+        self._step_count = 0
         self._closed = False
 
     @property
@@ -157,6 +185,8 @@ class Pipeline:
             self._drift(item)
         elif isinstance(item, DriftScores):
             self._measured.drift_scores(item.scores)
+        elif isinstance(item, PeakRatios):
+            self._measured.peak_ratios(item.ratios)
         elif isinstance(item, Configured):
             self._configured(item)
         elif isinstance(item, Calibration):
@@ -175,6 +205,9 @@ class Pipeline:
     def deliver(self, deadline_s: float | None) -> float | None:
         """Send at most one request a signal (`worker.Pipeline.deliver`)."""
         began_s = thread_time()
+        if self.observer is not None and self._windows.open:
+            with guard.shield("observing the device"):
+                self.observer.look(self._unix_ns())
         self._end(self._windows.expire(self._unix_ns()))
         waits_s: list[float | None] = []
         # Metrics go first: they are small, and their running totals stand in for every span that is lost.
@@ -183,7 +216,11 @@ class Pipeline:
             waits_s.append(
                 self._metrics.deliver(
                     lambda: self._measured.snapshot(
-                        self._resource, now_unix_ns, dropped=self.dropped, alive=not self._closed
+                        self._resource,
+                        now_unix_ns,
+                        dropped=self.dropped,
+                        alive=not self._closed,
+                        export_s=self.export_s(),
                     ),
                     lambda: self._measured.delivered(now_unix_ns),
                     deadline_s,
@@ -202,12 +239,21 @@ class Pipeline:
             guard.warn_once("export", f"{lost} spans were not delivered in time; the run's work is not affected")
 
     def retire(self) -> None:
-        """Let go of the recorder."""
+        """Let go of the connections, of the recorder and of the observer."""
+        if self.observer is not None:
+            with guard.shield("observing the device"):
+                self.observer.close()
+        for delivery in (self._traces, self._metrics):
+            if delivery is not None:
+                delivery.close()
         if self._recorder is not None:
             self._recorder.retire()
 
     def _step(self, step: StepRecord, sequence: int) -> None:
-        began_s = thread_time()
+        # Asking for the thread's time costs a system call, four of which were a seventh of what they measured.
+        self._step_count += 1
+        looks = self._step_count % LOOK_EVERY == 0
+        began_s = thread_time() if looks else 0.0
         self._measured.step(allowed.step(step) if self._aggregates_only else step)
         window, closed = self._windows.add(step)
         kept = self._steps.keep(step.index, step.start_unix_ns, step.duration_s, failed=step.error_type is not None)
@@ -216,14 +262,17 @@ class Pipeline:
             self._lost["budget"] += 1
         if self._recorder is not None:
             self._recorder.joined(sequence, window, kept)
-        counted_s = thread_time()
+        counted_s = thread_time() if looks else 0.0
         self._unkept = None if kept else (step, window)
         if kept:
             self._add([self._spans.step(step, window, kept)], essential=False)
-        told_s = thread_time()
-        self._end(closed)
-        self._budget.spend(counted_s - began_s)
-        if self._budget.step(step.duration_s, told_s - counted_s, thread_time() - told_s):
+        told_s = thread_time() if looks or closed else 0.0
+        windows_s = 0.0
+        if closed:
+            self._end(closed)
+            windows_s = thread_time() - told_s
+        self._budget.spend(LOOK_EVERY * (counted_s - began_s))
+        if self._budget.step(step.duration_s, LOOK_EVERY * (told_s - counted_s) if looks else 0.0, windows_s):
             self._say_what_is_kept()
 
     def _say_what_is_kept(self) -> None:
@@ -248,13 +297,12 @@ class Pipeline:
 
     def _drift(self, event: DriftEvent) -> None:
         key = (event.phase, event.onset_step)
-        is_new = self._drifts.pop(key, None) is None
+        self._drifts.pop(key, None)
         if event.recovered_step is None:
             self._drifts[key] = event
         elif self._mode != "off":
             self._add([self._spans.drift(event, event.recovered_unix_ns or event.found_unix_ns)], essential=True)
-        active = sum(open_event.phase == event.phase for open_event in self._drifts.values())
-        self._measured.drift(event.phase, found=is_new, active=active)
+        self._measured.drift(event)
 
     def _configured(self, known: Configured) -> None:
         more = {semconv.CONFIG_FINGERPRINT: known.fingerprint, semconv.CONFIG_INTENT: known.intent}
@@ -288,14 +336,28 @@ class Pipeline:
             if self._mode == "off":
                 continue
             if self._budget.keeps_windows:
-                self._add([self._spans.window(window, total)], essential=True, arrived=arrived)
+                span = self._spans.window(window, total, self._seen(window, total))
+                self._add([span], essential=True, arrived=arrived)
             else:
                 self._lost["budget"] += 1
+
+    def _seen(self, window: Window, total: Sums) -> Signals:
+        if self.observer is not None:
+            with guard.shield("observing a window"):
+                return self.observer.signals(window, total)
+        return UNSEEN
+
+    def _allowed(self, attributes: Mapping[str, Value]) -> Mapping[str, Value]:
+        if not isinstance(attributes, Layered):
+            return allowed.attributes(attributes)
+        if self._common[0] is not attributes.common:
+            self._common = attributes.common, Common(allowed.attributes(attributes.common.attributes))
+        return Layered(self._common[1], allowed.attributes(attributes.own))
 
     def _add(self, spans: Iterable[Span], *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
         if self._traces is not None:
             for made in spans:
                 span = made
                 if self._aggregates_only:
-                    span = made._replace(attributes=allowed.attributes(made.attributes))
+                    span = made._replace(attributes=self._allowed(made.attributes))
                 self._traces.add(span, essential=essential, arrived=arrived)

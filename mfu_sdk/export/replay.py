@@ -7,6 +7,7 @@ then what sums are made of; only then are the steps marked, so that a replay tha
 which their ids tell, and loses none.
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,9 @@ from mfu_sdk.export.flight import Entry, Flight
 from mfu_sdk.export.flight_file import FlightFile
 from mfu_sdk.export.identity import window_slot
 from mfu_sdk.export.otlp import Sender
+from mfu_sdk.export.otlp_grpc import GrpcSender
 from mfu_sdk.export.outbox import REQUEST_BYTES, REQUEST_SPANS
+from mfu_sdk.export.route import sender
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
@@ -90,9 +93,9 @@ def replay(path: Path, destination: Destination, *, sleep: Callable[[float], Non
     try:
         found = flight.read(data, str(path))
         missing = Missing.of(found)
-        sender = Sender(destination, time.time)
         requests = _requests(missing.envelope(), missing.spans())
-        lost = sum(_deliver(body, spans, sender, destination.url, sleep) for body, spans in requests)
+        with contextlib.closing(sender("traces", destination, time.time)) as to:
+            lost = sum(_deliver(body, spans, to, destination.url, sleep) for body, spans in requests)
         for entry in missing.entries:
             file.write(flight.arrived_at(entry.sequence), flight.pack_arrived(entry.sequence))
         file.remove()
@@ -241,11 +244,11 @@ def _requests(envelope: Envelope, spans: Iterable[Span]) -> Iterator[tuple[bytes
         yield b"".join(bodies), count
 
 
-def _deliver(body: bytes, spans: int, sender: Sender, url: str, sleep: Callable[[float], None]) -> int:
+def _deliver(body: bytes, spans: int, to: Sender | GrpcSender, url: str, sleep: Callable[[float], None]) -> int:
     """Send one request: how many of its spans were refused though it was taken."""
     detail = ""
     for attempt in range(TRIES):
-        outcome = sender.send(sender.compress(body))
+        outcome = to.send(to.compress(body))
         if outcome.kind == "delivered":
             return min(refused("spans", outcome.answer), spans)
         detail = outcome.detail

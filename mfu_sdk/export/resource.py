@@ -5,6 +5,7 @@ names are ours alone, because the provider joins ranks and attempts by them.
 """
 
 import os
+import re
 import socket
 import uuid
 from typing import Final
@@ -18,6 +19,8 @@ from mfu_sdk.records import RunIdentity
 
 SCOPE: Final = InstrumentationScope(semconv.SCOPE, mfu_sdk.__version__)
 """The instrumentation scope of everything that we send."""
+
+_SLICE: Final = re.compile(r" MIG \S+$")
 
 # The process's UUID, with the id of the process that drew it: a forked child draws its own.
 _instance: tuple[int, str] = (0, "")
@@ -36,9 +39,17 @@ def resource(identity: RunIdentity) -> Resource:
         semconv.DIST_LOCAL_RANK: identity.local_rank,
         semconv.DIST_WORLD_SIZE: identity.world_size,
         **{semconv.DIST_AXES[name]: axis.size for name, axis in identity.axes.items()},
+        semconv.MODEL_CLASS: identity.model_class,
+        semconv.MIG_UUID: identity.device_id if (identity.device_id or "").startswith("MIG-") else None,
+        semconv.MIG_PROFILE: identity.mig_profile,
+        semconv.TOPOLOGY_LINK: identity.link,
+        semconv.TOPOLOGY_LINK_BEST: identity.link_best,
         semconv.HOST_NAME: socket.gethostname() or None,
+        semconv.K8S_NODE_NAME: identity.node,
         semconv.HW_ID: identity.device_id,
-        semconv.HW_NAME: identity.device_name,
+        # Of a slice that of its GPU: a provider knows what a GPU is, and how much of it a slice has by its profile.
+        semconv.HW_NAME: _SLICE.sub("", identity.device_name),
+        semconv.HW_PARENT: identity.parent_id,
         semconv.HW_VENDOR: identity.device_vendor,
         semconv.DISTRO_NAME: "mfu_sdk",
         semconv.DISTRO_VERSION: mfu_sdk.__version__,
@@ -47,9 +58,14 @@ def resource(identity: RunIdentity) -> Resource:
     # What the SDK calls a service that nobody named is no name.
     if str(detected.get(semconv.SERVICE_NAME, "")).startswith("unknown_service"):
         del detected[semconv.SERVICE_NAME]
+    ours[semconv.ALLOCATION_ID] = identity.allocation_id or _text(detected.get("k8s.pod.uid"))
     known = {name: value for name, value in ours.items() if value is not None}
     own = {name: value for name, value in known.items() if name.startswith(("mfu.", "telemetry."))}
     return Resource({**known, **detected, **own})
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _instance_id() -> str:

@@ -8,9 +8,15 @@ from urllib.parse import urlsplit
 from mfu_sdk import guard
 from mfu_sdk.export.destination import Destination, Signal
 from mfu_sdk.export.otlp import Outcome, Sender
+from mfu_sdk.export.otlp_grpc import GrpcSender
 
 FIRST_BACKOFF_S: Final = 1.0
 LAST_BACKOFF_S: Final = 32.0
+
+
+def sender(signal: Signal, destination: Destination, now_unix_s: Callable[[], float]) -> Sender | GrpcSender:
+    """What speaks the destination's protocol. Raises `ConfigurationError` for certificates that cannot be read."""
+    return GrpcSender(signal, destination) if destination.protocol == "grpc" else Sender(destination, now_unix_s)
 
 
 class Route:
@@ -27,7 +33,7 @@ class Route:
         unix_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
     ) -> None:
-        self.sender = Sender(destination, lambda: unix_ns() / 1e9)
+        self.sender = sender(signal, destination, lambda: unix_ns() / 1e9)
         parts = urlsplit(destination.url)
         # Without a name and password that the URL may hold.
         self._to = f"{signal} to {parts.hostname}:{parts.port}" if parts.port else f"{signal} to {parts.hostname}"

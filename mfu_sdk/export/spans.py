@@ -11,9 +11,10 @@ from typing import Any, Final, get_args
 
 from mfu_sdk import semconv
 from mfu_sdk.export import identity
-from mfu_sdk.export.encode import Span, Value
+from mfu_sdk.export.encode import Common, Layered, Span, Value
 from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
+from mfu_sdk.export.signals import UNSEEN, Signals
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Sums, Window
 from mfu_sdk.records import DriftEvent, Peaks, Rate, RunIdentity, RunSummary, StepRecord
@@ -70,6 +71,7 @@ _STEP_FIELDS: Final[Mapping[str, str]] = {
     semconv.ACHIEVABLE_UTILIZATION: "achievable_mfu",
     semconv.DTYPE_UTILIZATION: "mfu_by_dtype",
     semconv.EXPECTED: "expected_mfu",
+    semconv.EXPECTED_FEASIBLE: "expected_feasible_mfu",
     semconv.MODEL_FLOP: "model_flops",
     semconv.HARDWARE_FLOP: "hardware_flops",
     semconv.AVAILABLE_FLOP: "available_flops",
@@ -97,11 +99,28 @@ _STEP_FIELDS: Final[Mapping[str, str]] = {
     semconv.ARITHMETIC_INTENSITY: "arithmetic_intensity",
     semconv.ERROR_TYPE: "error_type",
 }
-# Steps are the many: which type an attribute has is looked up for all of them at once.
-_STEP_DOUBLES: Final = tuple(name for name in _STEP_FIELDS if _TYPES["step"][name] is _double)
-_STEP_OTHERS: Final = tuple((name, _TYPES["step"][name]) for name in _STEP_FIELDS if name not in _STEP_DOUBLES)
+# What steps of the same work against the same peak have alike.
+_STEP_COMMON: Final = frozenset({
+    semconv.PHASE, semconv.EXPECTED, semconv.MODEL_FLOP, semconv.HARDWARE_FLOP, semconv.ATTENTION_FLOP_EXACT,
+    semconv.ATTENTION_FLOP_FULL, semconv.PEAK_FLOP_RATE, semconv.PEAK_SOURCE, semconv.PEAK_DTYPE, semconv.COUNT_SOURCE,
+    semconv.COUNT_COVERAGE, semconv.CONVENTION, semconv.TOKEN_COUNT, semconv.SAMPLE_COUNT, semconv.ARITHMETIC_INTENSITY,
+})  # fmt: skip
+# What only steps of inference tell.
+_STEP_LOAD: Final = frozenset({
+    semconv.REQUEST_COUNT, semconv.REQUEST_FAILED, semconv.REQUEST_TIME, semconv.REQUEST_RUNNING,
+    semconv.BATCH_FEASIBLE, semconv.QUEUE_WAITING, semconv.KV_CACHE_FREE_RATIO, semconv.LATENCY_TARGET,
+})  # fmt: skip
+# Steps are the many: what is to be done with an attribute is looked up for all of them at once.
+_STEP_OWN: Final = tuple(name for name in _STEP_FIELDS if name not in _STEP_COMMON | _STEP_LOAD)
+_STEP_DOUBLES: Final = tuple(name for name in _STEP_OWN if _TYPES["step"][name] is _double)
+_STEP_OTHERS: Final = tuple((name, _TYPES["step"][name]) for name in _STEP_OWN if name not in _STEP_DOUBLES)
+_STEP_LOADS: Final = tuple(name for name in _STEP_FIELDS if name in _STEP_LOAD)
+_NO_LOAD: Final = (None,) * len(_STEP_LOADS)
+_STEP_ALIKE: Final = tuple(name for name in _STEP_FIELDS if name in _STEP_COMMON)
 _doubles_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_DOUBLES])
 _others_of: Final = attrgetter(*[_STEP_FIELDS[name] for name, _ in _STEP_OTHERS])
+_load_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_LOADS])
+_alike_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_ALIKE])
 
 
 class Spans:
@@ -114,6 +133,8 @@ class Spans:
         self._run = self._ids.run_trace(), self._ids.run_span()
         # The window of the last step, its trace and its span: the next step is most often its child too.
         self._last: tuple[Window, int, int] | None = None
+        # What the last step had in common with others, and of which values that is made.
+        self._common: tuple[tuple[object, ...], Common] | None = None
 
     def step(self, step: StepRecord, window: Window, kept: Kept) -> Span:
         """The span of one step, a child of its window's.
@@ -132,12 +153,13 @@ class Spans:
             window_id,
             step.start_unix_ns,
             step.start_unix_ns + round(step.duration_s * 1e9),
-            failed=step.error_type is not None,
-            attributes=self._step_attributes(step, kept),
+            self._step_attributes(step, kept),
+            (),
+            step.error_type is not None,
         )
 
-    def window(self, window: Window, total: Sums) -> Span:
-        """The span of one window, linked to the run's, with its steps' sums `total` and their arrays."""
+    def window(self, window: Window, total: Sums, seen: Signals = UNSEEN) -> Span:
+        """The span of one window, linked to the run's: its steps' sums `total` and arrays, and what else was `seen`."""
         shared = window.denominator
         return Span(
             semconv.SPAN_WINDOW,
@@ -159,6 +181,7 @@ class Spans:
                     semconv.ACHIEVABLE_UTILIZATION: total.achievable_mfu,
                     semconv.DTYPE_UTILIZATION: total.mfu_by_dtype,
                     semconv.EXPECTED: total.expected_mfu,
+                    semconv.EXPECTED_FEASIBLE: total.expected_feasible_mfu,
                     semconv.MODEL_FLOP: total.model_flops,
                     semconv.HARDWARE_FLOP: total.hardware_flops,
                     semconv.AVAILABLE_FLOP: total.available_flops,
@@ -169,6 +192,16 @@ class Spans:
                     semconv.COUNT_COVERAGE: total.coverage,
                     semconv.STEP_TIME: total.time_s,
                     semconv.STEP_DATA_TIME: total.data_wait_s,
+                    semconv.STEP_COMM_TIME: seen.comm_s,
+                    semconv.STEP_SKEW_TIME: seen.skew_s,
+                    semconv.STEP_HOST_TIME: seen.host_s,
+                    semconv.COMM_BYTES: seen.comm_bytes,
+                    semconv.COMM_BUS_RATE: seen.bus_bytes_per_s,
+                    semconv.COMM_BUS_RATE_PEAK: seen.bus_peak_bytes_per_s,
+                    semconv.COMM_IDEAL_RATIO: seen.ideal_ratio,
+                    semconv.CLOCK_RATIO: seen.clock_ratio,
+                    semconv.THROTTLE_REASONS: seen.throttled,
+                    semconv.WITNESS_UTILIZATION: seen.witness,
                     semconv.STEP_DEVICE_TIME: total.device_s,
                     semconv.TOKEN_COUNT: total.tokens,
                     semconv.SAMPLE_COUNT: total.samples,
@@ -265,6 +298,7 @@ class Spans:
             values |= {
                 semconv.GEN_AI_OPERATION_NAME: self._gen_ai,
                 semconv.GEN_AI_PROVIDER_NAME: semconv.SCOPE,
+                semconv.GEN_AI_REQUEST_MODEL: self._who.model_name,
                 semconv.GEN_AI_INPUT_TOKENS: request.input_tokens,
                 semconv.GEN_AI_OUTPUT_TOKENS: request.output_tokens,
             }
@@ -367,28 +401,34 @@ class Spans:
                 ),
             )
 
+    def _step_attributes(self, step: StepRecord, kept: Kept) -> Layered:
+        alike = (*_alike_of(step), kept.reason, kept.ratio)
+        last = self._common
+        if last is None or last[0] != alike:
+            named = dict(zip((*_STEP_ALIKE, semconv.SAMPLE_REASON, semconv.SAMPLE_RATIO), alike, strict=True))
+            last = self._common = alike, Common(attributes("step", named))
+        return Layered(last[1], self._own_attributes(step))
+
     @staticmethod
-    def _step_attributes(step: StepRecord, kept: Kept) -> dict[str, Value]:
-        doubles = {
-            name: float(value)
-            for name, value in zip(_STEP_DOUBLES, _doubles_of(step), strict=True)
-            if value is not None
-        }
+    def _own_attributes(step: StepRecord) -> dict[str, Value]:
+        own: dict[str, Value] = {}
+        total = 0.0
+        for name, value in zip(_STEP_DOUBLES, _doubles_of(step), strict=True):
+            if value is not None:
+                total += value
+                own[name] = float(value)
         # One sum tells that all are finite; where it is not, it may only have grown too large.
-        if not math.isfinite(sum(doubles.values())):
-            doubles = {name: value for name, value in doubles.items() if math.isfinite(value)}
-        if not step.timed:
-            doubles.pop(semconv.AVAILABLE_FLOP, None)
-        if kept.ratio is not None:
-            doubles[semconv.SAMPLE_RATIO] = kept.ratio
-        typed: dict[str, Value] = {
-            name: found
-            for (name, as_registered), value in zip(_STEP_OTHERS, _others_of(step), strict=True)
-            if value is not None and (found := as_registered(value)) is not None
-        }
-        typed[semconv.SAMPLE_REASON] = kept.reason
-        typed.update(doubles)
-        return typed
+        if not math.isfinite(total):
+            own = {name: value for name, value in own.items() if math.isfinite(value)}  # type: ignore[arg-type]
+        if semconv.AVAILABLE_FLOP in own and not step.timed:
+            del own[semconv.AVAILABLE_FLOP]
+        for (name, as_registered), value in zip(_STEP_OTHERS, _others_of(step), strict=True):
+            if value is not None and (found := as_registered(value)) is not None:
+                own[name] = found
+        load = _load_of(step)
+        if load != _NO_LOAD:
+            own |= attributes("step", dict(zip(_STEP_LOADS, load, strict=True)))
+        return own
 
     def _of(self, window: Window) -> tuple[int, int]:
         """Its trace, and its own span."""

@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import monotonic, time_ns
 
+from opentelemetry.sdk.resources import Resource
+
 from mfu_sdk import guard
 from mfu_sdk.export import allowed, sigterm
-from mfu_sdk.export.destination import delta_metrics, destination, metric_interval_s, of_provider
+from mfu_sdk.export.destination import delta_metrics, destination, disabled, metric_interval_s, of_provider
 from mfu_sdk.export.flight import Row
-from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, Pipeline
+from mfu_sdk.export.pipeline import Calibration, Close, Configured, DriftScores, Exports, Overhead, PeakRatios, Pipeline
 from mfu_sdk.export.recorder import Recorder
 from mfu_sdk.export.resource import resource
+from mfu_sdk.export.scrape import Asked, Scraped, ScrapeServer, need_prometheus
+from mfu_sdk.export.signals import Observer
 from mfu_sdk.export.worker import Worker
 from mfu_sdk.records import DriftEvent, Peaks, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
@@ -26,9 +30,9 @@ from mfu_sdk.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One collector's pipeline and the thread that runs it."""
+    """The pipeline of one collector, or of the scrape port, and the thread that runs it."""
 
-    pipeline: Pipeline
+    pipeline: Pipeline | Scraped
     worker: Worker
 
 
@@ -56,23 +60,28 @@ class Telemetry:
         unix_ns: Callable[[], int] = time_ns,
         monotonic_s: Callable[[], float] = monotonic,
     ) -> "Telemetry | None":
-        """The way out for `identity`, or None if nothing names a collector (`destination.configured`).
+        """The way out for `identity`, or None if nothing names a collector (`destination.configured`) or a scrape port.
 
-        Loads OpenTelemetry's resource, starts no thread but the one that watches for SIGTERM (`sigterm`). `env` is the
-        process's environment unless given; the resource's variables are always the process's. Raises
-        `ConfigurationError` for an endpoint that is not a URL and for certificates that cannot be read.
+        Loads OpenTelemetry's resource, starts no thread but the one that watches for SIGTERM (`sigterm`) and the one
+        that listens on the scrape port. `env` is the process's environment unless given; the resource's variables are
+        always the process's. Raises `ConfigurationError` for an endpoint that is not a URL and for certificates that
+        cannot be read, `MissingDependencyError` without an extra that the settings need.
         """
         if not settings.enabled:
             return None
         sinks = tuple(_sinks(settings, env))
-        if not sinks:
+        scraped = settings.prometheus_port > 0 and not disabled(env)
+        if scraped:
+            need_prometheus()
+        if not sinks and not scraped:
             return None
         who = resource(identity)
         recorder = None
         if any(exports.traces is not None for exports in sinks):
-            recorder = Recorder.open(identity, allowed.resource(who.attributes), settings)
+            kept = allowed.resource(who.attributes, model_class=settings.provider.model_class)
+            recorder = Recorder.open(identity, kept, settings)
         kept_for = next((exports for exports in sinks if exports.traces is not None), None)
-        lanes = []
+        lanes: list[Lane] = []
         for exports in sinks:
             pipeline = Pipeline(
                 identity,
@@ -88,13 +97,46 @@ class Telemetry:
             pipeline.overflowed = _overflowed(worker)
             lanes.append(Lane(pipeline, worker))
         opened = cls(tuple(lanes), unix_ns, recorder)
+        if scraped:
+            lanes.append(opened._listen(identity, settings, who, monotonic_s))
+        for lane in lanes:
+            # Of both: a collector is told what telling costs the process, not what telling that one does.
+            lane.pipeline.export_s = lambda: sum(each.worker.cpu_s for each in lanes)
         with guard.shield("SIGTERM"):
             sigterm.watch(opened)
         return opened
 
+    def _listen(
+        self, identity: RunIdentity, settings: Settings, who: Resource, monotonic_s: Callable[[], float]
+    ) -> Lane:
+        """The lane of the scrape port, beside those that there are."""
+        pipeline = Scraped(identity, settings, who, self._unix_ns)
+        worker = Worker(f"prometheus-{identity.rank}", pipeline, monotonic_s)
+        pipeline.overflowed = _overflowed(worker)
+        pipeline.lost = lambda: self.dropped
+
+        def ask(scrape: Asked) -> None:
+            worker.put(scrape)
+            worker.ask()
+
+        # Ranks of a host listen side by side.
+        port = settings.prometheus_port + (identity.local_rank or 0)
+        pipeline.server = ScrapeServer.open(settings.prometheus_host, port, ask)
+        lane = Lane(pipeline, worker)
+        self._lanes = (*self._lanes, lane)
+        self._workers = (*self._workers, worker)
+        return lane
+
     def on_termination(self, close: Callable[[], object]) -> None:
         """What closes the run where SIGTERM ends the process (`sigterm`); it calls `close` in its turn."""
         self._end = close
+
+    def observe(self, make: Callable[[], Observer]) -> None:
+        """Have windows tell what an observer has seen, one for each collector; before the first record."""
+        for lane in self._lanes:
+            # A scrape has no windows.
+            if isinstance(lane.pipeline, Pipeline):
+                lane.pipeline.observer = make()
 
     def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
@@ -119,6 +161,10 @@ class Telemetry:
     def calibration(self, peaks: Peaks, start_unix_ns: int, end_unix_ns: int) -> None:
         """Report a measurement of the device's peak. A peak from a cache is no measurement."""
         self._put(Calibration(peaks, start_unix_ns, end_unix_ns))
+
+    def peak_ratios(self, ratios: Mapping[str, float]) -> None:
+        """Report by dtype what the device was measured to reach in the run, over what it reached before."""
+        self._put(PeakRatios(ratios))
 
     def configured(self, fingerprint: str, intent: str) -> None:
         """From here on the resource says by which hashes the run's configuration is known."""

@@ -94,7 +94,8 @@ class Sums:
     sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
     long as the peaks stand still, and `batch_running` is a mean over time. So are what a server tells of its load and
-    `requests_running`, over the steps that have them. `coverage` is the least of any step.
+    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs.
+    `coverage` is the least of any step.
     """
 
     steps: int
@@ -129,6 +130,7 @@ class Sums:
     queue_waiting: float | None = None
     kv_cache_free_ratio: float | None = None
     latency_target_s: float | None = None
+    expected_feasible_mfu: float | None = None
 
     @property
     def unknown(self) -> int:
@@ -185,6 +187,9 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
         queue_waiting=_mean_of_known(_column(timed, "queue_waiting"), time_s),
         kv_cache_free_ratio=_mean_of_known(_column(timed, "kv_cache_free_ratio"), time_s),
         latency_target_s=_mean_of_known(_column(timed, "latency_target_s"), time_s),
+        expected_feasible_mfu=_mean_of_known(
+            _column(counted, "expected_feasible_mfu"), list(map(mul, _column(counted, "peak_flops_per_s"), counted_s))
+        ),
     )
 
 
@@ -216,6 +221,11 @@ class Windows:
             window = self._open[slot, denominator] = Window(slot, denominator)
         self._last = window
         return window, closed
+
+    @property
+    def open(self) -> bool:
+        """Whether there is any."""
+        return bool(self._open)
 
     def expire(self, now_unix_ns: int) -> list[Window]:
         """Close the windows whose 30 s and grace are over."""
@@ -271,12 +281,12 @@ def _mean(column: _Column, durations_s: _Column) -> float | None:
     return ratio(_real(map(mul, column, durations_s)), _real(durations_s))
 
 
-def _mean_of_known(column: _Column, durations_s: _Column) -> float | None:
+def _mean_of_known(column: _Column, weights: _Column) -> float | None:
     # A load is a sample, taken once a second: a step without one says nothing against those that have it.
     if column.count(None) == len(column):
         return None
-    known = [pair for pair in zip(column, durations_s, strict=True) if pair[0] is not None]
-    return _mean([value for value, _ in known], [duration_s for _, duration_s in known])
+    known = [pair for pair in zip(column, weights, strict=True) if pair[0] is not None]
+    return _mean([value for value, _ in known], [weight for _, weight in known])
 
 
 def _bytes_moved(hardware_flops: _Column, intensity: _Column) -> float | None:

@@ -19,6 +19,9 @@ def varint(value: int) -> bytes:
     """`value`, which is below 2^64; a negative one, above -2^63, as its two's complement in 64 bits."""
     if 0 <= value < 0x80:
         return _SMALL[value]
+    if 0 <= value < 0x4000:
+        # Most lengths and indices: without the loop.
+        return bytes((value & 0x7F | 0x80, value >> 7))
     value &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while value > 0x7F:

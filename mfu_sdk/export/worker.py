@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 # By their names: a test of the user's may put a clock that stands still into the module.
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Final, Protocol
 
 from opentelemetry import context
@@ -65,10 +65,17 @@ class Pipeline(Protocol):
 class Worker:
     """Runs a pipeline. `put`, `close` and `flush` may be called from any thread and never raise."""
 
-    def __init__(self, name: str, pipeline: Pipeline, monotonic_s: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        pipeline: Pipeline,
+        monotonic_s: Callable[[], float] = monotonic,
+        thread_s: Callable[[], float] = thread_time,
+    ) -> None:
         self._name = name
         self._pipeline = pipeline
         self._monotonic_s = monotonic_s
+        self._thread_s = thread_s
         self._queue: deque[object] = deque()
         self._pid = os.getpid()
         # One flag for all that makes `put` a no-op: closed, or in a forked child. It is all that a step has to read.
@@ -83,6 +90,8 @@ class Worker:
         self._complete = False
         self._deadline_s: float | None = None
         self.overflowed = 0
+        self.cpu_s = 0.0
+        """Processor time of the thread in seconds, as of its last look at what there is to send."""
         _hook_process()
 
     def put(self, item: object) -> None:
@@ -144,6 +153,8 @@ class Worker:
         # First of all: in a forked child not even a lock may be taken, its holder may not exist there.
         if self._inert() or self._thread is None:
             self.disown()
+            if not self._inert():
+                self._pipeline.retire()
             return True
         self.hurry(self._monotonic_s() + timeout_s)
         self._thread.join(timeout_s)
@@ -208,6 +219,7 @@ class Worker:
             if seen > begun and due <= 0:
                 self._pipeline.flush()
                 begun = seen
+            self.cpu_s = self._thread_s()
             wait_s = self._pipeline.deliver(self._deadline_s)
             if wait_s is None and self._served < begun:
                 with self._changed:

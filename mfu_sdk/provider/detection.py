@@ -232,7 +232,12 @@ class Detection:
             self._until_unix_ns = max(end, self._until_unix_ns or 0)
         for key in list(self._runs)[:-MOST_RUNS]:
             del self._runs[key]
-        return {key: (row, following.events) for key, (row, following) in self._runs.items()}
+        return self.found
+
+    @property
+    def found(self) -> dict[Rank, Found]:
+        """What earlier looks found of each run: its latest window's row, without arrays, and its events."""
+        return {key: (row, following.events) for key, (row, following) in list(self._runs.items())}
 
     def _parts(self, since_unix_ns: int, until_unix_ns: int) -> Iterator[tuple[int, int]]:
         """[since, until) in parts of so many windows that they fit into memory."""

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, get_args
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider import causes
 from mfu_sdk.provider.books import Holdings
-from mfu_sdk.provider.causes import Drift, Evidence, Finding, Unit
+from mfu_sdk.provider.causes import Evidence, Finding
 from mfu_sdk.provider.detection import Detection
 from mfu_sdk.provider.rollup import Range, Usage
 from mfu_sdk.provider.store import Row, Store
@@ -73,7 +73,7 @@ class Findings:
             for day in due:
                 start = _start_ns(day)
                 whole = Range(start, min(start + _DAY_NS, now_unix_ns))
-                judged = judge(self._store, whole, holdings, self._drifts(whole))
+                judged = judge(self._store, whole, holdings, self.look(whole))
                 rows = [_columns(each, now_unix_ns) for each in judged.findings]
                 self._store.insert("mfu_findings", rows)
                 # Last: until it is there, the day's earlier judgement holds.
@@ -102,32 +102,29 @@ class Findings:
         self._store.insert("mfu_finding_states", [row])
         return decided(self._store, [found.finding])[0]
 
-    def _drifts(self, span: Range) -> dict[Unit, tuple[Drift, ...]]:
-        since = max(0, span.since_unix_ns - LOOK_BACK_NS)
-        found: dict[Unit, tuple[Drift, ...]] = {}
-        for row, events in self._detection.look(since, span.until_unix_ns).values():
-            if drifts := tuple(_drift(event, span) for event in events if _lies_in(event, span)):
-                unit = Unit(
-                    row["tenant"], row["workload"] or None, row["family"] or None, row["gpu_type"] or None,
-                    None if row["world_size"] < 0 else row["world_size"], row["intent"] or None,
-                    row["fingerprint"] or None, row["phase"] or None,
-                )  # fmt: skip
-                found[unit] = found.get(unit, ()) + drifts
-        return found
+    def drifts(self, span: Range) -> list[Row]:
+        """Excursions in `span` that were found so far where tenants' processes do not look, as sql/read/drifts.sql."""
+        found = self._detection.found.values()
+        return [_excursion(row, event, span) for row, events in found for event in events if _lies_in(event, span)]
+
+    def look(self, span: Range) -> list[Row]:
+        """Look for excursions up to the end of `span`; those in it, as `drifts`."""
+        self._detection.look(max(0, span.since_unix_ns - LOOK_BACK_NS), span.until_unix_ns)
+        return self.drifts(span)
 
 
 def judge(
     store: Store,
     span: Range,
     holdings: Holdings | None = None,
-    drifts: Mapping[Unit, tuple[Drift, ...]] | None = None,
+    drifts: Sequence[Row] = (),
     usages: Sequence[Usage] | None = None,
 ) -> Judged:
     """The findings of all tenants over `span`, with what is known of their workloads; `usages` as in `evidence`."""
     evidence = tuple(causes.evidence(store, span, holdings, drifts, usages))
-    left_out = {}
+    left_out: dict[str, str] = {}
     if holdings is None:
-        left_out = dict.fromkeys(("mig_fragmentation", "idle_allocation"), "no inventory")
+        left_out |= {"mig_fragmentation": "no inventory", "idle_allocation": "no inventory"}
     return Judged(evidence, causes.judge(evidence), left_out)
 
 
@@ -212,8 +209,16 @@ def _lies_in(event: DriftEvent, span: Range) -> bool:
     return event.kind == "drop" and event.onset_unix_ns < span.until_unix_ns and end > span.since_unix_ns
 
 
-def _drift(event: DriftEvent, span: Range) -> Drift:
-    end = span.until_unix_ns if event.recovered_unix_ns is None else event.recovered_unix_ns
-    lay = min(end, span.until_unix_ns) - max(event.onset_unix_ns, span.since_unix_ns)
-    share = lay / (span.until_unix_ns - span.since_unix_ns)
-    return Drift(event.cause, event.change, event.onset_step, share, event.fingerprint_diff)
+def _excursion(row: Row, event: DriftEvent, span: Range) -> Row:
+    """An event of the run of `row`, as sql/read/drifts.sql tells those of tenants' own processes."""
+    return {
+        **row,
+        "phase": event.phase,
+        "kind": event.kind,
+        "cause": event.cause,
+        "change": event.change,
+        "onset_step": event.onset_step,
+        "onset_unix_ns": event.onset_unix_ns,
+        "end_unix_ns": event.recovered_unix_ns or span.until_unix_ns,
+        "diff": event.fingerprint_diff,
+    }

@@ -6,6 +6,7 @@ ratio is ever averaged. Which rows count, and with what weight, is decided in sq
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Final, TypeVar
 
 from mfu_sdk.provider.store import Parameter, Row, Store
@@ -89,9 +90,7 @@ class Sums:
     latency_target_s: float | None = None
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            **{field.name: _plus(getattr(self, field.name), getattr(other, field.name)) for field in fields(Sums)}
-        )
+        return total((self, other))
 
     @property
     def mfu(self) -> float | None:
@@ -172,6 +171,16 @@ class Sums:
     def latency_target(self) -> float | None:
         """Mean over time: seconds per output token that are promised."""
         return ratio(self.latency_target_weighted, self.latency_target_s)
+
+
+_NAMES: Final = tuple(field.name for field in fields(Sums))
+_values: Final[Callable[[Sums], tuple[float | None, ...]]] = attrgetter(*_NAMES)
+
+
+def total(parts: Iterable[Sums]) -> Sums:
+    """All of `parts` as one; by column, because a fleet has thousands of parts of fifty columns."""
+    known = (tuple(value for value in column if value is not None) for column in zip(*map(_values, parts), strict=True))
+    return Sums(*(sum(column) if column else None for column in known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +281,7 @@ def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
             host=row["host"] or None,
             device=row["device"],
             run_ids=tuple(sorted(run_id for run_id in row["run_ids"] if run_id)),
-            sums=_sums(row),
+            sums=sums_of(row),
             phase=row["phase"] or None,
             intent=row["intent"] or None,
             fingerprint=row["fingerprint"] or None,
@@ -282,7 +291,7 @@ def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
             parent=row["parent"] or None,
             allocation_id=row["allocation_id"] or None,
         )
-        for row in store.read("levels", **_scope(span, tenant))
+        for row in store.read("levels", **scope(span, tenant))
     )
 
 
@@ -290,7 +299,7 @@ def level(parts: Iterable[Usage]) -> Level:
     """All of `parts` as one."""
     parts = tuple(parts)
     return Level(
-        sum((part.sums for part in parts), Sums()),
+        total(part.sums for part in parts),
         len({part.device for part in parts}),
         tuple(sorted({run_id for part in parts for run_id in part.run_ids})),
     )
@@ -307,8 +316,8 @@ def by(parts: Iterable[Usage], key: Callable[[Usage], K]) -> dict[K, Level]:
 def moments(store: Store, span: Range, tenant: str | None, bucket_s: int) -> tuple[Moment, ...]:
     """Sums by job in buckets of `bucket_s` seconds, a multiple of the roll-up's 300."""
     return tuple(
-        Moment(row["bucket_unix_s"], _job(row), _sums(row))
-        for row in store.read("trend", **_scope(span, tenant), bucket_s=bucket_s)
+        Moment(row["bucket_unix_s"], _job(row), sums_of(row))
+        for row in store.read("trend", **scope(span, tenant), bucket_s=bucket_s)
     )
 
 
@@ -318,7 +327,7 @@ def qualities(store: Store, span: Range, tenant: str | None) -> dict[Job, Qualit
         _job(row): Quality(
             row["coverage"], tuple(row["peak_dtypes"]), tuple(row["peak_sources"]), tuple(row["conventions"])
         )
-        for row in store.read("quality", **_scope(span, tenant))
+        for row in store.read("quality", **scope(span, tenant))
     }
 
 
@@ -326,7 +335,7 @@ def uncounted(store: Store, span: Range, tenant: str | None) -> dict[tuple[str, 
     """Operators without a formula by (tenant, workload), as the runs that overlap `span` reported at their end."""
     return {
         (row["tenant"], row["workload"] or None): tuple(row["operators"])
-        for row in store.read("uncounted", **_scope(span, tenant))
+        for row in store.read("uncounted", **scope(span, tenant))
         if row["operators"]
     }
 
@@ -343,7 +352,7 @@ def requests(store: Store, span: Range, tenant: str | None) -> tuple[Requests, .
             row["tokens"],
             bool(row["sampled"]),
         )
-        for row in store.read("inference", **_scope(span, tenant))
+        for row in store.read("inference", **scope(span, tenant))
     )
 
 
@@ -352,17 +361,12 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
 
-def _plus(left: float | None, right: float | None) -> float | None:
-    if left is None or right is None:
-        return left if right is None else right
-    return left + right
-
-
 def _said(world_size: int) -> int | None:
     return None if world_size == _UNSAID else world_size
 
 
-def _scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+def scope(span: Range, tenant: str | None) -> dict[str, Parameter]:
+    """The parameters of every query: a range, and one tenant or everyone."""
     return {
         "since": span.since_unix_ns,
         "until": span.until_unix_ns,
@@ -386,22 +390,14 @@ _COLUMNS: Final = {
     "batch_device_s": "batch_time_s",
 }
 _PARTS: Final = tuple(
-    (field.name, field.name.removesuffix("_known_s") + "_s")
-    for field in fields(Sums)
-    if field.name.endswith("_known_s")
-) + tuple(
-    (field.name.removesuffix("_weighted") + "_s", field.name)
-    for field in fields(Sums)
-    if field.name.endswith("_weighted")
-)
+    (name, name.removesuffix("_known_s") + "_s") for name in _NAMES if name.endswith("_known_s")
+) + tuple((name.removesuffix("_weighted") + "_s", name) for name in _NAMES if name.endswith("_weighted"))
 """Seconds in which a part is known, and the part: a table holds zero for both where nobody knew it."""
 
 
-def _sums(row: Row) -> Sums:
-    # Not every query asks for every sum.
-    values: dict[str, float | None] = {
-        field.name: row.get(_COLUMNS.get(field.name, field.name)) for field in fields(Sums)
-    }
+def sums_of(row: Row) -> Sums:
+    """The sums of a query's row; what it did not ask for is None."""
+    values: dict[str, float | None] = {name: row.get(_COLUMNS.get(name, name)) for name in _NAMES}
     for known_s, part in _PARTS:
         if not values[known_s]:
             values[known_s] = values[part] = None

@@ -9,60 +9,66 @@ import json
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mfu_sdk.errors import ConfigurationError, PortInUseError, StoreError
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, findings, receive, report
+from mfu_sdk.provider import baseline, findings, pages, receive, report
+from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.books import Books, Holdings, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.pages.routes import HEADERS, Reader
+from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
+from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.schema import Retention
 from mfu_sdk.provider.store import Store
 
-Address = tuple[str, int]
+if TYPE_CHECKING:
+    from mfu_sdk.provider.receive.grpc import GrpcServer
 
-RANGES: Final = ("1h", "24h", "7d", "30d")
-"""The ranges that the page links to."""
+Address = tuple[str, int]
+Tls = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 _GRACE_S: Final = 5
 _MOST_BYTES: Final = 16_384
-# The page has neither scripts nor anything from elsewhere, and says so.
-_PAGE_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server listens: OTLP on `http`, page and JSON on `web`; (host, port), the port as bound."""
+    """Where a server listens: OTLP on `http` and `grpc`, page and JSON on `web`; (host, port), the port as bound."""
 
     http: Address
     web: Address
+    grpc: Address | None = None
+    tls: bool = False
 
 
 class Server:
     """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
 
     `prices` and `inventory` are the provider's books, files or directories, read again when they change.
+    `retention` says for how long rows are kept, from now on; the store's own word holds where it is None. `grpc` None:
+    no gRPC. `tls` is a certificate's file and its key's, for every address. `now_unix_ns` is the clock that ranges and
+    the times of spans are held against, `clock` the one of rates, in seconds.
+
     Raises `ConfigurationError` for an address beyond loopback without `tokens`, or for a bad tokens file or book,
     `PortInUseError` for an address that is taken, and `StoreError` for a store that cannot be opened.
-    `now_unix_ns` is the clock that ranges and the times of spans are held against.
     """
 
     def __init__(
@@ -71,28 +77,47 @@ class Server:
         *,
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
+        grpc: Address | None = None,
         tokens: str | os.PathLike[str] | None = None,
         prices: Sequence[str | os.PathLike[str]] = (),
         inventory: Sequence[str | os.PathLike[str]] = (),
+        retention: Retention | None = None,
+        tls: Tls | None = None,
+        limits: Limits | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        for host, _ in (http, web):
+        addresses = [http, web] if grpc is None else [http, web, grpc]
+        for host, _ in addresses:
             if tokens is None and not is_loopback(host):
                 raise ConfigurationError(
                     f"{host}: without a tokens file only loopback is served; give --tokens FILE or listen on 127.0.0.1"
                 )
         credentials = Credentials(None if tokens is None else Path(tokens), lambda: now_unix_ns() / 1e9)
         books = Books(map(Path, prices), map(Path, inventory))
+        pem = None if tls is None else _pem(tls)
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
-            self._store = Store(data_dir)
+            self._store = undo.enter_context(Store(data_dir))
+            if retention is not None:
+                self._store.retain(retention)
+            self._intake = receive.Intake(self._store, credentials, limits or Limits(), now_unix_ns, clock)
+            undo.callback(self._intake.close)
+            self._grpc = None if grpc is None else _grpc(self._intake, grpc, pem)
             undo.pop_all()
+        self.grpc_address = None if self._grpc is None else self._grpc.address
+        self._artist = Artist()
         routes = [
-            receive.routes(self._store, credentials, now_unix_ns),
-            _web_routes(self._store, credentials, books, now_unix_ns),
+            receive.routes(self._intake),
+            _web_routes(self._store, self._intake, self._artist, credentials, books, now_unix_ns),
         ]
-        self._servers = [_server(Starlette(routes=found), loopback_only=tokens is None) for found in routes]
+        apps: list[ASGIApp] = [
+            Starlette(routes=routes[0]),
+            GZipMiddleware(Starlette(routes=routes[1]), minimum_size=1024),
+        ]
+        self._tls = tls
+        self._servers = [_server(app, tls, loopback_only=tokens is None) for app in apps]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
 
@@ -119,6 +144,10 @@ class Server:
         """Give up sockets and store, for a server that never served; a second call does nothing."""
         for bound in self._sockets:
             bound.close()
+        self._artist.close()
+        if self._grpc is not None:
+            self._grpc.stop(0.0)
+        self._intake.close()
         self._store.close()
 
     async def _serve(self, on_ready: Callable[[Addresses], None] | None) -> None:
@@ -130,6 +159,8 @@ class Server:
                 asyncio.create_task(server.serve(sockets=[bound]))
                 for server, bound in zip(self._servers, self._sockets, strict=True)
             ]
+            if self._grpc is not None:
+                self._grpc.start(self._loop)
             try:
                 while not all(server.started for server in self._servers):
                     if any(task.done() for task in tasks):
@@ -137,10 +168,13 @@ class Server:
                     await asyncio.sleep(0.01)
                 else:
                     if on_ready is not None:
-                        on_ready(Addresses(self.http_address, self.web_address))
+                        tls = self._tls is not None
+                        on_ready(Addresses(self.http_address, self.web_address, self.grpc_address, tls))
                 await asyncio.gather(*tasks)
             finally:
                 self._ask_to_exit()
+                if self._grpc is not None:
+                    await asyncio.to_thread(self._grpc.stop, _GRACE_S)
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ask_to_exit(self) -> None:
@@ -154,13 +188,19 @@ def serve(
     *,
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
+    grpc: Address | None = None,
     tokens: str | os.PathLike[str] | None = None,
     prices: Sequence[str | os.PathLike[str]] = (),
     inventory: Sequence[str | os.PathLike[str]] = (),
+    tls: Tls | None = None,
+    limits: Limits | None = None,
     on_ready: Callable[[Addresses], None] | None = None,
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
-    server = Server(data_dir, http=http, web=web, tokens=tokens, prices=prices, inventory=inventory)
+    server = Server(
+        data_dir, http=http, web=web, grpc=grpc, tokens=tokens, prices=prices, inventory=inventory, tls=tls,
+        limits=limits,
+    )  # fmt: skip
     server.serve_until_stopped(on_ready)
 
 
@@ -186,7 +226,30 @@ def _address(bound: socket.socket) -> Address:
     return host, port
 
 
-def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
+def _pem(tls: Tls) -> tuple[bytes, bytes]:
+    """Key and chain of certificates, looked at now, so that a slip does not wait for the first request."""
+    certificate, key = tls
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        return Path(key).read_bytes(), Path(certificate).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{certificate}, {key}: no certificate and its key ({error}); give both as PEM, the key without a password"
+        ) from error
+
+
+def _grpc(intake: receive.Intake, address: Address, pem: tuple[bytes, bytes] | None) -> "GrpcServer":
+    try:
+        from mfu_sdk.provider.receive.grpc import GrpcServer
+    except ImportError as error:
+        raise MissingDependencyError(
+            "grpcio: OTLP over gRPC needs it; install it with: pip install 'mfu-sdk[provider]'"
+        ) from error
+    return GrpcServer(intake, address, pem)
+
+
+def _server(app: ASGIApp, tls: Tls | None, *, loopback_only: bool) -> uvicorn.Server:
+    certificate, key = (None, None) if tls is None else tls
     config = uvicorn.Config(
         _LoopbackNames(app) if loopback_only else app,
         log_config=None,
@@ -196,6 +259,8 @@ def _server(app: ASGIApp, *, loopback_only: bool) -> uvicorn.Server:
         # Who a client is must not be read from a header that the client writes.
         proxy_headers=False,
         server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=None if key is None else os.fspath(key),
         timeout_graceful_shutdown=_GRACE_S,
     )
     return _Quiet(config)
@@ -249,24 +314,50 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_ns: Callable[[], int]) -> list[Route]:
+def _web_routes(
+    store: Store,
+    intake: receive.Intake,
+    artist: Artist,
+    credentials: Credentials,
+    books: Books,
+    now_unix_ns: Callable[[], int],
+) -> list[Route]:
     kept = findings.Findings(store)
 
     def holdings() -> Holdings | None:
         inventory = books.current().inventory
         return None if inventory is None else Holdings(inventory)
 
-    def seen(request: Request) -> Snapshot | None:
-        """The books, for whom the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
-        identity = _identity(request, credentials)
-        whole = identity.operator or credentials.path is None
-        return books.current() if whole and not request.query_params.get("tenant") else None
+    def whole(identity: Identity) -> bool:
+        """Whether the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
+        return identity.operator or credentials.path is None
 
-    def asked(request: Request) -> tuple[Report, str | None]:
+    def seen(request: Request) -> Snapshot | None:
+        """The books, for whom the whole fleet is theirs to see."""
+        is_whole = whole(_identity(request, credentials)) and not request.query_params.get("tenant")
+        return books.current() if is_whole else None
+
+    def reader(request: Request) -> Reader:
+        identity = _identity(request, credentials)
+        asked = _tenant(identity, request.query_params.get("tenant"))
+        # An operator may read everything; the tenant that one asks for is a filter.
+        return Reader(identity.name, None if identity.operator else asked, identity.operator, whole(identity))
+
+    def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
+        held = books.current() if is_whole else None
+        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type)
+
+    def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
+        kept.judge(span, holdings(), now_unix_ns())
+        return kept.kept(span, tenant)
+
+    def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return report.build(store, span, tenant, seen(request), holdings()), query.get("tenant")
+        gpu_type = query.get("gpu_type") or None
+        built = report.build(store, span, tenant, seen(request), holdings(), kept.drifts(span), gpu_type=gpu_type)
+        return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def focus(request: Request) -> Response:
         query = request.query_params
@@ -274,15 +365,7 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
         if held is None:
             raise _RefusedError(403, "the money of the whole fleet is for operators; ask with an operator's token")
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        return Response(report.focus(store, span, held), media_type="text/csv", headers=_PAGE_HEADERS)
-
-    def page(request: Request) -> Response:
-        built, tenant = asked(request)
-        return HTMLResponse(report.render_html(built, RANGES, tenant), headers=_PAGE_HEADERS)
-
-    def api(request: Request) -> Response:
-        built, _ = asked(request)
-        return Response(report.to_json(built), media_type="application/json", headers=_PAGE_HEADERS)
+        return Response(report.focus(store, span, held), media_type="text/csv", headers=HEADERS)
 
     def baselines(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
@@ -291,15 +374,14 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
         fingerprint = query.get("fingerprint")
         runs = baseline.reached(store, fingerprint, span, tenant)
         text = baseline.to_json(fingerprint or "", runs)
-        return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+        return Response(text, media_type="application/json", headers=HEADERS)
 
     def found(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
         query = request.query_params
         span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
-        kept.judge(span, holdings(), now_unix_ns())
-        text = findings.to_json(kept.kept(span, tenant))
-        return Response(text, media_type="application/json", headers=_PAGE_HEADERS)
+        text = findings.to_json(findings_of(span, tenant))
+        return Response(text, media_type="application/json", headers=HEADERS)
 
     async def decide(request: Request) -> Response:
         # A page elsewhere cannot make a browser send this type without asking first.
@@ -326,19 +408,24 @@ def _web_routes(store: Store, credentials: Credentials, books: Books, now_unix_n
             now = kept.decide(request.path_params["finding_id"], state, identity.name, note, now_unix_ns())
         except KeyError:
             raise _RefusedError(404, "no such finding; GET /api/findings tells their ids") from None
-        return Response(findings.one_to_json(now), media_type="application/json", headers=_PAGE_HEADERS)
+        return Response(findings.one_to_json(now), media_type="application/json", headers=HEADERS)
+
+    def received(request: Request) -> Response:
+        tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
+        return JSONResponse(intake.counts(tenant), headers=HEADERS)
 
     def healthz(_: Request) -> Response:
         store.query("SELECT 1")
         return PlainTextResponse("ok\n")
 
     return [
-        Route("/", _answering(page)),
+        *pages.routes(store, build, artist, findings_of, reader, _answering, now_unix_ns),
         Route("/api/report", _answering(api)),
         Route("/api/focus", _answering(focus)),
         Route("/api/baseline", _answering(baselines)),
         Route("/api/findings", _answering(found)),
         Route("/api/findings/{finding_id}/state", decide, methods=["POST"]),
+        Route("/api/received", _answering(received)),
         Route("/healthz", _answering(healthz)),
     ]
 
@@ -365,7 +452,7 @@ def _identity(request: Request, credentials: Credentials) -> Identity:
     if identity is None:
         raise _RefusedError(401, "no known token: send `Authorization: Bearer TOKEN`, or TOKEN as the password")
     if identity.provider:
-        raise _RefusedError(403, "a token of `providers` sends and reads nothing; ask with an operator's")
+        raise _RefusedError(403, "a token of `providers` sends, and reads nothing; ask with an operator's")
     return identity
 
 

@@ -9,31 +9,32 @@ which their numbers of spans differ, and such a day is summed again from its spa
 import fcntl
 import json
 import os
-import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal
 
 from mfu_sdk.errors import MissingDependencyError, StoreError
+from mfu_sdk.provider import schema
+from mfu_sdk.provider.schema import Retention
 
-Parameter = str | int | float | None | Sequence[str]
+Parameter = str | int | float | None | Sequence[str] | Sequence[int]
 Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
     "heard", "windows", "window_counts", "findings", "finding_states", "judged_days",
+    "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
+    "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
     "gpus", "gpu_errors", "failures", "watched", "witnessed",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]
 """Tables that `Store.insert` writes."""
 
-_SQL: Final = resources.files("mfu_sdk.provider") / "sql"
-_MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
 # Spans of one request may start on as many days as the receiver lets through, and each day is a partition.
 _SETTINGS: Final = {
     "session_timezone": "'UTC'",
@@ -118,6 +119,7 @@ class Store:
         self._lock_file = _own(self.path)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
+        self._sessions: list[Any] = []
         try:
             self._writer = _session(self.path / _ENGINE)
             try:
@@ -139,15 +141,10 @@ class Store:
         unique = {(row.trace_id, row.span_id): row for row in rows}
         if not unique:
             return 0
-        with self._write_lock:
+        with self.writing():
             for key in self._known(tenant, unique.values()):
                 unique.pop(key, None)
-            try:
-                self._insert("otel_traces", (_span_columns(row) for row in unique.values()))
-            except StoreError:
-                # The spans may be in while their sums are not, and a retry would then find them known.
-                self._reconcile()
-                raise
+            self._insert("otel_traces", (_span_columns(row) for row in unique.values()))
         return len(unique)
 
     def insert_points(self, rows: Iterable[PointRow]) -> None:
@@ -164,22 +161,51 @@ class Store:
         with self._write_lock:
             self._insert(table, rows)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The writer's lock, for whoever adds spans through a session of their own."""
+        with self._write_lock:
+            try:
+                yield
+            except StoreError:
+                # The spans may be in while their sums are not, and a retry would then find them known.
+                self._reconcile()
+                raise
+
+    def open_session(self) -> "Session":
+        """Another session with the engine, which ends with the store; each serves one thread at a time."""
+        opened = _session(self.path / _ENGINE)
+        self._sessions.append(opened)
+        return Session(opened)
+
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
-        return self.query((_SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
+        return self.query((schema.SQL / "read" / f"{reading}.sql").read_text("utf-8"), **parameters)
 
     def query(self, sql: str, **parameters: Parameter) -> list[Row]:
         """The rows of any read-only SQL with ``{name:Type}`` parameters. Raises `StoreError`."""
         with self._read_lock:
             return _run(self._reader, sql, parameters)
 
+    def retain(self, retention: Retention) -> None:
+        """Keep rows for as long as `retention` says from now on; the engine drops older ones in its own time."""
+        engines = {
+            row["name"]: row["engine_full"]
+            for row in self.query("SELECT name, engine_full FROM system.tables WHERE database = 'otel'")
+        }
+        with self._write_lock:
+            for table, expression in schema.time_to_live(retention).items():
+                # Saying it again would have the engine look through every part again.
+                if f"TTL {expression} " not in engines[table] + " ":
+                    _run(self._writer, f"ALTER TABLE otel.{table} MODIFY TTL {expression}", {})
+
     def close(self) -> None:
         """Close the files and give up the directory; a second call does nothing."""
         if self._lock_file.closed:
             return
         with self._write_lock, self._read_lock:
-            self._reader.close()
-            self._writer.close()
+            for session in (*self._sessions, self._reader, self._writer):
+                session.close()
             self._lock_file.close()
 
     def __enter__(self) -> "Store":
@@ -230,16 +256,15 @@ class Store:
         )
         rows = _run(self._writer, "SELECT max(version) AS version FROM otel.mfu_migrations", {})
         applied = int(rows[0]["version"])
-        ours = sorted(entry.name for entry in _SQL.iterdir() if _MIGRATION.fullmatch(entry.name))
+        ours = schema.migrations()
         newest = int(ours[-1][:4])
         if applied > newest:
             raise StoreError(
                 f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {newest}); upgrade it"
             )
         for name in (name for name in ours if int(name[:4]) > applied):
-            for statement in re.split(r";[ \t]*\n", (_SQL / name).read_text("utf-8")):
-                if statement.strip():
-                    _run(self._writer, statement, {})
+            for statement in schema.statements(name):
+                _run(self._writer, statement, {})
             _run(
                 self._writer,
                 "INSERT INTO otel.mfu_migrations SELECT {version:UInt32}, {name:String}, now()",
@@ -247,35 +272,59 @@ class Store:
             )
 
     def _reconcile(self) -> None:
-        """Sum again the days of which spans, five minutes and hours tell different numbers of spans."""
+        """Sum again the days of which spans, five minutes and hours tell different numbers of spans.
+
+        A day whose spans are gone, or are going since its time is up, keeps the sums that it has.
+        """
         days = _run(
             self._writer,
-            "SELECT day, sum(fives - spans) AS fives_off, sum(hours - spans) AS hours_off FROM ("
-            " SELECT toDate(Timestamp, 'UTC') AS day, count() AS spans, toUInt64(0) AS fives, toUInt64(0) AS hours"
-            " FROM otel.otel_traces WHERE SpanName IN ('mfu.step', 'mfu.window') GROUP BY day"
-            " UNION ALL SELECT toDate(ts) AS day, 0 AS spans, sum(t.spans) AS fives, 0 AS hours"
-            " FROM otel.mfu_sums_5m AS t GROUP BY day"
-            " UNION ALL SELECT toDate(ts) AS day, 0 AS spans, 0 AS fives, sum(t.spans) AS hours"
-            " FROM otel.mfu_sums_1h AS t GROUP BY day"
-            ") GROUP BY day HAVING fives_off != 0 OR hours_off != 0 ORDER BY day",
+            "WITH (SELECT toInt64OrNull(extract(engine_full, 'TTL .*toIntervalDay\\((\\d+)\\)')) FROM system.tables"
+            " WHERE database = 'otel' AND name = 'otel_traces') AS kept_days"
+            " SELECT day, sum(n * (source = '')) AS spans, sum(n * (source = '5m')) AS fives,"
+            " sum(n * (source = '1h')) AS hours, sum(n * (source = 'counting')) AS counting FROM ("
+            " SELECT toDate(Timestamp, 'UTC') AS day, count() AS n, '' AS source FROM otel.otel_traces"
+            " WHERE SpanName IN ('mfu.step', 'mfu.window') GROUP BY day"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), '5m' FROM otel.mfu_sums_5m AS t GROUP BY toDate(ts)"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), '1h' FROM otel.mfu_sums_1h AS t GROUP BY toDate(ts)"
+            " UNION ALL SELECT toDate(ts), sum(t.spans), 'counting' FROM otel.mfu_counting_1h AS t GROUP BY toDate(ts))"
+            " WHERE isNull(kept_days) OR day > toDate(now('UTC')) - kept_days"
+            " GROUP BY day HAVING spans > 0 AND (spans != fives OR spans != hours OR spans != counting) ORDER BY day",
             {},
         )
         for row in days:
-            day = row["day"]
+            if row["spans"] != row["fives"]:
+                # What is inserted into the five minutes is fed on into the hours.
+                self._sum_again(row["day"], ("mfu_sums_1h", "mfu_sums_5m"), "five_minutes")
+            elif row["spans"] != row["hours"]:
+                self._sum_again(row["day"], ("mfu_sums_1h",), "hours")
+            if row["spans"] != row["counting"]:
+                self._sum_again(row["day"], ("mfu_counting_1h",), "counting")
+
+    def _sum_again(self, day: str, tables: Iterable[str], fill: str) -> None:
+        for table in tables:
             # ALTER takes no parameters; a date of the engine's own making is safe in the text.
-            _run(self._writer, f"ALTER TABLE otel.mfu_sums_1h DROP PARTITION '{day}'", {})
-            if row["fives_off"]:
-                _run(self._writer, f"ALTER TABLE otel.mfu_sums_5m DROP PARTITION '{day}'", {})
-                # Whatever is inserted here is fed on into the hours.
-                insert = (
-                    "mfu_sums_5m SELECT * EXCEPT (Timestamp) FROM otel.mfu_span_sums WHERE toDate(Timestamp, 'UTC')"
-                )
-            else:
-                insert = (
-                    "mfu_sums_1h SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m"
-                    " WHERE toDate(ts)"
-                )
-            _run(self._writer, f"INSERT INTO otel.{insert} = {{day:Date}}", {"day": day})
+            _run(self._writer, f"ALTER TABLE otel.{table} DROP PARTITION '{day}'", {})
+        _run(self._writer, schema.fill(fill), {"first": day, "last": day})
+
+
+class Session:
+    """A session with the engine that `Store.open_session` opened."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened
+
+    def run(self, sql: str, **parameters: Parameter) -> list[Row]:
+        """The rows of any statement with ``{name:Type}`` parameters. Raises `StoreError`."""
+        return _run(self._opened, sql, parameters)
+
+    def insert(self, into: str, form: str, data: bytes) -> None:
+        """Insert `data`, in one of the engine's formats. Raises `StoreError` when the engine takes none of it."""
+        try:
+            with self._opened.send_insert(into, form) as inserter:
+                inserter.append(data)
+                inserter.finish()
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise StoreError(f"the engine took no rows ({_one_line(error)})") from error
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -335,7 +384,8 @@ def _run(session: Any, sql: str, parameters: Mapping[str, Parameter]) -> list[Ro
         text = str(session.query(sql, "JSONEachRow", params=values or None))
     except RuntimeError as error:
         raise _QueryError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
-    return [json.loads(line) for line in text.splitlines() if line]
+    # Not splitlines(): a value may hold U+0085 or U+2028, which JSON leaves as they are.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _parameter(value: Parameter) -> str:
@@ -345,8 +395,12 @@ def _parameter(value: Parameter) -> str:
     if isinstance(value, str):
         return _escaped(value)
     if isinstance(value, Sequence):
-        return "[" + ",".join("'" + _escaped(item).replace("'", "\\'") + "'" for item in value) + "]"
+        return "[" + ",".join(_item(item) for item in value) + "]"
     return str(value)
+
+
+def _item(value: str | int) -> str:
+    return "'" + _escaped(value).replace("'", "\\'") + "'" if isinstance(value, str) else str(value)
 
 
 def _escaped(text: str) -> str:

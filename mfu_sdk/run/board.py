@@ -24,6 +24,8 @@ OTHERS_S: Final = 2.0
 """Seconds that a rank which closes waits at most for the others' last word, those that have posted before."""
 MOST_READERS: Final = 256
 """Ranks up to which all read what all have posted, n² keys in the end; above, rank 0 alone does."""
+MOST_LISTENERS: Final = 64
+"""Ranks up to which they also do so while the run goes on (`listen`), twice a minute."""
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 0.128
 _AT_ONCE: Final = 256
 
@@ -43,6 +45,7 @@ class Board:
         self._sleep = sleep
         self._heard: dict[int, RankTotals] = {}
         self._asking: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._failed = False
         # A forked child has our sockets, and no business with them.
         self._process = os.getpid()
@@ -65,6 +68,14 @@ class Board:
         """Put `mine` up, without waiting for it to be done; dropped where an earlier post is still on its way."""
         self._heard[self._rank] = mine
         self._ask(lambda: self._write(mine), 0.0)
+
+    def listen(self) -> None:
+        """Look at what the others have posted, without waiting: what there is of it is `known` later. From any thread.
+
+        Dropped where something is being asked already, and where the ranks are many.
+        """
+        if self._world_size <= MOST_LISTENERS:
+            self._ask(self._look, 0.0)
 
     def read(self, mine: RankTotals) -> AllRanks:
         """Put `mine` up, and say what there is of all ranks now."""
@@ -141,10 +152,6 @@ class Board:
         if self._failed or os.getpid() != self._process:
             return
         until_s = time.monotonic() + wait_s
-        if self._asking is not None and self._asking.is_alive():
-            self._asking.join(wait_s)
-            if self._asking.is_alive():
-                return
 
         def ask() -> None:
             with shield("asking the ranks' board"):
@@ -154,10 +161,24 @@ class Board:
                     # Rank 0 is gone, and the store with it: what was heard so far is what there is.
                     self._failed = True
 
-        self._asking = threading.Thread(target=ask, name="mfu-ranks", daemon=True)
-        self._asking.start()
+        mine = threading.Thread(target=ask, name="mfu-ranks", daemon=True)
+        while not self._starts(mine):
+            earlier, left_s = self._asking, until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            if earlier is not None:
+                earlier.join(left_s)
         if wait_s:
-            self._asking.join(max(0.0, until_s - time.monotonic()))
+            mine.join(max(0.0, until_s - time.monotonic()))
+
+    def _starts(self, asking: threading.Thread) -> bool:
+        """Begin to ask, unless something is being asked."""
+        with self._starting:
+            if self._asking is not None and self._asking.is_alive():
+                return False
+            self._asking = asking
+            asking.start()
+            return True
 
 
 def _totals(posted: bytes) -> RankTotals:

@@ -113,6 +113,7 @@ class Period:
                 requests_s=part.requests_ns / 1e9,
                 requests_running=self._running_ns / lasted_ns if lasted_ns > 0 else None,
                 load=load,
+                fitting=part.fitting,
                 counting=part.counted,
                 slices=tuple(part.slices),
             )

@@ -28,6 +28,8 @@ class DdpTimes:
     def __init__(self, model: DistributedDataParallel) -> None:
         self._model = weakref.ref(model)
         self._last_end_ns = 0
+        self.whole_s: float | None = None
+        """What the exchange that was told last took, hidden or not; None of several buckets, between which it rests."""
         self._iteration = -1
         self._steps = 0
         # Whether to look at the next step too: it was torch's turn at this one, or its turn is not known.
@@ -62,6 +64,7 @@ class DdpTimes:
         if not (fresh and current):
             return None
         exposed_ns = int(told["backward_comm_time"]) - int(told["backward_compute_comm_overlap_time"])
+        self.whole_s = int(told["backward_comm_time"]) / 1e9 if told.get("num_buckets_reduced") == 1 else None
         return max(0, exposed_ns) / 1e9
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mfu_sdk.counting.batched import Batched
 from mfu_sdk.records import CountSource
 
 # The least sure source of a sum's parts names the sum; "measured" tops all, since its time is not representative.
@@ -15,7 +16,8 @@ _LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measu
 class Demand:
     """FLOPs, bytes and roofline time of one or many pieces of work, on one run's devices.
 
-    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing.
+    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing. `batched` is the
+    same at other batches, of one call alone and where somebody asks for it; sums and shares have none.
     """
 
     model_flops: int
@@ -27,6 +29,7 @@ class Demand:
     priced_bytes: float
     expected_s: float | None
     source: CountSource
+    batched: Batched | None = None
 
     def __add__(self, other: Demand) -> Demand:
         by_dtype = dict(self.by_dtype)

@@ -388,7 +388,7 @@ class Engine:
                 count = self._mode.result()
                 costs.learn(costs.shown(seen), count)
                 # Its own count, not the mean of all that look like it.
-                own = self.ledger.counted(count)
+                own = self.ledger.counted(count, step.phase)
                 self.standing.counted(step, self._index, costs.of_seen(seen), count.model_flops)
             if outside := self._mode.outside():
                 self.ledger.note(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mfu_sdk.counting.collective_time import seconds
+from mfu_sdk.counting.exchanges import Sent, sent
 from mfu_sdk.counting.expect import memory_bytes_per_s
-from mfu_sdk.records import Count, Peaks
+from mfu_sdk.records import Count, Expectation, Peaks, Phase
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.waterfall import Evidence
 
@@ -22,15 +23,47 @@ class _Sum:
         self.value = None if self.value is None or part is None else self.value + part
 
 
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """Steps of which it was timed how long they waited for other ranks' data: how many, and seconds, sum and least.
+
+    `least_whole_s` is the shortest exchange where it was told as a whole, what ran beside it included.
+    """
+
+    steps: int
+    sum_s: float
+    least_s: float
+    least_whole_s: float | None = None
+
+    def and_one(self, exposed_s: float, whole_s: float | None) -> Exchanged:
+        """With one step more."""
+        wholes_s = [each_s for each_s in (self.least_whole_s, whole_s) if each_s is not None]
+        return Exchanged(
+            self.steps + 1, self.sum_s + exposed_s, min(self.least_s, exposed_s), min(wholes_s, default=None)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """Steps whose operators were timed: their FLOPs, and the seconds of those with FLOPs and of those without."""
+
+    hardware_flops: int = 0
+    products_s: float = 0.0
+    streaming_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Gathered:
     """What is known so far. Memory does not grow with the run.
 
     Steps of different dtypes have different peaks: their seconds are weighted with those (`seconds` × FLOP/s), so that
     a share of the sum is a share of the available FLOPs. `ranks` is the number of all ranks, this one among them.
+    `listen` has this rank hear of the others' exchanges (`heard`), soon.
+    One thread enters; what another reads (`run.observer`) is replaced as a whole, never changed.
     """
 
     ranks: int
+    listen: Callable[[], None] | None = None
     steps: int = 0
     time_s: float = 0.0
     model_flops: int = 0
@@ -45,14 +78,11 @@ class Gathered:
     _products: set[str] = field(default_factory=set)
     _counted_flops: int = 0
     _products_memory: _Sum = field(default_factory=_Sum)
-    # Of steps whose operators were timed: their FLOPs, and seconds.
-    _seen_flops: int = 0
-    _products_s: float = 0.0
-    _streaming_s: float = 0.0
-    # Of steps whose exchange with other ranks was timed.
-    _exchanges: int = 0
-    _exchanged_s: float = 0.0
-    _least_s: float = 0.0
+    _worked: Worked = Worked()
+    # By phase, and of all of them.
+    _exchanged: dict[Phase | None, Exchanged] = field(default_factory=dict)
+    # What the last counted step of a phase sent.
+    _sent: dict[Phase, Sent] = field(default_factory=dict)
     # The shortest that any rank timed, as far as this one has heard.
     _anywhere_s: float | None = None
     # Whether that was all exchanges of a step, and whether these were all-reductions.
@@ -79,8 +109,12 @@ class Gathered:
         self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
         self._clock.add(None if ratio is None else steps * demand.model_flops / ratio)
 
-    def counted(self, count: Count, peaks: Peaks) -> None:
-        """Learn from a counted step which operators are products, and how far memory holds those up."""
+    def counted(
+        self, count: Count, peaks: Peaks, phase: Phase = "train", expectation: Expectation | None = None
+    ) -> None:
+        """Learn from a counted step which operators are products, how far memory holds those up, and what was sent."""
+        if self.ranks > 1:
+            self._sent[phase] = sent(count, peaks, self.ranks, expectation)
         self._products |= {op.op for op in count.ops if op.flops}
         self._counted_flops += count.hardware_flops
         self._products_memory.add(_products_memory_s(count, peaks))
@@ -99,21 +133,30 @@ class Gathered:
         """Enter what the device worked in a step of so many FLOPs: on products, and on everything else."""
         if not hardware_flops or products_s + streaming_s <= 0:
             return
-        self._seen_flops += hardware_flops
-        self._products_s += products_s
-        self._streaming_s += streaming_s
+        before = self._worked
+        self._worked = Worked(
+            before.hardware_flops + hardware_flops, before.products_s + products_s, before.streaming_s + streaming_s
+        )
 
-    def exchanged(self, exposed_s: float, *, of_all: bool = False) -> None:
-        """Enter how long a step waited for other ranks' gradients, or for what all its collectives brought."""
+    def exchanged(
+        self, exposed_s: float, *, of_all: bool = False, phase: Phase = "train", whole_s: float | None = None
+    ) -> None:
+        """Enter how long a step waited for other ranks' gradients, or for what all its collectives brought.
+
+        `whole_s`: how long the exchange took, hidden or not, where that is known too.
+        """
         self._of_all = of_all
-        self._least_s = min(exposed_s, self._least_s) if self._exchanges else exposed_s
-        self._exchanges += 1
-        self._exchanged_s += exposed_s
+        for key in (phase, None):
+            before = self._exchanged.get(key)
+            self._exchanged[key] = (
+                Exchanged(1, exposed_s, exposed_s, whole_s) if before is None else before.and_one(exposed_s, whole_s)
+            )
 
     @property
     def exchange(self) -> tuple[float, float] | None:
         """Seconds that a step waited for other ranks' data, the mean and the least; None where none told."""
-        return (self._exchanged_s / self._exchanges, self._least_s) if self._exchanges else None
+        found = self._exchanged.get(None)
+        return None if found is None else (found.sum_s / found.steps, found.least_s)
 
     def heard(self, least_s: float | None) -> None:
         """Enter the shortest exchange that any rank has timed."""
@@ -125,11 +168,10 @@ class Gathered:
             return None
         # Seconds at the mean peak.
         peak = self.available_flops / self.time_s
-        communication_s, skew_s = self._between_ranks()
+        communication_s, skew_s = self._between_ranks(self.steps, None)
         products_s = streaming_s = products_memory_s = None
-        if self._seen_flops:
-            scale = self.hardware_flops / self._seen_flops
-            products_s, streaming_s = self._products_s * scale, self._streaming_s * scale
+        if (worked := self.worked_s(self.hardware_flops)) is not None:
+            products_s, streaming_s = worked
             memory_s = self._products_memory.value or 0.0
             products_memory_s = memory_s * self.hardware_flops / self._counted_flops if self._counted_flops else 0.0
         clock = self._clock.value
@@ -148,8 +190,44 @@ class Gathered:
             idle_s=self._idle / peak,
         )
 
-    def _between_ranks(self) -> tuple[float | None, float | None]:
-        """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it.
+    def worked_s(self, hardware_flops: int) -> tuple[float, float] | None:
+        """The device's seconds on products and on everything else for so many FLOPs, by the steps that were timed."""
+        worked = self._worked
+        if not worked.hardware_flops:
+            return None
+        scale = hardware_flops / worked.hardware_flops
+        return worked.products_s * scale, worked.streaming_s * scale
+
+    def waits_of(
+        self, steps: int, step_s: float, data_wait_s: float | None, hardware_flops: int | None, phase: Phase
+    ) -> Evidence:
+        """The evidence of some steps of one phase for where they waited, `step_s` seconds together, above 0.
+
+        What was timed of a few steps is taken for these too; of FLOPs only the time that they take is told.
+        """
+        communication_s, skew_s = self._between_ranks(steps, phase)
+        worked = None if hardware_flops is None else self.worked_s(hardware_flops)
+        return Evidence(
+            step_s=step_s,
+            useful_s=0.0,
+            data_wait_s=data_wait_s,
+            communication_s=communication_s,
+            skew_s=skew_s,
+            products_s=None if worked is None else worked[0],
+            streaming_s=None if worked is None else worked[1],
+            products_memory_s=None if worked is None else 0.0,
+            idle_s=max(0.0, step_s - (data_wait_s or 0.0)) if hardware_flops == 0 else 0.0,
+        )
+
+    def sent(self, phase: Phase) -> tuple[Sent | None, float | None]:
+        """What a step of this phase sends to other ranks, and the bus rate in bytes/s at which it was seen to."""
+        found, exchanged = self._sent.get(phase), self._exchanged.get(phase)
+        if found is None or not found.bus_bytes or exchanged is None or not exchanged.least_whole_s:
+            return found, None
+        return found, found.bus_bytes / exchanged.least_whole_s
+
+    def _between_ranks(self, steps: int, phase: Phase | None) -> tuple[float | None, float | None]:
+        """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it, in `steps`.
 
         An exchange ends when the last rank has come and its bytes have passed. The shortest one that any rank timed,
         as far as they have told, is taken for the bytes, or what they take by the link's measured rate where that is
@@ -158,12 +236,14 @@ class Gathered:
         """
         if self.ranks == 1:
             return 0.0, 0.0
-        if not self._exchanges:
+        exchanged = self._exchanged.get(phase)
+        if exchanged is None:
             return None, None
-        mean_s = self._exchanged_s / self._exchanges
+        mean_s = exchanged.sum_s / exchanged.steps
         transfer_s = None if self._of_all and not self._only_reduces else self._transfer_s
-        least_s = min(s for s in (self._least_s, self._anywhere_s, transfer_s) if s is not None)
-        return least_s * self.steps, (mean_s - least_s) * self.steps
+        least_s = min(s for s in (exchanged.least_s, self._anywhere_s, transfer_s) if s is not None)
+        # A mean of equal numbers may be rounded below them.
+        return least_s * steps, max(0.0, mean_s - least_s) * steps
 
 
 def _products_memory_s(count: Count, peaks: Peaks) -> float | None:

@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import torch
 
+from mfu_sdk.counting.batched import Between
 from mfu_sdk.counting.plan import Packed
 from mfu_sdk.run.demand import Demand
 
@@ -258,7 +259,8 @@ class _Form:
         moved = round(near.bytes_moved + share * (far.bytes_moved - near.bytes_moved))
         priced = min(each.priced_bytes / each.bytes_moved if each.bytes_moved else 1.0 for each in (near, far))
         by_dtype = {name: flops for name, flops in zip(names, split, strict=True) if flops}
-        return Demand(model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted")
+        batched = None if near.batched is None or far.batched is None else Between(near.batched, far.batched, share)
+        return Demand(model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched)
 
 
 class _Echelon:

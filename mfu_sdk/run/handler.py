@@ -25,6 +25,7 @@ from mfu_sdk.guard import shield
 from mfu_sdk.records import Convention, Peaks, Phase, RunSummary
 from mfu_sdk.run.busy import Period
 from mfu_sdk.run.device_time import DeviceTime
+from mfu_sdk.run.fitting import Fitting, fitting
 from mfu_sdk.run.innermost import Inside
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.load import LoadSampler
@@ -71,7 +72,8 @@ class HandlerRun:
         self._model = model
         self._name = name
         self._tokens = tokens
-        self._load = None if load is None else LoadSampler(load)
+        self.load = None if load is None else LoadSampler(load)
+        """Who asks the server for its load, where the caller gave a way to."""
         self._open_ledger = functools.partial(open_ledger, model, name, None, peaks, expected, convention, settings)
         self._opening = threading.Lock()
         self._failed = False
@@ -182,7 +184,7 @@ class HandlerRun:
         assert self._device is not None
         end, ended_ns = ledger.clock.mark(), now_ns()
         slices = self._device.take(end)
-        load = None if self._load is None else self._load.latest()
+        load = None if self.load is None else self.load.latest()
         works = period.works(end, slices, ended_ns, self._numbers, load, self._calls.dtype)
         if self._active:
             self._period = Period(end, ended_ns, time.time_ns())
@@ -210,10 +212,14 @@ class HandlerRun:
         if ledger is None or period is None or self._device is None:
             return
         part = period.spend(phase, self._device.take(end), ended_ns)
-        part.enter(demand, call.shape.batch, counted=counted)
+        part.enter(demand, call.shape.batch, counted=counted, fitting=self._fitting(demand, call.shape.batch))
         if ended_ns - period.start_ns >= LONGEST_STREAM_NS:
             period.running(len(self._active), ended_ns)
             self._end_period(ledger, period)
+
+    def _fitting(self, demand: Demand | None, batch: int) -> Fitting | None:
+        load = None if self.load is None else self.load.latest()
+        return None if load is None else fitting(demand, batch, load.batch_feasible)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -235,8 +241,8 @@ class HandlerRun:
         ledger = self._open_ledger()
         self._device = DeviceTime(ledger.clock, [str(each) for each in devices_of(self._model, None)])
         self._hooks = self._calls.watch(ledger)
-        if self._load is not None:
-            self._load.start()
+        if self.load is not None:
+            self.load.start()
         atexit.register(self.close)
         return ledger
 
@@ -276,8 +282,8 @@ class HandlerRun:
                 self._send(ledger)
                 self._summary = ledger.close()
             self._summary = self._summary or ledger.summary()
-        if self._load is not None:
-            self._load.stop()
+        if self.load is not None:
+            self.load.stop()
         return self._summary
 
     def _close_period(self, ledger: Ledger) -> None:

@@ -85,6 +85,25 @@ def _clock_ratio(dtype: str, peak: Rate, peaks: Peaks) -> float | None:
     return measured.flops_per_s / (share * peak.flops_per_s) or None
 
 
+def clock_of_peak_mhz(dtype: str, peaks: Peaks) -> float | None:
+    """The clock at which the device would reach the headline peak in `dtype`, in MHz; None where no calibration told.
+
+    Of a measured peak it is the clock that ran then. Of one on paper it follows from what was measured: the share of
+    what the clock allowed is rate / (work a cycle × clock), and the peak is the same work at the clock that is asked
+    for.
+    """
+    found = peaks.headline(dtype)
+    clock_mhz, share = peaks.state.get(f"{dtype}_clock_mhz"), peaks.state.get(f"{dtype}_efficiency")
+    measured = peaks.achievable.get(dtype)
+    if found is None or measured is None or not isinstance(clock_mhz, float) or not clock_mhz > 0:
+        return None
+    if found[1] is measured:
+        return clock_mhz
+    if not isinstance(share, float) or not measured.flops_per_s > 0:
+        return None
+    return clock_mhz * share * found[1].flops_per_s / measured.flops_per_s or None
+
+
 def _by_dtype_s(demand: Demand, peaks: Peaks, devices: int) -> float | None:
     seconds = 0.0
     for dtype, flops in demand.by_dtype.items():

@@ -20,6 +20,7 @@ from mfu_sdk.run.kernels import Kernel, Spent, kind_of, spent
 from mfu_sdk.run.op_times import EVERY, FIRST
 
 if TYPE_CHECKING:
+    from mfu_sdk.records import Phase
     from mfu_sdk.run.evidence import Gathered
 
 FIRST_COST_S: Final = 2.0
@@ -81,14 +82,19 @@ class KernelTimes:
         self._spent_s += taken_s
         self._next_s += taken_s
 
-    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
-        """Enter what the step that was profiled last, of so many FLOPs, has shown; nothing where it showed nothing."""
+    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> float | None:
+        """Enter what the step that was profiled last, of so many FLOPs, has shown; nothing where it showed nothing.
+
+        Returns the seconds that it waited for other ranks' data, where it showed that.
+        """
         found, self._found = self._found, None
         if found is None or not found.is_told:
-            return
+            return None
         gathered.worked(found.products_s, found.streaming_s + found.unknown_s, hardware_flops)
-        if gathered.ranks > 1:
-            gathered.exchanged(found.communication_s, of_all=True)
+        if gathered.ranks == 1:
+            return None
+        gathered.exchanged(found.communication_s, of_all=True, phase=phase)
+        return found.communication_s
 
 
 def _profiler() -> Any:

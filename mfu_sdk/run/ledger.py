@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mfu_sdk.counting.batched import batched
 from mfu_sdk.counting.expect import expect
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.ranks import Counted, RankTotals
@@ -14,7 +16,9 @@ from mfu_sdk.records import (
     Convention,
     Count,
     CountSource,
+    Expectation,
     Peaks,
+    Phase,
     RunIdentity,
     RunSummary,
     StepRecord,
@@ -94,12 +98,23 @@ class Ledger:
             telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
         self._rows = rows_for(telemetry, convention, self._expected_mfu)
 
-    def price(self, count: Count, source: CountSource) -> Demand:
-        """`count` as a demand, with its roofline time, and its uncounted operators entered into the books."""
+    def price(self, count: Count, source: CountSource, *, at_other_batches: bool = False) -> Demand:
+        """`count` as a demand, with its roofline time, and its uncounted operators entered into the books.
+
+        `at_other_batches`: also what it would take with more sequences in it, where nothing is exchanged.
+        """
+        self._enter_uncounted(count)
+        found = self._priced(count, source, expect(count, self.peaks))
+        if not at_other_batches or found.expected_s is None or count.comm_bytes:
+            return found
+        return replace(found, batched=batched(count.ops, self.peaks, self._devices))
+
+    def _enter_uncounted(self, count: Count) -> None:
         for entry in count.uncounted:
             key = (entry.op, entry.module)
             self._totals.uncounted[key] = max(entry.calls, self._totals.uncounted.get(key, 0))
-        expectation = expect(count, self.peaks)
+
+    def _priced(self, count: Count, source: CountSource, expectation: Expectation | None) -> Demand:
         for what in () if expectation is None else expectation.missing:
             self.note(f"the expectation leaves out {what.partition(' of ')[0]}: no rate of it was measured here")
         return Demand(
@@ -114,10 +129,12 @@ class Ledger:
             source,
         )
 
-    def counted(self, count: Count) -> Demand:
+    def counted(self, count: Count, phase: Phase) -> Demand:
         """What a step that was counted while it ran cost: its own count, not the mean of all that look like it."""
-        self.gathered.counted(count, self.peaks)
-        return self.price(count, "cached")
+        self._enter_uncounted(count)
+        expectation = expect(count, self.peaks)
+        self.gathered.counted(count, self.peaks, phase, expectation)
+        return self._priced(count, "cached", expectation)
 
     def nothing(self) -> Demand | None:
         """No work, to be held against the peak that the run's other steps are; None as long as there is none."""
@@ -218,7 +235,7 @@ class Ledger:
             None if held is None else held.coverage,
             work.tokens,
             timed.waited_s,
-            None,
+            work.exchange_s,
             None,
             self._convention,
             start_unix_ns=work.start_unix_ns,
@@ -238,6 +255,7 @@ class Ledger:
             queue_waiting=None if work.load is None else work.load.queue_waiting,
             kv_cache_free_ratio=None if work.load is None else work.load.kv_cache_free_ratio,
             latency_target_s=None if work.load is None else work.load.latency_target_s,
+            expected_feasible_mfu=None if work.fitting is None else timed.expected_feasible_mfu,
         )
 
     def _kind(self, demand: Demand | None) -> Kind:

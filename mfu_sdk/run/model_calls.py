@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mfu_sdk.run.clock import Mark
     from mfu_sdk.run.demand import Demand
     from mfu_sdk.run.ledger import Ledger
+    from mfu_sdk.run.load import LoadSampler
     from mfu_sdk.run.request import Request
 
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
@@ -65,6 +66,11 @@ class Caller(Protocol):
     @property
     def active(self) -> Collection[Request]:
         """Its requests under way."""
+        ...
+
+    @property
+    def load(self) -> LoadSampler | None:
+        """Who asks the server for its load, where the caller gave a way to."""
         ...
 
     def called(self, call: Call, phase: Phase, demand: Demand | None, end: Mark) -> None:
@@ -182,7 +188,9 @@ class ModelCalls:
     def _ended(self, ledger: Ledger, call: Call, output: Any) -> None:
         # One that raised has no output, and is not what its shapes cost.
         if call.mode is not None and output is not None:
-            self._costs.learn(call.key, ledger.price(call.mode.result(), "cached"))
+            self._costs.learn(
+                call.key, ledger.price(call.mode.result(), "cached", at_other_batches=self._run.load is not None)
+            )
         if call.suspects:
             ledger.note(
                 "the model was called outside of any request's context while several were handled: such calls are in "

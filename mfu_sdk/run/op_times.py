@@ -17,6 +17,7 @@ from mfu_sdk.guard import contained, shield
 from mfu_sdk.run.collective_waits import CollectiveWaits
 
 if TYPE_CHECKING:
+    from mfu_sdk.records import Phase
     from mfu_sdk.run.clock import HostClock
     from mfu_sdk.run.evidence import Gathered
 
@@ -98,12 +99,18 @@ class OpTimes(TorchDispatchMode):
             self._waits.stop()
             self._spent_s += self._calls * CALL_S
 
-    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
-        """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing."""
+    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> float | None:
+        """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing.
+
+        Returns the seconds that it waited for other ranks' data, where it showed that. They are taken for the whole of
+        its exchanges: of one that ran beside work they are a part, and its bus rate comes out too high.
+        """
         if (seconds := self.seconds()) is not None:
             gathered.ran(seconds, hardware_flops)
-        if self.sees_waits and (waited_s := self.exchanged_s()) is not None:
-            gathered.exchanged(waited_s, of_all=True)
+        waited_s = self.exchanged_s() if self.sees_waits else None
+        if waited_s is not None:
+            gathered.exchanged(waited_s, of_all=True, phase=phase, whole_s=waited_s)
+        return waited_s
 
     def seconds(self) -> dict[str, float] | None:
         """Seconds by operator, named as in `OpCost`, without collectives; None where they would not be all there is.

@@ -15,6 +15,7 @@ from mfu_sdk.guard import warn_once
 from mfu_sdk.peak.calibrate import current, in_situ, suspect
 from mfu_sdk.peak.calibrate import peaks as known_peaks
 from mfu_sdk.peak.device import Device, ask_driver, of_tensors, resolve
+from mfu_sdk.peak.looks import Looks
 from mfu_sdk.records import Convention, DriftEvent, Peaks, RunIdentity, StepRecord
 from mfu_sdk.run import configuration
 from mfu_sdk.run.clock import clock_for
@@ -22,6 +23,7 @@ from mfu_sdk.run.drift_files import DriftFiles
 from mfu_sdk.run.drifting import Drifting
 from mfu_sdk.run.identity import identify
 from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.observer import Observer
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
@@ -99,6 +101,8 @@ def open_ledger(
         on_step=on_step,
         distrust=distrust,
     )
+    if telemetry is not None:
+        telemetry.observe(partial(_observer, ledger, device))
     if settings.drift == "auto":
         ledger.drift = Drifting(
             Watch(tuning(settings), Budget(settings.drift_alarms_per_week, settings.drift_streams)),
@@ -116,6 +120,11 @@ def open_ledger(
     return ledger
 
 
+def _observer(ledger: Ledger, device: Device) -> Observer:
+    looks = Looks(device.uuid) if device.vendor == "NVIDIA" and device.uuid is not None else None
+    return Observer(ledger.gathered, lambda: ledger.peaks, looks)
+
+
 def tuning(settings: Settings) -> Tuning:
     """How the watch for drift is tuned."""
     return Tuning(tolerance=settings.drift_tolerance)
@@ -128,10 +137,10 @@ def _pulse(device: Device) -> tuple[float | None, tuple[str, ...]]:
 
 
 def _telemetry(identity: RunIdentity, settings: Settings) -> Telemetry | None:
-    """The way out, or None where the environment names no collector; OpenTelemetry is loaded only where it does."""
+    """The way out, or None where no collector or scrape port is named; OpenTelemetry is loaded only where one is."""
     from mfu_sdk.export.destination import configured
 
-    if not configured(provider=settings.provider):
+    if not configured(provider=settings.provider) and not settings.prometheus_port:
         return None
     from mfu_sdk.export.telemetry import Telemetry
 
@@ -193,10 +202,24 @@ def calibrate_between(
     except Exception as error:  # noqa: BLE001 - no room on the device, a driver's error: whatever it is
         warn_once("run.calibrate", f"{type(error).__name__}: {error}; the run goes on with {_next_best(ledger.peaks)}")
         return []
+    before = ledger.peaks
     ledger.recalibrated(found)
     if ledger.telemetry is not None:
         ledger.telemetry.calibration(found, started, time.time_ns())
+        ledger.telemetry.peak_ratios(_ratios(found, before, dtypes))
     return [found]
+
+
+def _ratios(found: Peaks, before: Peaks, dtypes: Sequence[str] | None) -> dict[str, float]:
+    """What was measured just now, which is `dtypes` or all, over what had been measured before."""
+    ratios = {}
+    for dtype, rate in before.achievable.items():
+        if dtypes is not None and dtype not in dtypes:
+            continue
+        now = found.state.get(f"{dtype}_in_situ_flops_per_s")
+        if isinstance(now, float) and now > 0 and rate.flops_per_s > 0:
+            ratios[dtype] = now / rate.flops_per_s
+    return ratios
 
 
 def _next_best(found: Peaks) -> str:

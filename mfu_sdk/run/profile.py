@@ -12,6 +12,7 @@ from mfu_sdk.run.op_times import OpTimes
 if TYPE_CHECKING:
     from torch import nn
 
+    from mfu_sdk.records import Phase
     from mfu_sdk.run.clock import Clock
     from mfu_sdk.run.demand import Demand
     from mfu_sdk.run.evidence import Gathered
@@ -37,8 +38,8 @@ class Times(Protocol):
         """Time no more."""
         ...
 
-    def tell(self, gathered: Gathered, hardware_flops: int) -> None:
-        """Enter what the last step showed, which had so many FLOPs."""
+    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> float | None:
+        """Enter what the last step showed, which had so many FLOPs; returns the seconds that it waited for others."""
         ...
 
 
@@ -81,12 +82,13 @@ class Profile:
     def gather(self, step: Step, demand: Demand | None) -> None:
         """Enter what `step`, which has ended well and costs `demand`, has shown."""
         if step.profiled and not step.counting and demand is not None and self._times is not None:
-            self._times.tell(self._gathered, demand.hardware_flops)
+            step.exchange_s = self._times.tell(self._gathered, demand.hardware_flops, step.phase)
         if self._exchanges is not None:
             representative = not (step.counting or step.profiled)
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
             if exposed_s is not None:
-                self._gathered.exchanged(exposed_s)
+                # torch times what has a backward.
+                self._gathered.exchanged(exposed_s, phase="train", whole_s=self._exchanges.whole_s)
                 if self._ledger.drift is not None:
                     self._ledger.settle()
                     self._ledger.drift.exchanged(exposed_s)

@@ -28,7 +28,7 @@ def rows_for(
 
 
 class Rows:
-    """Makes rows: what a demand has in common with all steps like it is packed once, the rest are ten numbers."""
+    """Makes rows: what a demand has in common with all steps like it is packed once, the rest are eleven numbers."""
 
     def __init__(
         self, recorder: Recorder, convention: Convention, expected_mfu: Callable[[Held | None], float | None]
@@ -65,6 +65,7 @@ class Rows:
             -1 if tokens is None else tokens,
             -1 if samples is None else samples,
             _NAN if batch is None else batch,
+            _NAN if work.exchange_s is None else work.exchange_s,
             self._phases[work.phase],
             flags,
             self._none if work.requests is None and work.load is None else self._requests(timed),
@@ -105,6 +106,7 @@ class Rows:
             None if load is None else load.queue_waiting,
             None if load is None else load.kv_cache_free_ratio,
             None if load is None else load.latency_target_s,
+            timed.expected_feasible_mfu,
         )
 
 

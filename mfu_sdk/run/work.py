@@ -11,6 +11,7 @@ from mfu_sdk.requests import Load
 from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.device_time import Slice
+from mfu_sdk.run.fitting import Fitting
 from mfu_sdk.run.held import Held
 
 
@@ -40,6 +41,10 @@ class Work:
     counting: bool = False
     """Whether it was counted while it ran: its time is not that of a step like it."""
     profiled: bool = False
+    exchange_s: float | None = None
+    """Seconds that it stood waiting for what its collectives brought, where it was timed itself."""
+    fitting: Fitting | None = None
+    """What its calls would take with as many sequences as fit, where the server tells how many."""
     # Of a step that had the device to itself in parts only: which, and what share of each; else from start to end.
     slices: tuple[Slice, ...] | None = None
 
@@ -75,6 +80,13 @@ class Timed:
         if self.work.counting:
             return "measured"
         return None if self.work.demand is None else self.work.demand.source
+
+    @property
+    def expected_feasible_mfu(self) -> float | None:
+        """The MFU that a roofline allows at the batch that would fit."""
+        peak = None if self.held is None else self.held.peak_flops_per_s
+        fitting = self.work.fitting
+        return None if peak is None or fitting is None else fitting.model_flops / (peak * fitting.seconds)
 
     @property
     def available_flops(self) -> float | None:

@@ -249,6 +249,8 @@ def test_requests_never_synchronise(example: Any, monkeypatch: pytest.MonkeyPatc
 
         def on_termination(self, close: Any) -> None: ...
 
+        def observe(self, make: Any) -> None: ...
+
         def step(self, record: Any, row: Any = None) -> None:
             told["steps"].append(record() if callable(record) else record)
 

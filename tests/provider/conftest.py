@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from mfu_sdk import semconv
+from mfu_sdk.provider import pages
+from mfu_sdk.provider.artist import Artist
+from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
 
@@ -24,6 +27,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A store in a directory of its own."""
     with Store(tmp_path_factory.mktemp("store") / "data") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def artist() -> Iterator[Artist]:
+    """One process that draws, for all tests."""
+    with Artist() as found:
+        yield found
+
+
+@pytest.fixture
+def page_of(artist: Artist) -> Callable[[Report], str]:
+    """A report's page as one file."""
+    return lambda report: pages.render_html(report, artist)
 
 
 @pytest.fixture

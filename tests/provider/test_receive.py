@@ -28,12 +28,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from mfu_sdk import semconv
 from mfu_sdk.errors import StoreError
-from mfu_sdk.provider.receive.http import MAX_BODY_BYTES
+from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.testing import FakeClock
 
 T0 = 1_780_000_200 * 10**9
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
+MAX_BODY_BYTES = Limits().body_bytes
 JSON = {"Content-Type": "application/json"}
 
 
@@ -192,7 +193,7 @@ def test_operators_read(provider: Provider, request_of: Requests, stored: Stored
     [
         ({"Content-Type": "text/plain"}, b"", 415, "content type 'text/plain': send application/x-protobuf"),
         ({}, b"", 415, "content type ''"),
-        (PROTOBUF | {"Content-Encoding": "br"}, b"", 415, "content encoding 'br': send gzip or none"),
+        (PROTOBUF | {"Content-Encoding": "br"}, b"", 415, "content encoding 'br': send gzip, zstd or none"),
         (PROTOBUF, b"\xff\xff", 400, "not an OTLP request in protobuf"),
         (PROTOBUF | {"Content-Encoding": "gzip"}, b"plain", 400, "not gzip"),
         (
@@ -238,18 +239,29 @@ def test_only_post(provider: Provider) -> None:
         connection.close()
 
 
+@pytest.mark.parametrize("encoding", ["protobuf", "json"])
 def test_accepted_means_stored(
-    provider: Provider, request_of: Requests, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    provider: Provider,
+    request_of: Requests,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoding: str,
 ) -> None:
     """When the store takes nothing the answer is one that the client retries, and tells nothing of the inside."""
 
-    def full(*args: object) -> int:
+    def full(*args: object) -> object:
         raise StoreError("/secret/path: no space left")
 
-    monkeypatch.setattr(provider.server._store, "insert_spans", full)
-    status, headers, body = provider.post(request_of().SerializeToString(), PROTOBUF)
-    assert (status, headers["Retry-After"]) == (503, "1")
-    assert Status.FromString(body).message == "the store took nothing; send it again"
+    monkeypatch.setattr(provider.server._store, "writing", full)
+    if encoding == "protobuf":
+        status, headers, body = provider.post(request_of().SerializeToString(), PROTOBUF)
+        message = Status.FromString(body).message
+    else:
+        asked = json.loads(json_format.MessageToJson(request_of()))
+        asked["resourceSpans"][0]["scopeSpans"][0]["spans"][0] |= {"traceId": "ab" * 16, "spanId": "cd" * 8}
+        status, headers, body = provider.post(json.dumps(asked).encode(), JSON)
+        message = json.loads(body)["message"]
+    assert (status, headers["Retry-After"], message) == (503, "1", "the store took nothing; send it again")
     assert "no space left" in caplog.text
 
 

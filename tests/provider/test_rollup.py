@@ -158,6 +158,109 @@ def test_batch_is_a_mean_over_time(store: Store, tenant: str, window: Make, hour
     assert fleet(store, hour, tenant).batch_running == 3.5
 
 
+def test_where_the_time_went(store: Store, tenant: str, window: Make, span: Make, hour: Range) -> None:
+    """3 s of 27, and a step that stands for two: components come with the time in which they are known."""
+    store.insert_spans(
+        tenant,
+        [
+            window(0, mfu__step__comm_time=3.0, mfu__step__skew_time=0.0, mfu__step__data_time=2.0),
+            # Neither negative seconds nor no number are known, and neither is a component of untimed steps.
+            window(30, mfu__step__comm_time=-1.0, mfu__step__skew_time="nan"),
+            span(
+                semconv.SPAN_STEP, 60, 1.0, resource={semconv.RUN_ID: "other"}, mfu__step__data_time=0.5,
+                mfu__sample__ratio=0.5,
+            ),
+            span(
+                semconv.SPAN_STEP, 61, 1.0, resource={semconv.RUN_ID: "other"}, mfu__step__data_time=0.5,
+                mfu__count__source="measured",
+            ),
+        ],
+    )  # fmt: skip
+    found = fleet(store, hour, tenant)
+    assert (found.comm_s, found.comm_known_s) == (3.0, 27.0)
+    assert (found.skew_s, found.skew_known_s) == (0.0, 27.0)
+    assert (found.data_s, found.data_known_s) == (2.0 + 2 * 0.5, 27.0 + 2 * 1.0)
+    assert (found.host_s, found.host_known_s) == (None, None)
+
+
+LOADS = {
+    "bus_rate": "mfu.comm.bus_rate",
+    "bus_peak": "mfu.comm.bus_rate.peak",
+    "ideal_ratio": "mfu.comm.ideal_ratio",
+    "clock": "mfu.clock.ratio",
+    "witness": "mfu.witness.utilization",
+    "batch_feasible": "mfu.batch.feasible",
+    "queue": "mfu.queue.waiting",
+    "kv_free": "mfu.kv_cache.free_ratio",
+    "intensity": "mfu.arithmetic_intensity",
+    "memory_rate": "mfu.peak.memory_rate",
+    "feasible_mfu": "mfu.expected.feasible",
+    "latency_target": "mfu.latency.target",
+}
+
+
+def test_loads_are_means_over_time(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Each load of 1 for 10 s and of 5 for 30 s is 4; a window that says nothing of it has no part."""
+    said = [{name.replace(".", "__"): value for name in LOADS.values()} for value in (1.0, 5.0)]
+    store.insert_spans(
+        tenant,
+        [
+            window(0, mfu__step__time=10.0, **said[0]),
+            window(30, mfu__step__time=30.0, **said[1]),
+            window(60),
+            # Without its seconds it weighs nothing.
+            window(90, mfu__step__time=None, **said[1]),
+        ],
+    )
+    found = fleet(store, hour, tenant)
+    assert {name: getattr(found, name) for name in LOADS} == dict.fromkeys(LOADS, 4.0)
+    assert {getattr(found, f"{name}_s") for name in LOADS} == {40.0}
+
+
+def test_hardware_flop(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Executed FLOPs are of steps whose model FLOPs and peak are known."""
+    store.insert_spans(
+        tenant,
+        [
+            window(0, mfu__hardware__flop=1.5e15),
+            window(30),
+            window(60, mfu__hardware__flop=9e15, mfu__available__flop=None),
+        ],
+    )
+    assert fleet(store, hour, tenant).hardware_flops == 1.5e15
+
+
+def test_what_a_usage_is_told_by(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Phase, configuration, links, slice and allocation are the usage's; a pod is on its node, not on its host name."""
+    store.insert_spans(
+        tenant,
+        [
+            window(
+                0,
+                resource={
+                    semconv.CONFIG_INTENT: "intent",
+                    semconv.CONFIG_FINGERPRINT: "print",
+                    semconv.TOPOLOGY_LINK: "pcie",
+                    semconv.TOPOLOGY_LINK_BEST: "nvlink",
+                    semconv.MIG_PROFILE: "3g.40gb",
+                    semconv.HW_PARENT: "GPU-a",
+                    semconv.ALLOCATION_ID: "slurm-1",
+                    semconv.K8S_NODE_NAME: "node-7",
+                },
+                mfu__phase="train",
+            ),
+            window(30, mfu__phase="eval"),
+        ],
+    )
+    bare, full = (replace(usage, sums=Sums()) for usage in rollup.usages(store, hour, tenant))
+    assert full == Usage(
+        tenant, "gpt", None, "H100", 1, "node-7", "node-7/0", ("run-1",), Sums(), phase="train", intent="intent",
+        fingerprint="print", link="pcie", link_best="nvlink", mig_profile="3g.40gb", parent="GPU-a",
+        allocation_id="slurm-1",
+    )  # fmt: skip
+    assert bare == Usage(tenant, "gpt", None, "H100", 1, "node-1", "node-1/0", ("run-1",), Sums(), phase="eval")
+
+
 def test_inference_never_counts(store: Store, tenant: str, span: Make, hour: Range) -> None:
     """Requests overlap: they are told by themselves and are in no level."""
     store.insert_spans(
@@ -265,16 +368,17 @@ def test_range_is_half_open(store: Store, tenant: str, window: Make) -> None:
         assert sum(usage.sums.model_flops or 0 for usage in found) == windows * 1e15, (since - T0, until - T0)
 
 
-def test_adjacent_ranges_add_up(store: Store, tenant: str, window: Make, hour: Range) -> None:
-    """Wherever an hour is cut, its parts' sums are its own."""
+def test_adjacent_ranges_add_up(store: Store, tenant: str, window: Make) -> None:
+    """Wherever three hours are cut, their parts' sums are their own: of hours, five minutes and spans."""
     rng = random.Random(5)
-    store.insert_spans(tenant, [window(rng.uniform(0, 3600), mfu__model__flop=float(n)) for n in range(50)])
-    whole = fleet(store, hour, tenant)
+    hours = Range(T0 - 75 * MINUTE, T0 + 105 * MINUTE)
+    store.insert_spans(tenant, [window(rng.uniform(-4500, 6300), mfu__model__flop=float(n)) for n in range(50)])
+    whole = fleet(store, hours, tenant)
     assert whole.model_flops == 50 * 49 / 2
-    for _ in range(12):
-        cut = rng.randrange(hour.since_unix_ns + 1, hour.until_unix_ns)
-        parts = fleet(store, Range(hour.since_unix_ns, cut), tenant) + fleet(
-            store, Range(cut, hour.until_unix_ns), tenant
+    for _ in range(8):
+        cut = rng.randrange(hours.since_unix_ns + 1, hours.until_unix_ns)
+        parts = fleet(store, Range(hours.since_unix_ns, cut), tenant) + fleet(
+            store, Range(cut, hours.until_unix_ns), tenant
         )
         assert parts.model_flops == whole.model_flops
         assert parts.steps == whole.steps

@@ -167,7 +167,7 @@ def test_page_for_a_browser(guarded: Running) -> None:
     status, headers, body = guarded.get("/?since=1h", _basic("o"))
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "50.0 %" in body
-    assert headers["content-security-policy"].startswith("default-src 'none'; style-src 'unsafe-inline';")
+    assert headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'; script-src 'self';")
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert headers["cache-control"] == "no-store"
 

@@ -91,9 +91,10 @@ def test_every_attribute_has_its_column(store: Store) -> None:
     }
     expected["mfu_run_id"] = "String"
     materialized = {name: kind for name, (kind, default, _) in found.items() if default == "MATERIALIZED"}
-    assert materialized == expected
+    ours = ("hw_id", "hw_name", "hw_parent", "node_name", "error_type")
+    assert materialized == expected | dict.fromkeys(ours, "LowCardinality(String)")
     for name, (_, default, expression) in found.items():
-        if default == "MATERIALIZED":
+        if default == "MATERIALIZED" and name not in ours:
             attribute = semconv.ATTRIBUTES[re.search(r"\['([^']+)'\]", expression)[1]]  # type: ignore[index]
             assert attribute.name.replace(".", "_") == name
             assert ("ResourceAttributes" in expression) == ("resource" in attribute.on)
@@ -163,6 +164,17 @@ def test_retry_counts_once(store: Store, tenant: str, window: Make, hour: Range)
     )
     assert row == {"spans": 4, "flop": 4e15}
     assert level(usages(store, hour, tenant)).sums.model_flops == 4e15
+
+
+def test_late_spans_count_once(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """A span of three days ago that comes after today's is in its own day's sums, and in them once."""
+    days = 3 * 86_400
+    late = [window(-days), window(-days + 30)]
+    store.insert_spans(tenant, [window(0)])
+    assert (store.insert_spans(tenant, late), store.insert_spans(tenant, late)) == (2, 0)
+    earlier = Range(hour.since_unix_ns - days * 10**9, hour.until_unix_ns - days * 10**9)
+    found = [level(usages(store, span, tenant)).sums.model_flops for span in (earlier, hour)]
+    assert found == [2e15, 1e15]
 
 
 def test_tenants_may_share_ids(store: Store, tenant: str, window: Make) -> None:
@@ -292,6 +304,64 @@ def test_kill_after_acknowledgement(data_dir: Path) -> None:
     assert after.stdout == "100 100\n1 101\n", after.stderr
 
 
+def test_kill_while_requests_come(data_dir: Path) -> None:
+    """Killed while requests come: what was acknowledged is there, spans and sums agree, and a retry adds nothing."""
+    body = """
+        import threading, time
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+        from mfu_sdk.provider.arrivals import Arrival, Arrivals, AttributeLimits, Stored
+        def request(number):
+            made = ExportTraceServiceRequest()
+            spans = made.resource_spans.add().scope_spans.add().spans
+            for index in range(number * 50 + 1, number * 50 + 51):
+                spans.add(name="mfu.window", trace_id=index.to_bytes(16, "big"), span_id=index.to_bytes(8, "big"),
+                    start_time_unix_nano=T0 + index, end_time_unix_nano=T0 + 10**9)
+            return Arrival("acme", made.SerializeToString())
+        store = Store(sys.argv[1])
+        places = [Arrivals(store, slot, AttributeLimits(128, 256, 4096)) for slot in range(2)]
+        def send(place, first):
+            for number in range(first, 1_000_000, 2):
+                assert place.add([request(number)], 0, 2 * T0) == [Stored(50, {})]
+                print(number, flush=True)
+    """
+    killed = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            BEGIN
+            + textwrap.dedent(body)
+            + "for n in range(2): threading.Thread(target=send, args=(places[n], n), daemon=True).start()\n"
+            + "signal.pause()",
+            data_dir,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stdout is not None
+    acknowledged = [int(killed.stdout.readline()) for _ in range(5)]
+    killed.kill()
+    acknowledged += [int(line) for line in killed.stdout if line.endswith("\n")]
+    killed.wait(60)
+    killed.stdout.close()
+    after = run(
+        textwrap.dedent(body)
+        + textwrap.dedent(
+            """
+            def counts():
+                return store.query("SELECT (SELECT count() FROM otel.otel_traces) AS spans,"
+                    " (SELECT sum(spans) FROM otel.mfu_sums_5m) AS counted")[0]
+            before = counts()
+            again = [int(number) for number in sys.argv[2:]]
+            assert places[0].add([request(number) for number in again], 0, 2 * T0) == [Stored(50, {})] * len(again)
+            print(before["spans"] == before["counted"], before["spans"] >= 50 * len(again), counts() == before)
+            """
+        ),
+        data_dir,
+        *acknowledged,
+    )
+    assert after.stdout == "True True True\n", after.stderr
+
+
 @pytest.mark.parametrize(("table", "lost"), [("mfu_sums_5m", "None 10"), ("mfu_sums_1h", "10 None")])
 def test_day_without_its_sums_is_summed_again(data_dir: Path, table: str, lost: str) -> None:
     """Spans whose roll-up was lost, as by a kill between the two writes, are in it again when the store is opened."""
@@ -310,6 +380,42 @@ def test_day_without_its_sums_is_summed_again(data_dir: Path, table: str, lost: 
         table,
     )
     assert done.stdout == f"{lost}\n10 10\n10 10\n", done.stderr
+
+
+def test_older_store_is_summed_anew(data_dir: Path) -> None:
+    """A store of schema 9 gains hours and dimensions from its spans; a day whose spans are gone keeps its sums."""
+    done = run(
+        """
+        import re
+        from mfu_sdk.provider import schema
+        newest, schema.MIGRATION = schema.MIGRATION, re.compile(r"(000\\d)_\\w+\\.sql")
+        reconcile, Store._reconcile = Store._reconcile, lambda self: None
+        day = 86_400
+        with Store(sys.argv[1]) as store:
+            store.insert_spans("acme", [row(1), row(2), row(2 * day)])
+            store._writer.query("ALTER TABLE otel.otel_traces DROP PARTITION '2026-05-30'")
+            print(flop(store, "mfu_rollup_5m"), store.query("SELECT max(version) AS v FROM otel.mfu_migrations"))
+        schema.MIGRATION = newest
+        # Killed between a migration and its being written down, it is migrated again to the same.
+        with Store(sys.argv[1]) as store:
+            print(flop(store, "mfu_sums_5m"))
+            store._writer.query("DELETE FROM otel.mfu_migrations WHERE version > 10")
+        with Store(sys.argv[1]) as store:
+            print(flop(store, "mfu_sums_5m"), flop(store, "mfu_sums_1h"))
+        Store._reconcile = reconcile
+        with Store(sys.argv[1]) as store:
+            print(flop(store, "mfu_sums_5m"), flop(store, "mfu_sums_1h"))
+            print(store.query("SELECT toDate(ts) AS day, sum(spans) AS n FROM otel.mfu_sums_1h GROUP BY 1 ORDER BY 1"))
+        """,
+        data_dir,
+    )
+    assert done.stdout.splitlines() == [
+        "3 [{'v': 9}]",
+        "1",
+        "1 1",
+        "3 3",
+        "[{'day': '2026-05-28', 'n': 2}, {'day': '2026-05-30', 'n': 1}]",
+    ], done.stderr
 
 
 def test_held_by_another_process(data_dir: Path) -> None:

@@ -26,6 +26,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
 from mfu_sdk.bars import Bar
 from mfu_sdk.export.encode import Span
 from mfu_sdk.export.sampling import Kept
+from mfu_sdk.export.signals import Signals
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import Window, Windows, sums
@@ -244,6 +245,7 @@ IDENTITY = RunIdentity(
     device_vendor=None,
     device_id=None,
     start_unix_ns=EPOCH_NS,
+    model_name="acme/llama-tiny",
 )
 SUMMARY = RunSummary(
     name="bytegpt",
@@ -377,6 +379,7 @@ SERVED = {
     "queue_waiting": 2.0,
     "kv_cache_free_ratio": 0.75,
     "latency_target_s": 0.05,
+    "expected_feasible_mfu": 0.9,
 }
 PHASES = (PhaseRecord("prefill", 0.125, 0.25, 10**19, 12, 1), PhaseRecord("decode", 0.375, 0.125, 7, 8, 3))
 STREAMED = dataclasses.replace(
@@ -387,6 +390,20 @@ STREAMED = dataclasses.replace(
     time_to_first_token_s=0.375,
     time_per_output_token_s=0.02,
     phases=PHASES,
+)
+
+
+SEEN = Signals(
+    comm_s=0.25,
+    skew_s=0.125,
+    host_s=0.0625,
+    comm_bytes=1e9,
+    bus_bytes_per_s=4e9,
+    bus_peak_bytes_per_s=8e9,
+    ideal_ratio=0.1,
+    clock_ratio=0.9,
+    throttled=("software power cap",),
+    witness=0.45,
 )
 
 
@@ -414,7 +431,7 @@ def every_span(spans: Spans, window: Window, summary: RunSummary) -> list[Span]:
     return [
         spans.step(make_step(0, device_s=0.5, **SERVED), window, Kept("all", 1.0)),
         spans.step(make_step(1, error_type="ValueError"), window, Kept("error", None)),
-        spans.window(window, total),
+        spans.window(window, total, SEEN),
         spans.run(missing, totals, EPOCH_NS + 10, "ValueError"),
         *spans.inference(dataclasses.replace(STREAMED, error_type="KeyError"), Kept("periodic", 0.25)),
         *spans.calibration(PEAKS, EPOCH_NS, EPOCH_NS + 5),

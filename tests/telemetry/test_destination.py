@@ -58,9 +58,9 @@ def test_malformed(value):
         configured({"OTEL_EXPORTER_OTLP_ENDPOINT": value})
 
 
-def test_grpc(caplog):
+def test_unspoken(caplog):
     """A protocol that we do not speak turns the signal off with one warning that says what to set."""
-    env = BASE | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf"}
+    env = BASE | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf"}
     assert destination("traces", env) is None
     assert destination("metrics", env) is not None
     assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf" in caplog.text

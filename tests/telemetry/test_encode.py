@@ -136,7 +136,9 @@ def test_no_field_holds(change):
 
 @pytest.fixture
 def through_rotel(collector, tmp_path):
-    """The URL of a rotel collector that decodes what it is sent, encodes it anew and sends it to `collector`."""
+    """The URLs, by protocol, of a rotel collector that decodes what it is sent, encodes it anew and sends it on to
+    `collector`.
+    """
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
@@ -158,19 +160,24 @@ def through_rotel(collector, tmp_path):
     assert any(b"Starting Rotel" in line for line in process.stdout)
     reader = threading.Thread(target=process.stdout.read)
     reader.start()
-    yield f"http://{http}"
+    yield {"http/protobuf": f"http://{http}", "grpc": f"http://{grpc}"}
     process.terminate()
     assert process.wait(20) is not None
     reader.join()
     process.stdout.close()
 
 
-def test_rotel(through_rotel, collector, identity, step, summary):
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_rotel(through_rotel, collector, identity, step, summary, protocol):
     """A collector that is not ours reads all of a run's spans, and what it passes on is what we sent."""
     telemetry = Telemetry.open(
         identity,
         Settings(spans="all"),
-        env={"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{through_rotel}/v1/traces"},
+        env={
+            "OTEL_EXPORTER_OTLP_ENDPOINT": through_rotel[protocol],
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_METRICS_EXPORTER": "none",
+        },
         unix_ns=lambda: EPOCH_NS,
     )
     for index in range(40):

@@ -80,6 +80,15 @@ def test_nothing_known():
     assert flight.read(bytes(image([bare])), "x").entries[0].step == bare
 
 
+def test_what_a_step_waited_and_what_would_fit():
+    """Both are kept to the bit; of more requests than a slot has room for, as many as fit."""
+    step = make_step(0, comm_s=0.1, expected_feasible_mfu=1 / 3, requests=2**31 - 1, requests_failed=0)
+    many = make_step(1, requests=2**40, requests_failed=2**32)
+    found = flight.read(bytes(image([step, many])), "x").entries
+    assert found[0].step == step
+    assert (found[1].step.requests, found[1].step.requests_failed) == (2**31 - 1, 2**31 - 1)
+
+
 def test_the_ring_goes_round():
     """The newest 8,192 steps are there, in their order; a mark of the step before in a slot does not count."""
     steps = [make_step(index) for index in range(3)]
@@ -122,12 +131,12 @@ def test_the_end_of_a_run():
         (lambda data: data[:100], "header is torn"),
         (lambda data: b"hello", "is no flight recorder's file; give one that ends in .mfurec"),
         (lambda data: b"", "is no flight recorder's file"),
-        (lambda data: data[:8] + struct.pack("<H", 2) + data[10:], "has version 2 of the layout and this SDK reads up"),
+        (lambda data: data[:8] + struct.pack("<H", 1) + data[10:], "has version 1 of the layout and this SDK reads 2"),
         (lambda data: data[:70] + b"x" + data[71:], "header is torn, so nothing tells whose steps it holds; delete it"),
     ],
 )
 def test_other_files(change, told):
-    """What is no recorder's file, or one of a newer SDK, is refused with the reason."""
+    """What is no recorder's file, or one of another SDK, is refused with the reason."""
     with pytest.raises(ConfigurationError, match=f"x.mfurec: .*{told}"):
         flight.read(bytes(change(bytes(image([])))), "x.mfurec")
 

@@ -10,14 +10,14 @@ from mfu_sdk import semconv
 from mfu_sdk.export.metrics import Metrics
 from mfu_sdk.requests import InferenceRecord
 
-from .conftest import EPOCH_NS
+from .conftest import DRIFT, EPOCH_NS
 
 REQUEST = InferenceRecord("handle", EPOCH_NS, 0.004, 10, 10, "cached", 3, 1, 1)
 STREAMED = dataclasses.replace(REQUEST, time_to_first_token_s=0.1, time_per_output_token_s=0.02)
 
 
-def taken(metrics, *, dropped=None, alive=True, now_ns=EPOCH_NS + 60):
-    data = metrics.snapshot(Resource({}), now_ns, dropped=dropped or {}, alive=alive)
+def taken(metrics, *, dropped=None, alive=True, now_ns=EPOCH_NS + 60, export_s=0.0):
+    data = metrics.snapshot(Resource({}), now_ns, dropped=dropped or {}, alive=alive, export_s=export_s)
     return {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
 
 
@@ -68,17 +68,20 @@ def test_buckets(step):
 
 def test_registered(step):
     """Every instrument is emitted with its registered unit, and only registered metric attributes are on it."""
-    metrics = make(device_id="GPU-1", gen_ai="chat")
+    metrics = make(device_id="GPU-1", gen_ai="chat", model_name="acme/llama")
     metrics.step(step(0, device_s=0.5, batch_feasible=16.0))
     metrics.inference(STREAMED)
     metrics.inference(dataclasses.replace(STREAMED, outcome="failed", error_type="KeyError"))
     metrics.overhead(0.001)
+    metrics.peak_ratios({"float32": 0.9})
     metrics.drift_scores({"train": 0.5})
-    metrics.drift("train", found=True, active=1)
+    metrics.drift(DRIFT)
     found = taken(metrics, dropped={"exit": 1})
     assert set(found) == set(semconv.METRICS)
     for name, metric in found.items():
         assert metric.unit == semconv.METRICS[name].unit
+        labels = {label for point in metric.data.data_points for label in point.attributes}
+        assert labels == set(semconv.METRICS[name].labels)
         for point in metric.data.data_points:
             for label, text in point.attributes.items():
                 assert "metric" in semconv.ATTRIBUTES[label].on
@@ -105,6 +108,20 @@ def test_drops_once():
     metrics = make()
     taken(metrics, dropped={"queue_full": 5})
     assert value(taken(metrics, dropped={"queue_full": 7}), "mfu.sdk.dropped") == 7.0
+
+
+def test_overhead_by_thread():
+    """Time on the step path adds up as it is told; that of export threads is told as a total, counted once."""
+    metrics = make(delta=True)
+    metrics.overhead(0.25)
+    metrics.overhead(0.5)
+    found = taken(metrics, export_s=0.125)
+    assert value(found, "mfu.sdk.overhead", **{"mfu.sdk.thread": "step"}) == 0.75
+    assert value(found, "mfu.sdk.overhead", **{"mfu.sdk.thread": "export"}) == 0.125
+    metrics.delivered(EPOCH_NS + 60)
+    found = taken(metrics, export_s=0.375)
+    (point,) = found["mfu.sdk.overhead"].data.data_points
+    assert (point.attributes["mfu.sdk.thread"], point.value) == ("export", 0.25)
 
 
 def test_alive():
@@ -183,9 +200,10 @@ def test_drift():
     metrics = make()
     metrics.drift_scores({"train": 0.25, "eval": 0.0})
     assert value(taken(metrics), "mfu.drift.active", **{"mfu.phase": "train"}) == 0.0
-    metrics.drift("train", found=True, active=1)
+    metrics.drift(dataclasses.replace(DRIFT, recovered_step=None))
+    assert value(taken(metrics), "mfu.drift.active", **{"mfu.phase": "train"}) == 1.0
     metrics.drift_scores({"train": 1.5})
-    metrics.drift("train", found=False, active=0)
+    metrics.drift(DRIFT)
     found = taken(metrics)
     assert value(found, "mfu.drift.count", **{"mfu.phase": "train"}) == 1.0
     assert value(found, "mfu.drift.active", **{"mfu.phase": "train"}) == 0.0

@@ -28,7 +28,7 @@ from .conftest import EPOCH_NS, make_step
 PACKAGE = str(Path(mfu_sdk.__file__).parent)
 NOWHERE = Destination("http://127.0.0.1:9")
 RATE = Rate(100.0, 90.0, 110.0, "calibrated", 0.0)
-CALLS = {"windows": 28, "auto": 33, "all": 51}
+CALLS = {"windows": 27, "auto": 32, "all": 46}
 
 
 def calls_of(work):

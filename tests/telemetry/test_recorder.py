@@ -65,11 +65,14 @@ def test_what_is_appended_is_there(opened, monkeypatch, mapped):
         flight_file, "MAPPED", {flight_file.file_system(Path("/"))} | flight_file.MAPPED if mapped else ()
     )
     recorder = opened()
-    assert (recorder._file._mapped is not None) is mapped
+    assert (recorder._file.mapped is not None) is mapped
     assert [recorder.step(make_step(index)) for index in range(3)] == [1, 2, 3]
     found = read(recorder)
     assert [entry.step for entry in found.entries] == [make_step(index) for index in range(3)]
     assert (found.identity, found.start_unix_ns, found.mode) == (WHO, EPOCH_NS, "auto")
+    # Either way the same bytes.
+    at, part = flight.pack_step(2, flight.row_of(make_step(1), 0))
+    assert recorder.path.read_bytes()[at : at + len(part)] == part
 
 
 def test_modes(opened, place):

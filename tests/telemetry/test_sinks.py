@@ -14,12 +14,13 @@ from mfu_sdk.doctor.exporter import exporter_findings
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.export import allowed, flight
 from mfu_sdk.export.destination import Destination, configured, for_replay, of_provider
+from mfu_sdk.export.resource import resource as resource_of
 from mfu_sdk.export.telemetry import Telemetry
 from mfu_sdk.records import Peaks, Rate, Uncounted
 from mfu_sdk.requests import InferenceRecord, PhaseRecord
 from mfu_sdk.settings import Provider, Settings
 
-from .conftest import EPOCH_NS, attributes_of
+from .conftest import EPOCH_NS, IDENTITY, SEEN, attributes_of
 
 SECRET = "SECRET"
 
@@ -47,8 +48,25 @@ def both(identity, collector, other_collector):
         telemetry.stop(10.0)
 
 
-def everything(telemetry, step, summary):
+class Saw:
+    """An observer that has seen what it is told; a reason of the tenant's own cannot be, and would not go either."""
+
+    def __init__(self, *throttled):
+        self.throttled = throttled
+
+    def look(self, now_unix_ns):
+        pass
+
+    def signals(self, window, total):
+        return dataclasses.replace(SEEN, throttled=self.throttled)
+
+    def close(self):
+        pass
+
+
+def everything(telemetry, step, summary, *throttled):
     """All that a run can tell, with a secret wherever the tenant's own words could be."""
+    telemetry.observe(lambda: Saw(*(throttled or (SECRET,))))
     rate = Rate(1e12, 9e11, 1.1e12, "calibrated", 0.0)
     telemetry.calibration(
         Peaks("cpu", {}, {"float32": rate}, rate, "c0ffee", {"tier": "burst", "degraded": SECRET}),
@@ -74,7 +92,7 @@ def everything(telemetry, step, summary):
 NAMES_OF_WORDS = {
     "mfu.phase", "mfu.peak.dtype", "mfu.peak.source", "mfu.count.source", "mfu.convention", "mfu.sample.reason",
     "mfu.calibration.tier", "mfu.calibration.id", "error.type", "mfu.drift.kind", "mfu.drift.measure",
-    "mfu.drift.detector", "mfu.drift.cause",
+    "mfu.drift.detector", "mfu.drift.cause", "mfu.throttle.reasons",
 }  # fmt: skip
 
 
@@ -106,7 +124,7 @@ def test_what_the_provider_is_told(both, collector, other_collector, step, summa
                 assert told[name] == value
         for name, value in told.items():
             assert isinstance(value, int | float | list) or name in NAMES_OF_WORDS
-            assert not isinstance(value, list) or all(isinstance(each, int) for each in value)
+            assert not isinstance(value, list) or name in NAMES_OF_WORDS or all(isinstance(each, int) for each in value)
         assert span.events == []
         assert span.status.message == ""
     resources = [attributes_of(each.resource.attributes) for each in other_collector.trace_requests()[0].resource_spans]
@@ -137,12 +155,96 @@ def test_labels_of_metrics(both, other_collector, collector, step, summary):
                 names.add(metric.name)
                 for point in getattr(metric, metric.WhichOneof("data")).data_points:
                     labels |= attributes_of(point.attributes).keys()
-    assert labels <= {"hw.id", "mfu.phase", "mfu.peak.dtype", "mfu.step.component", "mfu.drop.reason"}
+    assert labels <= {
+        "hw.id", "mfu.phase", "mfu.peak.dtype", "mfu.step.component", "mfu.drop.reason", "mfu.sdk.thread",
+    }  # fmt: skip
     assert all(name.startswith("mfu.") for name in names)
     theirs, ours = (
         sorted(value for _, value in each.points()["mfu.model.flop"]) for each in (other_collector, collector)
     )
     assert theirs == ours == [40.0, 40.0]
+
+
+def test_what_tells_causes_apart(both, collector, other_collector, step, summary):
+    """Seconds between ranks, clocks and their reasons and the witness go to both: the provider's causes need them."""
+    everything(both(), step, summary, "power brake", "0x800")
+    theirs, ours = (
+        {span.span_id: attributes_of(span.attributes) for span in each.spans("mfu.window")}
+        for each in (other_collector, collector)
+    )
+    assert theirs
+    assert len(theirs) == len(ours)
+    for span_id, told in theirs.items():
+        assert all(value == ours[span_id][name] for name, value in told.items() if name != "mfu.peak.source")
+        assert told["mfu.throttle.reasons"] == ["power brake", "0x800"]
+        assert (told["mfu.step.comm_time"], told["mfu.step.skew_time"], told["mfu.step.host_time"]) == (
+            0.25,
+            0.125,
+            0.0625,
+        )
+        assert (told["mfu.comm.bytes"], told["mfu.comm.bus_rate"], told["mfu.comm.bus_rate.peak"]) == (1e9, 4e9, 8e9)
+        assert (told["mfu.comm.ideal_ratio"], told["mfu.clock.ratio"], told["mfu.witness.utilization"]) == (
+            0.1,
+            0.9,
+            0.45,
+        )
+
+
+WHO = {
+    "mfu.allocation.id": "slurm-4711",
+    "mfu.mig.uuid": "MIG-7",
+    "mfu.mig.profile": "3g.40gb",
+    "mfu.topology.link": "pcie",
+    "mfu.topology.link.best": "nvlink",
+    "hw.id": "MIG-7",
+    "hw.name": "NVIDIA H100 80GB HBM3",
+    "hw.parent": "GPU-7",
+    "k8s.node.name": "gpu-17",
+}
+
+
+@pytest.mark.parametrize("consent", [False, True])
+def test_who_and_where(collector, other_collector, step, summary, consent):
+    """Slice, allocation, node and links are on both resources; what kind of model it is goes with consent only."""
+    identity = dataclasses.replace(
+        IDENTITY,
+        device_id="MIG-7",
+        device_name="NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        allocation_id="slurm-4711",
+        node="gpu-17",
+        mig_profile="3g.40gb",
+        parent_id="GPU-7",
+        link="pcie",
+        link_best="nvlink",
+        model_class="llama",
+    )
+    telemetry = Telemetry.open(
+        identity,
+        Settings(provider=Provider(endpoint=other_collector.url, model_class=consent)),
+        env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url},
+        unix_ns=lambda: EPOCH_NS,
+    )
+    telemetry.step(step(0))
+    telemetry.close(summary)
+    assert telemetry.flush(20.0)
+    theirs, ours = (
+        attributes_of(each.trace_requests()[0].resource_spans[0].resource.attributes)
+        for each in (other_collector, collector)
+    )
+    assert WHO.items() <= theirs.items()
+    assert WHO.items() <= ours.items()
+    assert (theirs.get("mfu.model.class"), ours["mfu.model.class"]) == ("llama" if consent else None, "llama")
+    # No name of a model's, in neither: it is among OpenTelemetry's names for requests, on the tenant's spans.
+    assert "acme/llama-tiny" not in str(theirs) + str(ours)
+
+
+def test_the_pod_of_the_resource(identity, monkeypatch):
+    """Where only the resource's variable names the pod, it is the allocation; what a scheduler said goes before."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.uid=0815,k8s.node.name=gpu-9")
+    found = resource_of(identity).attributes
+    assert (found["mfu.allocation.id"], found["k8s.node.name"]) == ("0815", "gpu-9")
+    mine = resource_of(dataclasses.replace(identity, allocation_id="slot-4", node="gpu-17")).attributes
+    assert (mine["mfu.allocation.id"], mine["k8s.node.name"]) == ("slot-4", "gpu-9")
 
 
 def test_the_list():

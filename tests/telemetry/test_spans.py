@@ -16,7 +16,9 @@ from mfu_sdk.export.spans import Spans, attributes
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import sums
 
-from .conftest import BARS, DRIFT, EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of
+from .conftest import BARS, DRIFT, EPOCH_NS, PEAKS, RATE, REQUEST, SERVED, STREAMED, attributes_of, make_step
+
+ALL = Kept("all", 1.0)
 
 TYPES = {"string": str, "int": int, "double": float, "boolean": bool}
 
@@ -197,6 +199,7 @@ def test_gen_ai_names_are_opt_in(identity):
             {
                 ("gen_ai.operation.name", "chat"),
                 ("gen_ai.provider.name", "mfu_sdk"),
+                ("gen_ai.request.model", "acme/llama-tiny"),
                 ("gen_ai.usage.input_tokens", 2),
                 ("gen_ai.usage.output_tokens", 1),
             },
@@ -216,7 +219,7 @@ def test_gen_ai_names_are_opentelemetrys():
         if name.startswith("GEN_AI_")
     }
     ours = {name for name in (*semconv.ATTRIBUTES, *semconv.METRICS) if name.startswith("gen_ai")}
-    assert len(ours) == 7
+    assert len(ours) == 8
     assert ours <= theirs
 
 
@@ -264,3 +267,25 @@ def test_an_excursion_never_ends_before_it_begins(spans):
     """A clock that was set back leaves a span without length, not a negative one."""
     (made,) = wire(spans.drift(DRIFT, EPOCH_NS - 5))
     assert made.end_time_unix_nano == made.start_time_unix_nano
+
+
+def test_what_steps_have_in_common_is_made_once(spans, window):
+    """Steps of the same work share what they have alike, whatever they took; another work or weight is another."""
+
+    def common(step, kept=ALL):
+        return spans.step(step, window, kept).attributes.common
+
+    first = common(make_step(0))
+    assert common(make_step(1, duration_s=2.0, mfu=0.2, data_wait_s=None), Kept("all", 1.0)) is first
+    assert first.attributes["mfu.model.flop"] == 40.0
+    assert "mfu.utilization" not in first.attributes
+    for step, kept in ((make_step(2, model_flops=41), ALL), (make_step(2), Kept("periodic", 0.5))):
+        assert common(step, kept) is not first
+    assert dict(spans.step(make_step(3), window, ALL).attributes)["mfu.step.index"] == 3
+
+
+def test_a_load_is_told_where_there_is_one(spans, window):
+    """What only inference has is on a step that has any of it, and is none of a training step's."""
+    told = spans.step(make_step(0, requests=3, queue_waiting=2.0), window, ALL).attributes
+    assert (told["mfu.request.count"], told["mfu.queue.waiting"]) == (3, 2.0)
+    assert "mfu.request.count" not in spans.step(make_step(1), window, ALL).attributes

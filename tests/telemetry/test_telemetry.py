@@ -67,7 +67,9 @@ def test_run(opened, collector, step, summary):
     assert attributes_of(run.attributes)["mfu.model.flop"] == 120.0
     points = collector.points()
     assert points["mfu.step.count"] == [({"mfu.phase": "train"}, 3.0)]
-    assert points["mfu.sdk.overhead"] == [({}, 0.25)]
+    overhead = {labels["mfu.sdk.thread"]: value for labels, value in points["mfu.sdk.overhead"]}
+    assert overhead.keys() == {"step", "export"}
+    assert overhead["step"] == 0.25
     assert points["mfu.run.info"] == [({}, 0.0)]
 
 

@@ -77,6 +77,16 @@ def test_daemon(worker, notebook):
     assert notebook.context is True
 
 
+def test_processor_time(notebook):
+    """The thread's own time is read at each look at what there is to send, by the clock that is given."""
+    ticks = itertools.count(1)
+    made = Worker("test", notebook, thread_s=lambda: next(ticks) / 8)
+    assert made.cpu_s == 0.0
+    made.put("a")
+    assert made.stop(20.0)
+    assert made.cpu_s == len(notebook.looks) / 8 > 0
+
+
 def test_order(worker, notebook):
     """Items arrive in order, `close`'s last, and what comes after is not taken."""
     for item in range(100):

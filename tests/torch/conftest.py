@@ -7,6 +7,7 @@ import pytest
 
 from mfu_sdk import testing
 from mfu_sdk.export import flight
+from mfu_sdk.export.signals import Observer
 from mfu_sdk.records import DriftEvent, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.run import handler, opening
@@ -38,6 +39,9 @@ class Sink:
         return len(self._names) - 1
 
     def on_termination(self, close: Callable[[], object]) -> None: ...
+
+    def observe(self, make: Callable[[], Observer]) -> None:
+        self.observer = make()
 
     def overhead(self, seconds: float) -> None: ...
 

@@ -1,15 +1,20 @@
 """The board: what ranks post and read in a store that may be late, silent or gone."""
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from mfu_sdk.ranks import Counted, RankTotals
-from mfu_sdk.records import RunIdentity
+from mfu_sdk.records import Peaks, RunIdentity
 from mfu_sdk.run import board
 from mfu_sdk.run.board import Board
+from mfu_sdk.run.clock import HostClock
+from mfu_sdk.run.costs import Costs
+from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.standing import LISTEN_S, Standing
 
 
 def identity(rank: int, world_size: int = 3) -> RunIdentity:
@@ -119,6 +124,45 @@ def test_a_store_that_is_gone_is_asked_once() -> None:
     for steps in (5, 6, 7):
         assert mine.read(totals(0, steps)).ranks == (totals(0, steps),)
     assert Gone.asked == 1
+
+
+def test_listening_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others have posted is heard of soon, asked for once in a while, and no more once the last word is said.
+
+    A rank that waited 0.3 s at the least, beside one that waited 0.125: the rest is for whoever is late.
+    """
+    store, now_s = dist.HashStore(), [0.0]
+    Board(store, identity(1)).read(totals(1))
+    books = Ledger(identity(0), Peaks("cpu", {}, {}, None, None, {}), HostClock())
+    monkeypatch.setattr(Board, "open", classmethod(lambda cls, who: cls(store, who)))
+    standing = Standing(books, Costs(books, "exact", has_model=False), lambda: now_s[0])
+    assert standing.board is not None
+    assert books.gathered.listen == standing.listen
+    books.gathered.exchanged(0.3)
+    waits = partial(books.gathered.waits_of, 10, 10.0, None, None, "train")
+    standing.listen()
+    settled(standing.board)
+    assert (waits().communication_s, waits().skew_s) == (pytest.approx(3.0), pytest.approx(0.0))
+    asked = standing.board._asking
+    standing.listen()
+    assert (waits().communication_s, waits().skew_s) == (pytest.approx(1.25), pytest.approx(1.75))
+    assert standing.board._asking is asked
+    now_s[0] = LISTEN_S
+    standing.listen()
+    settled(standing.board)
+    assert standing.board._asking is not asked
+    standing.at_the_end(10, wait=False)
+    asked, now_s[0] = standing.board._asking, 9 * LISTEN_S
+    standing.listen()
+    assert standing.board._asking is asked
+
+
+def test_in_a_large_world_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """n² keys twice a minute would be too much for the store's host."""
+    monkeypatch.setattr(board, "MOST_LISTENERS", 2)
+    mine = Board(dist.HashStore(), identity(0))
+    mine.listen()
+    assert mine._asking is None
 
 
 def test_a_forked_child_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,7 +370,7 @@ def test_the_load_is_on_the_steps(clock: testing.FakeClock, sink: Sink) -> None:
     handle.run.open()
     assert asked.wait(timeout=10)
     # Whether the thread has put its answer down yet is a matter of time; this one has.
-    handle.run._load.sample()
+    handle.run.load.sample()
     handle()
     handle.run.close()
     [step] = sink.steps

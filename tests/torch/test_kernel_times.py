@@ -14,7 +14,7 @@ from mfu_sdk import testing
 from mfu_sdk.records import Peaks, Rate, StepRecord
 from mfu_sdk.run import opening
 from mfu_sdk.run.clock import CudaClock, HostClock
-from mfu_sdk.run.evidence import Gathered
+from mfu_sdk.run.evidence import Gathered, Worked
 from mfu_sdk.run.kernel_times import EVERY, FIRST, FIRST_COST_S, MOST_OF_RUN, KernelTimes
 from mfu_sdk.run.profile import _times
 
@@ -72,11 +72,11 @@ def test_a_trace_becomes_evidence() -> None:
     kernels.stop()
     gathered = Gathered(ranks=2)
     kernels.tell(gathered, 1000)
-    assert (gathered._products_s, gathered._streaming_s, gathered._seen_flops) == (4.0, 3.0, 1000)
-    assert (gathered._exchanges, gathered._exchanged_s) == (1, 2.0)
+    assert gathered._worked == Worked(1000, 4.0, 3.0)
+    assert gathered.exchange == (2.0, 2.0)
     # A trace is told once.
     kernels.tell(gathered, 1000)
-    assert gathered._seen_flops == 1000
+    assert gathered._worked.hardware_flops == 1000
 
 
 def test_it_costs_less_than_its_budget() -> None:
@@ -116,7 +116,7 @@ def test_one_that_does_not_start() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     kernels.tell(gathered, 1000)
-    assert gathered._seen_flops == 0
+    assert gathered._worked == Worked()
     clock.advance(1.0 / MOST_OF_RUN)
     assert not kernels.due(FIRST)
 
@@ -129,7 +129,7 @@ def test_torchs_own_profiler_on_a_processor() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     kernels.tell(gathered, 1000)
-    assert gathered._seen_flops == 0
+    assert gathered._worked == Worked()
 
 
 def test_who_times_what() -> None:

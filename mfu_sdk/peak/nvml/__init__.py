@@ -3,7 +3,7 @@
 from mfu_sdk.errors import NvmlError
 from mfu_sdk.peak.nvml.counters import Counters, Held, Interval, counters
 from mfu_sdk.peak.nvml.gpu import Gpu, Health, Identity, Slice, State, events, open_gpu
-from mfu_sdk.peak.nvml.links import Link, Port, link, path_between, port
+from mfu_sdk.peak.nvml.links import Link, Path, Port, link, path_between, port
 from mfu_sdk.peak.nvml.processes import ProcessUse, process_use
 from mfu_sdk.peak.nvml.session import Nvml
 from mfu_sdk.peak.nvml.witness import Activity, Witness
@@ -19,6 +19,7 @@ __all__ = [
     "Link",
     "Nvml",
     "NvmlError",
+    "Path",
     "Port",
     "ProcessUse",
     "Slice",

@@ -144,6 +144,15 @@ class Nvml:
         handle, _code = self.find(uuid)
         return None if handle is None else Gpu(self, handle)
 
+    def gpus(self) -> list[Gpu]:
+        """The GPUs that NVML gives this process, whole ones, by bus; empty where it does not tell."""
+        from mfu_sdk.peak.nvml.gpu import Gpu
+
+        handles = (
+            self.ask("nvmlDeviceGetHandleByIndex", index) for index in range(self.ask("nvmlDeviceGetCount") or 0)
+        )
+        return [Gpu(self, handle) for handle in handles if handle is not None]
+
     def find(self, uuid: str) -> tuple[Any, int]:
         """The handle of the device that `gpu` would give, or None, and the nvmlReturn_t that says why."""
         bare = uuid.removeprefix("GPU-").removeprefix("MIG-")

@@ -19,7 +19,6 @@ LOAD_RATIO: Final = 1.25
 """By which factor the batch of requests must change to be another load."""
 OTHER_DTYPE: Final = 1.5
 """By which factor the denominators of two dtypes differ at least."""
-_RIVALS: Final = ("data", "skew", "clock")
 _TRAINING: Final = ("train", "eval")
 
 
@@ -80,7 +79,9 @@ def _between(e: Evidence) -> Verdict | None:
         "configuration_drift",
         loss,
         # Two earlier runs agree by more than chance; rivals that nothing here tells of stay possible.
-        confidence(len(before) > 1, e.tokens_per_s is not None, *(name not in e.untold for name in _RIVALS)),
+        confidence(
+            len(before) > 1, e.tokens_per_s is not None, *(each is not None for each in (e.data, e.skew, e.clock))
+        ),
         shown,
         f"Earlier runs of this workload ({before[-1].run_id or name}) did the same work in {1 - loss:.0%} of the time "
         f"under another configuration{_dtype(shown)}: compare their versions, dtypes, batch and switches, and undo "

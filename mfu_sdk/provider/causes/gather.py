@@ -7,7 +7,7 @@ and of others only the rate, clock or path that its kind of GPU reaches.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -294,7 +294,7 @@ class Spec:
     memory_bytes_per_s: float
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _spec(gpu_type: str | None) -> Spec | None:
     """What the catalogue has of a GPU type by the driver's name; None for what is none of them."""
     if gpu_type is None or not re.search(r"[A-Za-z]\d", gpu_type):

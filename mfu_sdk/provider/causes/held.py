@@ -11,7 +11,18 @@ from mfu_sdk.provider.causes.evidence import Evidence
 from mfu_sdk.provider.rollup import Range, Usage
 
 Name = tuple[str, str | None, str | None]
-"""Tenant, workload and GPU type: what an allocation and the spans have in common."""
+"""Tenant, workload and GPU type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """For how long, in steps of five minutes, the processes of a workload on one device were heard of."""
+
+    tenant: str
+    workload: str | None
+    host: str | None
+    device: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +38,12 @@ def held(
     evidence: Sequence[Evidence],
     usages: Sequence[Usage],
     holdings: Holdings,
-    heard_s: Mapping[Name, float],
+    heard: Iterable[Heard],
     span: Range,
 ) -> list[Evidence]:
     """`evidence` with what `holdings` know of its slices and allocations over `span`."""
     cuts = {host: cut for host in {host for e in evidence for host in e.hosts} if (cut := cut_of(holdings, host, span))}
-    idle = idle_of(holdings, usages, heard_s, span)
+    idle = idle_of(holdings, usages, heard, span)
     found = []
     for e in evidence:
         of_host = [cuts[host] for host in e.hosts if host in cuts] if e.mig_profile is not None else []
@@ -108,30 +119,48 @@ def _is_profile(gpu_type: str, name: str) -> bool:
 
 
 def idle_of(
-    holdings: Holdings, usages: Iterable[Usage], heard_s: Mapping[Name, float], span: Range
+    holdings: Holdings, usages: Iterable[Usage], heard: Iterable[Heard], span: Range
 ) -> dict[Name, tuple[float, int]]:
     """The idle share of allocated hours, and the devices held, by tenant, workload and GPU type.
 
-    Idle is the time in which its processes were heard (`heard_s`, of all of them) and no step was under way. Hours of
-    allocations that name no workload, or in which nobody was heard, are unobserved and not idle.
+    Allocations and spans meet by the device's UUID, then by the node: a workload's name is the tenant's choice. Idle is
+    the time in which processes on an allocation were heard and no step was under way; hours in which nobody was heard
+    are unobserved and not idle. An allocation is the workload's that was heard on it the longest.
     """
-    stepped: dict[Name, float] = {}
-    for usage in usages:
-        key = usage.tenant, usage.workload, usage.gpu_type
-        stepped[key] = stepped.get(key, 0.0) + (usage.sums.device_s or 0.0)
-    held_s: dict[Name, float] = {}
-    rows: dict[Name, set[Allocation]] = {}
+    places: dict[str, list[Allocation]] = {}
+    held_s: dict[Allocation, float] = {}
+    types: dict[Allocation, str] = {}
     for part in holdings.held(span.since_unix_ns, span.until_unix_ns):
-        key = part.allocation.tenant, part.allocation.workload, part.gpu_type
-        if part.allocation.workload is not None and key in heard_s:
-            seconds = (part.until_unix_ns - part.since_unix_ns) / 1e9
-            held_s[key] = held_s.get(key, 0.0) + part.allocation.gpus * seconds
-            rows.setdefault(key, set()).add(part.allocation)
-    return {
-        key: (
-            max(0.0, min(heard_s[key], total) - stepped.get(key, 0.0)) / total,
-            sum(allocation.gpus for allocation in rows[key]),
-        )
-        for key, total in held_s.items()
-        if total > 0
-    }
+        row = part.allocation
+        if row not in held_s:
+            held_s[row], types[row] = 0.0, part.gpu_type
+            for place in row.gpu_uuids or (row.host,):
+                places.setdefault(place, []).append(row)
+        held_s[row] += row.gpus * (part.until_unix_ns - part.since_unix_ns) / 1e9
+    stepped_s: dict[Allocation, float] = {}
+    for usage in usages:
+        for row in _on(places, usage.tenant, usage.device, usage.parent, usage.host):
+            stepped_s[row] = stepped_s.get(row, 0.0) + (usage.sums.device_s or 0.0)
+    heard_s: dict[Allocation, dict[str | None, float]] = {}
+    for each in heard:
+        for row in _on(places, each.tenant, each.device, None, each.host):
+            of_row = heard_s.setdefault(row, {})
+            of_row[each.workload] = of_row.get(each.workload, 0.0) + each.seconds
+    totals: dict[Name, tuple[float, float, int]] = {}
+    for row, workloads in heard_s.items():
+        key = row.tenant, max(workloads, key=lambda name: workloads[name]), types[row]
+        idle_s = max(0.0, min(sum(workloads.values()), held_s[row]) - stepped_s.get(row, 0.0))
+        idle, held, gpus = totals.get(key, (0.0, 0.0, 0))
+        totals[key] = idle + idle_s, held + held_s[row], gpus + row.gpus
+    return {key: (idle_s / held, gpus) for key, (idle_s, held, gpus) in totals.items() if held > 0}
+
+
+def _on(
+    places: Mapping[str, Sequence[Allocation]], tenant: str, device: str, parent: str | None, host: str | None
+) -> list[Allocation]:
+    """The allocation of a tenant that a device is of: by its UUID, else by its node where that leaves no choice."""
+    for place in (device, parent, host):
+        found = [row for row in places.get(place or "", ()) if row.tenant == tenant]
+        if found:
+            return found if len(found) == 1 else []
+    return []

@@ -13,7 +13,7 @@ from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes.context import complete
 from mfu_sdk.provider.causes.evidence import Drift, Earlier, Evidence
 from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather, witnessed
-from mfu_sdk.provider.causes.held import held
+from mfu_sdk.provider.causes.held import Heard, held
 from mfu_sdk.provider.rollup import Range, Usage, ratio
 from mfu_sdk.provider.store import Row, Store
 
@@ -25,10 +25,12 @@ def evidence(
     store: Store,
     span: Range,
     holdings: Holdings | None = None,
-    found: Mapping[Unit, tuple[Drift, ...]] | None = None,
+    found: Sequence[Row] = (),
     usages: Sequence[Usage] | None = None,
 ) -> list[Evidence]:
-    """What is known of every workload over `span`, of all tenants. `found` are excursions that the provider found.
+    """What is known of every workload over `span`, of all tenants.
+
+    `found` are excursions that the provider found, as sql/read/drifts.sql tells those of tenants' processes.
 
     `usages` are all tenants' sums over `span`, where they have been read already.
     """
@@ -37,10 +39,7 @@ def evidence(
     signs: dict[Unit, list[Sign]] = {}
     for row in store.read("signs", **bounds):
         signs.setdefault(_unit(row), []).append(_sign(row))
-    drifts = _drifts(store.read("drifts", **bounds), signs, span)
-    for unit, more in (found or {}).items():
-        # What the tenant's own process found is the same, and knows more.
-        drifts.setdefault(unit, more)
+    drifts = _drifts([*store.read("drifts", **bounds), *found], signs, span)
     answers = {
         (row["tenant"], row["workload"] or None): (_finite(row["token_s"]), _finite(row["request_s"]))
         for row in store.read("answers", **bounds)
@@ -61,11 +60,11 @@ def evidence(
     completed = complete(gathered, runs, links, sizes)
     if holdings is None:
         return completed
-    heard_s = {
-        (row["tenant"], row["workload"] or None, row["gpu_type"] or None): float(row["heard_s"])
+    heard = [
+        Heard(row["tenant"], row["workload"] or None, row["host"] or None, row["device"], float(row["heard_s"]))
         for row in store.read("heard", **bounds)
-    }
-    return held(completed, usages, holdings, heard_s, span)
+    ]
+    return held(completed, usages, holdings, heard, span)
 
 
 def _unit(row: Row) -> Unit:
@@ -116,7 +115,9 @@ def _drifts(rows: Sequence[Row], signs: Mapping[Unit, Sequence[Sign]], span: Ran
         lay = min(row["end_unix_ns"], until) - max(row["onset_unix_ns"], since)
         if lay <= 0 or until <= since:
             continue
-        drift = Drift(row["cause"], row["change"], row["onset_step"] or 0, lay / (until - since), tuple(row["diff"]))
+        # A client may claim anything; nothing is slower than not at all.
+        change = max(-1.0, row["change"])
+        drift = Drift(row["cause"], change, row["onset_step"] or 0, lay / (until - since), tuple(row["diff"]))
         found.setdefault(unit, {}).setdefault((row["run_id"], row["rank"]), []).append(drift)
     return {unit: tuple(min(ranks.items(), key=lambda item: item[0])[1]) for unit, ranks in found.items()}
 

@@ -68,7 +68,7 @@ def _counterfactual(e: Evidence, batch: float, feasible: float, now: float, then
     """The batch that fits and keeps the promise, and 1 − tokens/s ÷ tokens/s at that batch."""
     if e.latency_target_s is None:
         return feasible, 1 - now / then
-    if e.answer_s is None:
+    if not e.answer_s:
         return batch, 0.0
     # Times are in units of what a call takes now.
     full = feasible / batch * now / then

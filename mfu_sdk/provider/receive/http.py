@@ -1,147 +1,105 @@
-"""The OTLP/HTTP endpoint: POST /v1/traces and /v1/metrics, in protobuf or JSON, plain or gzip.
+"""The OTLP/HTTP endpoint: POST /v1/traces and /v1/metrics, in protobuf or JSON, plain, gzip or zstd.
 
-Accepted means stored: 200 is answered after the rows are on disk. What a client should send again is answered 503,
-what it should not is answered 4xx (opentelemetry.io/docs/specs/otlp, "Failures"). An operator's token reads; it is
-refused here, because a span has to belong to a tenant. A collector of the provider's own sends metrics and no spans.
+Accepted means stored: 200 is answered after the rows are on disk. What a client should send again is answered 429 or
+503 with Retry-After, what it should not is answered 4xx (opentelemetry.io/docs/specs/otlp, "Failures"). An operator's
+token reads; it is refused here, because a span has to belong to a tenant. A collector of the provider's own sends
+metrics and no spans.
 """
 
-import zlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # protobuf ships no types
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # generated, ships no types
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mfu_sdk.errors import StoreError
-from mfu_sdk.guard import log
-from mfu_sdk.provider.credentials import Credentials
-from mfu_sdk.provider.receive.otlp import Encoding, UndecodableError, decode_metrics, decode_traces
-from mfu_sdk.provider.store import Store
-
-MAX_BODY_BYTES: Final = 20 * 1024 * 1024
-"""The most that a request may hold, as it comes and once unpacked; the Collector's own default is the same."""
+from mfu_sdk.provider.receive.intake import Intake, Refusal, RefusedError, unpacked
+from mfu_sdk.provider.receive.otlp import Encoding
 
 _CONTENT_TYPES: Final[dict[str, Encoding]] = {"application/x-protobuf": "protobuf", "application/json": "json"}
 _MEDIA: Final[dict[Encoding, str]] = {encoding: media for media, encoding in _CONTENT_TYPES.items()}
-# google.rpc.Code, as the specification asks for in the body of every 4xx and 5xx.
-_CODES: Final = {400: 3, 401: 16, 403: 7, 413: 11, 415: 3, 503: 14}
+# HTTP's status, and google.rpc.Code, which the specification asks for in the body of every 4xx and 5xx.
+_CODES: Final[dict[Refusal, tuple[int, int]]] = {
+    "unreadable": (400, 3),
+    "unknown": (401, 16),
+    "forbidden": (403, 7),
+    "too large": (413, 11),
+    "unsupported": (415, 3),
+    "too fast": (429, 8),
+    "unavailable": (503, 14),
+}
 
-Accept = Callable[[bytes, Encoding, str], Message]
+Accept = Callable[[str, bytes, Encoding], Awaitable[Message]]
 
 
-class _RefusedError(Exception):
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+def routes(intake: Intake) -> list[Route]:
+    """The two routes of OTLP/HTTP."""
 
+    async def traces(tenant: str, body: bytes, encoding: Encoding) -> Message:
+        return (await intake.traces(tenant, body, encoding)).traces_response()
 
-def routes(store: Store, credentials: Credentials, now_unix_ns: Callable[[], int]) -> list[Route]:
-    """The two routes of OTLP/HTTP. `now_unix_ns` bounds the times that spans may claim."""
-
-    def traces(body: bytes, encoding: Encoding, tenant: str) -> Message:
-        decoded = decode_traces(body, encoding, tenant, now_unix_ns())
-        store.insert_spans(tenant, decoded.rows)
-        response = ExportTraceServiceResponse()
-        if decoded.rejected:
-            response.partial_success.rejected_spans = decoded.rejected
-            response.partial_success.error_message = decoded.reason
-        return response
-
-    def metrics(body: bytes, encoding: Encoding, tenant: str) -> Message:
-        decoded = decode_metrics(body, encoding, tenant, now_unix_ns())
-        store.insert_points(decoded.rows)
-        response = ExportMetricsServiceResponse()
-        if decoded.rejected:
-            response.partial_success.rejected_data_points = decoded.rejected
-            response.partial_success.error_message = decoded.reason
-        return response
+    async def metrics(tenant: str, body: bytes, encoding: Encoding) -> Message:
+        return (await intake.metrics(tenant, body, encoding)).metrics_response()
 
     return [
-        Route("/v1/traces", _endpoint(credentials, traces, of_tenants=True), methods=["POST"]),
-        Route("/v1/metrics", _endpoint(credentials, metrics, of_tenants=False), methods=["POST"]),
+        Route("/v1/traces", _endpoint(intake, traces), methods=["POST"]),
+        Route("/v1/metrics", _endpoint(intake, metrics), methods=["POST"]),
     ]
 
 
-def _endpoint(
-    credentials: Credentials, accept: Accept, *, of_tenants: bool
-) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(intake: Intake, accept: Accept) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         encoding = _CONTENT_TYPES.get(content_type, "protobuf")
         try:
-            tenant = await _sender(request, credentials, of_tenants=of_tenants)
-            if content_type not in _CONTENT_TYPES:
-                raise _RefusedError(
-                    415, f"content type {content_type!r}: send application/x-protobuf or application/json"
-                )
-            body = await _body(request)
-            message = await run_in_threadpool(accept, body, encoding, tenant)
-        except _RefusedError as refused:
-            return _failure(refused.status, str(refused), encoding)
-        except UndecodableError as error:
-            return _failure(400, str(error), encoding)
-        except StoreError as error:
-            log.error("mfu_sdk: a request was not stored: %s", error)
-            return _failure(503, "the store took nothing; send it again", encoding)
-        return _answer(200, message, encoding)
+            client = request.client.host if request.client else None
+            tenant = await intake.tenant(request.headers.get("authorization", ""), client)
+            try:
+                body = await _body(request, content_type, intake.limits.body_bytes)
+            except RefusedError as refused:
+                raise intake.refused(tenant, refused) from refused
+            message = await accept(tenant, body, encoding)
+        except RefusedError as refused:
+            return _failure(refused, encoding)
+        except ClientDisconnect:
+            # Nobody is there to be answered.
+            return Response(status_code=400)
+        return _answer(200, message, encoding, {})
 
     return endpoint
 
 
-async def _sender(request: Request, credentials: Credentials, *, of_tenants: bool) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    bearer = token.strip() if scheme.lower() == "bearer" else None
-    client = request.client.host if request.client else None
-    identity = await run_in_threadpool(credentials.identify, bearer, client)
-    if identity is None:
-        raise _RefusedError(401, "no known token; send `Authorization: Bearer TOKEN`")
-    if identity.operator:
-        raise _RefusedError(403, "an operator's token reads; send with a tenant's")
-    if identity.provider and of_tenants:
-        raise _RefusedError(403, "a token of `providers` sends metrics of the hardware; spans need a tenant's")
-    return identity.name
-
-
-async def _body(request: Request) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip"):
-        raise _RefusedError(415, f"content encoding {encoding!r}: send gzip or none")
+async def _body(request: Request, content_type: str, limit: int) -> bytes:
+    if content_type not in _CONTENT_TYPES:
+        reason = f"content type {content_type!r}: send application/x-protobuf or application/json"
+        raise RefusedError("unsupported", reason)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip", "zstd"):
+        raise RefusedError("unsupported", f"content encoding {coding!r}: send gzip, zstd or none")
     packed = bytearray()
     async for chunk in request.stream():
         packed += chunk
-        if len(packed) > MAX_BODY_BYTES:
-            raise _RefusedError(413, f"more than {MAX_BODY_BYTES} bytes; send smaller batches")
-    return await run_in_threadpool(_unpacked, bytes(packed)) if encoding == "gzip" else bytes(packed)
+        if len(packed) > limit:
+            raise RefusedError("too large", f"more than {limit} bytes; send smaller batches")
+    if coding == "identity":
+        return bytes(packed)
+    return await run_in_threadpool(unpacked, bytes(packed), coding, limit)
 
 
-def _unpacked(packed: bytes) -> bytes:
-    # Never more than the limit is unpacked, whatever a few bytes may claim to hold.
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    try:
-        body = unpacker.decompress(packed, MAX_BODY_BYTES + 1)
-    except zlib.error as error:
-        raise _RefusedError(400, f"not gzip ({error})") from error
-    if len(body) > MAX_BODY_BYTES:
-        raise _RefusedError(413, f"more than {MAX_BODY_BYTES} bytes once unpacked; send smaller batches")
-    if not unpacker.eof or unpacker.unused_data:
-        raise _RefusedError(400, "not one whole gzip member")
-    return body
+def _failure(refused: RefusedError, encoding: Encoding) -> Response:
+    status, code = _CODES[refused.kind]
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if refused.retry_s is not None:
+        headers["Retry-After"] = str(refused.retry_s)
+    return _answer(status, Status(code=code, message=str(refused)), encoding, headers)
 
 
-def _failure(status: int, reason: str, encoding: Encoding) -> Response:
-    return _answer(status, Status(code=_CODES[status], message=reason), encoding)
-
-
-def _answer(status: int, message: Message, encoding: Encoding) -> Response:
+def _answer(status: int, message: Message, encoding: Encoding, headers: dict[str, str]) -> Response:
     body = (
         json_format.MessageToJson(message, indent=None).encode() if encoding == "json" else message.SerializeToString()
     )
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 503 else None
     return Response(body, status, headers, media_type=_MEDIA[encoding])

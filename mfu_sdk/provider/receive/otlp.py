@@ -1,14 +1,18 @@
 """OTLP bytes to rows of the store: a pure function of the request, its encoding, the tenant and the time.
 
-The protocol is OTLP 1.x (opentelemetry.io/docs/specs/otlp). Attribute values become strings as the Collector's
-exporter makes them: doubles in their shortest exact form, booleans in lower case, arrays and maps as JSON.
+The protocol is OTLP 1.x (opentelemetry.io/docs/specs/otlp). Attribute values become strings as the engine writes them:
+doubles in their shortest exact form, booleans in lower case, arrays and maps as JSON. Requests of spans in protobuf go
+through `provider.arrivals`, which makes the same rows of them in the engine, unless it leaves one to this module.
 """
 
 import base64
 import binascii
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from google.protobuf import json_format  # type: ignore[import-untyped]  # protobuf ships no types
@@ -20,6 +24,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, HistogramDataPo
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mfu_sdk import semconv
+from mfu_sdk.provider.arrivals import FLAWS, IMPLAUSIBLE
+from mfu_sdk.provider.receive.limits import OTHER, Cut, Limits
 from mfu_sdk.provider.store import PointRow, SpanEvent, SpanLink, SpanRow, timestamp
 
 Encoding = Literal["protobuf", "json"]
@@ -30,6 +36,7 @@ M = TypeVar("M", bound=Message)
 # clock that is wrong.
 _OLDEST_NS: Final = 366 * 86_400 * 10**9
 _NEWEST_NS: Final = 86_400 * 10**9
+_NO_LIMITS: Final = Limits()
 _ID_KEYS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _KINDS: Final = {0: "Unspecified", 1: "Internal", 2: "Server", 3: "Client", 4: "Producer", 5: "Consumer"}
 _STATUS: Final = {Status.STATUS_CODE_UNSET: "Unset", Status.STATUS_CODE_OK: "Ok", Status.STATUS_CODE_ERROR: "Error"}
@@ -41,59 +48,97 @@ class UndecodableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded(Generic[R]):
-    """The rows of a request, how many of its items were rejected, and why the first of those was."""
+    """The rows of a request, how many of its items were rejected and why, and what of the rows was cut or renamed."""
 
     rows: tuple[R, ...]
-    rejected: int
-    reason: str
+    rejections: Mapping[str, int]
+    notes: Mapping[str, int]
+
+    @property
+    def rejected(self) -> int:
+        """How many items were rejected."""
+        return sum(self.rejections.values())
 
 
-def decode_traces(body: bytes, encoding: Encoding, tenant: str, now_unix_ns: int) -> Decoded[SpanRow]:
-    """The spans of an ExportTraceServiceRequest, each stamped with `tenant`. Raises `UndecodableError`."""
+def time_bounds(now_unix_ns: int) -> tuple[int, int]:
+    """The earliest and the latest start that a span may have."""
+    return now_unix_ns - _OLDEST_NS, now_unix_ns + _NEWEST_NS
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Reasons and how often each was met, in one line."""
+    return "; ".join(what if n == 1 else f"{what} ({n} times)" for what, n in sorted(counts.items()))
+
+
+def decode_traces(
+    body: bytes,
+    encoding: Encoding,
+    tenant: str,
+    now_unix_ns: int,
+    limits: Limits = _NO_LIMITS,
+    beyond: Callable[[Iterable[str]], frozenset[str]] | None = None,
+) -> Decoded[SpanRow]:
+    """The spans of an ExportTraceServiceRequest, each stamped with `tenant`. Raises `UndecodableError`.
+
+    `beyond` tells which names of workloads the tenant may not have any more; theirs is "other".
+    """
     request = _parse(ExportTraceServiceRequest(), body, encoding)
     rows: list[SpanRow] = []
-    reasons: list[str] = []
-    for group in request.resource_spans:
-        resource = _resource(group.resource.attributes, tenant)
+    rejections: Counter[str] = Counter()
+    cut = Cut(limits.attributes)
+    groups = [group for group in request.resource_spans if any(scoped.spans for scoped in group.scope_spans)]
+    resources = [_resource(group.resource.attributes, tenant, cut) for group in groups]
+    workloads = {name for resource in resources if (name := resource.get(semconv.WORKLOAD_NAME))}
+    renamed = frozenset[str]() if beyond is None else beyond(workloads)
+    for group, resource in zip(groups, resources, strict=True):
+        before = len(rows)
+        if resource.get(semconv.WORKLOAD_NAME) in renamed:
+            resource[semconv.WORKLOAD_NAME] = OTHER
         for scoped in group.scope_spans:
             for span in scoped.spans:
                 reason = _wrong_span(span, now_unix_ns)
                 if reason:
-                    reasons.append(reason)
+                    rejections[reason] += 1
                 else:
-                    rows.append(_span_row(span, resource, scoped.scope))
-    return Decoded(tuple(rows), len(reasons), reasons[0] if reasons else "")
+                    rows.append(_span_row(span, resource, scoped.scope, cut))
+                    cut.counts[IMPLAUSIBLE] += _implausible(rows[-1].attributes)
+        if resource.get(semconv.WORKLOAD_NAME) == OTHER and len(rows) > before:
+            cut.counts["spans kept under workload other"] += len(rows) - before
+    return Decoded(tuple(rows), rejections, +cut.counts)
 
 
-def decode_metrics(body: bytes, encoding: Encoding, tenant: str, now_unix_ns: int) -> Decoded[PointRow]:
+def decode_metrics(
+    body: bytes, encoding: Encoding, tenant: str, now_unix_ns: int, limits: Limits = _NO_LIMITS
+) -> Decoded[PointRow]:
     """The points of an ExportMetricsServiceRequest, stamped with `tenant`. Raises `UndecodableError`.
 
     Sums, gauges and explicit-bucket histograms are kept; the SDK sends no others, and others are rejected.
     """
     request = _parse(ExportMetricsServiceRequest(), body, encoding)
     rows: list[PointRow] = []
-    reasons: list[str] = []
+    rejections: Counter[str] = Counter()
+    cut = Cut(limits.attributes)
     for group in request.resource_metrics:
-        resource = _resource(group.resource.attributes, tenant)
+        resource = _resource(group.resource.attributes, tenant, cut)
         for scoped in group.scope_metrics:
             shared: dict[str, Any] = {
                 "ResourceAttributes": resource,
-                "ResourceSchemaUrl": group.schema_url,
-                "ScopeName": scoped.scope.name,
-                "ScopeVersion": scoped.scope.version,
-                "ScopeAttributes": _strings(scoped.scope.attributes),
+                "ResourceSchemaUrl": cut.value(group.schema_url),
+                "ScopeName": cut.name(scoped.scope.name),
+                "ScopeVersion": cut.name(scoped.scope.version),
+                "ScopeAttributes": _strings(scoped.scope.attributes, cut),
                 "ScopeDroppedAttrCount": scoped.scope.dropped_attributes_count,
-                "ScopeSchemaUrl": scoped.schema_url,
+                "ScopeSchemaUrl": cut.value(scoped.schema_url),
                 "ServiceName": resource.get(semconv.SERVICE_NAME, ""),
             }
             for metric in scoped.metrics:
                 named = shared | {
-                    "MetricName": metric.name,
-                    "MetricDescription": metric.description,
-                    "MetricUnit": metric.unit,
+                    "MetricName": cut.name(metric.name),
+                    "MetricDescription": cut.value(metric.description),
+                    "MetricUnit": cut.name(metric.unit),
                 }
-                _points(metric, named, now_unix_ns, rows, reasons)
-    return Decoded(tuple(rows), len(reasons), reasons[0] if reasons else "")
+                _points(metric, named, now_unix_ns, rows, rejections, cut)
+    return Decoded(tuple(rows), rejections, cut.counts)
 
 
 # --- bytes to messages ---------------------------------------------------------------------------------------------
@@ -142,66 +187,94 @@ def _base64(text: str) -> str:
 
 
 def _wrong_span(span: Span, now_unix_ns: int) -> str:
+    no_trace, no_span, backwards, out_of_time = FLAWS
     if len(span.trace_id) != 16 or not any(span.trace_id):
-        return "a span without a trace id of 16 bytes"
+        return no_trace
     if len(span.span_id) != 8 or not any(span.span_id):
-        return "a span without a span id of 8 bytes"
+        return no_span
     if span.end_time_unix_nano < span.start_time_unix_nano:
-        return "a span that ends before it starts"
+        return backwards
     if not _in_time(span.start_time_unix_nano, now_unix_ns):
-        return "a span that starts more than 366 days ago or a day ahead"
+        return out_of_time
     return ""
 
 
+def _implausible(attributes: Mapping[str, str]) -> bool:
+    return _number_of(attributes, semconv.MODEL_FLOP) > _number_of(attributes, semconv.AVAILABLE_FLOP)
+
+
+def _number_of(attributes: Mapping[str, str], name: str) -> float:
+    text = attributes.get(name, "")
+    # What the engine reads as a number too: it knows no digits of other scripts, and neither blanks nor underscores.
+    if not text.isascii() or "_" in text or text != text.strip():
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _in_time(unix_ns: int, now_unix_ns: int) -> bool:
-    return now_unix_ns - _OLDEST_NS <= unix_ns <= now_unix_ns + _NEWEST_NS
+    oldest, newest = time_bounds(now_unix_ns)
+    return oldest <= unix_ns <= newest
 
 
-def _span_row(span: Span, resource: Mapping[str, str], scope: InstrumentationScope) -> SpanRow:
+def _span_row(span: Span, resource: Mapping[str, str], scope: InstrumentationScope, cut: Cut) -> SpanRow:
     return SpanRow(
         start_unix_ns=span.start_time_unix_nano,
         duration_ns=span.end_time_unix_nano - span.start_time_unix_nano,
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
-        parent_span_id=span.parent_span_id.hex(),
-        trace_state=span.trace_state,
-        name=span.name,
+        parent_span_id=span.parent_span_id[:8].hex(),
+        trace_state=cut.value(span.trace_state),
+        name=cut.name(span.name),
         kind=_KINDS.get(span.kind, "Unspecified"),
         service=resource.get(semconv.SERVICE_NAME, ""),
         resource=resource,
-        scope_name=scope.name,
-        scope_version=scope.version,
-        attributes=_strings(span.attributes),
+        scope_name=cut.name(scope.name),
+        scope_version=cut.name(scope.version),
+        attributes=_strings(span.attributes, cut),
         status_code=_STATUS.get(span.status.code, "Unset"),
-        status_message=span.status.message,
+        status_message=cut.value(span.status.message),
         events=tuple(
-            SpanEvent(event.time_unix_nano, event.name, _strings(event.attributes))
+            SpanEvent(event.time_unix_nano, cut.name(event.name), _strings(event.attributes, cut))
             for event in span.events
             if event.time_unix_nano < 2**63
         ),
         links=tuple(
-            SpanLink(link.trace_id.hex(), link.span_id.hex(), link.trace_state, _strings(link.attributes))
+            SpanLink(
+                link.trace_id[:16].hex(),
+                link.span_id[:8].hex(),
+                cut.value(link.trace_state),
+                _strings(link.attributes, cut),
+            )
             for link in span.links
         ),
     )
 
 
-def _points(metric: Metric, named: dict[str, Any], now_unix_ns: int, rows: list[PointRow], reasons: list[str]) -> None:
+def _points(
+    metric: Metric,
+    named: dict[str, Any],
+    now_unix_ns: int,
+    rows: list[PointRow],
+    rejections: Counter[str],
+    cut: Cut,
+) -> None:
     kind = metric.WhichOneof("data")
     if kind == "gauge":
-        _keep("gauge", metric.gauge.data_points, named, _number, now_unix_ns, rows, reasons)
+        _keep("gauge", metric.gauge.data_points, named, _number, now_unix_ns, rows, rejections, cut)
     elif kind == "sum":
         named = named | {
             "AggregationTemporality": metric.sum.aggregation_temporality,
             "IsMonotonic": metric.sum.is_monotonic,
         }
-        _keep("sum", metric.sum.data_points, named, _number, now_unix_ns, rows, reasons)
+        _keep("sum", metric.sum.data_points, named, _number, now_unix_ns, rows, rejections, cut)
     elif kind == "histogram":
         named = named | {"AggregationTemporality": metric.histogram.aggregation_temporality}
-        _keep("histogram", metric.histogram.data_points, named, _histogram, now_unix_ns, rows, reasons)
-    elif kind is not None:
-        points = getattr(metric, kind).data_points
-        reasons += [f"{metric.name}: {kind} points are not kept, only sums, gauges and histograms"] * len(points)
+        _keep("histogram", metric.histogram.data_points, named, _histogram, now_unix_ns, rows, rejections, cut)
+    elif kind is not None and (points := getattr(metric, kind).data_points):
+        rejections[f"{kind} points are not kept, only sums, gauges and histograms"] += len(points)
 
 
 P = TypeVar("P", NumberDataPoint, HistogramDataPoint)
@@ -214,11 +287,12 @@ def _keep(
     values: Callable[[P], dict[str, Any]],
     now_unix_ns: int,
     rows: list[PointRow],
-    reasons: list[str],
+    rejections: Counter[str],
+    cut: Cut,
 ) -> None:
     for point in points:
         if not _in_time(point.time_unix_nano, now_unix_ns):
-            reasons.append("a point more than 366 days old or a day ahead")
+            rejections["a point more than 366 days old or a day ahead"] += 1
             continue
         start_unix_ns = point.start_time_unix_nano if point.start_time_unix_nano < 2**63 else 0
         exemplars = [exemplar for exemplar in point.exemplars if exemplar.time_unix_nano < 2**63]
@@ -227,15 +301,15 @@ def _keep(
                 table,
                 named
                 | {
-                    "Attributes": _strings(point.attributes),
+                    "Attributes": _strings(point.attributes, cut),
                     "StartTimeUnix": timestamp(start_unix_ns),
                     "TimeUnix": timestamp(point.time_unix_nano),
                     "Flags": point.flags,
-                    "Exemplars.FilteredAttributes": [_strings(e.filtered_attributes) for e in exemplars],
+                    "Exemplars.FilteredAttributes": [_strings(e.filtered_attributes, cut) for e in exemplars],
                     "Exemplars.TimeUnix": [timestamp(e.time_unix_nano) for e in exemplars],
                     "Exemplars.Value": [_value(e) for e in exemplars],
-                    "Exemplars.SpanId": [e.span_id.hex() for e in exemplars],
-                    "Exemplars.TraceId": [e.trace_id.hex() for e in exemplars],
+                    "Exemplars.SpanId": [e.span_id[:8].hex() for e in exemplars],
+                    "Exemplars.TraceId": [e.trace_id[:16].hex() for e in exemplars],
                 }
                 | values(point),
             )
@@ -264,13 +338,13 @@ def _value(point: NumberDataPoint | Exemplar) -> float:
 # --- attributes ----------------------------------------------------------------------------------------------------
 
 
-def _resource(attributes: Iterable[KeyValue], tenant: str) -> dict[str, str]:
+def _resource(attributes: Iterable[KeyValue], tenant: str, cut: Cut) -> dict[str, str]:
     # Whatever the client said of its tenant is overwritten: the credential is the only witness.
-    return _strings(attributes) | {semconv.TENANT_ID: tenant}
+    return _strings(attributes, cut) | {semconv.TENANT_ID: tenant}
 
 
-def _strings(attributes: Iterable[KeyValue]) -> dict[str, str]:
-    return {entry.key: _string(entry.value) for entry in attributes}
+def _strings(attributes: Iterable[KeyValue], cut: Cut) -> dict[str, str]:
+    return cut.attributes({entry.key: _string(entry.value) for entry in attributes})
 
 
 def _string(value: AnyValue) -> str:
@@ -278,8 +352,28 @@ def _string(value: AnyValue) -> str:
     if isinstance(plain, str):
         return plain
     if isinstance(plain, float):
-        return repr(plain)
+        return double_text(plain)
     return "" if plain is None else json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
+def double_text(value: float) -> str:
+    """The fewest digits that read back as `value`, as the engine and ECMAScript place them: plain from 1e-6 to 1e21."""
+    if not math.isfinite(value):
+        return repr(value)
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    text, point = "".join(map(str, digits)), len(digits) + exponent
+    if value == 0:
+        text = "0"
+    elif len(text) <= point <= 21:
+        text += "0" * (point - len(text))
+    elif 0 < point <= 21:
+        text = f"{text[:point]}.{text[point:]}"
+    elif -6 < point <= 0:
+        text = f"0.{'0' * -point}{text}"
+    else:
+        text = f"{text[0]}{'.' if len(text) > 1 else ''}{text[1:]}e{point - 1}"
+    return "-" * sign + text
 
 
 def _plain(value: AnyValue) -> Any:

@@ -2,45 +2,53 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from mfu_sdk.provider import economics, findings, rollup
 from mfu_sdk.provider.books import Holdings, Snapshot
 from mfu_sdk.provider.causes import Finding, systemic
 from mfu_sdk.provider.economics import Assessment
+from mfu_sdk.provider.questions import Questions, Scaling, ask
 from mfu_sdk.provider.report import use
 from mfu_sdk.provider.report.model import (
     Cause,
-    Change,
     Factors,
-    FamilyByType,
-    FamilyOnType,
     Fleet,
     GpuType,
-    LowWorkload,
     Node,
-    Questions,
     Report,
-    ScalePoint,
-    Scaling,
     SharedCause,
     TrendPoint,
     Window,
     Workload,
 )
 from mfu_sdk.provider.report.window import iso
-from mfu_sdk.provider.rollup import Job, Level, Moment, Range, Sums, Usage
-from mfu_sdk.provider.store import Store
-
-MATERIAL_SHORTFALL: Final = 0.10
-"""A workload is low where it misses its expectation by this share: smaller ones are within what a roofline can say."""
+from mfu_sdk.provider.rollup import Job, Level, Moment, Quality, Range, Requests, Sums, Usage
+from mfu_sdk.provider.store import Row, Store
 
 _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
 _MOST_POINTS: Final = 96
 
 
+_ALL_TYPES_ONLY: Final = "No money: it is reckoned for the whole fleet; ask without a GPU type."
 _FLEET_ONLY: Final = "No money: it is reckoned for the whole fleet; ask as an operator, without a tenant."
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a store holds over a range, read once: a report is made of it, and so is whatever else is reckoned."""
+
+    span: Range
+    tenant: str | None
+    usages: tuple[Usage, ...]
+    moments: tuple[Moment, ...]
+    bucket_s: int
+    qualities: dict[Job, Quality]
+    uncounted: dict[tuple[str, str | None], tuple[str, ...]]
+    requests: tuple[Requests, ...]
+    questions: Questions
+    curves: tuple[Scaling, ...]
 
 
 def build(
@@ -49,47 +57,75 @@ def build(
     tenant: str | None,
     books: Snapshot | None = None,
     holdings: Holdings | None = None,
+    drifts: Sequence[Row] = (),
+    *,
+    gpu_type: str | None = None,
 ) -> Report:
-    """The report on `span` of `tenant` alone, or of the whole fleet where it is None.
+    """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
-    `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants.
-    `holdings` are what causes of any tenant are held against.
+    `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants, where
+    no GPU type is asked for. `holdings` are what causes of any tenant are held against, `drifts` what the provider
+    found itself.
     """
+    observed = observe(store, span, tenant, gpu_type)
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
-    everyone = rollup.usages(store, span, None)
-    usages = tuple(usage for usage in everyone if tenant in (None, usage.tenant))
-    previous = rollup.level(rollup.usages(store, span.previous, tenant)).sums if _has_previous(span) else Sums()
-    bucket_s = _bucket_s(span)
-    moments = rollup.moments(store, span, tenant, bucket_s)
-    fleet = rollup.level(usages)
-    workloads = _workloads(store, span, tenant, usages)
-    scaling = _scaling(usages)
+    everyone = observed.usages if tenant is None and gpu_type is None else rollup.usages(store, span, None)
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
-    judged = findings.judge(store, span, holdings, usages=everyone)
-    money = assessment(store, span, books, judged.findings, everyone)
-    told = _fleet(fleet, previous, moments, bucket_s, money)
+    judged = findings.judge(store, span, holdings, drifts, everyone)
+    if gpu_type is None:
+        money = assessment(store, span, books, judged.findings, everyone)
+    else:
+        money = Assessment(None, (), None, _ALL_TYPES_ONLY)
+    told = report_of(observed, money)
+    # What exporters tell is of all tenants' GPUs: for who sees the whole fleet, and asks for no part of it.
+    whole = books is not None and tenant is None and gpu_type is None
+    return replace(
+        told,
+        causes=tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type)),
+        causes_left_out=judged.left_out,
+        shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
+        fleet_use=use.fleet_use(store, span, everyone, holdings, told.fleet, judged.evidence) if whole else None,
+    )
+
+
+def observe(store: Store, span: Range, tenant: str | None, gpu_type: str | None = None) -> Observed:
+    """Read all that a report on `span` needs: of `tenant` alone or of all, on `gpu_type` alone or on all.
+
+    Inference requests name no device, so those of one GPU type are not known.
+    """
+    bucket_s = bucket_seconds(span)
+    answers, curves = ask(store, span, tenant, gpu_type)
+    return Observed(
+        span,
+        tenant,
+        tuple(u for u in rollup.usages(store, span, tenant) if gpu_type in (None, u.gpu_type)),
+        tuple(m for m in rollup.moments(store, span, tenant, bucket_s) if gpu_type in (None, m.job.gpu_type)),
+        bucket_s,
+        rollup.qualities(store, span, tenant),
+        rollup.uncounted(store, span, tenant),
+        rollup.requests(store, span, tenant) if gpu_type is None else (),
+        answers,
+        curves,
+    )
+
+
+def report_of(observed: Observed, money: Assessment | None = None) -> Report:
+    """The report: the levels, what observed spans alone can answer, and the money where it is reckoned."""
+    usages = observed.usages
+    money = money or Assessment(None, (), None, _FLEET_ONLY)
     return Report(
-        window=Window(iso(span.since_unix_ns), iso(span.until_unix_ns)),
-        fleet=told,
+        window=Window(iso(observed.span.since_unix_ns), iso(observed.span.until_unix_ns)),
+        fleet=_fleet(observed, money),
         nodes=_nodes(usages),
-        workloads=workloads,
+        workloads=_workloads(observed),
         gpu_types=_gpu_types(usages),
-        scaling=scaling,
-        inference=rollup.requests(store, span, tenant),
-        questions=Questions(
-            low_workloads=_low(workloads, moments),
-            by_gpu_type=_families_by_type(usages),
-            by_scale=tuple(curve for curve in scaling if len(curve.points) > 1),
-            trend=Change(fleet.sums.mfu, previous.mfu, rollup.ratio(fleet.sums.mfu, previous.mfu)),
-        ),
+        scaling=observed.curves,
+        inference=observed.requests,
+        questions=observed.questions,
         economics=money.economics,
         economics_missing=money.missing,
         hours=money.hours,
-        causes=_causes(store, judged, tenant),
-        causes_left_out=judged.left_out,
-        shared_causes=() if tenant is not None else _shared(judged),
-        fleet_use=None if books is None else use.fleet_use(store, span, everyone, holdings, told, judged.evidence),
     )
 
 
@@ -122,19 +158,17 @@ def assessment(
         return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
     if usages is None:
         usages = rollup.usages(store, span, None)
-    before = rollup.level(rollup.usages(store, span.previous, None)).sums if _has_previous(span) else Sums()
+    has_previous = span.previous.since_unix_ns >= 0
+    before = rollup.level(rollup.usages(store, span.previous, None)).sums if has_previous else Sums()
     ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
     growth = None if ratio is None else ratio - 1
     return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
 
 
-def _has_previous(span: Range) -> bool:
-    return span.previous.since_unix_ns >= 0
-
-
-def _bucket_s(span: Range) -> int:
+def bucket_seconds(span: Range, most: int = _MOST_POINTS) -> int:
+    """How long the buckets of a trend over `span` are, so that there are at most `most`; at least five minutes."""
     length_s = (span.until_unix_ns - span.since_unix_ns) / 1e9
-    return next((size for size in _BUCKETS_S if length_s / size <= _MOST_POINTS), _BUCKETS_S[-1])
+    return next((size for size in _BUCKETS_S if length_s / size <= most), _BUCKETS_S[-1])
 
 
 def _figures(level: Level) -> dict[str, Any]:
@@ -153,7 +187,8 @@ def _figures(level: Level) -> dict[str, Any]:
     }
 
 
-def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: int, money: Assessment) -> Fleet:
+def _fleet(observed: Observed, money: Assessment) -> Fleet:
+    fleet = rollup.level(observed.usages)
     sums, owned = fleet.sums, money.capacity
     factors = Factors(None, None, sums.mfu)
     if owned is not None:
@@ -173,8 +208,8 @@ def _fleet(fleet: Level, previous: Sums, moments: Sequence[Moment], bucket_s: in
         timed_steps=sums.timed_steps,
         unknown_steps=sums.unknown_steps,
         tokens=sums.tokens,
-        trend=_trend(moments, bucket_s),
-        previous_mfu=previous.mfu,
+        trend=_trend(observed.moments, observed.bucket_s),
+        previous_mfu=observed.questions.trend.previous_mfu,
     )
 
 
@@ -201,9 +236,8 @@ def _nodes(usages: Sequence[Usage]) -> tuple[Node, ...]:
     )
 
 
-def _workloads(store: Store, span: Range, tenant: str | None, usages: Sequence[Usage]) -> tuple[Workload, ...]:
-    qualities = rollup.qualities(store, span, tenant)
-    uncounted = rollup.uncounted(store, span, tenant)
+def _workloads(observed: Observed) -> tuple[Workload, ...]:
+    usages = observed.usages
     families: dict[Job, set[str]] = {}
     for usage in usages:
         families.setdefault(usage.job, set()).update({usage.family} - {None})  # type: ignore[arg-type]  # None is out
@@ -218,17 +252,17 @@ def _workloads(store: Store, span: Range, tenant: str | None, usages: Sequence[U
             gpu_type=job.gpu_type,
             world_size=job.world_size,
             batch_running=level.sums.batch_running,
-            uncounted=uncounted.get((job.tenant, job.workload), ()),
-            **_counted(qualities.get(job)),
+            uncounted=observed.uncounted.get((job.tenant, job.workload), ()),
+            **_counted(observed.qualities.get(job)),
             **_figures(level),
         )
         for job, level in sorted(levels.items(), key=lambda item: _most_hours_first(item[1]))
     )
 
 
-def _counted(quality: rollup.Quality | None) -> dict[str, Any]:
-    quality = quality or rollup.Quality(None, (), (), ())
-    return {field.name: getattr(quality, field.name) for field in fields(rollup.Quality)}
+def _counted(quality: Quality | None) -> dict[str, Any]:
+    quality = quality or Quality(None, (), (), ())
+    return {field.name: getattr(quality, field.name) for field in fields(Quality)}
 
 
 def _gpu_types(usages: Sequence[Usage]) -> tuple[GpuType, ...]:
@@ -237,63 +271,6 @@ def _gpu_types(usages: Sequence[Usage]) -> tuple[GpuType, ...]:
         GpuType(gpu_type=name, **_figures(level))
         for name, level in sorted(levels.items(), key=lambda item: _most_hours_first(item[1]))
     )
-
-
-def _scaling(usages: Sequence[Usage]) -> tuple[Scaling, ...]:
-    known = [u for u in usages if u.family is not None and u.world_size is not None]
-    curves: dict[tuple[str, str | None], list[tuple[int, float | None]]] = {}
-    for (family, gpu_type, world_size), level in sorted(
-        rollup.by(known, lambda u: (u.family or "", u.gpu_type, u.world_size or 0)).items(),
-        key=lambda item: (item[0][0], item[0][1] or "", item[0][2]),
-    ):
-        curves.setdefault((family, gpu_type), []).append((world_size, level.sums.mfu))
-    return tuple(
-        Scaling(
-            family,
-            gpu_type,
-            tuple(ScalePoint(size, mfu, rollup.ratio(mfu, points[0][1])) for size, mfu in points),
-        )
-        for (family, gpu_type), points in curves.items()
-    )
-
-
-def _low(workloads: Iterable[Workload], moments: Sequence[Moment]) -> tuple[LowWorkload, ...]:
-    attained_by_job: dict[Job, list[float]] = {}
-    for moment in moments:
-        attained = rollup.ratio(moment.sums.mfu, moment.sums.expected_mfu)
-        if attained is not None:
-            attained_by_job.setdefault(moment.job, []).append(attained)
-    found = []
-    for w in workloads:
-        attained = rollup.ratio(w.mfu, w.expected_mfu)
-        if w.mfu is None or w.expected_mfu is None or attained is None or attained > 1 - MATERIAL_SHORTFALL:
-            continue
-        times = attained_by_job.get(Job(w.tenant, w.workload, w.gpu_type, w.world_size), [])
-        low = sum(1 for value in times if value <= 1 - MATERIAL_SHORTFALL)
-        hours = None if w.gpu_hours is None else (1 - attained) * w.gpu_hours
-        found.append(
-            LowWorkload(
-                w.tenant,
-                w.workload,
-                w.gpu_type,
-                w.world_size,
-                w.mfu,
-                w.expected_mfu,
-                attained,
-                hours,
-                rollup.ratio(low, len(times)),
-            )
-        )
-    return tuple(sorted(found, key=lambda row: (-(row.shortfall_gpu_hours or 0.0), row.attained)))
-
-
-def _families_by_type(usages: Sequence[Usage]) -> tuple[FamilyByType, ...]:
-    known = [u for u in usages if u.family is not None]
-    families: dict[str, list[FamilyOnType]] = {}
-    for (family, gpu_type), level in rollup.by(known, lambda u: (u.family or "", u.gpu_type)).items():
-        sums = level.sums
-        families.setdefault(family, []).append(FamilyOnType(gpu_type, sums.mfu, sums.expected_mfu, sums.device_hours))
-    return tuple(FamilyByType(family, tuple(types)) for family, types in sorted(families.items()) if len(types) > 1)
 
 
 def _most_hours_first(level: Level) -> float:

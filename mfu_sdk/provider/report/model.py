@@ -8,11 +8,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider.economics import Economics, Stage
 from mfu_sdk.provider.fleet import FleetUse
+from mfu_sdk.provider.questions import (
+    ByGpuType,
+    ByScale,
+    LowWorkloads,
+    NewHardware,
+    Questions,
+    Scaling,
+    UnderBatching,
+)
 from mfu_sdk.provider.rollup import Requests, ratio
 
 T = TypeVar("T")
@@ -133,80 +142,6 @@ class GpuType(Figures):
 
 
 @dataclass(frozen=True, slots=True)
-class ScalePoint:
-    """MFU at one world size, and as a share of the MFU at the smallest."""
-
-    world_size: int
-    mfu: float | None
-    parallel_efficiency: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """One model structure on one GPU type, over the world sizes that it ran at."""
-
-    workload_family: str
-    gpu_type: str | None
-    points: tuple[ScalePoint, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LowWorkload:
-    """A workload at least 10 % below its expectation.
-
-    `attained` = MFU / expected MFU; `shortfall_gpu_hours` = (1 − attained) × its GPU-hours; `low_share` is the share
-    of its time buckets in which it was that low as well: 1.0 is consistently, near 0 is an episode.
-    """
-
-    tenant: str
-    workload: str | None
-    gpu_type: str | None
-    world_size: int | None
-    mfu: float
-    expected_mfu: float
-    attained: float
-    shortfall_gpu_hours: float | None
-    low_share: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyOnType:
-    """What one model structure reached on one GPU type."""
-
-    gpu_type: str | None
-    mfu: float | None
-    expected_mfu: float | None
-    gpu_hours: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyByType:
-    """One model structure on each of the GPU types that it ran on, two at least."""
-
-    workload_family: str
-    gpu_types: tuple[FamilyOnType, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """MFU of the range and of the equally long one before it; `ratio` is the one over the other."""
-
-    mfu: float | None
-    previous_mfu: float | None
-    ratio: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """The questions that observed spans alone can answer."""
-
-    low_workloads: tuple[LowWorkload, ...]
-    by_gpu_type: tuple[FamilyByType, ...]
-    by_scale: tuple[Scaling, ...]
-    trend: Change
-
-
-@dataclass(frozen=True, slots=True)
 class Cause:
     """Why a workload is low: what it costs as a share, how sure that is (0..1), what shows it, and what to do.
 
@@ -277,6 +212,10 @@ class Report:
         return min((w.coverage for w in self.workloads if w.coverage is not None), default=None)
 
 
+_LATER: Final = (LowWorkloads, ByGpuType, ByScale, UnderBatching, NewHardware)
+"""Answers that an older report lacks, or tells as a list."""
+
+
 def to_json(report: Report) -> str:
     """The report as JSON; non-finite numbers cannot occur in it."""
     return json.dumps(asdict(report), ensure_ascii=False, indent=2, allow_nan=False)
@@ -293,10 +232,16 @@ def from_json(text: str) -> Report:
         raise ConfigurationError(f"{text[:40]!r}…: not a report ({error}); ask a provider's /api/report") from error
 
 
-def _read(kind: type[T], value: Mapping[str, Any]) -> T:
+def _read(kind: type[T], value: Any) -> T:
+    names = get_type_hints(kind)
+    if value is None and kind in _LATER:
+        return kind()
+    if isinstance(value, list) and kind in _LATER:
+        # Before an answer said more than its rows it was the list of them, which is now its first field.
+        value = {next(iter(names)): value}
     if not isinstance(value, Mapping):
         raise TypeError(f"{kind.__name__} must be an object")
-    return kind(**{name: _field(hint, value.get(name)) for name, hint in get_type_hints(kind).items()})
+    return kind(**{name: _field(hint, value.get(name)) for name, hint in names.items()})
 
 
 def _field(hint: Any, value: Any) -> Any:
@@ -308,10 +253,13 @@ def _field(hint: Any, value: Any) -> Any:
         of = get_args(hint)[1]
         return {str(name): _field(of, item) for name, item in dict(value or {}).items()}
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in kinds:
-        if is_dataclass(kind) and isinstance(value, Mapping):
-            return _read(kind, value)  # type: ignore[arg-type]  # a class, not an instance
+    types = tuple(kind for kind in kinds if isinstance(kind, type))
+    for kind in types:
+        if is_dataclass(kind) and value is not None:
+            return _read(kind, value)
+    if any(get_origin(kind) is Literal and value in get_args(kind) for kind in kinds):
+        return value
     # JSON has one kind of number: 1.0 may come back as 1.
-    if not isinstance(value, (*kinds, int) if float in kinds else kinds):
+    if not isinstance(value, (*types, int) if float in types else types):
         raise TypeError(f"{value!r} where {hint} belongs")
     return value

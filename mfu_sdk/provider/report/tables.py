@@ -1,4 +1,4 @@
-"""Tables in text that fit a width: names give way, then columns go; a number is never cut short."""
+"""Tables of text that fit a width: names give way, numbers never do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Column:
 
 
 def table(console: Console, title: str, columns: Sequence[Column]) -> None:
-    """Print a table under its title, after an empty line."""
+    """Print a table under its title; columns without rows are for the caller to leave out."""
     widths = _fitted(columns, console.width)
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for column, width in widths.items():
-        grid.add_column(
+        drawn.add_column(
             column.title,
             justify="left" if column.is_name else "right",
             no_wrap=True,
@@ -42,10 +42,10 @@ def table(console: Console, title: str, columns: Sequence[Column]) -> None:
             width=width,
         )
     for row in zip(*(column.cells for column in widths), strict=True):
-        grid.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(cell) for cell in row))
     console.print()
     console.print(Text(title, style="bold"))
-    console.print(grid)
+    console.print(drawn)
 
 
 def _fitted(columns: Sequence[Column], width: int) -> dict[Column, int]:

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mfu_sdk.provider.report import money, use_text, words
+from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
-from mfu_sdk.provider.report.tables import Column as _Column
-from mfu_sdk.provider.report.tables import table as _table
+from mfu_sdk.provider.report.tables import Column, table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL_WIDTH = 21
@@ -32,6 +32,7 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
     use_text.print_use(console, report)
     if report.workloads:
         _levels(console, report)
+        print_answers(console, report.questions)
     if report.inference:
         _inference(console, report)
     _causes(console, report)
@@ -75,61 +76,61 @@ def _headline(console: Console, report: Report) -> None:
 
 def _levels(console: Console, report: Report) -> None:
     of = report.workloads
-    _table(
+    table(
         console,
         "Workloads, most device time first",
         (
-            _Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
-            _Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
-            _Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
-            _Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
-            _Column("MFU", tuple(words.percent(w.mfu) for w in of)),
-            _Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
-            _Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
-            _Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
+            Column("tenant", tuple(words.name(w.tenant, 20) for w in of), is_name=True, drop=2),
+            Column("workload", tuple(words.name(w.workload, 40) for w in of), is_name=True),
+            Column("GPU type", tuple(words.name(w.gpu_type, 30) for w in of), is_name=True, drop=3),
+            Column("ranks", tuple(words.count(w.world_size) for w in of), drop=4),
+            Column("MFU", tuple(words.percent(w.mfu) for w in of)),
+            Column("expected", tuple(words.percent(w.expected_mfu) for w in of)),
+            Column("model FLOPs", tuple(words.flop(w.model_flop) for w in of), drop=5),
+            Column("time", tuple(words.hours(w.gpu_hours) for w in of), drop=1),
         ),
     )
     nodes = report.nodes
-    _table(
+    table(
         console,
         "Nodes, lowest MFU first",
         (
-            _Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
-            _Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
-            _Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
-            _Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
-            _Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
-            _Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
+            Column("host", tuple(words.name(n.host, 40) for n in nodes), is_name=True),
+            Column("GPU type", tuple(words.name(", ".join(n.gpu_types), 40) for n in nodes), is_name=True, drop=2),
+            Column("devices", tuple(words.count(n.gpus) for n in nodes), drop=3),
+            Column("MFU", tuple(words.percent(n.mfu) for n in nodes)),
+            Column("expected", tuple(words.percent(n.expected_mfu) for n in nodes)),
+            Column("time", tuple(words.hours(n.gpu_hours) for n in nodes), drop=1),
         ),
     )
     types = report.gpu_types
-    _table(
+    table(
         console,
         "GPU types, most device time first",
         (
-            _Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
-            _Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
-            _Column("MFU", tuple(words.percent(g.mfu) for g in types)),
-            _Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
-            _Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
-            _Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
-            _Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
+            Column("GPU type", tuple(words.name(g.gpu_type, 40) for g in types), is_name=True),
+            Column("devices", tuple(words.count(g.gpus) for g in types), drop=3),
+            Column("MFU", tuple(words.percent(g.mfu) for g in types)),
+            Column("expected", tuple(words.percent(g.expected_mfu) for g in types)),
+            Column("model FLOPs", tuple(words.flop(g.model_flop) for g in types), drop=4),
+            Column("available", tuple(words.flop(g.available_flop) for g in types), drop=4),
+            Column("time", tuple(words.hours(g.gpu_hours) for g in types), drop=1),
         ),
     )
 
 
 def _inference(console: Console, report: Report) -> None:
     of = report.inference
-    _table(
+    table(
         console,
         "Inference requests (they overlap: no level above includes them)",
         (
-            _Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
-            _Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
-            _Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
-            _Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
-            _Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
-            _Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
+            Column("tenant", tuple(words.name(r.tenant, 20) for r in of), is_name=True, drop=2),
+            Column("workload", tuple(words.name(r.workload, 40) for r in of), is_name=True),
+            Column("requests", tuple(words.estimate(r.requests, sampled=r.sampled) for r in of)),
+            Column("mean", tuple(words.seconds(r.mean_duration_s) for r in of)),
+            Column("tokens", tuple(words.estimate(r.tokens, sampled=r.sampled) for r in of), drop=3),
+            Column("failed", tuple(words.count(r.failed) for r in of), drop=1),
         ),
     )
 
@@ -137,16 +138,16 @@ def _inference(console: Console, report: Report) -> None:
 def _causes(console: Console, report: Report) -> None:
     shown = [each for each in report.causes if each.state != "muted"]
     if shown:
-        _table(
+        table(
             console,
             "Why workloads are low, largest losses first",
             (
-                _Column("tenant", tuple(words.name(c.tenant, 20) for c in shown), is_name=True, drop=2),
-                _Column("workload", tuple(words.name(c.workload, 40) for c in shown), is_name=True),
-                _Column("cause", tuple(c.cause for c in shown)),
-                _Column("loss", tuple(words.percent(c.loss_share) for c in shown)),
-                _Column("sure", tuple(words.percent(c.confidence, 0) for c in shown), drop=1),
-                _Column("state", tuple(c.state for c in shown), drop=3),
+                Column("tenant", tuple(words.name(c.tenant, 20) for c in shown), is_name=True, drop=2),
+                Column("workload", tuple(words.name(c.workload, 40) for c in shown), is_name=True),
+                Column("cause", tuple(c.cause for c in shown)),
+                Column("loss", tuple(words.percent(c.loss_share) for c in shown)),
+                Column("sure", tuple(words.percent(c.confidence, 0) for c in shown), drop=1),
+                Column("state", tuple(c.state for c in shown), drop=3),
             ),
         )
         for each in shown:

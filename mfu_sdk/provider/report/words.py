@@ -69,3 +69,23 @@ def name(text: str | None, longest: int = 64) -> str:
 def moment(iso: str) -> str:
     """A time of ISO 8601 in UTC, to the minute."""
     return iso[:16].replace("T", " ")
+
+
+def line(text: str, longest: int = 400) -> str:
+    """A text of one line that names are part of: control characters replaced, nothing else left out of it."""
+    return name(text, longest) if text else ""
+
+
+def money(value: float | None, currency: str) -> str:
+    """An amount to the hundredth with its currency; one below a cent keeps three significant digits."""
+    if value is None:
+        return UNKNOWN
+    shown = f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
+    return f"{shown} {name(currency, 8)}"
+
+
+def evidence(value: float | str | None) -> str:
+    """A piece of evidence: a number with four significant digits, a text made safe."""
+    if value is None:
+        return UNKNOWN
+    return name(value, 200) if isinstance(value, str) else f"{value:.4g}"

@@ -84,6 +84,32 @@ SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m;
 
 DROP TABLE IF EXISTS otel.mfu_rollup_5m;
 
+-- How each hour's spans were counted: by which denominators and conventions, and with what least coverage.
+CREATE TABLE IF NOT EXISTS otel.mfu_counting_1h (
+    ts          DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    tenant      LowCardinality(String) CODEC(ZSTD(1)),
+    workload    LowCardinality(String) CODEC(ZSTD(1)),
+    gpu_type    LowCardinality(String) CODEC(ZSTD(1)),
+    world_size  Int64 CODEC(ZSTD(1)),
+    peak_dtype  LowCardinality(String) CODEC(ZSTD(1)),
+    peak_source LowCardinality(String) CODEC(ZSTD(1)),
+    convention  LowCardinality(String) CODEC(ZSTD(1)),
+    spans       SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    coverage    SimpleAggregateFunction(min, Nullable(Float64)) CODEC(ZSTD(1))
+) ENGINE = AggregatingMergeTree
+PARTITION BY toDate(ts)
+ORDER BY (tenant, workload, ts, gpu_type, world_size, peak_dtype, peak_source, convention)
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_counting_1h_mv TO otel.mfu_counting_1h AS
+SELECT
+    toStartOfHour(Timestamp, 'UTC') AS ts, mfu_tenant_id AS tenant, mfu_workload_name AS workload, hw_name AS gpu_type,
+    ifNull(mfu_dist_world_size, -1) AS world_size, mfu_peak_dtype AS peak_dtype, mfu_peak_source AS peak_source,
+    mfu_convention AS convention, count() AS spans, min(mfu_count_coverage) AS coverage
+FROM otel.otel_traces
+WHERE SpanName IN ('mfu.step', 'mfu.window')
+GROUP BY ts, tenant, workload, gpu_type, world_size, peak_dtype, peak_source, convention;
+
 -- A range [since, until), both in Unix nanoseconds, in rows no coarser than `grain_s` seconds: 300, or a multiple of
 -- 3600, with which whole hours are read as such.
 CREATE VIEW IF NOT EXISTS otel.mfu_in_range AS
@@ -107,11 +133,33 @@ WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64}) AND Timestamp < fromUn
         OR Timestamp >= fromUnixTimestamp64Nano(fives_until_s * 1000000000)
         OR fives_since_s >= fives_until_s);
 
+-- The processes that sent a window in a range: the same three parts, and nothing of them but the names.
+CREATE VIEW IF NOT EXISTS otel.mfu_windowed AS
+WITH
+    intDiv({since:Int64} + 299999999999, 300000000000) * 300 AS fives_since_s,
+    intDiv({until:Int64}, 300000000000) * 300 AS fives_until_s,
+    intDiv({until:Int64}, 3600000000000) * 3600 AS hours_until_s,
+    if({grain_s:UInt32} % 3600 = 0, intDiv({since:Int64} + 3599999999999, 3600000000000) * 3600, hours_until_s)
+        AS hours_since_s
+SELECT tenant, run_id, attempt, rank FROM otel.mfu_sums_1h
+WHERE is_window AND ts >= toDateTime(hours_since_s, 'UTC') AND ts < toDateTime(hours_until_s, 'UTC')
+UNION ALL
+SELECT tenant, run_id, attempt, rank FROM otel.mfu_sums_5m
+WHERE is_window AND ts >= toDateTime(fives_since_s, 'UTC') AND ts < toDateTime(fives_until_s, 'UTC')
+    AND (ts < toDateTime(hours_since_s, 'UTC') OR ts >= toDateTime(hours_until_s, 'UTC')
+        OR hours_since_s >= hours_until_s)
+UNION ALL
+SELECT mfu_tenant_id, mfu_run_id, ifNull(mfu_run_attempt, -1), ifNull(mfu_dist_rank, -1) FROM otel.otel_traces
+WHERE SpanName = 'mfu.window'
+    AND Timestamp >= fromUnixTimestamp64Nano({since:Int64}) AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
+    AND (Timestamp < fromUnixTimestamp64Nano(fives_since_s * 1000000000)
+        OR Timestamp >= fromUnixTimestamp64Nano(fives_until_s * 1000000000)
+        OR fives_since_s >= fives_until_s);
+
 -- What counts: a window replaces the steps of its process, wherever the range holds one.
 CREATE VIEW IF NOT EXISTS otel.mfu_counted AS
 SELECT * FROM otel.mfu_in_range(since = {since:Int64}, until = {until:Int64}, grain_s = {grain_s:UInt32})
 WHERE is_window OR (tenant, run_id, attempt, rank) NOT IN (
-    SELECT DISTINCT tenant, run_id, attempt, rank
-    FROM otel.mfu_in_range(since = {since:Int64}, until = {until:Int64}, grain_s = {grain_s:UInt32})
-    WHERE is_window
+    SELECT tenant, run_id, attempt, rank
+    FROM otel.mfu_windowed(since = {since:Int64}, until = {until:Int64}, grain_s = {grain_s:UInt32})
 );

@@ -98,6 +98,16 @@ int nvmlDeviceGetCount_v2(unsigned *out) {
   for (int g = 0; !rc && g < GPUS; g++) *out += whole[g].name[0] != 0;
   return rc;
 }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct device **out) {
+  int rc = ready();
+  for (int g = 0; !rc && g < GPUS; g++)
+    if (whole[g].name[0] && !index--) {
+      if (known(&whole[g], "forbidden") > 0) return FORBIDDEN;
+      *out = &whole[g];
+      return SUCCESS;
+    }
+  return rc ? rc : INVALID;
+}
 struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; };
 static unsigned bus_of(int gpu) { return 0x10u + (unsigned)gpu; }
 int nvmlDeviceGetPciInfo_v3(struct device *d, struct pci *out) {

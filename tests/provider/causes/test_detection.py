@@ -15,7 +15,9 @@ from mfu_sdk.export.encode import Envelope, encode
 from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.windows import Windows, sums
 from mfu_sdk.provider.detection import Detection, Following, Window, window_of
+from mfu_sdk.provider.findings import Findings
 from mfu_sdk.provider.receive.otlp import decode_traces
+from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
 from mfu_sdk.records import DriftEvent, RunIdentity, StepRecord
 
@@ -153,13 +155,26 @@ def test_own_process_looks(store: Store, tenant: str) -> None:
     assert found_in(store, tenant) == []
 
 
+def fp32(index: int, noise: float) -> dict[str, object]:
+    return {} if index < SLOW else {"slower": 4.0, "peak_flops_per_s": 67e12, "peak_dtype": "float32"}
+
+
+def test_finding(store: Store, tenant: str) -> None:
+    """A day's judgement names what the tenant's process did not look for: a fourth of the rate since step 2,900."""
+    store.insert_spans(tenant, sent(list(steps(fp32)), tenant))
+    kept = Findings(store)
+    day = Range(T0, T0 + 3600 * 10**9)
+    assert kept.judge(day, None, day.until_unix_ns) == ("2026-05-28",)
+    assert kept.judge(day, None, day.until_unix_ns) == ()
+    [found] = [each.finding for each in kept.kept(day, tenant) if each.finding.cause == "configuration_drift"]
+    assert found.run_id == "run-1"
+    assert "peak_dtype: bfloat16 → float32" in str(found.evidence["changed"])
+    # 290 s at the full rate and 760 s at a fourth of it.
+    assert found.loss_share == pytest.approx(0.75 * 760 / 1050, abs=0.03)
+
+
 def test_what_changed(tenant: str) -> None:
     """A fall back to fp32 and a smaller batch are named; a slow clock with neither is the clock."""
-
-    def fp32(index: int, noise: float) -> dict[str, object]:
-        if index < SLOW:
-            return {}
-        return {"slower": 4.0, "peak_flops_per_s": 67e12, "peak_dtype": "float32"}
 
     event = _only(steps(fp32), tenant)
     assert (event.cause, event.kind) == ("configuration_drift", "drop")

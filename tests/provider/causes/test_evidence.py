@@ -4,6 +4,7 @@ One store takes the spans of all of these tests, each of a tenant of its own, an
 """
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +299,34 @@ def test_earlier_runs(told: Told) -> None:
 
 
 @sends
+def of_silent_fp32() -> Rows:
+    def run(name: str, at_s: float, fingerprint: str, share: float, peak: float, dtype: str) -> SpanRow:
+        who: dict[str, object] = {
+            semconv.RUN_ID: name, semconv.CONFIG_FINGERPRINT: fingerprint, semconv.DIST_WORLD_SIZE: 1,
+            semconv.HW_NAME: "NVIDIA A100-SXM4-80GB",
+        }  # fmt: skip
+        told: dict[str, object] = {
+            "mfu__model__flop": share * 140e12 * 30, "mfu__available__flop": peak * 30, "mfu__peak__dtype": dtype,
+            "mfu__token__count": round(share * 819_200), "mfu__step__data_time": 0.3,
+        }  # fmt: skip
+        return row(semconv.SPAN_WINDOW, at_s, 30, who, {**STEPS, **told})
+
+    fast = [run(name, at_s, "old", 1.0, 312e12, "bfloat16") for name, at_s in (("a", -7200), ("b", -3600))]
+    return [*fast, run("c", 0, "new", 0.1, 19.5e12, "float32")]
+
+
+def test_silent_fp32(told: Told) -> None:
+    """MFU went from 0.45 to 0.72 and the work takes ten times as long: told between runs, from spans alone."""
+    [found] = causes.judge(told.all("silent_fp32"))
+    assert (found.cause, found.run_id, found.loss_share) == ("configuration_drift", "c", approx(0.9))
+    # Nobody tells a clock of this type: of five signs that is the one that is missing.
+    assert found.confidence == approx(0.5 + 0.45 * 4 / 5)
+    assert found.evidence["mfu_over_bf16_reference"] == approx(14 / 312, rel=0.01)
+    assert found.evidence["mfu_over_bf16_reference_before"] == approx(140 / 312, rel=0.01)
+    assert "peak of 312 TFLOP/s instead of 20" in found.remedy
+
+
+@sends
 def of_excursions() -> Rows:
     def drift(number: int, at_s: float, duration_s: float, onset: int, kind: str = "drop", **more: object) -> SpanRow:
         told = {"mfu__phase": "train", "mfu__drift__kind": kind, "mfu__drift__change": -0.2,
@@ -355,14 +384,41 @@ def test_short_phases(told: Told) -> None:
     assert [each.phase for each in told.all("phases")] == ["train"]
 
 
+@sends
+def of_nonsense() -> Rows:
+    wild: dict[str, object] = {
+        "mfu__comm__bus_rate": "inf", "mfu__comm__bus_rate__peak": "nan", "mfu__step__comm_time": "1e308",
+        "mfu__step__skew_time": "-1", "mfu__step__data_time": "1e20", "mfu__clock__ratio": "-3",
+        "mfu__witness__utilization": "nan", "mfu__throttle__reasons": "no array", "mfu__comm__bytes": "1e308",
+        "mfu__token__count": 0,
+    }  # fmt: skip
+    drift = span(semconv.SPAN_DRIFT, 0, 1, mfu__phase="train", mfu__drift__kind="drop", mfu__drift__change="-1e300",
+                 mfu__drift__cause="configuration_drift", mfu__drift__fingerprint__diff='["a"]')  # fmt: skip
+    rows = [
+        row(semconv.SPAN_WINDOW, 60 * number, 30, {semconv.HW_NAME: "H100"}, {**STEPS, **wild}) for number in range(2)
+    ]
+    return [*rows, drift]
+
+
+def test_nonsense(told: Told) -> None:
+    """Whatever a client claims, shares stay shares and every figure is a number that JSON has."""
+    e = told.one("nonsense")
+    assert (e.data, e.skew, e.witness, e.rank_tokens) == (1.0, None, None, 0.0)
+    for each in causes.findings(e):
+        assert 0 <= each.loss_share <= 1
+        json.dumps(dict(each.evidence), allow_nan=False)
+
+
 INVENTORY = """
 nodes: [{host: mig-1, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 2, link: pcie, from: 2026-01-01},
         {host: node-0, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 8, link: nvlink, from: 2026-01-01}]
 allocations:
-  - {tenant: books, workload: gpt, host: node-0, gpus: 2, contract: on_demand, from: 2026-05-28T20:30:00Z,
-     until: 2026-05-28T21:30:00Z}
-  - {tenant: books, workload: dead, host: node-0, gpus: 1, contract: on_demand, from: 2026-05-28T20:30:00Z}
-  - {tenant: books, workload: unheard, host: node-0, gpus: 1, contract: on_demand, from: 2026-05-28T20:30:00Z}
+  - {tenant: books, workload: whatever, host: node-0, gpus: 2, gpu_uuids: [GPU-0, GPU-1], contract: on_demand,
+     from: 2026-05-28T20:30:00Z, until: 2026-05-28T21:30:00Z}
+  - {tenant: books, workload: dead, host: node-0, gpus: 1, gpu_uuids: [GPU-2], contract: on_demand,
+     from: 2026-05-28T20:30:00Z}
+  - {tenant: books, workload: unheard, host: node-0, gpus: 1, gpu_uuids: [GPU-3], contract: on_demand,
+     from: 2026-05-28T20:30:00Z}
 mig: [{host: mig-1, gpu: 0, layout: ["3g.40gb", "1g.10gb"], from: 2026-01-01},
       {host: mig-1, gpu: 1, layout: ["3g.40gb", "3g.40gb"], from: 2026-01-01}]
 queue: [{profile: "4g.40gb", waiting: 3, at: 2026-05-28T20:40:00Z},
@@ -378,13 +434,16 @@ def of_books() -> Rows:
         semconv.HW_ID: "MIG-1", semconv.HW_PARENT: "GPU-m",
     }  # fmt: skip
     # Two processes are heard for the whole hour, and one of their windows has steps.
-    heard = [span(semconv.SPAN_RUN, 0, 3600, resource={semconv.DIST_RANK: number}) for number in range(2)]
-    dead = span(semconv.SPAN_RUN, 0, 1800, resource={semconv.WORKLOAD_NAME: "dead"})
+    heard = [
+        span(semconv.SPAN_RUN, 0, 3600, resource={semconv.DIST_RANK: number, semconv.HW_ID: f"GPU-{number}"})
+        for number in range(2)
+    ]
+    dead = span(semconv.SPAN_RUN, 0, 1800, resource={semconv.WORKLOAD_NAME: "dead", semconv.HW_ID: "GPU-2"})
     return [rank(0, resource=sliced), rank(0), *heard, dead]
 
 
 def test_books(told: Told) -> None:
-    """Slices between which nothing fits, and allocations that are heard and do nothing."""
+    """Slices between which nothing fits, and allocations that are heard and do nothing, whatever they are called."""
     found = told.named("books")
     # 3 of 7 slices and 1 of 7 lie bare, on two GPUs; three of four that wait find no place for 4g.40gb.
     assert found["sliced"].stranded == approx((3 / 7 + 1 / 7) / 2)

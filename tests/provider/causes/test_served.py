@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mfu_sdk import semconv
-from mfu_sdk.provider import report
+from mfu_sdk.provider import pages, report
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.testing import FakeClock
 
@@ -152,9 +152,10 @@ def test_text(reports: dict[str, Any]) -> None:
     muted = replace(found, causes=tuple(replace(each, state="muted") for each in found.causes))
     assert "4 muted causes not shown" in report.render_text(muted, 120)
     assert "Why workloads are low" not in report.render_text(muted, 120)
-    page = report.render_html(found)
-    assert "input_bound" in page
-    assert "input_bound" not in report.render_html(muted)
+    page = pages.render_html(found)
+    assert "<b>waiting for input</b>" in page
+    assert "<b>waiting for input</b>" not in pages.render_html(muted)
+    assert "4 are acknowledged or muted." in pages.render_html(muted)
 
 
 def test_findings(provider: Provider) -> None:

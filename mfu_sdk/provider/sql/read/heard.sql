@@ -1,9 +1,12 @@
 -- Seconds in [since, until), in steps of five minutes, in which a workload's processes were heard of: by a window, within
 -- a run that has ended, or by the metric that is 1 while a run lives.
-SELECT tenant, workload, gpu_type, uniqExact(instance, bucket) * 300 AS heard_s
+SELECT tenant, workload, host, device, uniqExact(instance, bucket) * 300 AS heard_s
 FROM (
     SELECT
-        mfu_tenant_id AS tenant, mfu_workload_name AS workload, ResourceAttributes['hw.name'] AS gpu_type,
+        mfu_tenant_id AS tenant, mfu_workload_name AS workload,
+        if(ResourceAttributes['k8s.node.name'] != '', ResourceAttributes['k8s.node.name'],
+            ResourceAttributes['host.name']) AS host,
+        ResourceAttributes['hw.id'] AS device,
         concat(ResourceAttributes['service.instance.id'], '/', mfu_run_id, '/', toString(mfu_dist_rank)) AS instance,
         arrayJoin(range(
             intDiv(greatest(toUnixTimestamp64Nano(Timestamp), {since:Int64}), 300000000000),
@@ -15,7 +18,9 @@ FROM (
     UNION ALL
     SELECT
         ResourceAttributes['mfu.tenant.id'] AS tenant, ResourceAttributes['mfu.workload.name'] AS workload,
-        ResourceAttributes['hw.name'] AS gpu_type,
+        if(ResourceAttributes['k8s.node.name'] != '', ResourceAttributes['k8s.node.name'],
+            ResourceAttributes['host.name']) AS host,
+        ResourceAttributes['hw.id'] AS device,
         concat(ResourceAttributes['service.instance.id'], '/', ResourceAttributes['mfu.run.id'], '/',
             ResourceAttributes['mfu.dist.rank']) AS instance,
         intDiv(toUnixTimestamp64Nano(TimeUnix), 300000000000) AS bucket
@@ -23,4 +28,5 @@ FROM (
     WHERE MetricName = 'mfu.run.info'
         AND TimeUnix >= fromUnixTimestamp64Nano({since:Int64}) AND TimeUnix < fromUnixTimestamp64Nano({until:Int64})
 )
-GROUP BY tenant, workload, gpu_type
+GROUP BY tenant, workload, host, device
+ORDER BY tenant, workload, host, device
