@@ -102,7 +102,8 @@ class FleetUse:
 
     `gpu_utilization` is the share of time in which any kernel ran, `engine_activity` and `tensor_activity` those of the
     compute engine and of the tensor pipes: by the provider's exporters, over the hours `over`, "allocated" or "all".
-    `estimated_mfu` is of hours without steps (`estimate_error` says how good that is); no `mfu` has any of it.
+    `estimated_mfu` is of hours without steps (`estimate_error` says how good that is); no `mfu` has any of it. The
+    hours of `mfu` are those of steps, a slice's as a device's; its share is `fleet.observed_share`, of hours held.
     """
 
     over: str
