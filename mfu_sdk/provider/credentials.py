@@ -23,15 +23,25 @@ from mfu_sdk.errors import ConfigurationError
 
 log: Final = logging.getLogger("mfu_sdk")
 
+PROVIDER: Final = "provider:"
+"""What the names of the provider's own collectors begin with, in the store and nowhere else: no tenant may have it."""
+
 _REMEDY: Final = "see docs/how-to/provider.md for its form"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a client is: a tenant, who sends and reads as itself, or an operator, who reads everything, sends nothing."""
+    """Who a client is: a tenant, who sends and reads as itself; an operator, who reads everything and sends nothing;
+    or a collector of the provider's own, which sends metrics of its hardware and reads nothing.
+    """
 
     name: str
     operator: bool = False
+
+    @property
+    def provider(self) -> bool:
+        """Whether it is the provider's own collector: what it says of the hardware is no tenant's word."""
+        return self.name.startswith(PROVIDER)
 
 
 LOCAL: Final = Identity("local")
@@ -117,10 +127,10 @@ def _load(path: Path) -> tuple[_Token, ...]:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigurationError(f"{path}: the tokens file is not YAML ({reason}); {_REMEDY}") from error
-    if not isinstance(content, dict) or not content or not set(content) <= {"tenants", "operators"}:
-        raise ConfigurationError(f"{path}: must map `tenants` and `operators`, and nothing else; {_REMEDY}")
+    if not isinstance(content, dict) or not content or not set(content) <= {"tenants", "operators", "providers"}:
+        raise ConfigurationError(f"{path}: must map `tenants`, `operators`, `providers`, and nothing else; {_REMEDY}")
     tokens: list[_Token] = []
-    for section, operator in (("tenants", False), ("operators", True)):
+    for section in ("tenants", "operators", "providers"):
         names = content.get(section) or {}
         if not isinstance(names, dict):
             raise ConfigurationError(f"{path}: `{section}` must map names to lists of tokens; {_REMEDY}")
@@ -128,9 +138,12 @@ def _load(path: Path) -> tuple[_Token, ...]:
             where = f"{path}: {section}.{name}"
             if not isinstance(name, str) or not name:
                 raise ConfigurationError(f"{where}: a name must be a string that is not empty; put it in quotes")
+            if name.startswith(PROVIDER):
+                raise ConfigurationError(f"{where}: {PROVIDER!r} begins names of `providers` only; give another name")
             if not isinstance(entries, list) or not entries:
                 raise ConfigurationError(f"{where}: must be a list of tokens, `- token: …`; {_REMEDY}")
-            tokens += [_token(where, entry, Identity(name, operator)) for entry in entries]
+            bearer = Identity(f"{PROVIDER}{name}" if section == "providers" else name, section == "operators")
+            tokens += [_token(where, entry, bearer) for entry in entries]
     bearers: dict[bytes, Identity] = {}
     for token in tokens:
         if bearers.setdefault(token.digest, token.identity) != token.identity:

@@ -451,6 +451,8 @@ def _identity(request: Request, credentials: Credentials) -> Identity:
     identity = credentials.identify(_token(request.headers.get("authorization", "")), client)
     if identity is None:
         raise _RefusedError(401, "no known token: send `Authorization: Bearer TOKEN`, or TOKEN as the password")
+    if identity.provider:
+        raise _RefusedError(403, "a token of `providers` sends, and reads nothing; ask with an operator's")
     return identity
 
 

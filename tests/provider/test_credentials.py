@@ -107,8 +107,8 @@ def test_reread_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must map `tenants` and `operators`, and nothing else"),
-        ("[1]", "must map `tenants` and `operators`"),
+        ("", "must map `tenants`, `operators`, `providers`, and nothing else"),
+        ("[1]", "must map `tenants`, `operators`"),
         ("tenants: {a: [{token: t}]}\nadmins: {}", "and nothing else"),
         ("tenants: [a]", "`tenants` must map names to lists of tokens"),
         ("tenants: {1: [{token: t}]}", r"tenants\.1: a name must be a string that is not empty"),
@@ -147,3 +147,19 @@ def test_missing_file(tmp_path: Path) -> None:
     """A file that cannot be read is refused."""
     with pytest.raises(ConfigurationError, match=r"none\.yaml: the tokens file cannot be read"):
         Credentials(tmp_path / "none.yaml")
+
+
+def test_a_providers_collector(tmp_path: Path) -> None:
+    """A token of `providers` is told from every tenant's by a name that no tenant may have."""
+    path = tokens(tmp_path, "tenants: {dcgm: [{token: t}]}\nproviders: {dcgm: [{token: p}]}")
+    known = Credentials(path)
+    collector, tenant = known.identify("p", None), known.identify("t", None)
+    assert collector == Identity("provider:dcgm")
+    assert tenant == Identity("dcgm")
+    assert collector is not None
+    assert tenant is not None
+    assert (collector.provider, collector.operator, tenant.provider) == (True, False, False)
+    for section in ("tenants", "operators", "providers"):
+        path.write_text(f"{section}: {{'provider:x': [{{token: t}}]}}")
+        with pytest.raises(ConfigurationError, match="begins names of `providers` only"):
+            Credentials(path)

@@ -83,6 +83,7 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
         "economics",
         "economics_missing",
         "hours",
+        "fleet_use",
         "causes_left_out",
         "shared_causes",
     }

@@ -9,6 +9,9 @@ recomputation inside kernels, padding and tiles that are not full keep pipes bus
 brought to the peak on paper first, and only dtypes that run on the pipes are compared. The wrong formulas that the
 paper found (experts counted as dense) were of that size and more.
 
+The provider's own exporter, where it watched the GPUs, goes before what the tenant's process says of its device: then
+both are over the wall time of whole hours in which the workload had them to itself (`provider.fleet.witness`).
+
 *The rest* needs no band beyond what clocks and rounding may do: no more than the peak, no more time than has passed.
 """
 
@@ -62,7 +65,10 @@ def _witness(e: Evidence) -> _Found | None:
         return None
     if loss < MATERIAL_LOSS:
         return None
-    return loss, 0.95, {"counted_hardware_mfu_on_paper": counted, "witness_utilization": witness}, remedy
+    shown: dict[str, float | str] = {"counted_hardware_mfu_on_paper": counted, "witness_utilization": witness}
+    if e.watched_gpu_hours is not None:
+        shown |= {"witness": "the provider's exporter", "watched_gpu_hours": e.watched_gpu_hours}
+    return loss, 0.95, shown, remedy
 
 
 def _whole(e: Evidence) -> _Found | None:

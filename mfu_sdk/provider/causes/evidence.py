@@ -144,7 +144,9 @@ class Evidence:
     witness: float | None = None
     """Tensor pipes busy × clock, as the device counted."""
     witnessed_mfu: float | None = None
-    """Hardware FLOPs over available ones in the windows that have a witness."""
+    """Hardware FLOPs over available ones in the windows that have a witness; over wall time where it is `watched`."""
+    watched_gpu_hours: float | None = None
+    """Whole hours in which the provider's own exporter was the witness; None where it is the tenant's word."""
     claimed_peak: float | None = None
     """The denominator's rate over theory's for its GPU type and dtype."""
     wall: float | None = None

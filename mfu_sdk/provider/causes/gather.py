@@ -6,7 +6,7 @@ and of others only the rate, clock or path that its kind of GPU reaches.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import median
 from typing import Final, NamedTuple
@@ -15,6 +15,7 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak import catalogue
 from mfu_sdk.peak.theory import theoretical
 from mfu_sdk.provider.causes.evidence import LINKS, Drift, Earlier, Evidence
+from mfu_sdk.provider.fleet import Witness
 from mfu_sdk.provider.rollup import Sums, Usage, ratio
 
 KNOWN_SHARE: Final = 0.25
@@ -119,6 +120,16 @@ def gather(
         answer_s = token_s if unit.phase == "decode" else request_s
         found.append(_one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s))
     return found
+
+
+def witnessed(of: Gathered, by: Witness | None) -> Gathered:
+    """The evidence with the provider's own witness in the place of what the tenant's process says of its device."""
+    if by is None:
+        return of
+    evidence = replace(
+        of.evidence, witness=by.utilization, witnessed_mfu=by.hardware_mfu, watched_gpu_hours=by.gpu_hours
+    )
+    return replace(of, evidence=evidence)
 
 
 def _one(

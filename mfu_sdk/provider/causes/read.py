@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from mfu_sdk.provider import rollup
+from mfu_sdk.provider import fleet, rollup
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes.context import complete
 from mfu_sdk.provider.causes.evidence import Drift, Earlier, Evidence
-from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather
+from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather, witnessed
 from mfu_sdk.provider.causes.held import Heard, held
 from mfu_sdk.provider.rollup import Range, Usage, ratio
 from mfu_sdk.provider.store import Row, Store
@@ -45,7 +45,8 @@ def evidence(
         for row in store.read("answers", **bounds)
     }
     usages = rollup.usages(store, span, None) if usages is None else usages
-    gathered = gather(day, usages, signs, drifts, answers)
+    watched = fleet.witnessed(store, span)
+    gathered = [witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers)]
     since = max(0, span.since_unix_ns - HISTORY_NS)
     runs: dict[tuple[object, ...], list[Run]] = {}
     for row in store.read("history", since=since, until=span.until_unix_ns):

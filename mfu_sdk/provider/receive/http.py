@@ -2,7 +2,8 @@
 
 Accepted means stored: 200 is answered after the rows are on disk. What a client should send again is answered 429 or
 503 with Retry-After, what it should not is answered 4xx (opentelemetry.io/docs/specs/otlp, "Failures"). An operator's
-token reads; it is refused here, because a span has to belong to a tenant.
+token reads; it is refused here, because a span has to belong to a tenant. A collector of the provider's own sends
+metrics and no spans.
 """
 
 from collections.abc import Awaitable, Callable

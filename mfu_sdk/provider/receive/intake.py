@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from mfu_sdk.errors import StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider.arrivals import Arrival, Arrivals, TooMuchError
-from mfu_sdk.provider.credentials import Credentials
+from mfu_sdk.provider.credentials import PROVIDER, Credentials
 from mfu_sdk.provider.receive.groups import Groups
 from mfu_sdk.provider.receive.limits import Limits, Rate, Workloads
 from mfu_sdk.provider.receive.otlp import (
@@ -139,6 +139,9 @@ class Intake:
 
     async def traces(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:
         """Store the spans of a request. Raises `RefusedError`."""
+        if tenant.startswith(PROVIDER):
+            reason = "a token of `providers` sends metrics of the hardware; spans need a tenant's"
+            raise self.refused(tenant, RefusedError("forbidden", reason))
         return await self._take(tenant, self._traces(tenant, body, encoding))
 
     async def metrics(self, tenant: str, body: bytes, encoding: Encoding) -> Taken:

@@ -10,6 +10,7 @@ from mfu_sdk.provider.books import Holdings, Snapshot
 from mfu_sdk.provider.causes import Finding, systemic
 from mfu_sdk.provider.economics import Assessment
 from mfu_sdk.provider.questions import Questions, Scaling, ask
+from mfu_sdk.provider.report import use
 from mfu_sdk.provider.report.model import (
     Cause,
     Factors,
@@ -76,11 +77,15 @@ def build(
         money = assessment(store, span, books, judged.findings, everyone)
     else:
         money = Assessment(None, (), None, _ALL_TYPES_ONLY)
+    told = report_of(observed, money)
+    # What exporters tell is of all tenants' GPUs: for who sees the whole fleet, and asks for no part of it.
+    whole = books is not None and tenant is None and gpu_type is None
     return replace(
-        report_of(observed, money),
+        told,
         causes=tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type)),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
+        fleet_use=use.fleet_use(store, span, everyone, holdings, told.fleet, judged.evidence) if whole else None,
     )
 
 

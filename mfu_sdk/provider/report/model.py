@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider.economics import Economics, Stage
+from mfu_sdk.provider.fleet import FleetUse
 from mfu_sdk.provider.questions import (
     ByGpuType,
     ByScale,
@@ -186,7 +187,7 @@ class Report:
     `causes_left_out` says which causes could not be reckoned, and why, by name. `shared_causes` are told to those who
     see the whole fleet. `economics` needs the provider's books, and is None with `economics_missing` saying what is.
     `hours` are the stages from owned to useful GPU-hours, which need the inventory alone; their costs are None without
-    `economics`.
+    `economics`. `fleet_use` is told to those who see the whole fleet: tenants are not told of others' nodes.
     """
 
     window: Window
@@ -203,6 +204,7 @@ class Report:
     economics: Economics | None = None
     economics_missing: str | None = None
     hours: tuple[Stage, ...] = ()
+    fleet_use: FleetUse | None = None
 
     @property
     def least_coverage(self) -> float | None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfu_sdk.provider.report import money, words
+from mfu_sdk.provider.report import money, use_text, words
 from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
 from mfu_sdk.provider.report.tables import Column, table
@@ -29,6 +29,7 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
         emoji=False,
     )
     _headline(console, report)
+    use_text.print_use(console, report)
     if report.workloads:
         _levels(console, report)
         print_answers(console, report.questions)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 PROVIDER = "fleet-exporters"
-"""The tenant under whose token the provider's own exporters send."""
+"""The name, one of `providers`, under whose token the provider's own exporters send."""
 
 
 class Outgoing(Protocol):

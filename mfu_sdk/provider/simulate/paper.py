@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mfu_sdk.provider.simulate import prices
+from mfu_sdk.provider.simulate.outgoing import PROVIDER
 from mfu_sdk.provider.simulate.workload import Plan
 
 
@@ -64,9 +65,11 @@ def price_book(plan: Plan, zero_ns: int) -> dict[str, Any]:
 
 def tokens(plan: Plan) -> dict[str, Any]:
     """Who may send and read: the tenants, the provider's exporters, and an operator."""
+    others = ("operator", PROVIDER)
     return {
-        "tenants": {name: [{"token": token}] for name, token in plan.tokens.items() if name != "operator"},
+        "tenants": {name: [{"token": token}] for name, token in plan.tokens.items() if name not in others},
         "operators": {"operator": [{"token": plan.tokens["operator"]}]},
+        "providers": {PROVIDER: [{"token": plan.tokens[PROVIDER]}]},
     }
 
 

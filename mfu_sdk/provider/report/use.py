@@ -1,0 +1,56 @@
+"""The report's view of what was allocated, busy and useful: read, judged and put beside what the roll-up says."""
+
+from collections.abc import Iterable, Sequence
+
+from mfu_sdk.peak.published import TENSOR
+from mfu_sdk.provider import fleet, rollup
+from mfu_sdk.provider.books import Holdings
+from mfu_sdk.provider.causes import Evidence
+from mfu_sdk.provider.fleet import FleetUse, Useful, WorkloadWitness
+from mfu_sdk.provider.report.model import Fleet
+from mfu_sdk.provider.rollup import Range, Usage
+from mfu_sdk.provider.store import Store
+
+
+def fleet_use(
+    store: Store,
+    span: Range,
+    usages: Sequence[Usage],
+    holdings: Holdings | None,
+    told: Fleet,
+    evidence: Iterable[Evidence],
+) -> FleetUse:
+    """The whole fleet over `span`, for who may see it."""
+    seen = fleet.gpus(store, span, holdings)
+    shown = fleet.shown(store, span, seen) if seen else ()
+    levels = rollup.by((usage for usage in usages if usage.host is not None), lambda usage: usage.host or "")
+    return fleet.fleet_use(
+        span,
+        seen,
+        fleet.judge(seen, shown, span.since_unix_ns),
+        fleet.failures(store, span),
+        levels,
+        holdings,
+        Useful(told.mfu, told.expected_mfu, told.owned_mfu, told.observed_share, told.gpu_hours_observed),
+        _witnesses(evidence),
+    )
+
+
+def _witnesses(evidence: Iterable[Evidence]) -> Iterable[WorkloadWitness]:
+    for e in evidence:
+        # Pipes are busy with products in some dtypes only.
+        if e.witness is None or e.witnessed_mfu is None or e.claimed_peak is None or e.peak_dtype not in TENSOR:
+            continue
+        counted = e.witnessed_mfu * e.claimed_peak
+        yield WorkloadWitness(
+            e.tenant,
+            e.workload,
+            e.gpu_type,
+            e.world_size,
+            e.phase,
+            counted,
+            e.witness,
+            rollup.ratio(counted, e.witness),
+            e.watched_gpu_hours,
+            "tenant" if e.watched_gpu_hours is None else "provider",
+        )
