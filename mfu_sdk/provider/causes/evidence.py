@@ -116,6 +116,8 @@ class Evidence:
     """Communication over computation on ideal links."""
     smaller: Smaller | None = None
 
+    prefill: float | None = None
+    """The share of its workload's step time that prompts take."""
     batch: float | None = None
     feasible: float | None = None
     """The batch that would fit (`mfu.batch.feasible`)."""
@@ -134,10 +136,12 @@ class Evidence:
 
     clock: float | None = None
     """SM clock over the peak's, the mean over devices."""
+    slowest_clock: float | None = None
+    """The same of the device with the lowest, where ranks go at the pace of the last one."""
     cohort_clock: float | None = None
-    """The median over devices of this GPU type in this phase, its own included."""
+    """The median over whole devices of this GPU type in this phase that are held, or are not, as these are."""
     heat: float | None = None
-    """Share of the time in windows in which the driver named heat or the power brake."""
+    """Share of the time in windows in which the driver named heat or the power brake, on the hottest device."""
     cap: float | None = None
     """The same for the software power cap."""
 
@@ -145,6 +149,8 @@ class Evidence:
     """Tensor pipes busy × clock, as the device counted."""
     witnessed_mfu: float | None = None
     """Hardware FLOPs over available ones in the windows that have a witness."""
+    dtype_mix: float | None = None
+    """MFU with each dtype's FLOPs over its own peak, over the plain one: 1 where all are of the peak's dtype."""
     claimed_peak: float | None = None
     """The denominator's rate over theory's for its GPU type and dtype."""
     wall: float | None = None

@@ -6,7 +6,7 @@ and of others only the rate, clock or path that its kind of GPU reaches.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import median
 from typing import Final, NamedTuple
@@ -59,8 +59,10 @@ class Sign:
     bus_peak_bytes_per_s: float | None = None
     comm_bytes_per_step: float | None = None
     witnessed_mfu: float | None = None
+    dtype_mix: float | None = None
     flops_per_token: float | None = None
     peak_dtype: str | None = None
+    clock: float | None = None
     places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -82,6 +84,7 @@ class Gathered:
     clocks: tuple[float, ...] = ()
     bus_peak_bytes_per_s: float | None = None
     comm_bytes_per_step: float | None = None
+    ranks_per_replica: float | None = None
     devices_by_host: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -106,10 +109,13 @@ def gather(
     """
     groups: dict[Unit, list[Usage]] = {}
     of_job: dict[object, float] = {}
+    of_prompts: dict[object, float] = {}
     for usage in usages:
         if usage.phase in JUDGED and usage.sums.device_s:
             groups.setdefault(unit_of(usage), []).append(usage)
             of_job[usage.job] = of_job.get(usage.job, 0.0) + usage.sums.device_s
+            if usage.phase == "prefill":
+                of_prompts[usage.job] = of_prompts.get(usage.job, 0.0) + usage.sums.device_s
     found = []
     for unit, parts in groups.items():
         sums = sum((part.sums for part in parts), Sums())
@@ -117,7 +123,9 @@ def gather(
             continue
         token_s, request_s = answers.get((unit.tenant, unit.workload), (None, None))
         answer_s = token_s if unit.phase == "decode" else request_s
-        found.append(_one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s))
+        made = _one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s)
+        prefill = of_prompts.get(parts[0].job, 0.0) / of_job[parts[0].job]
+        found.append(replace(made, evidence=replace(made.evidence, prefill=prefill)))
     return found
 
 
@@ -199,10 +207,12 @@ def _one(
         answer_s=answer_s,
         latency_target_s=sums.latency_target,
         clock=sums.clock,
-        heat=_mean(signs, "heat"),
+        slowest_clock=_slowest(signs, unit.world_size),
+        heat=max((sign.heat for sign in signs if sign.heat is not None), default=None),
         cap=_mean(signs, "cap"),
         witness=sums.witness,
         witnessed_mfu=_mean(signs, "witnessed_mfu"),
+        dtype_mix=_mean(signs, "dtype_mix"),
         claimed_peak=ratio(peak, on_paper),
         wall=_wall(signs),
         rank_spread=_spread(signs, unit.world_size),
@@ -215,6 +225,7 @@ def _one(
         tuple(part.sums.clock for part in parts if part.sums.clock is not None),
         _middle(sign.bus_peak_bytes_per_s for sign in signs) or sums.bus_peak,
         _middle(sign.comm_bytes_per_step for sign in signs),
+        next((unit.world_size / sign.dp for sign in signs if sign.dp and unit.world_size), None),
         {host: len(devices) for host, devices in hosts.items()},
     )
 
@@ -241,6 +252,12 @@ def _mean(signs: Sequence[Sign], name: str) -> float | None:
     """The mean over the ranks' time, of those that know it."""
     known = [(getattr(sign, name), sign.time_s) for sign in signs if getattr(sign, name) is not None and sign.time_s]
     return sum(value * time_s for value, time_s in known) / sum(time_s for _, time_s in known) if known else None
+
+
+def _slowest(signs: Sequence[Sign], world_size: int | None) -> float | None:
+    """The lowest mean clock of a device, where several work in step and all of them tell theirs."""
+    clocks = [sign.clock for sign in signs if sign.clock is not None]
+    return min(clocks) if world_size is not None and world_size > 1 and len(clocks) == len(signs) and clocks else None
 
 
 def _links(links: Iterable[str | None]) -> list[str]:

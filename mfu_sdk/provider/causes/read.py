@@ -95,8 +95,10 @@ def _sign(row: Row) -> Sign:
         bus_peak_bytes_per_s=row["bus_peak"] or None,
         comm_bytes_per_step=ratio(row["comm_bytes"], row["comm_steps"]) or None,
         witnessed_mfu=ratio(row["witnessed_hardware_flop"], row["witnessed_available_flop"]),
+        dtype_mix=ratio(row["by_dtype_s"], row["by_peak_s"]),
         flops_per_token=ratio(flops, steps),
         peak_dtype=row["peak_dtype"] or None,
+        clock=ratio(row["clock_s"], row["clock_known_s"]) or None,
         places={kind: tuple(row[kind]) for kind in ("driver", "image", "pool", "zone") if row[kind]},
     )
 

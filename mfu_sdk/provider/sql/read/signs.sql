@@ -27,6 +27,10 @@ SELECT
     sumIf(mfu_window_step_timed, mfu_comm_bytes > 0) AS comm_steps,
     sumIf(sum_hardware_flop, mfu_witness_utilization >= 0) AS witnessed_hardware_flop,
     sumIf(sum_available_flop, mfu_witness_utilization >= 0 AND isNotNull(sum_hardware_flop)) AS witnessed_available_flop,
+    sumIf(mfu_dtype_utilization * seconds, mfu_dtype_utilization > 0 AND mfu_utilization > 0) AS by_dtype_s,
+    sumIf(mfu_utilization * seconds, mfu_dtype_utilization > 0 AND mfu_utilization > 0) AS by_peak_s,
+    sumIf(mfu_clock_ratio * seconds, mfu_clock_ratio > 0) AS clock_s,
+    sumIf(seconds, mfu_clock_ratio > 0) AS clock_known_s,
     sum(sum_model_flop) AS model_flop,
     sum(mfu_window_step_timed - mfu_window_step_unknown) AS known_steps,
     sum(mfu_token_count) AS tokens,
@@ -46,6 +50,7 @@ FROM (
         mfu_config_intent, mfu_config_fingerprint, mfu_phase, mfu_step_skew_time, mfu_step_comm_time, mfu_comm_bus_rate,
         mfu_comm_bus_rate_peak, mfu_comm_bytes, mfu_window_step_timed, mfu_window_step_unknown, mfu_window_step_count,
         mfu_witness_utilization, mfu_token_count, mfu_peak_dtype, mfu_clock_ratio,
+        mfu_dtype_utilization, mfu_utilization,
         sum_hardware_flop, sum_available_flop, sum_model_flop,
         ifNull(sum_step_time_s, 0) AS seconds, SpanAttributes['mfu.throttle.reasons'] AS reasons,
         reasons != '' OR isNotNull(mfu_clock_ratio) AS told
