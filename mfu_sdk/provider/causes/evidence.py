@@ -89,6 +89,8 @@ class Evidence:
     """The denominator that it tells."""
     peak_dtype: str | None = None
     """The dtype of that."""
+    peak_source: str | None = None
+    """Where it comes from (`mfu.peak.source`)."""
     rank_tokens: float | None = None
     """Tokens of one rank in one step."""
 
@@ -149,6 +151,8 @@ class Evidence:
     """Tensor pipes busy × clock, as the device counted."""
     witnessed_mfu: float | None = None
     """Hardware FLOPs over available ones in the windows that have a witness."""
+    exported: bool = False
+    """Whether the witness is the provider's exporter, of the time at work alone; else the tenant's process told it."""
     dtype_mix: float | None = None
     """MFU with each dtype's FLOPs over its own peak, over the plain one: 1 where all are of the peak's dtype."""
     claimed_peak: float | None = None

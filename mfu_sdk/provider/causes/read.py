@@ -45,7 +45,8 @@ def evidence(
         for row in store.read("answers", **bounds)
     }
     usages = rollup.usages(store, span, None) if usages is None else usages
-    gathered = gather(day, usages, signs, drifts, answers)
+    exporter = {row["device"]: float(row["busy_mhz"]) for row in store.read("exporter", **bounds)}
+    gathered = gather(day, usages, signs, drifts, answers, exporter)
     since = max(0, span.since_unix_ns - HISTORY_NS)
     runs: dict[tuple[object, ...], list[Run]] = {}
     for row in store.read("history", since=since, until=span.until_unix_ns):
@@ -63,7 +64,8 @@ def evidence(
         Heard(row["tenant"], row["workload"] or None, row["host"] or None, row["device"], float(row["heard_s"]))
         for row in store.read("heard", **bounds)
     ]
-    return held(completed, usages, holdings, heard, span)
+    unused = {row["device"]: float(row["unused_s"]) for row in store.read("unused", **bounds)}
+    return held(completed, usages, holdings, heard, span, unused)
 
 
 def _unit(row: Row) -> Unit:
@@ -98,6 +100,7 @@ def _sign(row: Row) -> Sign:
         dtype_mix=ratio(row["by_dtype_s"], row["by_peak_s"]),
         flops_per_token=ratio(flops, steps),
         peak_dtype=row["peak_dtype"] or None,
+        peak_source=row["peak_source"] or None,
         clock=ratio(row["clock_s"], row["clock_known_s"]) or None,
         places={kind: tuple(row[kind]) for kind in ("driver", "image", "pool", "zone") if row[kind]},
     )

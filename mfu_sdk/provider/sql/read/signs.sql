@@ -36,6 +36,7 @@ SELECT
     sum(mfu_token_count) AS tokens,
     sum(mfu_window_step_count) AS steps,
     argMax(mfu_peak_dtype, seconds) AS peak_dtype,
+    argMax(mfu_peak_source, seconds) AS peak_source,
     groupUniqArrayIf(8)(ResourceAttributes['hw.driver_version'], ResourceAttributes['hw.driver_version'] != '') AS driver,
     groupUniqArrayIf(8)(
         concat(ResourceAttributes['container.image.name'], ' ', ResourceAttributes['container.image.tags']),
@@ -50,7 +51,7 @@ FROM (
         mfu_config_intent, mfu_config_fingerprint, mfu_phase, mfu_step_skew_time, mfu_step_comm_time, mfu_comm_bus_rate,
         mfu_comm_bus_rate_peak, mfu_comm_bytes, mfu_window_step_timed, mfu_window_step_unknown, mfu_window_step_count,
         mfu_witness_utilization, mfu_token_count, mfu_peak_dtype, mfu_clock_ratio,
-        mfu_dtype_utilization, mfu_utilization,
+        mfu_dtype_utilization, mfu_utilization, mfu_peak_source,
         sum_hardware_flop, sum_available_flop, sum_model_flop,
         ifNull(sum_step_time_s, 0) AS seconds, SpanAttributes['mfu.throttle.reasons'] AS reasons,
         reasons != '' OR isNotNull(mfu_clock_ratio) AS told
