@@ -53,7 +53,7 @@ def _witness(e: Evidence) -> _Found | None:
     if witness is None or max(counted, witness) <= 0:
         return None
     # Products in dtypes slower than the peak's may run elsewhere.
-    if counted > witness + POINTS and mix <= MIXED:
+    if e.dtype_mix is not None and counted > witness + POINTS and mix <= MIXED:
         loss = 1 - witness / counted
         remedy = (
             f"The count says {counted:.1%} of the peak, the device's own counter {witness:.1%}: check registered "
