@@ -4,12 +4,9 @@ The counterfactual is the allocation that the same steps need. Hours in which no
 idle, and are no part of the share.
 """
 
-from typing import Final
-
 from mfu_sdk.provider.causes.evidence import Evidence
 from mfu_sdk.provider.causes.finding import MATERIAL_LOSS, Verdict, confidence
 from mfu_sdk.provider.causes.under_batching import QUEUE
-
 
 
 def idle_allocation(e: Evidence) -> Verdict | None:

@@ -87,6 +87,8 @@ class _Replica:
         until_s = min(until_s, self._workload.end_s)
         if self._idle is not None and self._at_s < self._idle.onset_s < until_s:
             self._advance(self._idle.onset_s, out)
+            # Whole seconds are served; the rest of the one in which it begins is nobody's.
+            self._at_s = self._idle.onset_s
         self._advance(until_s, out)
 
     def _advance(self, until_s: float, out: Outgoing) -> None:
@@ -177,7 +179,9 @@ class _Replica:
         answers = None
         if "answering_s" in columns:
             # A sequence gets a token a step, and waits while prompts of others are read.
-            answers = (windows.sums(columns["answering_s"]) / np.maximum(windows.sums(columns["tokens"]), 1e-9)).tolist()
+            answers = (
+                windows.sums(columns["answering_s"]) / np.maximum(windows.sums(columns["tokens"]), 1e-9)
+            ).tolist()
         true = np.clip(sums["tensor"] / (self._peak * windows.seconds), 0, 1)
         witness = np.clip(true * (1 + 0.004 * self._witness.standard_normal(len(true))), 0, 1)
         tensor_s, whole_s = float(sums["busy"].sum()), float(duration_s.sum())

@@ -196,7 +196,7 @@ def test_every_signal_is_read() -> None:
     told = {field.name for field in fields(Evidence)}
     who = {"tenant", "workload", "day", "family", "gpu_type", "intent", "run_ids", "hosts", "places", "time_s"}
     others = {"cohort_clock", "best_bus_bytes_per_s", "type_link", "one_machine", "smaller", "earlier", "drifts"}
-    assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}
+    assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s", "exported"}
 
 
 def test_cost_of_a_workload() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mfu_sdk.provider.causes import Drift, Earlier, Evidence, Smaller
+from mfu_sdk.provider.causes import Drift, Earlier, Evidence, Smaller, findings
 
 from .conftest import Make, approx, causes_of, only
 
