@@ -246,7 +246,12 @@ def _one(
 def _exported(e: Evidence, sums: Sums, busy_mhz: float) -> dict[str, Any]:
     """The provider's own witness instead of the tenant's, and the count that it is held against."""
     spec, counted = _spec(e.gpu_type), ratio(sums.hardware_flops, sums.available_flops)
-    if spec is None or counted is None or e.peak_dtype is None or e.peak_dtype not in spec.flops_per_mhz.keys() & spec.peaks:
+    if (
+        spec is None
+        or counted is None
+        or e.peak_dtype is None
+        or e.peak_dtype not in spec.flops_per_mhz.keys() & spec.peaks
+    ):
         return {}
     witness = busy_mhz * spec.flops_per_mhz[e.peak_dtype] / spec.peaks[e.peak_dtype]
     return {"witness": witness, "witnessed_mfu": counted, "exported": True}
