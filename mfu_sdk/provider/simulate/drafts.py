@@ -120,8 +120,8 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
         case "batch_change":
             # To two thirds of the batch: where less than that is left, replicas are too many whatever was planned.
             service = recipes.service(rng, 0.7)
-            later = recipes.with_fill(service, 0.47).rate_per_s / service.rate_per_s
-            return Draft(Serving(replace(service, changes=((middle_s, later),)), 1), name)
+            left = recipes.with_fill(service, 0.47).rate_per_s / service.rate_per_s
+            return Draft(Serving(replace(service, changes=((middle_s, left),)), 1), name)
         case "small_messages":
             return Draft(Training(recipes.tiny_messages(rng)), name)
         case "congestion":

@@ -5,7 +5,7 @@ One store takes the spans of all of these tests, each of a tenant of its own, an
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def told(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Told:
     return Told(causes.evidence(store, HOUR, Holdings(load_inventory([file]))))
 
 
-def scraped() -> list[PointRow]:
+def scraped() -> Sequence[PointRow]:
     """An exporter's hour: GPU-2 has work in three scrapes of twelve, GPU-x 0.4 of its pipes busy in eight of them."""
     seen = {"GPU-2": ((0.0,) * 12, (0.0,) * 9 + (3.0,) * 3), "GPU-x": ((0.4, 0.0, 0.4) * 4, (100.0,) * 12)}
     gauges = []
@@ -428,8 +428,9 @@ def test_nonsense(told: Told) -> None:
 
 @sends
 def of_exported() -> Rows:
-    asked: dict[str, object] = {"mfu__hardware__flop": 0.45 * PEAK * 30, "mfu__witness__utilization": 0.45}
-    return [rank(resource={semconv.HW_ID: "GPU-x"}, **asked)]
+    return [
+        rank(resource={semconv.HW_ID: "GPU-x"}, mfu__hardware__flop=0.45 * PEAK * 30, mfu__witness__utilization=0.45)
+    ]
 
 
 def test_exporter(told: Told) -> None:
