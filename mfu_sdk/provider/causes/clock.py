@@ -14,29 +14,36 @@ HEAT_SHARE: Final = 0.10
 
 
 def clock_ratio(e: Evidence) -> float | None:
-    """Its clock over its cohort's."""
-    return e.clock / e.cohort_clock if e.clock is not None and e.cohort_clock else None
+    """Its clock over its cohort's: of the slowest device, where the others go at its pace."""
+    clock = _pace(e)
+    return clock / e.cohort_clock if clock is not None and e.cohort_clock else None
+
+
+def _pace(e: Evidence) -> float | None:
+    return e.clock if e.slowest_clock is None else e.slowest_clock
 
 
 def thermal_or_power(e: Evidence) -> Verdict | None:
     """The clock below 0.88 of the cohort's, or heat or the power brake named by the driver."""
-    busy = _busy(e)
-    if e.clock is None or busy is None:
+    busy, clock = _busy(e), _pace(e)
+    if clock is None or busy is None:
         return None
     ratio = clock_ratio(e)
     low = 0.0 if ratio is None or ratio >= CLOCK_RATIO else busy * (1 - ratio)
-    # What the driver names is held against the peak's clock: there is no cohort in which heat is right.
-    hot = 0.0 if e.heat is None or e.heat < HEAT_SHARE else busy * e.heat * max(0.0, 1 - e.clock)
+    hot = 0.0
+    if e.heat is not None and e.heat >= HEAT_SHARE:
+        # A mean clock holds the cool hours too. Without a cohort the share that heat has of the deficit is unknown.
+        hot = busy * (e.heat * max(0.0, 1 - clock) if ratio is None else max(0.0, 1 - ratio))
     loss = max(low, hot)
     if loss < MATERIAL_LOSS:
         return None
-    shown: dict[str, float | str] = {"clock_ratio": e.clock}
+    shown: dict[str, float | str] = {"clock_ratio": clock}
     if ratio is not None and e.cohort_clock is not None:
         shown |= {"cohort_clock_ratio": e.cohort_clock, "clock_over_cohort": ratio}
     for name, value in (("heat_or_brake_time_share", e.heat), ("power_cap_time_share", e.cap)):
         if value is not None:
             shown[name] = value
-    against = f"{ratio:.0%} of its kind's" if low >= hot and ratio is not None else f"{e.clock:.0%} of the peak's"
+    against = f"{ratio:.0%} of its kind's" if ratio is not None else f"{clock:.0%} of the peak's"
     return Verdict(
         "thermal_or_power",
         loss,
@@ -52,9 +59,12 @@ def _where(e: Evidence) -> str:
 
 
 def _busy(e: Evidence) -> float | None:
-    """The share of the time that is not waited; None where a wait that is told elsewhere was lost."""
+    """The share of the time that is not waited; None where a wait that is told elsewhere was lost.
+
+    The slowest device waits for nobody: the others' waits for it are what its clock costs.
+    """
     waits = 0.0
-    for name, share in (("data", e.data), ("comm", e.comm), ("skew", e.skew)):
+    for name, share in (("data", e.data), ("comm", e.comm), ("skew", e.skew if e.slowest_clock is None else 0.0)):
         if share is not None:
             waits += share
         elif name not in e.untold:

@@ -14,6 +14,8 @@ from mfu_sdk.provider.causes.evidence import LINKS, Earlier, Evidence, Smaller
 from mfu_sdk.provider.causes.gather import Gathered, Run, Unit
 
 LEAST_DEVICES: Final = 4
+HELD_SHARE: Final = 0.5
+"""A device is held by power or heat where the driver says so for most of the time."""
 SIZE_FACTOR: Final = 4.0
 """Exchanges whose bytes differ by no more than this factor are of one message size."""
 
@@ -29,13 +31,13 @@ def complete(
     `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
     type, as the inventory has them.
     """
-    clocks: dict[tuple[str | None, str | None], list[float]] = {}
+    clocks: dict[_Kind, list[float]] = {}
     told: dict[object, set[str]] = {}
     observed: dict[str | None, int] = {}
     best: dict[str | None, str] = {gpu_type: link for gpu_type, link in links.items() if link in LINKS}
     for each in gathered:
         e, gpu_type = each.evidence, each.unit.gpu_type
-        clocks.setdefault((gpu_type, _load(e.phase)), []).extend(each.clocks)
+        clocks.setdefault(_kind(e), []).extend(each.clocks)
         for name, value in (("clock", e.clock), ("comm", e.comm), ("skew", e.skew)):
             # One rank has nobody to wait for, which says nothing of what is told.
             if value is not None and (name == "clock" or e.world_size != 1):
@@ -47,7 +49,7 @@ def complete(
             best[gpu_type] = max(best.get(gpu_type, "none"), e.link_best, key=LINKS.index)
     medians = {name: median(values) for name, values in clocks.items() if len(values) >= LEAST_DEVICES}
     machines = {each.unit: _one_machine(each.unit, node_gpus, observed) for each in gathered}
-    rates = _Rates(gathered, machines)
+    rates = _Rates(gathered, machines, best)
     fewer = _fewer_ranks(gathered, runs)
     found = []
     for each in gathered:
@@ -59,7 +61,7 @@ def complete(
             replace(
                 e,
                 untold=frozenset(untold),
-                cohort_clock=medians.get((unit.gpu_type, _load(unit.phase))),
+                cohort_clock=medians.get(_kind(e)),
                 type_link=best.get(unit.gpu_type),
                 one_machine=machines[unit],
                 best_bus_bytes_per_s=rates.best(each, best.get(unit.gpu_type)),
@@ -68,6 +70,19 @@ def complete(
             )
         )
     return found
+
+
+_Kind = tuple[str | None, str | None, bool, bool | None]
+
+
+def _kind(e: Evidence) -> _Kind:
+    """What clocks are held against one another: of one GPU type in one phase, whole devices apart from slices.
+
+    A device that nothing holds back draws less than its limit allows, and says nothing of the clock that a device at
+    that limit can have.
+    """
+    is_held = None if e.cap is None else e.cap + (e.heat or 0.0) >= HELD_SHARE
+    return e.gpu_type, _load(e.phase), e.mig_profile is not None, is_held
 
 
 def _load(phase: str | None) -> str | None:
@@ -85,18 +100,31 @@ def _one_machine(unit: Unit, node_gpus: Mapping[str, int], observed: Mapping[str
     return True if unit.world_size <= seen else False if seen > 1 else None
 
 
-class _Rates:
-    """The measured rates of links, by GPU type and by whether they lie within a machine, sorted by message size."""
+_Links = tuple[str | None, bool, float | None]
 
-    def __init__(self, gathered: Sequence[Gathered], machines: Mapping[Unit, bool | None]) -> None:
-        self._kinds: dict[tuple[str | None, bool], list[tuple[float, float, tuple[str, str | None]]]] = {}
+
+class _Rates:
+    """The measured rates of the best links, by GPU type, place and layout, sorted by the bytes of a step.
+
+    Bytes of a step say how large a message is only among those that split alike: ranks that share each product
+    exchange many small ones where replicas exchange a few large ones.
+    """
+
+    def __init__(
+        self, gathered: Sequence[Gathered], machines: Mapping[Unit, bool | None], best: Mapping[str | None, str]
+    ) -> None:
+        self._kinds: dict[_Links, list[tuple[float, float, tuple[str, str | None]]]] = {}
         self._machines = machines
         for each in gathered:
             rate = max(each.bus_peak_bytes_per_s or 0.0, each.evidence.bus_bytes_per_s or 0.0)
             if rate > 0 and each.comm_bytes_per_step:
                 name = each.unit.tenant, each.unit.workload
-                within = each.evidence.link != "network"
-                kind = self._kinds.setdefault((each.unit.gpu_type, within), [])
+                link, type_link = each.evidence.link, best.get(each.unit.gpu_type)
+                within = link != "network"
+                if within and link in LINKS and type_link in LINKS and LINKS.index(link) < LINKS.index(type_link):
+                    # What a worse path reaches says nothing of the best one.
+                    continue
+                kind = self._kinds.setdefault((each.unit.gpu_type, within, each.ranks_per_replica), [])
                 kind.append((each.comm_bytes_per_step, rate, name))
         for kind in self._kinds.values():
             kind.sort()
@@ -112,7 +140,7 @@ class _Rates:
         size = each.comm_bytes_per_step
         if size is None:
             return own
-        kind = self._kinds.get((each.unit.gpu_type, within), [])
+        kind = self._kinds.get((each.unit.gpu_type, within, each.ranks_per_replica), [])
         fastest: dict[tuple[str, str | None], float] = {}
         for index in range(bisect_left(kind, (size / SIZE_FACTOR,)), len(kind)):
             bytes_per_step, rate, name = kind[index]

@@ -89,6 +89,8 @@ class Evidence:
     """The denominator that it tells."""
     peak_dtype: str | None = None
     """The dtype of that."""
+    peak_source: str | None = None
+    """Where it comes from (`mfu.peak.source`)."""
     rank_tokens: float | None = None
     """Tokens of one rank in one step."""
 
@@ -116,6 +118,8 @@ class Evidence:
     """Communication over computation on ideal links."""
     smaller: Smaller | None = None
 
+    prefill: float | None = None
+    """The share of its workload's step time that prompts take."""
     batch: float | None = None
     feasible: float | None = None
     """The batch that would fit (`mfu.batch.feasible`)."""
@@ -134,10 +138,12 @@ class Evidence:
 
     clock: float | None = None
     """SM clock over the peak's, the mean over devices."""
+    slowest_clock: float | None = None
+    """The same of the device with the lowest, where ranks go at the pace of the last one."""
     cohort_clock: float | None = None
-    """The median over devices of this GPU type in this phase, its own included."""
+    """The median over whole devices of this GPU type in this phase that are held, or are not, as these are."""
     heat: float | None = None
-    """Share of the time in windows in which the driver named heat or the power brake."""
+    """Share of the time in windows in which the driver named heat or the power brake, on the hottest device."""
     cap: float | None = None
     """The same for the software power cap."""
 
@@ -147,6 +153,10 @@ class Evidence:
     """Hardware FLOPs over available ones in the windows that have a witness; over wall time where it is `watched`."""
     watched_gpu_hours: float | None = None
     """Whole hours in which the provider's own exporter was the witness; None where it is the tenant's word."""
+    exported: bool = False
+    """Whether the witness is the provider's exporter, of the time at work alone; else the tenant's process told it."""
+    dtype_mix: float | None = None
+    """MFU with each dtype's FLOPs over its own peak, over the plain one: 1 where all are of the peak's dtype."""
     claimed_peak: float | None = None
     """The denominator's rate over theory's for its GPU type and dtype."""
     wall: float | None = None

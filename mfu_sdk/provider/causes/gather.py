@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import median
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak import catalogue
@@ -60,8 +61,11 @@ class Sign:
     bus_peak_bytes_per_s: float | None = None
     comm_bytes_per_step: float | None = None
     witnessed_mfu: float | None = None
+    dtype_mix: float | None = None
     flops_per_token: float | None = None
     peak_dtype: str | None = None
+    peak_source: str | None = None
+    clock: float | None = None
     places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -83,6 +87,7 @@ class Gathered:
     clocks: tuple[float, ...] = ()
     bus_peak_bytes_per_s: float | None = None
     comm_bytes_per_step: float | None = None
+    ranks_per_replica: float | None = None
     devices_by_host: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -100,17 +105,25 @@ def gather(
     signs: Mapping[Unit, Sequence[Sign]],
     drifts: Mapping[Unit, tuple[Drift, ...]],
     answers: Mapping[tuple[str, str | None], tuple[float | None, float | None]],
+    exporter: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Gathered]:
     """What each unit tells of itself. `answers` are seconds per token and per request by tenant and workload.
+
+    `exporter`: tensor pipes busy × MHz by device, as the provider's own exporter saw them at work.
 
     A configuration with less than 5 % of its workload's time is none of its causes.
     """
     groups: dict[Unit, list[Usage]] = {}
     of_job: dict[object, float] = {}
+    of_prompts: dict[object, float] = {}
+    users: dict[str, set[Unit]] = {}
     for usage in usages:
         if usage.phase in JUDGED and usage.sums.device_s:
             groups.setdefault(unit_of(usage), []).append(usage)
+            users.setdefault(usage.device, set()).add(unit_of(usage))
             of_job[usage.job] = of_job.get(usage.job, 0.0) + usage.sums.device_s
+            if usage.phase == "prefill":
+                of_prompts[usage.job] = of_prompts.get(usage.job, 0.0) + usage.sums.device_s
     found = []
     for unit, parts in groups.items():
         sums = sum((part.sums for part in parts), Sums())
@@ -118,7 +131,14 @@ def gather(
             continue
         token_s, request_s = answers.get((unit.tenant, unit.workload), (None, None))
         answer_s = token_s if unit.phase == "decode" else request_s
-        found.append(_one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s))
+        made = _one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s)
+        prefill = of_prompts.get(parts[0].job, 0.0) / of_job[parts[0].job]
+        evidence = replace(made.evidence, prefill=prefill)
+        # An exporter does not tell whose work it saw.
+        if all(part.device in exporter and len(users[part.device]) == 1 for part in parts):
+            busy_mhz = sum(exporter[part.device] for part in parts) / len(parts)
+            evidence = replace(evidence, **_exported(evidence, sums, busy_mhz))
+        found.append(replace(made, evidence=evidence))
     return found
 
 
@@ -127,7 +147,11 @@ def witnessed(of: Gathered, by: Witness | None) -> Gathered:
     if by is None:
         return of
     evidence = replace(
-        of.evidence, witness=by.utilization, witnessed_mfu=by.hardware_mfu, watched_gpu_hours=by.gpu_hours
+        of.evidence,
+        witness=by.utilization,
+        witnessed_mfu=by.hardware_mfu,
+        watched_gpu_hours=by.gpu_hours,
+        exported=False,
     )
     return replace(of, evidence=evidence)
 
@@ -190,6 +214,7 @@ def _one(
         reference_flops_per_s=of_a_slice,
         peak_flops_per_s=peak,
         peak_dtype=dtype,
+        peak_source=next((sign.peak_source for sign in signs if sign.peak_source), None),
         rank_tokens=ratio(sums.tokens, sums.steps),
         data=_share(sums.data_s, sums.data_known_s, sums),
         comm=comm,
@@ -210,10 +235,12 @@ def _one(
         answer_s=answer_s,
         latency_target_s=sums.latency_target,
         clock=sums.clock,
-        heat=_mean(signs, "heat"),
+        slowest_clock=_slowest(signs, unit.world_size),
+        heat=max((sign.heat for sign in signs if sign.heat is not None), default=None),
         cap=_mean(signs, "cap"),
         witness=sums.witness,
         witnessed_mfu=_mean(signs, "witnessed_mfu"),
+        dtype_mix=_mean(signs, "dtype_mix"),
         claimed_peak=ratio(peak, on_paper),
         wall=_wall(signs),
         rank_spread=_spread(signs, unit.world_size),
@@ -226,8 +253,23 @@ def _one(
         tuple(part.sums.clock for part in parts if part.sums.clock is not None),
         _middle(sign.bus_peak_bytes_per_s for sign in signs) or sums.bus_peak,
         _middle(sign.comm_bytes_per_step for sign in signs),
+        next((unit.world_size / sign.dp for sign in signs if sign.dp and unit.world_size), None),
         {host: len(devices) for host, devices in hosts.items()},
     )
+
+
+def _exported(e: Evidence, sums: Sums, busy_mhz: float) -> dict[str, Any]:
+    """The provider's own witness instead of the tenant's, and the count that it is held against."""
+    spec, counted = _spec(e.gpu_type), ratio(sums.hardware_flops, sums.available_flops)
+    if (
+        spec is None
+        or counted is None
+        or e.peak_dtype is None
+        or e.peak_dtype not in spec.flops_per_mhz.keys() & spec.peaks
+    ):
+        return {}
+    witness = busy_mhz * spec.flops_per_mhz[e.peak_dtype] / spec.peaks[e.peak_dtype]
+    return {"witness": witness, "witnessed_mfu": counted, "exported": True}
 
 
 def _share(seconds: float | None, known_s: float | None, sums: Sums) -> float | None:
@@ -252,6 +294,12 @@ def _mean(signs: Sequence[Sign], name: str) -> float | None:
     """The mean over the ranks' time, of those that know it."""
     known = [(getattr(sign, name), sign.time_s) for sign in signs if getattr(sign, name) is not None and sign.time_s]
     return sum(value * time_s for value, time_s in known) / sum(time_s for _, time_s in known) if known else None
+
+
+def _slowest(signs: Sequence[Sign], world_size: int | None) -> float | None:
+    """The lowest mean clock of a device, where several work in step and all of them tell theirs."""
+    clocks = [sign.clock for sign in signs if sign.clock is not None]
+    return min(clocks) if world_size is not None and world_size > 1 and len(clocks) == len(signs) and clocks else None
 
 
 def _links(links: Iterable[str | None]) -> list[str]:
@@ -292,6 +340,7 @@ class Spec:
     peaks: Mapping[str, float]
     reference_flops_per_s: float | None
     memory_bytes_per_s: float
+    flops_per_mhz: Mapping[str, float]
 
 
 @lru_cache(maxsize=1024)
@@ -307,4 +356,6 @@ def _spec(gpu_type: str | None) -> Spec | None:
     peaks = {dtype: rate.flops_per_s for dtype, rate in {**theory.reference, **theory.at_max_clock}.items()}
     reference = theory.headline.get("bfloat16")
     memory = kinds[0].memory_bytes_per_s if len({kind.memory_bytes_per_s for kind in kinds}) == 1 else 0.0
-    return Spec(peaks, None if reference is None else reference.flops_per_s, memory)
+    by_clock = theoretical(replace(kinds[0].silicon, max_clock_mhz=1)).at_max_clock
+    per_mhz = {dtype: rate.flops_per_s for dtype, rate in by_clock.items()}
+    return Spec(peaks, None if reference is None else reference.flops_per_s, memory, per_mhz)

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider.books import Allocation, Holdings, QueueSample, mig
@@ -12,6 +14,9 @@ from mfu_sdk.provider.rollup import Range, Usage
 
 Name = tuple[str, str | None, str | None]
 """Tenant, workload and GPU type."""
+SPARE: Final = 0.5
+"""A device with less than half of its hours unused has headroom."""
+_NOT_SEEN: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,14 @@ def held(
     holdings: Holdings,
     heard: Iterable[Heard],
     span: Range,
+    unused: Mapping[str, float] = _NOT_SEEN,
 ) -> list[Evidence]:
-    """`evidence` with what `holdings` know of its slices and allocations over `span`."""
+    """`evidence` with what `holdings` know of its slices and allocations over `span`.
+
+    `unused` are seconds in which the provider's exporter saw a device without work, by its UUID.
+    """
     cuts = {host: cut for host in {host for e in evidence for host in e.hosts} if (cut := cut_of(holdings, host, span))}
-    idle = idle_of(holdings, usages, heard, span)
+    idle = idle_of(holdings, usages, heard, span, unused)
     found = []
     for e in evidence:
         of_host = [cuts[host] for host in e.hosts if host in cuts] if e.mig_profile is not None else []
@@ -118,10 +127,20 @@ def _is_profile(gpu_type: str, name: str) -> bool:
     return True
 
 
+_Device = tuple[Allocation, str]
+
+
 def idle_of(
-    holdings: Holdings, usages: Iterable[Usage], heard: Iterable[Heard], span: Range
+    holdings: Holdings,
+    usages: Iterable[Usage],
+    heard: Iterable[Heard],
+    span: Range,
+    unused: Mapping[str, float] = _NOT_SEEN,
 ) -> dict[Name, tuple[float, int]]:
     """The idle share of allocated hours, and the devices held, by tenant, workload and GPU type.
+
+    Idle are devices that are so for half of their hours or more: a balancer spreads a service's headroom evenly, so
+    that a device with less has headroom, and one with more has nothing to do, whatever the others do.
 
     Allocations and spans meet by the device's UUID, then by the node: a workload's name is the tenant's choice. Idle is
     the time in which processes on an allocation were heard and no step was under way; hours in which nobody was heard
@@ -137,22 +156,33 @@ def idle_of(
             for place in row.gpu_uuids or (row.host,):
                 places.setdefault(place, []).append(row)
         held_s[row] += row.gpus * (part.until_unix_ns - part.since_unix_ns) / 1e9
-    stepped_s: dict[Allocation, float] = {}
+    stepped_s: dict[_Device, float] = {}
     for usage in usages:
         for row in _on(places, usage.tenant, usage.device, usage.parent, usage.host):
-            stepped_s[row] = stepped_s.get(row, 0.0) + (usage.sums.device_s or 0.0)
-    heard_s: dict[Allocation, dict[str | None, float]] = {}
+            device = row, usage.device
+            stepped_s[device] = stepped_s.get(device, 0.0) + (usage.sums.device_s or 0.0)
+    heard_s: dict[_Device, float] = {}
+    names: dict[Allocation, dict[str | None, float]] = {}
     for each in heard:
         for row in _on(places, each.tenant, each.device, None, each.host):
-            of_row = heard_s.setdefault(row, {})
+            device = row, each.device
+            heard_s[device] = heard_s.get(device, 0.0) + each.seconds
+            of_row = names.setdefault(row, {})
             of_row[each.workload] = of_row.get(each.workload, 0.0) + each.seconds
+    idle_s: dict[Allocation, float] = {}
+    for (row, uuid), seconds in heard_s.items():
+        own_s = held_s[row] / row.gpus
+        stepped = stepped_s.get((row, uuid), 0.0)
+        # Heard without a step, or seen by an exporter without any work; steps that are told contradict either.
+        unused_s = max(min(seconds, own_s) - stepped, min(unused.get(uuid, 0.0), own_s - stepped), 0.0)
+        if own_s > 0 and unused_s >= SPARE * own_s:
+            idle_s[row] = idle_s.get(row, 0.0) + unused_s
     totals: dict[Name, tuple[float, float, int]] = {}
-    for row, workloads in heard_s.items():
+    for row, workloads in names.items():
         key = row.tenant, max(workloads, key=lambda name: workloads[name]), types[row]
-        idle_s = max(0.0, min(sum(workloads.values()), held_s[row]) - stepped_s.get(row, 0.0))
         idle, held, gpus = totals.get(key, (0.0, 0.0, 0))
-        totals[key] = idle + idle_s, held + held_s[row], gpus + row.gpus
-    return {key: (idle_s / held, gpus) for key, (idle_s, held, gpus) in totals.items() if held > 0}
+        totals[key] = idle + idle_s.get(row, 0.0), held + held_s[row], gpus + row.gpus
+    return {key: (idle / held, gpus) for key, (idle, held, gpus) in totals.items() if held > 0}
 
 
 def _on(

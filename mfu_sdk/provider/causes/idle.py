@@ -4,19 +4,14 @@ The counterfactual is the allocation that the same steps need. Hours in which no
 idle, and are no part of the share.
 """
 
-from typing import Final
-
 from mfu_sdk.provider.causes.evidence import Evidence
-from mfu_sdk.provider.causes.finding import Verdict, confidence
+from mfu_sdk.provider.causes.finding import MATERIAL_LOSS, Verdict, confidence
 from mfu_sdk.provider.causes.under_batching import QUEUE
-
-IDLE_SHARE: Final = 0.5
-"""From here on half of the replicas, or slices of half the size, would do the same steps; below it is headroom."""
 
 
 def idle_allocation(e: Evidence) -> Verdict | None:
-    """Half of the allocated time or more without steps, and nobody waiting."""
-    if e.idle is None or e.idle < IDLE_SHARE:
+    """Devices without steps for half of their time or more, and nobody waiting."""
+    if e.idle is None or e.idle < MATERIAL_LOSS:
         return None
     serves = e.phase not in ("train", "eval", "checkpoint")
     if serves and (e.queue > QUEUE if e.queue is not None else "queue" not in e.untold):

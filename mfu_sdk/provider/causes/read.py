@@ -46,7 +46,10 @@ def evidence(
     }
     usages = rollup.usages(store, span, None) if usages is None else usages
     watched = fleet.witnessed(store, span)
-    gathered = [witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers)]
+    exporter = {row["device"]: float(row["busy_mhz"]) for row in store.read("exporter", **bounds)}
+    gathered = [
+        witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers, exporter)
+    ]
     since = max(0, span.since_unix_ns - HISTORY_NS)
     runs: dict[tuple[object, ...], list[Run]] = {}
     for row in store.read("history", since=since, until=span.until_unix_ns):
@@ -64,7 +67,8 @@ def evidence(
         Heard(row["tenant"], row["workload"] or None, row["host"] or None, row["device"], float(row["heard_s"]))
         for row in store.read("heard", **bounds)
     ]
-    return held(completed, usages, holdings, heard, span)
+    unused = {row["device"]: float(row["unused_s"]) for row in store.read("unused", **bounds)}
+    return held(completed, usages, holdings, heard, span, unused)
 
 
 def _unit(row: Row) -> Unit:
@@ -96,8 +100,11 @@ def _sign(row: Row) -> Sign:
         bus_peak_bytes_per_s=row["bus_peak"] or None,
         comm_bytes_per_step=ratio(row["comm_bytes"], row["comm_steps"]) or None,
         witnessed_mfu=ratio(row["witnessed_hardware_flop"], row["witnessed_available_flop"]),
+        dtype_mix=ratio(row["by_dtype_s"], row["by_peak_s"]),
         flops_per_token=ratio(flops, steps),
         peak_dtype=row["peak_dtype"] or None,
+        peak_source=row["peak_source"] or None,
+        clock=ratio(row["clock_s"], row["clock_known_s"]) or None,
         places={kind: tuple(row[kind]) for kind in ("driver", "image", "pool", "zone") if row[kind]},
     )
 

@@ -14,6 +14,8 @@ FILL_RATIO: Final = 0.35
 KV_FREE: Final = 0.25
 QUEUE: Final = 0.5
 """Fewer requests than this wait on average where none need wait."""
+PREFILL_SHARE: Final = 0.5
+"""A service whose prompts take more of its time than its answers is bound by prompts."""
 RIDGE_SHARE: Final = 0.5
 """Below this share of the ridge an intensity is far from it: twice the batch still is memory's time."""
 
@@ -29,7 +31,9 @@ def under_batched_inference(e: Evidence) -> Verdict | None:
     # A model without a cache may be called one by one because its callers wait: only a promise with room tells.
     if e.phase == "inference" and e.latency_target_s is None:
         return None
-    if e.intensity is None or not e.ridge or e.intensity >= RIDGE_SHARE * e.ridge:
+    if e.intensity is None or not e.ridge:
+        return None
+    if e.phase == "decode" and (e.intensity >= RIDGE_SHARE * e.ridge or _is_prefill(e)):
         return None
     if not e.expected_mfu or not e.feasible_mfu:
         return None
@@ -62,6 +66,11 @@ def under_batched_inference(e: Evidence) -> Verdict | None:
             else f"batch requests dynamically towards {batch:.0f} within that latency, or serve on fewer replicas."
         ),
     )
+
+
+def _is_prefill(e: Evidence) -> bool:
+    """Whether prompts take most of its time: what they leave of the device bounds the batch of the answers."""
+    return e.prefill is None or e.prefill > PREFILL_SHARE
 
 
 def _counterfactual(e: Evidence, batch: float, feasible: float, now: float, then: float) -> tuple[float, float]:

@@ -46,6 +46,9 @@ def faulty(asked: Asked, rng: np.random.Generator, duration_s: float, *, capped:
         case "under_batched_inference":
             served = [each for each in recipes.SERVED if isinstance(each[0], Transformer) == (variant == "language")]
             service = recipes.service(rng, 1 - severity, served=served, capped=capped)
+            if variant == "vision" and service.latency_s is None:
+                # Without a cache only a promise says that callers could wait for a batch.
+                service = recipes.with_fill(replace(service, latency_s=recipes.PROMISED_S), 1 - severity)
             return Draft(Serving(service, recipes.one_of(rng, (1, 1, 2))), "faulty", fault)
         case "poor_topology" if variant == "pcie_only":
             return Draft(Training(recipes.paired(rng)), "faulty", fault, "pcie")
@@ -73,7 +76,7 @@ def faulty(asked: Asked, rng: np.random.Generator, duration_s: float, *, capped:
             return Draft(Training(found), "faulty", replace(fault, rank=int(rng.integers(found.ranks))))
         case "idle_allocation" if variant == "abandoned":
             found = recipes.job(rng, ranks=(1, 2, 4, 8), capped=capped)
-            return Draft(Training(found), "faulty", replace(fault, severity=1.0), end_s=fault.onset_s)
+            return Draft(Training(found), "faulty", replace(fault, severity=1.0), end_s=fault.onset_s, witnessed=True)
         case "idle_allocation":
             service = recipes.service(rng, float(rng.uniform(0.5, 0.8)), capped=capped)
             return Draft(Serving(service, recipes.one_of(rng, (2, 3, 4))), "faulty", fault)
@@ -92,10 +95,12 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
     match name:
         case "kv_bound":
             model = recipes.one_of(rng, (models.LLAMA_7B, models.LLAMA_13B))
-            prompt = float(rng.uniform(5000, 9000))
+            # Long answers: where prompts were long the device would be full of them before the cache is.
+            prompt, output = float(rng.uniform(500, 2000)), float(rng.uniform(9000, 16000))
             service = Service(
-                recipes.one_of(rng, big), model, fabric.best(H100, 1), 1.0, 256, prompt + 150, prompt, 300
-            )
+                recipes.one_of(rng, big), model, fabric.best(H100, 1), 1.0, 256, prompt + output / 2, prompt, output,
+                swing=0.05,
+            )  # fmt: skip
             return Draft(Serving(recipes.with_fill(service, 0.92), 1), name)
         case "latency_bound":
             service = Service(
@@ -109,12 +114,14 @@ def negative(name: str, rng: np.random.Generator, duration_s: float, *, capped: 
             )
             return Draft(Serving(replace(service, rate_per_s=0.75 / serving.prompt_s(service)), 1), name)
         case "memory_bound":
-            service = recipes.service(rng, 0.95, served=((models.LLAMA_8B, 1), (models.LLAMA_70B, 4)))
+            service = recipes.service(rng, 0.5, served=((models.LLAMA_8B, 1), (models.LLAMA_70B, 4)))
             found = replace(service, most_running=32, latency_s=None, swing=0.05)
             return Draft(Serving(recipes.with_fill(found, 0.95), 1), name)
         case "batch_change":
-            service = recipes.service(rng, 0.85)
-            return Draft(Serving(replace(service, changes=((middle_s, 0.65),)), 1), name)
+            # To two thirds of the batch: where less than that is left, replicas are too many whatever was planned.
+            service = recipes.service(rng, 0.7)
+            left = recipes.with_fill(service, 0.47).rate_per_s / service.rate_per_s
+            return Draft(Serving(replace(service, changes=((middle_s, left),)), 1), name)
         case "small_messages":
             return Draft(Training(recipes.tiny_messages(rng)), name)
         case "congestion":

@@ -171,10 +171,7 @@ def _product(gpu: Gpu, m: float, n: float, k: float, kernels: Kernels) -> Work:
     inverse = (1 - kernels.converted) / gpu.bf16_flops_per_s + kernels.converted / gpu.flops_per_s(kernels.other_dtype)
     compute_s = flops / efficiency * inverse
     memory_s = _memory_s(gpu, moved * (1 + kernels.converted))
-    # In FLOPs of the bf16 rate, by which pipes are busy: TF32 takes twice the cycles, fp32 none of theirs.
-    other = gpu.bf16_flops_per_s / gpu.tf32_flops_per_s if kernels.other_dtype == "tf32" else 0.0
-    on_tensor = 1 - kernels.converted + kernels.converted * other
-    executed = flops * _padding(m, n) * on_tensor
+    executed = flops * _padding(m, n) * _on_tensor(gpu, kernels)
     if compute_s >= memory_s:
         return Work(compute_s, 0.0, flops, flops, executed, moved, 0.0)
     return Work(0.0, memory_s, flops, flops, executed, moved, 0.0)
@@ -204,7 +201,14 @@ def _vision(gpu: Gpu, model: Vision, samples: float, sms: int, kernels: Kernels)
     depth = 4 * model.width / (4 * model.width + _PROLOGUE_K)
     efficiency = LARGEST_PRODUCT * waves / (waves + 0.5) * depth * kernels.quality
     inverse = (1 - kernels.converted) / gpu.bf16_flops_per_s + kernels.converted / gpu.flops_per_s(kernels.other_dtype)
-    return Work(flops / efficiency * inverse, _memory_s(gpu, moved), flops, flops, flops * 1.05, moved, launches=180)
+    executed = 1.05 * flops * _on_tensor(gpu, kernels)
+    return Work(flops / efficiency * inverse, _memory_s(gpu, moved), flops, flops, executed, moved, launches=180)
+
+
+def _on_tensor(gpu: Gpu, kernels: Kernels) -> float:
+    """How long pipes are busy over what bf16 would take: TF32 takes twice the cycles, fp32 none of theirs."""
+    other = gpu.bf16_flops_per_s / gpu.tf32_flops_per_s if kernels.other_dtype == "tf32" else 0.0
+    return 1 - kernels.converted + kernels.converted * other
 
 
 def _memory_s(gpu: Gpu, moved_bytes: float) -> float:

@@ -108,8 +108,13 @@ class _Planner:
         what = draft.what
         if isinstance(what, Training):
             gpu, ranks = what.job.gpu, what.job.ranks
+            if self._capped and gpu is recipes.CAPPED:
+                # All GPUs of the type have the limit, whatever recipe their job is of.
+                what = replace(what, job=replace(what.job, rest=recipes.CAP))
         else:
             gpu, ranks = what.service.gpu, what.service.tp * what.replicas
+            if self._capped and gpu is recipes.CAPPED:
+                what = replace(what, service=replace(what.service, rest=recipes.CAP))
         link = draft.link
         seats = self._premises.take(gpu, ranks, link)
         if seats is None and isinstance(what, Serving):

@@ -87,6 +87,8 @@ class _Replica:
         until_s = min(until_s, self._workload.end_s)
         if self._idle is not None and self._at_s < self._idle.onset_s < until_s:
             self._advance(self._idle.onset_s, out)
+            # Whole seconds are served; the rest of the one in which it begins is nobody's.
+            self._at_s = self._idle.onset_s
         self._advance(until_s, out)
 
     def _advance(self, until_s: float, out: Outgoing) -> None:
@@ -152,6 +154,7 @@ class _Replica:
             "expected": np.interp(running, points, could), "waiting": load.waiting[busy], "kv_free": load.kv_free[busy],
             "busy": tensor_s, "running": running, "comm": load.comm_s[busy],
             "requests": load.output[busy] / self._service.output,
+            "answering_s": running * (load.decode_s + load.prefill_s)[busy],
         }, out)  # fmt: skip
 
     def _reachable(self, flops: float, took_s: float) -> float:
@@ -173,10 +176,18 @@ class _Replica:
         moved, tokens = sums["bytes"].tolist(), np.rint(sums["tokens"]).astype(int).tolist()
         comm = windows.sums(columns["comm"]).tolist() if "comm" in columns and len(self._seats) > 1 else None
         ended = np.rint(windows.sums(columns["requests"])).astype(int).tolist() if "requests" in columns else None
+        answers = None
+        if "answering_s" in columns:
+            # A sequence gets a token a step, and waits while prompts of others are read.
+            answers = (
+                windows.sums(columns["answering_s"]) / np.maximum(windows.sums(columns["tokens"]), 1e-9)
+            ).tolist()
         true = np.clip(sums["tensor"] / (self._peak * windows.seconds), 0, 1)
         witness = np.clip(true * (1 + 0.004 * self._witness.standard_normal(len(true))), 0, 1)
         tensor_s, whole_s = float(sums["busy"].sum()), float(duration_s.sum())
-        ratio = clock(self._service.gpu, activity_of(tensor_s, max(0.0, whole_s - tensor_s)), self._service.rest).ratio
+        activity = activity_of(tensor_s, max(0.0, whole_s - tensor_s))
+        found = clock(self._service.gpu, activity, self._service.rest)
+        ratio, reasons = found.ratio, wire.texts(semconv.THROTTLE_REASONS, found.reasons) if found.reasons else b""
         self._account_for(float(sums["flops"].sum()), sum(counted), sum(seconds), sum(tokens), phase)
         if self._workload.dcgm and phase != "prefill":
             self._scrapes(windows, np.clip(witness / ratio, 0, 1), ratio, out)
@@ -204,14 +215,31 @@ class _Replica:
             if comm is not None and "components" in self._signals:
                 values[semconv.STEP_COMM_TIME] = comm[number]
             body = self._constants[phase] + windows.shared(number, utilizations) + doubles(values)
+            if "clock" in self._signals:
+                body += reasons
             body += wire.whole(_AMOUNT.get(phase, semconv.SAMPLE_COUNT), tokens[number])
             if ended is not None:
                 body += wire.whole(semconv.REQUEST_COUNT, ended[number]) + wire.whole(semconv.REQUEST_FAILED, 0)
             for rank, into in enumerate(spans):
                 into.append(windows.span(number, self._who, rank, body))
+            if answers is not None and ended is not None and ended[number]:
+                spans[0].append(self._request(windows, number, ended[number], answers[number], tokens[number]))
         for resource, ready in zip(self._resources, spans, strict=True):
             out.spans(self._workload.tenant, resource, ready)
         self._account.spans += len(self._seats) * len(windows)
+
+    def _request(self, windows: Windows, number: int, ended: int, answer_s: float, tokens: int) -> bytes:
+        """One request of a window, kept out of as many as ended in it; its FLOPs and tokens are the window's."""
+        slot, start_ns = windows.slots[number], int(windows.steps.start_ns[windows.begins[number]])
+        of_text = isinstance(self._service.model, Transformer)
+        asked = self._who.run_id, slot, windows.steps.first + windows.begins[number]
+        ids = hashed(16, "request", *asked), hashed(8, "request", *asked)
+        body = wire.double(semconv.SAMPLE_RATIO, 1 / ended)
+        if of_text:
+            body += wire.double(semconv.TIME_PER_OUTPUT_TOKEN, answer_s)
+        lasted_s = answer_s * (tokens / ended if of_text else 1)
+        self._account.spans += 1
+        return wire.span(semconv.SPAN_INFERENCE, ids, start_ns, start_ns + round(lasted_s * 1e9), body)
 
     def _load_told(self, phase: str, number: int, means: dict[str, list[float]]) -> dict[str, float | None]:
         service = self._service

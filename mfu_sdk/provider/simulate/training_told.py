@@ -29,6 +29,7 @@ class Told:
     constants_run: bytes
     reasons: tuple[bytes, ...]
     bus_bytes: float
+    by_dtype: float
 
     @classmethod
     def of(cls, workload: Workload, state: Steady) -> "Told":
@@ -37,7 +38,7 @@ class Told:
         assert isinstance(what, Training)
         job, work = state.job, state.work
         dtype = job.kernels.other_dtype if job.kernels.converted >= 0.5 else "bfloat16"
-        peak = job.gpu.flops_per_s(dtype)
+        peak, converted = job.gpu.flops_per_s(dtype), job.kernels.converted
         wrong = {fault.variant: 1 + fault.severity for fault in workload.faults if fault.kind == "accounting"}
         claimed = peak / wrong.get("wrong_peak", 1.0)
         over = Denominator(claimed, "user" if "wrong_peak" in wrong else "theory", dtype)
@@ -66,6 +67,9 @@ class Told:
             work.model_flops * counted / (claimed * expected_s), work.hardware_flops / work.bytes_moved,
             peak * LARGEST_PRODUCT * at_full_load, job, base, run, reasons,
             state.traffic.bus_bytes if extra else 0.0,
+            # Each dtype's FLOPs over its own peak; converted layers are taken to have their share of all FLOPs.
+            (1 - converted) * peak / job.gpu.bf16_flops_per_s
+            + converted * peak / job.gpu.flops_per_s(job.kernels.other_dtype),
         )  # fmt: skip
 
     @property
@@ -83,7 +87,7 @@ class Told:
             semconv.AVAILABLE_FLOP: available,
             semconv.UTILIZATION: flops / available,
             semconv.HARDWARE_UTILIZATION: count * self.hardware_flops / available,
-            semconv.DTYPE_UTILIZATION: flops / available,
+            semconv.DTYPE_UTILIZATION: flops * self.by_dtype / available,
             semconv.ACHIEVABLE_UTILIZATION: flops / (self.achievable_flops_per_s * seconds),
             semconv.EXPECTED: self.expected,
             semconv.EXPECTED_FLOP: self.expected * available,

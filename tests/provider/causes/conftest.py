@@ -51,6 +51,8 @@ TRAINING = Evidence(
     witnessed_mfu=0.47,
     claimed_peak=1.0,
     wall=0.99,
+    dtype_mix=1.0,
+    peak_source="theory",
     rank_spread=1.0,
 )
 DECODING = Evidence(
@@ -68,6 +70,7 @@ DECODING = Evidence(
     data=0.0,
     comm=0.0,
     skew=0.0,
+    prefill=0.3,
     batch=48.0,
     feasible=64.0,
     feasible_mfu=0.12,

@@ -15,13 +15,29 @@ def of(e: Evidence, name: str, clocks: Sequence[float] = (), rate: float | None 
     unit = Unit(
         e.tenant, e.workload, e.family, e.gpu_type, e.world_size, e.intent, e.fingerprint, e.phase,
     )  # fmt: skip
-    return Gathered(unit, e, tuple(clocks), rate, size if rate else None, {"node-1": 8})
+    return Gathered(unit, e, tuple(clocks), rate, size if rate else None, devices_by_host={"node-1": 8})
 
 
 def test_cohorts_by_phase() -> None:
     """Training draws more power than decoding: their clocks are no measure of one another, and three are no median."""
     found = complete([of(TRAINING, "t", (0.8,) * 8), of(DECODING, "d", (0.99,) * 3)], {}, {}, {})
     assert [e.cohort_clock for e in found] == [0.8, None]
+
+
+def test_cohorts_by_what_holds_them() -> None:
+    """Devices at their power limit are held against others at theirs; slices and idle ones say nothing of that."""
+    held, free = replace(TRAINING, cap=1.0), replace(TRAINING, cap=0.0)
+    cut = replace(held, mig_profile="1g.10gb")
+    fleet = [of(held, "h", (0.8,) * 4), of(free, "f", (1.0,) * 9), of(cut, "c", (0.9,) * 9)]
+    assert [e.cohort_clock for e in complete(fleet, {}, {}, {})] == [0.8, 1.0, 0.9]
+
+
+def test_alike_layouts_have_alike_messages() -> None:
+    """The same bytes a step are many small messages where ranks share each product: no measure for a few large ones."""
+    on = replace(TRAINING, link="nvlink", world_size=8)
+    many = replace(of(on, "tp", rate=100e9), ranks_per_replica=8.0)
+    fleet = [many, of(on, "a", rate=300e9), of(on, "b", rate=280e9)]
+    assert complete(fleet, {}, {}, {})[0].best_bus_bytes_per_s == 100e9
 
 
 def test_paths() -> None:

@@ -5,7 +5,7 @@ One store takes the spans of all of these tests, each of a tenant of its own, an
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from mfu_sdk.provider import causes, findings
 from mfu_sdk.provider.books import Holdings, load_inventory
 from mfu_sdk.provider.causes import Drift, Evidence
 from mfu_sdk.provider.causes.held import cut_of
+from mfu_sdk.provider.receive.otlp import decode_metrics
 from mfu_sdk.provider.rollup import Range
-from mfu_sdk.provider.store import SpanRow, Store
+from mfu_sdk.provider.simulate import dcgm, wire
+from mfu_sdk.provider.store import PointRow, SpanRow, Store
 
 from .conftest import approx
 
@@ -94,9 +96,24 @@ class Told:
 def told(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Told:
     # In one insert, which is a second for all of them instead of one for each.
     store.insert_spans("all", [of_tenant(each, tenant) for tenant, make in SENT.items() for each in make()])
+    store.insert_points(scraped())
     file = tmp_path_factory.mktemp("books") / "inventory.yaml"
     file.write_text(INVENTORY)
     return Told(causes.evidence(store, HOUR, Holdings(load_inventory([file]))))
+
+
+def scraped() -> Sequence[PointRow]:
+    """An exporter's hour: GPU-2 has work in three scrapes of twelve, GPU-x 0.4 of its pipes busy in eight of them."""
+    seen = {"GPU-2": ((0.0,) * 12, (0.0,) * 9 + (3.0,) * 3), "GPU-x": ((0.4, 0.0, 0.4) * 4, (100.0,) * 12)}
+    gauges = []
+    for device, columns in seen.items():
+        who = wire.text("UUID", device, 7)
+        for number, (active, util) in enumerate(zip(*columns, strict=True)):
+            at_ns = T0 + 300 * number * 10**9
+            for name, value in ((dcgm.TENSOR_ACTIVE, active), (dcgm.SM_CLOCK, 1830.0), (dcgm.GPU_UTIL, util)):
+                gauges.append(wire.gauge(name, "", [wire.point(at_ns, value, who)]))
+    body = wire.group(dcgm.resource("node-0"), gauges)
+    return decode_metrics(body, "protobuf", "exporters", HOUR.until_unix_ns).rows
 
 
 def of_tenant(each: SpanRow, tenant: str) -> SpanRow:
@@ -409,6 +426,21 @@ def test_nonsense(told: Told) -> None:
         json.dumps(dict(each.evidence), allow_nan=False)
 
 
+@sends
+def of_exported() -> Rows:
+    return [
+        rank(resource={semconv.HW_ID: "GPU-x"}, mfu__hardware__flop=0.45 * PEAK * 30, mfu__witness__utilization=0.45)
+    ]
+
+
+def test_exporter(told: Told) -> None:
+    """The provider's own witness goes before the tenant's: 0.4 at the clock of the peak, and 0.45 is counted."""
+    e = told.one("exported")
+    assert e.exported
+    assert (e.witness, e.witnessed_mfu) == (approx(0.4, rel=1e-3), approx(0.45))
+    assert not told.one("nonsense").exported
+
+
 INVENTORY = """
 nodes: [{host: mig-1, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 2, link: pcie, from: 2026-01-01},
         {host: node-0, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 8, link: nvlink, from: 2026-01-01}]
@@ -450,8 +482,8 @@ def test_books(told: Told) -> None:
     assert (found["sliced"].unplaceable, found["sliced"].wanted) == (0.75, "4g.40gb")
     assert found["gpt"].idle == approx(1 - 30 / 7200)
     assert (found["gpt"].replicas, found["dead"].replicas) == (2, 1)
-    # Heard for half of the hour that it holds: the other half is unobserved.
-    assert found["dead"].idle == approx(0.5)
+    # Heard for half of the hour that it holds; an exporter saw it without work for three quarters.
+    assert found["dead"].idle == approx(0.75)
     assert found.keys() == {"sliced", "gpt", "dead"}
     assert (found["gpt"].type_link, found["gpt"].one_machine) == ("nvlink", True)
     named = {(each.workload, each.cause) for each in causes.judge(found.values())}

@@ -20,7 +20,8 @@ MEASURED = (
     "late_host", "link", "link_best", "bus_bytes_per_s", "ideal_ratio", "batch", "feasible", "feasible_mfu",
     "kv_free", "queue", "intensity", "ridge", "answer_s", "clock", "heat", "cap", "witness", "witnessed_mfu",
     "claimed_peak", "wall", "rank_spread", "stranded", "unplaceable", "idle", "peak_flops_per_s", "peak_dtype",
-    "fingerprint", "phase", "mig_profile", "wanted", "replicas", "world_size",
+    "fingerprint", "phase", "mig_profile", "wanted", "replicas", "world_size", "prefill", "slowest_clock", "dtype_mix",
+    "peak_source",
 )  # fmt: skip
 """Signals of the workload itself. What others show (cohort, best rate, earlier runs) and what a tenant promises are
 none: without a promise nothing is promised."""
@@ -73,12 +74,18 @@ EVIDENCE = st.builds(
     ridge=_maybe(st.floats(100.0, 400.0)),
     answer_s=_maybe(st.floats(0.001, 0.1)),
     latency_target_s=_maybe(st.floats(0.001, 0.1)),
-    clock=_maybe(st.floats(0.3, 1.0)),
+    prefill=_maybe(_share()),
+    clock=_maybe(st.floats(0.6, 1.0)),
+    # The slowest of several is no faster than their mean.
+    slowest_clock=_maybe(st.floats(0.3, 0.6)),
     cohort_clock=_maybe(st.floats(0.3, 1.0)),
     heat=_maybe(_share()),
     cap=_maybe(_share()),
     witness=_maybe(_share()),
     witnessed_mfu=_maybe(_share()),
+    dtype_mix=_maybe(st.floats(0.5, 1.5)),
+    exported=st.booleans(),
+    peak_source=_maybe(st.sampled_from(("theory", "user", "calibrated"))),
     claimed_peak=_maybe(st.floats(0.1, 3.0)),
     wall=_maybe(st.floats(0.5, 2.0)),
     rank_spread=_maybe(st.floats(1.0, 2.0)),
@@ -189,7 +196,7 @@ def test_every_signal_is_read() -> None:
     told = {field.name for field in fields(Evidence)}
     who = {"tenant", "workload", "day", "family", "gpu_type", "intent", "run_ids", "hosts", "places", "time_s"}
     others = {"cohort_clock", "best_bus_bytes_per_s", "type_link", "one_machine", "smaller", "earlier", "drifts"}
-    others |= {"watched_gpu_hours"}
+    others |= {"watched_gpu_hours", "exported"}
     assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}
 
 

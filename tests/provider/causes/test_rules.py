@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mfu_sdk.provider.causes import Drift, Earlier, Evidence, Smaller
+from mfu_sdk.provider.causes import Drift, Earlier, Evidence, Smaller, findings
 
 from .conftest import Make, approx, causes_of, only
 
@@ -181,6 +181,12 @@ def test_under_batched_edges(decode: Make, changes: dict[str, Any], named: bool)
     assert ("under_batched_inference" in causes_of(decode(**{**FEW, **changes}))) is named
 
 
+def test_prompts_are_ruled_out(decode: Make) -> None:
+    """Where prompts take more of the time than answers, they bound the batch of answers."""
+    assert causes_of(decode(**FEW, prefill=0.5)) == ["under_batched_inference"]
+    assert causes_of(decode(**FEW, prefill=0.51)) == causes_of(decode(**FEW, prefill=None)) == []
+
+
 def test_latency_by_choice(decode: Make) -> None:
     """A promise cuts off the batch: t(64) = 16 · 0.01 / 0.12 of t(4), 0.0267 s for a token that takes 0.02 s."""
     full_s = 0.02 * 16 * 0.01 / 0.12
@@ -216,13 +222,20 @@ def test_clock(train: Make) -> None:
 
 
 def test_heat(train: Make) -> None:
-    """What the driver names counts against the peak's clock, as long as it named it."""
+    """What the driver names counts against the cohort's clock, and against the peak's where there is none."""
     found = only(train(clock=0.89, heat=0.6))
     assert (found.cause, found.confidence) == ("thermal_or_power", 0.725)
-    assert found.loss_share == approx(0.93 * 0.6 * 0.11)
-    assert causes_of(train(clock=0.89, heat=0.48)) == []
+    assert found.loss_share == approx(0.93 * (1 - 0.89 / 0.98))
+    assert only(train(clock=0.89, heat=0.6, cohort_clock=None)).loss_share == approx(0.93 * 0.6 * 0.11)
+    assert causes_of(train(clock=0.89, heat=0.48, cohort_clock=None)) == []
     assert causes_of(train(clock=0.4, cohort_clock=0.4, heat=0.0999)) == []
     assert only(train(clock=0.6, heat=1.0)).confidence == 0.95
+
+
+def test_the_slowest_sets_the_pace(train: Make) -> None:
+    """One of eight at half of the clock: the mean hides it, and the seven that wait for it do not."""
+    found = {each.cause: each.loss_share for each in findings(train(clock=0.92, slowest_clock=0.49, skew=0.4))}
+    assert found == {"straggler": approx(0.4), "thermal_or_power": approx(0.94 * 0.5)}
 
 
 def test_shared_power_cap(train: Make) -> None:
@@ -359,9 +372,9 @@ def test_idle(decode: Make, train: Make) -> None:
     assert "3 replicas instead of 10" in only(decode(idle=0.7, replicas=10)).remedy
     assert "MIG slice" in only(decode(idle=0.9, replicas=1)).remedy
     assert "hangs" in only(train(idle=0.9)).remedy
-    found = only(decode(idle=0.5, replicas=2))
-    assert (found.cause, found.loss_share, found.confidence) == ("idle_allocation", 0.5, 0.95)
-    assert causes_of(decode(idle=0.499)) == causes_of(decode(idle=0.9, queue=0.6)) == causes_of(decode(idle=None)) == []
+    found = only(decode(idle=0.05, replicas=20))
+    assert (found.cause, found.loss_share, found.confidence) == ("idle_allocation", 0.05, 0.95)
+    assert causes_of(decode(idle=0.049)) == causes_of(decode(idle=0.9, queue=0.6)) == causes_of(decode(idle=None)) == []
     assert causes_of(decode(idle=0.9, queue=None)) == []
     assert only(decode(idle=1.0, queue=None, untold=frozenset({"queue"}))).confidence == 0.5
 
@@ -370,8 +383,15 @@ def test_idle(decode: Make, train: Make) -> None:
     ("changes", "loss"),
     [
         ({"witnessed_mfu": 0.6, "witness": 0.39}, 1 - 0.39 / 0.6),
-        ({"witnessed_mfu": 0.6, "witness": 0.4}, None),
+        ({"witnessed_mfu": 0.6, "witness": 0.57}, 0.05),  # no pipe does more than it is busy for
+        ({"witnessed_mfu": 0.6, "witness": 0.575}, None),
         ({"witnessed_mfu": 0.04, "witness": 0.021}, None),  # within two points
+        ({"witnessed_mfu": 0.6, "witness": 0.4, "dtype_mix": 0.7}, None),  # each dtype over its own peak: 0.42
+        ({"witnessed_mfu": 0.6, "witness": 0.4, "dtype_mix": 1.1}, None),  # some of it may not run on the pipes
+        ({"witnessed_mfu": 0.6, "witness": 0.4, "dtype_mix": None}, None),
+        ({"witnessed_mfu": 0.2, "witness": 0.41, "exported": True}, None),  # seen at work alone, it lies above
+        ({"witnessed_mfu": 0.02, "witness": 0.2, "phase": "decode", "batch": 4.0}, None),  # 16 rows for 4
+        ({"witnessed_mfu": 0.02, "witness": 0.2, "phase": "decode", "batch": 16.0}, 0.9),
         ({"witnessed_mfu": 0.2, "witness": 0.41}, 1 - 0.2 / 0.41),
         ({"witnessed_mfu": 0.2, "witness": 0.4}, None),
         ({"witnessed_mfu": 0.6, "witness": 0.39, "claimed_peak": 0.6}, None),  # 0.36 of what it can on paper
@@ -381,6 +401,9 @@ def test_idle(decode: Make, train: Make) -> None:
         ({"mfu": 1.05}, None),
         ({"claimed_peak": 0.49, "witness": None}, 0.51),
         ({"claimed_peak": 0.5, "witness": None}, None),
+        ({"claimed_peak": 0.89, "witness": None, "peak_source": "user"}, 0.11),  # nobody measured it
+        ({"claimed_peak": 0.93, "witness": None, "peak_source": "user"}, None),  # the reference clock's
+        ({"claimed_peak": 0.89, "witness": None, "peak_source": "calibrated"}, None),
         ({"claimed_peak": 2.0, "witness": None}, 0.5),
         ({"claimed_peak": 1.05}, None),
         ({"wall": 1.9}, 1 - 1 / 1.9),

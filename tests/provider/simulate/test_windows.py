@@ -94,7 +94,10 @@ def numbers(row: SpanRow) -> dict[str, float]:
 
 def test_names_are_registered(sent: tuple[Kept, dict[str, object]]) -> None:
     """Every attribute of every span is one that the registry puts there, and every kind of span is sent."""
-    places = {semconv.SPAN_WINDOW: "window", semconv.SPAN_RUN: "run", semconv.SPAN_CALIBRATION: "calibration"}
+    places = {
+        semconv.SPAN_WINDOW: "window", semconv.SPAN_RUN: "run", semconv.SPAN_CALIBRATION: "calibration",
+        semconv.SPAN_INFERENCE: "inference",
+    }  # fmt: skip
     assert {row.name for row in sent[0].all} == set(places)
     for row in sent[0].all:
         for name in row.attributes:
