@@ -45,6 +45,7 @@ from mfu_sdk.provider.receive.otlp import decode_metrics, decode_traces
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.simulate import paper, wire
 from mfu_sdk.provider.simulate.faults import KINDS
+from mfu_sdk.provider.simulate.outgoing import PROVIDER
 from mfu_sdk.provider.simulate.planning import plan
 from mfu_sdk.provider.simulate.scenario import HARD_NEGATIVES, MISSING, Asked, Scenario
 from mfu_sdk.provider.simulate.simulation import simulate
@@ -120,7 +121,9 @@ class Into:
             rows = decode_traces(body, "protobuf", tenant, self._now_ns).rows
             self.stored += self._store.insert_spans(tenant, rows)
         else:
-            self._store.insert_points(decode_metrics(body, "protobuf", tenant, self._now_ns).rows)
+            # As the receiver stamps what comes with a provider's own token.
+            sender = f"provider:{tenant}" if tenant == PROVIDER else tenant
+            self._store.insert_points(decode_metrics(body, "protobuf", sender, self._now_ns).rows)
 
 
 def scenario(faults: int, negatives: int) -> Scenario:

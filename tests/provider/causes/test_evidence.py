@@ -113,7 +113,7 @@ def scraped() -> Sequence[PointRow]:
             for name, value in ((dcgm.TENSOR_ACTIVE, active), (dcgm.SM_CLOCK, 1830.0), (dcgm.GPU_UTIL, util)):
                 gauges.append(wire.gauge(name, "", [wire.point(at_ns, value, who)]))
     body = wire.group(dcgm.resource("node-0"), gauges)
-    return decode_metrics(body, "protobuf", "exporters", HOUR.until_unix_ns).rows
+    return decode_metrics(body, "protobuf", "provider:exporters", HOUR.until_unix_ns).rows
 
 
 def of_tenant(each: SpanRow, tenant: str) -> SpanRow:
