@@ -168,10 +168,12 @@ class _Pages:
 
     def nodes(self, asked: _Asked) -> Response:
         found = self._report(asked)
+        # A state that the page shows can be searched for in both of its lists.
+        states = {} if found.fleet_use is None else {node.host: node.state for node in found.fleet_use.nodes}
         rows: Listing[Node] = listing(
             sorted(found.nodes, key=_NODE_KEYS.get(asked.view.order, _as_is)),
             asked.view,
-            lambda n: f"{n.host or ''} {' '.join(n.gpu_types)}",
+            lambda n: f"{n.host or ''} {' '.join(n.gpu_types)} {states.get(n.host or '', '')}",
         )
         cells = nodes.groups(found.nodes)
         end = fleet.node_end(found)

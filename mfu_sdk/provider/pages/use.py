@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from mfu_sdk.provider.fleet import Figure, FleetUse, NodeUse
 from mfu_sdk.provider.fleet.health import STATES
 from mfu_sdk.provider.pages.view import PER_PAGE
 from mfu_sdk.provider.report import words
 from mfu_sdk.provider.report.model import Report
-
-_FACTOR: Final = "of the allocated GPU-hours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +37,10 @@ def is_watched(use: FleetUse | None) -> bool:
 def chain(report: Report) -> tuple[Bar, ...]:
     """From allocated to useful; between them what exporters show of the same hours, where any does."""
     fleet, use = report.fleet, report.fleet_use
-    runtime = Bar("In steps", fleet.factors.runtime, _FACTOR, "plain")
     if use is None or not is_watched(use):
         return (
             Bar("Allocated", fleet.factors.allocation, "of the GPU-hours that are owned", "plain"),
-            runtime,
+            Bar("In steps", fleet.factors.runtime, "of the allocated GPU-hours", "plain"),
             Bar("MFU", fleet.mfu, "of what the devices could have done in those steps", "fill"),
             Bar("Useful", fleet.owned_mfu, "of what everything owned could have done", "fill"),
         )
@@ -56,7 +52,8 @@ def chain(report: Report) -> tuple[Bar, ...]:
             f"any kernel running, of {_hours(use.gpu_utilization, told)}{_rest(use.gpu_utilization)}", "plain"),
         Bar("Tensor activity", use.tensor_activity.value,
             f"tensor pipes busy, of {_hours(use.tensor_activity, told)}{_rest(use.tensor_activity)}", "plain"),
-        runtime,
+        # The factor is by peak, as useful is; allocation and what exporters tell are by GPU-hours.
+        Bar("In steps", fleet.factors.runtime, "of the allocated GPU-hours, weighted by peak", "plain"),
         Bar("MFU", use.mfu.value,
             f"of what the devices could have done in {_hours(use.mfu, 'GPU-hours of steps')}{_sent(use.mfu)}", "fill"),
         Bar("Useful", use.owned_mfu.value, f"of what {_hours(use.owned_mfu, 'GPU-hours owned')} could have done",
@@ -103,6 +100,7 @@ def _rest(figure: Figure) -> str:
 
 
 def _sent(figure: Figure) -> str:
-    # The share is of hours of devices that sent steps, the hours are of the steps themselves.
-    return "" if figure.owned_share is None else f"; devices that send them have {words.percent(figure.owned_share)}" \
-        " of the owned hours"  # fmt: skip
+    # The hours are of steps, the share is of all hours for which somebody held their devices.
+    if figure.owned_share is None:
+        return ""
+    return f"; devices that sent them were held for {words.percent(figure.owned_share)} of those owned"
