@@ -91,7 +91,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
         # The same run id as acme's: an id is whatever a client says.
         mine = resource(SECRET, mfu__run__id="run-gpt", hw__id=f"GPU-{SECRET}")
         fed.send([window(n, mine, T0, mfu=0.1) for n in (1, 2)], "g")
-        labels = dict.fromkeys(("UUID", "Hostname", "modelName"), HOSTILE)
+        labels = {"UUID": HOSTILE, "Hostname": HOSTILE, "modelName": HOSTILE}
         fed.send_gauge("DCGM_FI_DEV_XID_ERRORS", labels, 79, T0 - 600 * 10**9, "p")
         fed.send([window(1, resource(f"{SECRET}-alone", host__name=f"{SECRET}-node"), T0)], "g")
         yield fed

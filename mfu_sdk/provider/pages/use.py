@@ -92,7 +92,7 @@ def _text(node: NodeUse) -> str:
 
 
 def _hours(figure: Figure, what: str) -> str:
-    return f"an unknown number of {what}" if figure.gpu_hours is None else f"{figure.gpu_hours:,.1f} {what}"
+    return f"the {what}" if figure.gpu_hours is None else f"{figure.gpu_hours:,.1f} {what}"
 
 
 def _rest(figure: Figure) -> str:
