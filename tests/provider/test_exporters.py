@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -287,6 +288,46 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _texts(item)
+
+
+SPAN = "?since=2026-05-28T21:00:00Z&until=2026-05-28T23:00:00Z"
+
+
+def test_the_page_shows_the_illusion(provider: Provider) -> None:
+    """In one card, in this order, each with its hours: allocated, any kernel, tensor pipes busy, MFU, useful."""
+    status, page = provider.get(f"/{SPAN}", "o")
+    card = " ".join(re.sub("<[^>]+>", " ", page[page.index('<dl class="chain">') : page.index("</dl>")]).split())
+    assert status == 200
+    told = "of 5.0 allocated GPU-hours that DCGM told of, 62.5 % of those owned"
+    figures = (
+        "Allocated 62.5 % of 8.0 GPU-hours owned",
+        f"GPU utilization 90.0 % any kernel running, {told}",
+        f"Tensor activity 21.0 % tensor pipes busy, {told}",
+        "In steps 40.0 % of the allocated GPU-hours, weighted by peak",
+        "MFU 80.0 % of what the devices could have done in 2.0 GPU-hours of steps; devices that sent them",
+        "Useful 20.0 % of what 8.0 GPU-hours owned could have done",
+        # 0.2 and 0.08 of an hour each, of six.
+        "Without the SDK ≈ 4.7 % an estimate, in none of the MFUs above, over 6.0 GPU-hours without steps, 75.0 % of",
+    )
+    places = [card.find(figure) for figure in figures]
+    assert -1 not in places, card
+    assert places == sorted(places)
+    assert "devices that sent them were held for 25.0 % of those owned" in card
+    assert "r = 0.78" in card
+
+
+def test_pages_tell_tenants_of_no_exporter(provider: Provider) -> None:
+    """A tenant's pages have no figure of the exporters', and no page of a node that ran nothing of theirs."""
+    for path in ("/", "/nodes", "/nodes/node-1"):
+        status, page = provider.get(path + SPAN, "a")
+        assert status == 200
+        assert not re.search("DCGM|dcgm|node-2|GPU-a1|Tensor activity|How nodes are|How it is", page)
+    assert provider.get(f"/nodes/node-2{SPAN}", "a")[0] == 404
+    node = " ".join(re.sub("<[^>]+>", " ", provider.get(f"/nodes/node-1{SPAN}", "o")[1]).split())
+    assert "How it is healthy" in node
+    assert "Xid 31 , graphics engine" not in node
+    assert "Xid 31 , memory page fault: shown since before this time; on GPU-a0" in node
+    assert "Steps failed 0.4 % 1 of 240" in node
 
 
 def test_the_text_shows_the_illusion(provider: Provider) -> None:

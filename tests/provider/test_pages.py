@@ -67,7 +67,10 @@ def quoted(text: str) -> str:
 def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
     """acme and globex on one node, a run that drifted, a workload with a hostile name, and sixty nodes of acme's."""
     home = tmp_path_factory.mktemp("pages")
-    (home / "tokens").write_text("tenants: {acme: [{token: a}], globex: [{token: g}]}\noperators: {ops: [{token: o}]}")
+    (home / "tokens").write_text(
+        "tenants: {acme: [{token: a}], globex: [{token: g}]}\noperators: {ops: [{token: o}]}\n"
+        "providers: {dcgm: [{token: p}]}"
+    )
     server = Server(home / "data", http=FREE, web=FREE, tokens=home / "tokens", now_unix_ns=lambda: T0)
     for fed in serving(server):
         gpt, hostile = resource("gpt"), resource(HOSTILE, host__name=HOSTILE, hw__name=HOSTILE)
@@ -88,6 +91,8 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
         # The same run id as acme's: an id is whatever a client says.
         mine = resource(SECRET, mfu__run__id="run-gpt", hw__id=f"GPU-{SECRET}")
         fed.send([window(n, mine, T0, mfu=0.1) for n in (1, 2)], "g")
+        labels = {"UUID": HOSTILE, "Hostname": HOSTILE, "modelName": HOSTILE}
+        fed.send_gauge("DCGM_FI_DEV_XID_ERRORS", labels, 79, T0 - 600 * 10**9, "p")
         fed.send([window(1, resource(f"{SECRET}-alone", host__name=f"{SECRET}-node"), T0)], "g")
         yield fed
 
@@ -259,6 +264,75 @@ def test_a_finding_is_decided_on_its_page(fed: Fed) -> None:
     assert fed.post(path, {"state": "muted", "note": "known"}, "o") == 200
     shown = Page(fed.get("/causes?since=1h&find=muted", "o")[2]).shown
     assert "muted by ops: known" in " ".join(shown.split())
+
+
+# --- allocated, busy, useful ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/nodes", f"/nodes/{quoted(HOSTILE)}"], ids=["list", "node"])
+def test_how_nodes_are_is_an_operator_s_to_see(fed: Fed, path: str) -> None:
+    """Of the whole fleet, for operators: state and advice, names only as text; a tenant or a part is told of none."""
+    status, _, body = fed.get(f"{path}?since=1h", "o")
+    page = Page(body)
+    assert (status, page.open, len(page.all("script"))) == (200, [], 1)
+    assert "\x1b" not in body
+    assert "\u202e" not in body
+    assert re.search(r"unhealthy .*Xid 79 \(GPU has fallen off the bus\): drain and reboot the node", page.shown)
+    assert "</title><script>alert(1)</script>" in page.shown
+    for token, more in (("a", ""), ("o", "&tenant=acme"), ("o", f"&gpu_type={quoted(GPU)}")):
+        shown = Page(fed.get(f"{path}?since=1h{more}", token)[2]).shown
+        assert not re.search("Xid|unhealthy|DCGM|dcgm", shown)
+
+
+def test_health_is_searched_and_linked(fed: Fed) -> None:
+    """The state is a word to search for; only the node with an exporter and steps is unhealthy, and is a link."""
+    page = Page(fed.get("/nodes?since=1h&find=unhealthy", "o")[2])
+    assert "1 unhealthy, 62 unknown; unhealthy ones first. 1 match." in " ".join(page.shown.split())
+    assert "1 to 1 of 1 nodes, of 63 in all" in page.shown
+    assert f"/nodes/{quoted(HOSTILE)}?since=1h" in [a["href"] for a in page.all("a")]
+
+
+def with_use(watched_gpu_hours: float, gpus: int = 8) -> Report:
+    """A report of one node of `gpus` devices with steps, no inventory, and exporters that told of some hours."""
+    told = json.loads(report.to_json(large(1, 1)))
+    told["fleet"]["gpus"] = gpus
+    unknown = {"value": None, "gpu_hours": None, "owned_share": None}
+    names = ("allocation", "gpu_utilization", "engine_activity", "tensor_activity", "mfu", "expected_mfu", "owned_mfu")
+    node = {
+        "host": "n",
+        "gpus": 8,
+        "estimated_gpu_hours": 0.0,
+        "watched_gpu_hours": watched_gpu_hours,
+        "state": "watch",
+    }
+    told["fleet_use"] = {
+        **dict.fromkeys((*names, "estimated_mfu"), unknown), "over": "all", "estimate_error": "<b>r = 0.78",
+        "nodes": [node],
+    }  # fmt: skip
+    if watched_gpu_hours:
+        told["fleet_use"]["gpu_utilization"] = {"value": 1.0, "gpu_hours": watched_gpu_hours, "owned_share": None}
+        told["fleet_use"]["estimated_mfu"] = {"value": 0.05, "gpu_hours": 6.0, "owned_share": None}
+    return report.from_json(json.dumps(told))
+
+
+def test_what_nobody_sends_is_asked_for(artist: Artist) -> None:
+    """Without exporters the card is as it was, and says what to send; who may not see the fleet is not asked."""
+    for found, asked in ((large(1, 1), False), (with_use(0.0), True)):
+        shown = Page(pages.render_html(found, artist)).shown
+        assert ("providers:" in shown) == asked
+        assert re.search(r" Allocated .* In steps .* MFU 25\.0 % .* Useful ", " ".join(shown.split()))
+        assert "GPU utilization" not in shown
+
+
+def test_a_fleet_without_the_sdk_has_a_card(artist: Artist) -> None:
+    """Exporters alone: busy in full, of all hours told of as nobody knows whose they are, and an estimate by itself."""
+    shown = " ".join(Page(pages.render_html(with_use(7.0, gpus=0), artist)).shown.split())
+    assert "No steps were observed" in shown
+    assert (
+        "GPU utilization 100.0 % any kernel running, of 7.0 GPU-hours that DCGM told of Tensor activity unknown"
+        in shown
+    )
+    assert "≈ 5.0 % an estimate, in none of the MFUs above, over 6.0 GPU-hours without steps; <b>r = 0.78" in shown
 
 
 # --- large fleets ---------------------------------------------------------------------------------------------------

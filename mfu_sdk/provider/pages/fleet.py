@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from mfu_sdk.provider.artist import Artist
-from mfu_sdk.provider.pages import answers, charts, nodes
+from mfu_sdk.provider.pages import answers, charts, nodes, use
 from mfu_sdk.provider.pages.charts import Chart, Row
 from mfu_sdk.provider.pages.engine import Engine
 from mfu_sdk.provider.pages.money import waterfall_chart
@@ -35,6 +35,9 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
         report=report,
         fleet=report.fleet,
         view=view,
+        chain=use.chain(report),
+        guess=use.guess(report.fleet_use),
+        is_watched=use.is_watched(report.fleet_use),
         causes=next_steps(report),
         shown=SHOWN,
         top=scale_end(report),

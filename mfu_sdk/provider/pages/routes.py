@@ -11,7 +11,7 @@ from starlette.routing import Route
 from mfu_sdk.provider import report, rollup
 from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.findings import STATES, Kept
-from mfu_sdk.provider.pages import charts, fleet, nodes, runs
+from mfu_sdk.provider.pages import charts, fleet, nodes, runs, use
 from mfu_sdk.provider.pages.engine import ASSETS, Engine, asset, told
 from mfu_sdk.provider.pages.money import waterfall_chart
 from mfu_sdk.provider.pages.reports import Build, Reports
@@ -168,10 +168,12 @@ class _Pages:
 
     def nodes(self, asked: _Asked) -> Response:
         found = self._report(asked)
+        # A state that the page shows can be searched for in both of its lists.
+        states = {} if found.fleet_use is None else {node.host: node.state for node in found.fleet_use.nodes}
         rows: Listing[Node] = listing(
             sorted(found.nodes, key=_NODE_KEYS.get(asked.view.order, _as_is)),
             asked.view,
-            lambda n: f"{n.host or ''} {' '.join(n.gpu_types)}",
+            lambda n: f"{n.host or ''} {' '.join(n.gpu_types)} {states.get(n.host or '', '')}",
         )
         cells = nodes.groups(found.nodes)
         end = fleet.node_end(found)
@@ -185,6 +187,10 @@ class _Pages:
             heat=nodes.heat_map(cells, end),
             heat_end=end,
             orders=NODE_ORDERS,
+            health=None if found.fleet_use is None else use.nodes(found.fleet_use, asked.view.find),
+            is_watched=use.is_watched(found.fleet_use),
+            # Of the others there is no page: nothing ran there that was told.
+            hosts={node.host for node in found.nodes},
         )
 
     def node(self, asked: _Asked) -> Response:
@@ -193,7 +199,8 @@ class _Pages:
         found = nodes.detail(self._store, asked.span, tenant, asked.parts["host"], usages)
         if found is None:
             return self._nothing(asked, "node")
-        return self._show("node", asked, node=found)
+        whole = self._report(asked).fleet_use if asked.reader.sees_books else None
+        return self._show("node", asked, node=found, health=use.node(whole, found.host))
 
     def run(self, asked: _Asked) -> Response:
         run_id, tenant = asked.parts["run_id"], self._tenant(asked)
