@@ -124,7 +124,7 @@ def steps() -> ExportTraceServiceRequest:
         semconv.MODEL_FLOP: 0.8 * PEAK * 300, semconv.HARDWARE_FLOP: 0.8 * PEAK * 300,
         semconv.AVAILABLE_FLOP: PEAK * 300, semconv.STEP_TIME: 300.0, semconv.WINDOW_STEP_COUNT: 10,
         semconv.WINDOW_STEP_TIMED: 10, semconv.WINDOW_STEP_UNKNOWN: 0, semconv.PEAK_DTYPE: "bfloat16",
-        semconv.PHASE: "train", "mfu.witness.utilization": 0.8,
+        semconv.PHASE: "train", "mfu.witness.utilization": 0.8, "mfu.utilization": 0.8, "mfu.dtype.utilization": 0.8,
     }  # fmt: skip
     sent: list[tuple[str, int, int, Mapping[str, Any]]] = [
         (semconv.SPAN_WINDOW, START + 300 * n, 300, window) for n in range(24)
