@@ -21,7 +21,7 @@ _AGE: Final = re.compile(r"(\d{1,5})([dy])")
 _CLUSTER: Final = re.compile(r"[A-Za-z0-9_.{}-]{1,100}")
 _CREATED: Final = re.compile(r"CREATE (TABLE|MATERIALIZED VIEW|VIEW) IF NOT EXISTS otel\.(\w+)")
 _DROPPED: Final = re.compile(r"DROP (?:TABLE|VIEW) IF EXISTS otel\.(\w+)")
-_ENGINE: Final = re.compile(r"ENGINE = (\w*MergeTree)")
+_ENGINE: Final = re.compile(r"ENGINE = (\w*MergeTree)(?:\(([^)]*)\))?")
 _TIMES: Final = {
     "otel_traces": "Timestamp",
     "otel_metrics_gauge": "TimeUnix",
@@ -31,6 +31,8 @@ _TIMES: Final = {
     "mfu_sums_5m": "ts",
     "mfu_sums_1h": "ts",
     "mfu_counting_1h": "ts",
+    "mfu_gpus_5m": "ts",
+    "mfu_gpu_errors_5m": "ts",
 }
 """Each table that is kept for a time, and the column that tells its age."""
 
@@ -131,6 +133,7 @@ def ddl(cluster: str | None = None, retention: Retention | None = None) -> str:
             f"CREATE OR REPLACE TABLE otel.{table}{where} AS otel.{table}_local\n"
             f"ENGINE = Distributed('{cluster}', 'otel', '{table}_local', cityHash64({_shard(table)}))"
             for table in tables
+            if table in _TIMES
         ]
     if retention is not None:
         made += [
@@ -200,7 +203,12 @@ def _placed(statement: str, where: str) -> str:
     placed = _local(statement)
     # The first name is what is made or altered.
     placed = re.sub(r"(otel\.\w+)", rf"\1{where}", placed, count=1)
-    return _ENGINE.sub(r"ENGINE = Replicated\1('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')", placed)
+    return _ENGINE.sub(_replicated, placed)
+
+
+def _replicated(engine: re.Match[str]) -> str:
+    own = f", {engine[2]}" if engine[2] else ""
+    return f"ENGINE = Replicated{engine[1]}('/clickhouse/tables/{{shard}}/{{database}}/{{table}}', '{{replica}}'{own})"
 
 
 def _local(statement: str) -> str:
@@ -209,10 +217,13 @@ def _local(statement: str) -> str:
 
 
 def _shard(table: str) -> str:
+    # All that one exporter says of a GPU lies on one shard, where its figures meet in one row.
     return (
         "TraceId"
         if table in ("otel_traces", "otel_logs")
-        else "MetricName"
+        else "Attributes"
         if table.startswith("otel_metrics")
+        else "gpu"
+        if table.startswith("mfu_gpu")
         else "workload"
     )

@@ -651,17 +651,192 @@ FROM otel.otel_traces_local
 WHERE SpanName IN ('mfu.step', 'mfu.window')
 GROUP BY ts, tenant, workload, gpu_type, world_size, peak_dtype, peak_source, convention;
 
+CREATE TABLE IF NOT EXISTS otel.mfu_findings ON CLUSTER 'fleet' (
+    day           Date CODEC(Delta, ZSTD(1)),
+    tenant        LowCardinality(String) CODEC(ZSTD(1)),
+    workload      LowCardinality(Nullable(String)) CODEC(ZSTD(1)),
+    run_id        Nullable(String) CODEC(ZSTD(1)),
+    gpu_type      LowCardinality(Nullable(String)) CODEC(ZSTD(1)),
+    world_size    Nullable(Int64) CODEC(ZSTD(1)),
+    phase         LowCardinality(Nullable(String)) CODEC(ZSTD(1)),
+    cause         LowCardinality(String) CODEC(ZSTD(1)),
+    series        String CODEC(ZSTD(1)),
+    loss_share    Float64 CODEC(ZSTD(1)),
+    confidence    Float64 CODEC(ZSTD(1)),
+    evidence      String CODEC(ZSTD(1)),
+    remedy        String CODEC(ZSTD(1)),
+    judged_unix_ns Int64 CODEC(ZSTD(1))
+) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', judged_unix_ns)
+PARTITION BY toYYYYMM(day)
+ORDER BY (day, tenant, series)
+SETTINGS index_granularity = 8192, fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS otel.mfu_judged_days ON CLUSTER 'fleet' (
+    day            Date CODEC(Delta, ZSTD(1)),
+    judged_unix_ns Int64 CODEC(ZSTD(1))
+) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', judged_unix_ns)
+ORDER BY day
+SETTINGS index_granularity = 8192, fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS otel.mfu_finding_states ON CLUSTER 'fleet' (
+    series     String CODEC(ZSTD(1)),
+    day        Date CODEC(Delta, ZSTD(1)),
+    state      LowCardinality(String) CODEC(ZSTD(1)),
+    by         String CODEC(ZSTD(1)),
+    note       String CODEC(ZSTD(1)),
+    at_unix_ns Int64 CODEC(ZSTD(1))
+) ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+ORDER BY (series, at_unix_ns)
+SETTINGS index_granularity = 8192, fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE TABLE IF NOT EXISTS otel.mfu_gpu_points ON CLUSTER 'fleet' (
+    at       DateTime64(9),
+    host     String,
+    gpu      String,
+    slice    String,
+    profile  String,
+    gpu_type String,
+    metric   String,
+    value    Float64
+) ENGINE = Null;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_gpu_points_gauge_mv ON CLUSTER 'fleet' TO otel.mfu_gpu_points AS
+SELECT
+    TimeUnix AS at,
+    multiIf(Attributes['Hostname'] != '', Attributes['Hostname'],
+        ResourceAttributes['k8s.node.name'] != '', ResourceAttributes['k8s.node.name'],
+        ResourceAttributes['host.name']) AS host,
+    if(Attributes['UUID'] != '', Attributes['UUID'], concat(host, '/', Attributes['gpu'])) AS gpu,
+    Attributes['GPU_I_ID'] AS slice, Attributes['GPU_I_PROFILE'] AS profile, Attributes['modelName'] AS gpu_type,
+    substring(MetricName, 6) AS metric, Value AS value
+FROM otel.otel_metrics_gauge_local
+WHERE startsWith(MetricName, 'DCGM_FI_') AND startsWith(ResourceAttributes['mfu.tenant.id'], 'provider:');
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_gpu_points_sum_mv ON CLUSTER 'fleet' TO otel.mfu_gpu_points AS
+SELECT
+    TimeUnix AS at,
+    multiIf(Attributes['Hostname'] != '', Attributes['Hostname'],
+        ResourceAttributes['k8s.node.name'] != '', ResourceAttributes['k8s.node.name'],
+        ResourceAttributes['host.name']) AS host,
+    if(Attributes['UUID'] != '', Attributes['UUID'], concat(host, '/', Attributes['gpu'])) AS gpu,
+    Attributes['GPU_I_ID'] AS slice, Attributes['GPU_I_PROFILE'] AS profile, Attributes['modelName'] AS gpu_type,
+    substring(MetricName, 6) AS metric, Value AS value
+FROM otel.otel_metrics_sum_local
+WHERE startsWith(MetricName, 'DCGM_FI_') AND startsWith(ResourceAttributes['mfu.tenant.id'], 'provider:')
+    AND AggregationTemporality = 2;
+
+CREATE TABLE IF NOT EXISTS otel.mfu_gpus_5m_local ON CLUSTER 'fleet' (
+    ts       DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    host     LowCardinality(String) CODEC(ZSTD(1)),
+    gpu      String CODEC(ZSTD(1)),
+    slice    LowCardinality(String) CODEC(ZSTD(1)),
+    profile  LowCardinality(String) CODEC(ZSTD(1)),
+    gpu_type LowCardinality(String) CODEC(ZSTD(1)),
+    tensor_n SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    tensor   SimpleAggregateFunction(sum, Float64) CODEC(ZSTD(1)),
+    engine_n SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    engine   SimpleAggregateFunction(sum, Float64) CODEC(ZSTD(1)),
+    util_n   SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    util     SimpleAggregateFunction(sum, Float64) CODEC(ZSTD(1)),
+    clock_n  SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    clock    SimpleAggregateFunction(sum, Float64) CODEC(ZSTD(1)),
+    power_n  SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    power    SimpleAggregateFunction(sum, Float64) CODEC(ZSTD(1)),
+    xid_n    SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    double_n SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1)),
+    single_n SimpleAggregateFunction(sum, UInt64) CODEC(ZSTD(1))
+) ENGINE = ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+PARTITION BY toDate(ts)
+ORDER BY (host, gpu, slice, profile, gpu_type, ts)
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_gpus_5m_mv ON CLUSTER 'fleet' TO otel.mfu_gpus_5m_local AS
+SELECT
+    toDateTime(toStartOfFiveMinutes(at, 'UTC'), 'UTC') AS ts, host, gpu, slice, profile, gpu_type,
+    countIf(is_tensor) AS tensor_n, sumIf(value, is_tensor) AS tensor,
+    countIf(is_engine) AS engine_n, sumIf(value, is_engine) AS engine,
+    countIf(is_util) AS util_n, sumIf(value / 100, is_util) AS util,
+    countIf(is_clock) AS clock_n, sumIf(value, is_clock) AS clock,
+    countIf(is_power) AS power_n, sumIf(value, is_power) AS power,
+    countIf(metric = 'FI_DEV_XID_ERRORS' AND value >= 0 AND value < 65536) AS xid_n,
+    countIf(metric = 'FI_DEV_ECC_DBE_VOL_TOTAL' AND value >= 0 AND value < 1e15) AS double_n,
+    countIf(metric = 'FI_DEV_ECC_SBE_VOL_TOTAL' AND value >= 0 AND value < 1e15) AS single_n
+FROM (
+    SELECT
+        at, host, gpu, slice, profile, gpu_type, metric, value,
+        metric = 'FI_PROF_PIPE_TENSOR_ACTIVE' AND value BETWEEN 0 AND 1 AS is_tensor,
+        metric = 'FI_PROF_GR_ENGINE_ACTIVE' AND value BETWEEN 0 AND 1 AS is_engine,
+        metric = 'FI_DEV_GPU_UTIL' AND value BETWEEN 0 AND 100 AS is_util,
+        metric = 'FI_DEV_SM_CLOCK' AND value > 0 AND value < 10000 AS is_clock,
+        metric = 'FI_DEV_POWER_USAGE' AND value >= 0 AND value < 100000 AS is_power
+    FROM otel.mfu_gpu_points
+)
+GROUP BY ts, host, gpu, slice, profile, gpu_type
+HAVING tensor_n + engine_n + util_n + clock_n + power_n + xid_n + double_n + single_n > 0;
+
+CREATE TABLE IF NOT EXISTS otel.mfu_gpu_errors_5m_local ON CLUSTER 'fleet' (
+    ts     DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    host   LowCardinality(String) CODEC(ZSTD(1)),
+    gpu    String CODEC(ZSTD(1)),
+    metric LowCardinality(String) CODEC(ZSTD(1)),
+    value  UInt64 CODEC(ZSTD(1)),
+    first  SimpleAggregateFunction(min, DateTime64(9)) CODEC(ZSTD(1)),
+    last   SimpleAggregateFunction(max, DateTime64(9)) CODEC(ZSTD(1))
+) ENGINE = ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+PARTITION BY toDate(ts)
+ORDER BY (host, gpu, metric, ts, value)
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_gpu_errors_5m_mv ON CLUSTER 'fleet' TO otel.mfu_gpu_errors_5m_local AS
+SELECT
+    toDateTime(toStartOfFiveMinutes(at, 'UTC'), 'UTC') AS ts, host, gpu, kind AS metric, toUInt64(shown) AS value,
+    min(at) AS first, max(at) AS last
+FROM (
+    SELECT
+        at, host, gpu, value AS shown,
+        transform(metric, ['FI_DEV_XID_ERRORS', 'FI_DEV_ECC_DBE_VOL_TOTAL', 'FI_DEV_ECC_SBE_VOL_TOTAL'],
+            ['xid', 'double', 'single'], '') AS kind
+    FROM otel.mfu_gpu_points
+)
+WHERE kind != '' AND shown >= 1 AND shown < if(kind = 'xid', 65536, 1e15)
+GROUP BY ts, host, gpu, metric, value;
+
+CREATE TABLE IF NOT EXISTS otel.otel_logs_local ON CLUSTER 'fleet' (
+    Timestamp          DateTime64(9) CODEC(Delta(8), ZSTD(1)),
+    TimestampTime      DateTime DEFAULT toDateTime(Timestamp),
+    TraceId            String CODEC(ZSTD(1)),
+    SpanId             String CODEC(ZSTD(1)),
+    TraceFlags         UInt8,
+    SeverityText       LowCardinality(String) CODEC(ZSTD(1)),
+    SeverityNumber     UInt8,
+    ServiceName        LowCardinality(String) CODEC(ZSTD(1)),
+    Body               String CODEC(ZSTD(1)),
+    ResourceSchemaUrl  LowCardinality(String) CODEC(ZSTD(1)),
+    ResourceAttributes Map(LowCardinality(String), String) CODEC(ZSTD(1)),
+    ScopeSchemaUrl     LowCardinality(String) CODEC(ZSTD(1)),
+    ScopeName          String CODEC(ZSTD(1)),
+    ScopeVersion       LowCardinality(String) CODEC(ZSTD(1)),
+    ScopeAttributes    Map(LowCardinality(String), String) CODEC(ZSTD(1)),
+    LogAttributes      Map(LowCardinality(String), String) CODEC(ZSTD(1)),
+    EventName          String CODEC(ZSTD(1)),
+    INDEX idx_trace_id TraceId TYPE bloom_filter(0.001) GRANULARITY 1
+) ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
+PARTITION BY toDate(TimestampTime)
+PRIMARY KEY (ServiceName, TimestampTime)
+ORDER BY (ServiceName, TimestampTime, Timestamp)
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, fsync_after_insert = 1, fsync_part_directory = 1;
+
 CREATE OR REPLACE TABLE otel.otel_traces ON CLUSTER 'fleet' AS otel.otel_traces_local
 ENGINE = Distributed('fleet', 'otel', 'otel_traces_local', cityHash64(TraceId));
 
 CREATE OR REPLACE TABLE otel.otel_metrics_gauge ON CLUSTER 'fleet' AS otel.otel_metrics_gauge_local
-ENGINE = Distributed('fleet', 'otel', 'otel_metrics_gauge_local', cityHash64(MetricName));
+ENGINE = Distributed('fleet', 'otel', 'otel_metrics_gauge_local', cityHash64(Attributes));
 
 CREATE OR REPLACE TABLE otel.otel_metrics_sum ON CLUSTER 'fleet' AS otel.otel_metrics_sum_local
-ENGINE = Distributed('fleet', 'otel', 'otel_metrics_sum_local', cityHash64(MetricName));
+ENGINE = Distributed('fleet', 'otel', 'otel_metrics_sum_local', cityHash64(Attributes));
 
 CREATE OR REPLACE TABLE otel.otel_metrics_histogram ON CLUSTER 'fleet' AS otel.otel_metrics_histogram_local
-ENGINE = Distributed('fleet', 'otel', 'otel_metrics_histogram_local', cityHash64(MetricName));
+ENGINE = Distributed('fleet', 'otel', 'otel_metrics_histogram_local', cityHash64(Attributes));
 
 CREATE OR REPLACE TABLE otel.mfu_sums_5m ON CLUSTER 'fleet' AS otel.mfu_sums_5m_local
 ENGINE = Distributed('fleet', 'otel', 'mfu_sums_5m_local', cityHash64(workload));
@@ -671,6 +846,15 @@ ENGINE = Distributed('fleet', 'otel', 'mfu_sums_1h_local', cityHash64(workload))
 
 CREATE OR REPLACE TABLE otel.mfu_counting_1h ON CLUSTER 'fleet' AS otel.mfu_counting_1h_local
 ENGINE = Distributed('fleet', 'otel', 'mfu_counting_1h_local', cityHash64(workload));
+
+CREATE OR REPLACE TABLE otel.mfu_gpus_5m ON CLUSTER 'fleet' AS otel.mfu_gpus_5m_local
+ENGINE = Distributed('fleet', 'otel', 'mfu_gpus_5m_local', cityHash64(gpu));
+
+CREATE OR REPLACE TABLE otel.mfu_gpu_errors_5m ON CLUSTER 'fleet' AS otel.mfu_gpu_errors_5m_local
+ENGINE = Distributed('fleet', 'otel', 'mfu_gpu_errors_5m_local', cityHash64(gpu));
+
+CREATE OR REPLACE TABLE otel.otel_logs ON CLUSTER 'fleet' AS otel.otel_logs_local
+ENGINE = Distributed('fleet', 'otel', 'otel_logs_local', cityHash64(TraceId));
 
 CREATE OR REPLACE VIEW otel.mfu_span_sums ON CLUSTER 'fleet' AS
 SELECT
@@ -878,8 +1062,14 @@ ALTER TABLE otel.otel_metrics_sum_local ON CLUSTER 'fleet' MODIFY TTL toDateTime
 
 ALTER TABLE otel.otel_metrics_histogram_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(TimeUnix) + toIntervalDay(14);
 
+ALTER TABLE otel.otel_logs_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(Timestamp) + toIntervalDay(14);
+
 ALTER TABLE otel.mfu_sums_5m_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(90);
 
 ALTER TABLE otel.mfu_sums_1h_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(1095);
 
 ALTER TABLE otel.mfu_counting_1h_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(1095);
+
+ALTER TABLE otel.mfu_gpus_5m_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(90);
+
+ALTER TABLE otel.mfu_gpu_errors_5m_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(90);
