@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from mfu_sdk.peak.key import key_of, same_kind
 from mfu_sdk.peak.results import STALE_S, Results
 from mfu_sdk.records import Peaks, Rate, RunSummary, StepRecord
 from mfu_sdk.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Beside other tests, threads that wait for one another at each product measure the scheduler, a hundredfold."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
