@@ -146,7 +146,7 @@ def _causes(console: Console, report: Report) -> None:
                 Column("workload", tuple(words.name(c.workload, 40) for c in shown), is_name=True),
                 Column("cause", tuple(c.cause for c in shown)),
                 Column("loss", tuple(words.percent(c.loss_share) for c in shown)),
-                Column("sure", tuple(words.percent(c.confidence, 0) for c in shown), drop=1),
+                Column("sure", tuple(words.percent(c.confidence, 0) if c.confidence else "–" for c in shown), drop=1),
                 Column("state", tuple(c.state for c in shown), drop=3),
             ),
         )

@@ -1,14 +1,13 @@
--- Seconds in [since, until), in steps of five minutes, in which dcgm-exporter saw a device without any work.
--- Its default labels name the device (NVIDIA/dcgm-exporter). The provider's own exporters alone: a tenant's is no witness.
-SELECT device, countIf(most = 0) * 300 AS unused_s
+-- Seconds in [since, until), in steps of five minutes, in which the provider's own exporters saw a device without any
+-- work. A tenant's exporter is no witness, and is in none of these sums.
+SELECT device, countIf(busy = 0) * 300 AS unused_s
 FROM (
-    SELECT
-        Attributes['UUID'] AS device, intDiv(toUnixTimestamp64Nano(TimeUnix), 300000000000) AS bucket, max(Value) AS most
-    FROM otel.otel_metrics_gauge
-    WHERE MetricName = 'DCGM_FI_DEV_GPU_UTIL' AND Attributes['UUID'] != ''
-        AND startsWith(ResourceAttributes['mfu.tenant.id'], 'provider:')
-        AND TimeUnix >= fromUnixTimestamp64Nano({since:Int64}) AND TimeUnix < fromUnixTimestamp64Nano({until:Int64})
-    GROUP BY device, bucket
+    SELECT gpu AS device, ts, sum(util) AS busy
+    FROM otel.mfu_gpus_5m
+    WHERE util_n > 0
+        AND ts >= toDateTime(intDiv({since:Int64}, 300000000000) * 300, 'UTC')
+        AND ts < toDateTime(intDiv({until:Int64} + 299999999999, 300000000000) * 300, 'UTC')
+    GROUP BY device, ts
 )
 GROUP BY device
 ORDER BY device
