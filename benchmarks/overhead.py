@@ -12,11 +12,14 @@ Peers that are not installed are reported so. To have them, beside the packages 
 
 The loop is bound by its host: four small layers, SGD, one thread. The less a step computes, the more a fixed cost
 shows. Each variant runs it in a process of its own, so that neither hooks nor threads of one are in another's way; the
-processes take turns of some 15 ms in a new random order in each round, so that a change of the machine's speed meets
-all of them. After every 20 rounds each delivers what it has to deliver.
+processes take turns of some 150 ms in a new random order in each round, so that a change of the machine's speed meets
+all of them. After every second round each delivers what it has to deliver.
 
-- main: CPU time of the thread that trains, over the steps of a turn, beyond that of the bare loop in the same round:
-  median and quartiles over the rounds. One step in 1,000 is counted while it runs; its cost is in the mean alone.
+- main: CPU time of the thread that trains, over the steps of a turn but its first tenth, beyond that of the bare loop
+  in the same round: median and quartiles over the rounds. One step in 1,000 is counted while it runs: its cost is in
+  that of every second turn.
+- cold: the same of a turn's first tenth, some 15 ms, which finds the processor's caches full of a dozen other
+  processes' work. A loop that runs alone is never there; one that shares its cores with as many others always is.
 - elsewhere: CPU time of all other threads from one delivery to the next, and of the delivery, a step: the same of
   those. Main and elsewhere together are the process's.
 - A peer that measures FLOPs does so in every step; one that makes spans gives each 20 attributes, as ours have.
@@ -49,8 +52,8 @@ from receiver import receiver
 
 from mfu_sdk.peak.device import processor_name
 
-ROUNDS, DELIVER_EVERY = 300, 20
-STEPS, FEW_STEPS, WARM_UP = 50, 5, 1100
+ROUNDS, DELIVER_EVERY = 60, 2
+STEPS, FEW_STEPS, WARM_UP, COLD = 500, 50, 1100, 10
 BATCH, WIDTH, LAYERS = 4, 16, 4
 MEMORY_STEPS, SAMPLES = 1_000_000, 10
 PACKAGES = (
@@ -377,11 +380,14 @@ def watched(name: str, url: str, pipe: Connection) -> None:
         process_s = time.process_time()
         while (asked := pipe.recv()) is not None:
             if asked == "block":
+                cold_steps = variant.steps // COLD
                 began = time.thread_time()
-                block(variant.steps)
-                took = time.thread_time() - began
-                main_s += took
-                pipe.send(took / variant.steps)
+                block(cold_steps)
+                warm = time.thread_time()
+                block(variant.steps - cold_steps)
+                ended = time.thread_time()
+                main_s += ended - began
+                pipe.send(((warm - began) / cold_steps, (ended - warm) / (variant.steps - cold_steps)))
             else:
                 flush()
                 now_s = time.process_time()
@@ -391,8 +397,9 @@ def watched(name: str, url: str, pipe: Connection) -> None:
 
 @dataclasses.dataclass
 class Times:
-    """Of one variant, in seconds a step: `main` of each round, `elsewhere` of each delivery."""
+    """Of one variant, in seconds a step: `cold` and `main` of each round, `elsewhere` of each delivery."""
 
+    cold: list[float] = dataclasses.field(default_factory=list)
     main: list[float] = dataclasses.field(default_factory=list)
     elsewhere: list[float] = dataclasses.field(default_factory=list)
 
@@ -423,7 +430,9 @@ def in_turns(rounds: int, url: str, chosen: list[str]) -> tuple[dict[str, Times]
         order = random.sample(list(pipes), len(pipes))
         for name in order:
             pipes[name].send("block")
-            times[name].main.append(pipes[name].recv())
+            cold_s, main_s = pipes[name].recv()
+            times[name].cold.append(cold_s)
+            times[name].main.append(main_s)
         for name in order if number % DELIVER_EVERY == 0 else ():
             pipes[name].send("deliver")
             times[name].elsewhere.append(pipes[name].recv())
@@ -439,6 +448,7 @@ def figures(times: dict[str, Times]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, of in times.items():
         main = [(value - bare) * 1e6 for value, bare in zip(of.main, plain.main, strict=True)]
+        cold = [(value - bare) * 1e6 for value, bare in zip(of.cold, plain.cold, strict=True)]
         elsewhere = [(value - bare) * 1e6 for value, bare in zip(of.elsewhere, plain.elsewhere, strict=True)]
         found[name] = {
             "rounds": len(main),
@@ -447,6 +457,7 @@ def figures(times: dict[str, Times]) -> dict[str, Any]:
             "main_added_us": round(statistics.median(main), 2),
             "main_added_quartiles_us": _quartiles(main),
             "main_added_mean_us": round(statistics.fmean(main), 2),
+            "cold_added_us": round(statistics.median(cold), 2),
             "elsewhere_added_us": round(statistics.median(elsewhere), 2),
             "elsewhere_added_quartiles_us": _quartiles(elsewhere),
             "process_added_us": round(statistics.median(main) + statistics.median(elsewhere), 2),
@@ -556,11 +567,16 @@ def installed() -> dict[str, str]:
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = [f"{'added to a step, us':44} {'main thread (quartiles)':>28} {'elsewhere':>10} {'process':>10}"]
+    lines = [
+        f"{'added to a step, us':44} {'main thread (quartiles)':>28} {'cold':>9} {'elsewhere':>10} {'process':>10}"
+    ]
     for name, row in report["loop"].items():
         low, high = row["main_added_quartiles_us"]
         main = f"{row['main_added_us']:.1f} ({low:.1f} to {high:.1f})"
-        lines.append(f"{name:44} {main:>28} {row['elsewhere_added_us']:10.1f} {row['process_added_us']:10.1f}")
+        lines.append(
+            f"{name:44} {main:>28} {row['cold_added_us']:9.1f} {row['elsewhere_added_us']:10.1f} "
+            f"{row['process_added_us']:10.1f}"
+        )
     lines += [f"{name:44} absent: {why}" for name, why in report["absent"].items()]
     for name, row in report["bounds"].items():
         holds = "holds" if row["holds"] else "MISSED"

@@ -39,6 +39,7 @@ def price(table: Table) -> str:
             name,
             f"{row['main_added_us']:,.1f}",
             "{:,.1f} to {:,.1f}".format(*row["main_added_quartiles_us"]),
+            f"{row['cold_added_us']:,.1f}",
             f"{row['elsewhere_added_us']:,.1f}",
             f"{row['process_added_us']:,.1f}",
         )
@@ -77,12 +78,13 @@ with `-o`, then `python docs/generate.py`. [What is paid, and why so](../explana
 ## Added to a step
 
 The same loop, bound by its host (four small layers, SGD, {loop["loop"]["bare"]["main_us"]:,.0f} µs a
-step), in a process for each tool, in turns of some 15 ms. In µs of CPU time a step, medians of
+step), in a process for each tool, in turns of some 150 ms. In µs of CPU time a step, medians of
 {loop["loop"]["bare"]["rounds"]} rounds: the thread that trains beyond the bare loop in the same round, and its
-quartiles; all other threads, and delivery; both together. A load above the number of cores means that others were at
+quartiles; the same in a turn's first tenth, when the caches hold what a dozen other processes left there; all other
+threads, and delivery; main thread and those together. A load above the number of cores means that others were at
 work: all times are longer then, and what is compared is what was measured in the same turns.
 
-{table(("watched by", "main thread", "quartiles", "elsewhere", "process"), added)}
+{table(("watched by", "main thread", "quartiles", "cold", "elsewhere", "process"), added)}
 {absent}
 {bounds(loop, table)}
 ## Telling of a step

@@ -352,9 +352,9 @@ class Pipeline:
 
     def _end(self, closed: list[Window]) -> None:
         for window in closed:
-            total = sums(window.steps)
+            total = sums(window.steps, give_way)
             self._totals.add(total)
-            # Summing up 1,024 steps takes as long as a turn of the thread, and so does encoding their arrays.
+            # Encoding the arrays of 1,024 steps takes as long as a turn of the thread.
             give_way()
             arrived = None
             if self._recorder is not None:
