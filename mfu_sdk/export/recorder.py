@@ -87,32 +87,35 @@ class Recorder:
             self._write(flight.NAMES_AT + found * flight.NAME_BYTES, flight.pack_name(dtype, source))
         return found
 
-    def append(self, row: flight.Row) -> int:
-        """Record a step: its number, 0 where nothing is recorded any more."""
+    def append(self, rows: Sequence[flight.Row]) -> list[int]:
+        """Record steps: the number of each, 0 where nothing is recorded any more."""
         file = self._file
         if file is None:
-            return 0
+            return [0] * len(rows)
+        numbers: list[int] = []
         # No shield: on the path of every step it would cost as much as the record.
         try:
-            sequence = next(self._sequences)
             mapped = file.mapped
-            if mapped is None:
-                file.write(*pack_step(sequence, row))
-            else:
-                # The same without two calls and a copy.
-                body = pack_body(sequence, *row)
-                put_checked(mapped, RING_AT + (sequence - 1) % CAPACITY * SLOT_BYTES, crc32(body), body)
-            self._last = sequence
+            for row in rows:
+                sequence = next(self._sequences)
+                if mapped is None:
+                    file.write(*pack_step(sequence, row))
+                else:
+                    # The same without two calls and a copy.
+                    body = pack_body(sequence, *row)
+                    put_checked(mapped, RING_AT + (sequence - 1) % CAPACITY * SLOT_BYTES, crc32(body), body)
+                numbers.append(sequence)
+                self._last = sequence
         except Exception as error:  # noqa: BLE001 - whatever it is, the user's step goes on
             self._fail(error)
-            return 0
-        return sequence
+            numbers += [0] * (len(rows) - len(numbers))
+        return numbers
 
     def step(self, record: StepRecord) -> int:
         """Record a step that is a record already."""
         if self._file is None:
             return 0
-        return self.append(flight.row_of(record, self.name(record.peak_dtype, record.peak_source)))
+        return self.append((flight.row_of(record, self.name(record.peak_dtype, record.peak_source)),))[0]
 
     def joined(self, sequence: int, window: Window, kept: Kept | None) -> None:
         """The step is in this window, and its span is kept for this reason."""

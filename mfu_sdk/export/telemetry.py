@@ -7,7 +7,7 @@ thread and a back-off each, so that neither waits for the other.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, time_ns
 
@@ -138,21 +138,25 @@ class Telemetry:
             if isinstance(lane.pipeline, Pipeline):
                 lane.pipeline.observer = make()
 
-    def step(self, record: StepRecord | Callable[[], StepRecord], row: Row | None = None) -> None:
+    def step(self, record: StepRecord | Callable[[], StepRecord]) -> None:
         """Report one step, in the order of their ends; `record.start_unix_ns` places it in its window.
 
         Given as a function, the record is built on the export thread: building one costs more than handing it over.
-        `row` is the same step for the flight recorder (`recorder`), where there is one.
         """
         recorder = self.recorder
-        item: object = record
-        if recorder is not None:
-            if row is not None:
-                item = (recorder.append(row), record)
-            elif isinstance(record, StepRecord):
-                item = (recorder.step(record), record)
+        if recorder is not None and isinstance(record, StepRecord):
+            self._put((recorder.step(record), record))
+        else:
+            self._put(record)
+
+    def add_steps(self, records: Sequence[StepRecord | Callable[[], StepRecord]], rows: Sequence[Row] | None) -> None:
+        """Report several; `rows` are the same steps for the flight recorder (`recorder`), where there is one."""
+        recorder = self.recorder
+        items: Sequence[object] = records
+        if recorder is not None and rows is not None:
+            items = list(zip(recorder.append(rows), records, strict=True))
         for worker in self._workers:
-            worker.put(item)
+            worker.put_all(items)
 
     def inference(self, record: InferenceRecord) -> None:
         """Report one handled request."""

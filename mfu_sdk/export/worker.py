@@ -9,7 +9,7 @@ import atexit
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # By their names: a test of the user's may put a clock that stands still into the module.
 from time import monotonic, thread_time
@@ -102,6 +102,18 @@ class Worker:
             self.overflowed += 1
             return
         self._queue.append(item)
+        if self._thread is None:
+            self._start()
+
+    def put_all(self, items: Sequence[object]) -> None:
+        """Queue each of `items`, as `put` does; of a full queue's those that came last are counted."""
+        if self._shut:
+            return
+        room = QUEUE_ITEMS - len(self._queue)
+        if room < len(items):
+            self.overflowed += len(items) - max(room, 0)
+            items = items[: max(room, 0)]
+        self._queue.extend(items)
         if self._thread is None:
             self._start()
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.batched import batched
@@ -93,6 +94,7 @@ class Ledger:
         self.overhead_ns = 0
         """What the SDK took on the step path: whoever takes it adds it here."""
         self._reported_ns = 0
+        self._report_at_step = REPORT_OVERHEAD_EVERY
         self._notes: dict[str, None] = {}
         if telemetry is not None:
             telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
@@ -165,52 +167,63 @@ class Ledger:
     def settle(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""
         pending, clock, totals = self._pending, self.clock, self._totals
-        while pending:
-            work = pending[0]
-            if wait:
-                work.drain(clock)
-            duration_s = work.duration_s(clock)
-            if duration_s is None:
-                return
-            pending.popleft()
-            waited_s = None if work.waits is None else self._waited_s(work.waits)
-            kind = self._kind(work.demand)
-            totals.steps += 1
-            if work.tokens is not None and work.error_type is None:
-                totals.tokens = (totals.tokens or 0) + work.tokens
-            if not (work.counting or work.profiled or work.error_type is not None):
-                kind.add(duration_s, work.tokens, waited_s)
-                if (drift := self.drift) is not None:
-                    drift.rest_s -= duration_s
-                    # A time that is no number is looked at, and ignored there.
-                    if not drift.rest_s > 0.0:
-                        drift.add(work, kind, duration_s, waited_s)
-            elif work.counting and work.error_type is None and totals.steps > 1:
-                # The first step also warms up kernels and caches, which cannot be told from the counting's own time.
-                totals.counted += 1
-                totals.counted_s += duration_s
-            if self.telemetry is not None or self._on_step is not None:
-                self._tell(Timed(work, kind.held, duration_s, waited_s))
+        passed: list[Timed] | None = None if self.telemetry is None and self._on_step is None else []
+        try:
+            while pending:
+                work = pending[0]
+                if wait:
+                    work.drain(clock)
+                duration_s = work.duration_s(clock)
+                if duration_s is None:
+                    break
+                pending.popleft()
+                waited_s = None if work.waits is None else self._waited_s(work.waits)
+                kind = self._kind(work.demand)
+                totals.steps += 1
+                if passed is not None:
+                    passed.append(Timed(work, kind.held, duration_s, waited_s))
+                if work.tokens is not None and work.error_type is None:
+                    totals.tokens = (totals.tokens or 0) + work.tokens
+                if not (work.counting or work.profiled or work.error_type is not None):
+                    kind.add(duration_s, work.tokens, waited_s)
+                    if (drift := self.drift) is not None:
+                        drift.rest_s -= duration_s
+                        # A time that is no number is looked at, and ignored there.
+                        if not drift.rest_s > 0.0:
+                            drift.add(work, kind, duration_s, waited_s)
+                elif work.counting and work.error_type is None and totals.steps > 1:
+                    # The first step also warms up kernels and caches, which cannot be told from the counting's time.
+                    totals.counted += 1
+                    totals.counted_s += duration_s
+        finally:
+            if passed:
+                self._tell(passed)
         if self.live is not None and self.live.due:
             with shield("the live line"):
                 self.live.show(self.summary())
 
-    def _tell(self, timed: Timed) -> None:
-        record = None if self._on_step is None else self._record(timed)
-        if self.telemetry is not None:
-            # Built where it is read, off the path of the step.
-            self.telemetry.step(
-                record or partial(self._record, timed), None if self._rows is None else self._rows(timed)
-            )
-            if self._totals.steps % REPORT_OVERHEAD_EVERY == 0:
-                self._report_overhead(self.telemetry)
-        if self._on_step is not None and record is not None:
-            with shield("the on_step callback"):
-                self._on_step(record)
+    def _tell(self, passed: Sequence[Timed]) -> None:
+        """Report steps; those that `on_step` does not wait for are built where they are read, off the path."""
+        telemetry, on_step, rows = self.telemetry, self._on_step, self._rows
+        if on_step is None:
+            if telemetry is not None:
+                telemetry.add_steps(
+                    list(map(partial, repeat(self._record), passed)), None if rows is None else list(map(rows, passed))
+                )
+        else:
+            for timed in passed:
+                record = self._record(timed)
+                if telemetry is not None:
+                    telemetry.add_steps([record], None if rows is None else [rows(timed)])
+                with shield("the on_step callback"):
+                    on_step(record)
+        if telemetry is not None and self._totals.steps >= self._report_at_step:
+            self._report_overhead(telemetry)
 
     def _report_overhead(self, telemetry: Telemetry) -> None:
         telemetry.overhead((self.overhead_ns - self._reported_ns) / 1e9)
         self._reported_ns = self.overhead_ns
+        self._report_at_step = self._totals.steps + REPORT_OVERHEAD_EVERY
 
     def _record(self, timed: Timed) -> StepRecord:
         work, held, duration_s = timed.work, timed.held, timed.duration_s

@@ -251,8 +251,8 @@ def test_requests_never_synchronise(example: Any, monkeypatch: pytest.MonkeyPatc
 
         def observe(self, make: Any) -> None: ...
 
-        def step(self, record: Any, row: Any = None) -> None:
-            told["steps"].append(record() if callable(record) else record)
+        def add_steps(self, records: Any, rows: Any) -> None:
+            told["steps"].extend(record() if callable(record) else record for record in records)
 
         def inference(self, record: InferenceRecord) -> None:
             told["requests"].append(record)

@@ -88,8 +88,8 @@ class Sink:
 
     recorder = None
 
-    def step(self, record: Any, row: object = None) -> None:
-        self.steps.append(record() if callable(record) else record)
+    def add_steps(self, records: Any, rows: object) -> None:
+        self.steps.extend(record() if callable(record) else record for record in records)
 
     def overhead(self, seconds: float) -> None: ...
 

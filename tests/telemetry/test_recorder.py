@@ -97,7 +97,7 @@ def test_the_oldest_give_way(opened):
     recorder = opened()
     row = flight.row_of(make_step(0), None)
     for index in range(8200):
-        recorder.append(row._replace(number=index))
+        recorder.append([row._replace(number=index)])
     assert indices(recorder) == list(range(8, 8200))
     assert recorder.missing == 8192
 

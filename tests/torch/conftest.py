@@ -1,7 +1,7 @@
 """What tests of request handlers share: a clock that is told the time, and a sink in the exporter's place."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -27,11 +27,14 @@ class Sink:
         self.drifts: list[DriftEvent] = []
         self.drift_scored: list[Mapping[str, float]] = []
 
-    def step(self, record: StepRecord | Callable[[], StepRecord], row: flight.Row | None = None) -> None:
-        self.steps.append(made := record() if callable(record) else record)
-        assert row is not None
-        kept = made if made.error_type is None else dataclasses.replace(made, error_type=flight.OTHER_ERROR)
-        assert flight.step_of(row, self._names) == kept
+    def add_steps(
+        self, records: Sequence[StepRecord | Callable[[], StepRecord]], rows: Sequence[flight.Row] | None
+    ) -> None:
+        assert rows is not None
+        for record, row in zip(records, rows, strict=True):
+            self.steps.append(made := record() if callable(record) else record)
+            kept = made if made.error_type is None else dataclasses.replace(made, error_type=flight.OTHER_ERROR)
+            assert flight.step_of(row, self._names) == kept
 
     def name(self, dtype: str | None, source: str | None) -> int:
         """As a flight recorder numbers the names of denominators."""

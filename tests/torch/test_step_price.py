@@ -97,7 +97,7 @@ def marked(run, loop):
 def test_marked_step(sink):
     """A step that the loop marks, under a monitor that exports."""
     loop, told = Loop(), []
-    sink.step = lambda record, _row: told.append(record)
+    sink.add_steps = lambda records, _rows: told.extend(records)
     with mfu.monitor(loop.model, peaks=PEAKS, settings=quiet()) as run:
         found = steady(marked(run, loop))
     assert found.total() <= MARKED_CALLS, found
@@ -109,7 +109,7 @@ def test_marked_step(sink):
 def test_unmarked_step(sink):
     """A step that nothing marks."""
     loop = Loop()
-    sink.step = lambda record, _row: None
+    sink.add_steps = lambda _records, _rows: None
     with mfu.monitor(loop.model, peaks=PEAKS, settings=quiet()):
         found = steady(loop.work)
     assert found.total() <= UNMARKED_CALLS, found
@@ -118,7 +118,7 @@ def test_unmarked_step(sink):
 def test_recorded_step(sink):
     """A step whose record the user wants at once."""
     loop, records = Loop(), []
-    sink.step = lambda record, _row: sink.steps.append(record)
+    sink.add_steps = lambda records, _rows: sink.steps.extend(records)
     with mfu.monitor(loop.model, peaks=PEAKS, settings=quiet(), on_step=records.append) as run:
         found = steady(marked(run, loop))
     assert found.total() <= RECORDED_CALLS, found
@@ -159,7 +159,7 @@ def test_nothing_is_kept(sink):
     The watch for drift, which keeps 256 blocks of 16 steps and begins anew after an excursion, is held to that alone.
     """
     loop = Loop()
-    sink.step = lambda record, _row: None
+    sink.add_steps = lambda _records, _rows: None
     with mfu.monitor(loop.model, peaks=PEAKS, settings=quiet(drift="off")) as run:
         step = marked(run, loop)
         for _ in range(1030):
@@ -178,7 +178,7 @@ def test_nothing_is_kept(sink):
 def test_held_in_a_step(sink, layers):
     """At its fullest a step holds a few KiB of ours, however large the model is."""
     loop = Loop(layers)
-    sink.step = lambda record, _row: None
+    sink.add_steps = lambda _records, _rows: None
     with mfu.monitor(loop.model, peaks=PEAKS, settings=quiet()) as run:
         step = marked(run, loop)
         for _ in range(FIRST_STEADY):
