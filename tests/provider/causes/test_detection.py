@@ -1,5 +1,6 @@
 """One stream of steps both ways: into the tenant's own watch, and over OTLP and the store to the provider."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,9 @@ from mfu_sdk.drift.account import Asked
 from mfu_sdk.drift.stream import Excursion
 from mfu_sdk.drift.watch import Watch
 from mfu_sdk.export.encode import Envelope, encode
+from mfu_sdk.export.signals import UNSEEN, Signals
 from mfu_sdk.export.spans import Spans
+from mfu_sdk.export.windows import Window as Closed
 from mfu_sdk.export.windows import Windows, sums
 from mfu_sdk.provider.detection import Detection, Following, Window, window_of
 from mfu_sdk.provider.findings import Findings
@@ -85,13 +88,18 @@ def told_by_the_process(records: Sequence[StepRecord]) -> list[Excursion]:
     return found
 
 
-def sent(records: Sequence[StepRecord], tenant: str, run_id: str = "run-1") -> list[SpanRow]:
+def sent(
+    records: Sequence[StepRecord],
+    tenant: str,
+    run_id: str = "run-1",
+    seen: Callable[[Closed], Signals] = lambda _window: UNSEEN,
+) -> list[SpanRow]:
     """The rows of the windows of `records`, as the exporter makes and the receiver reads them."""
     who = RunIdentity(run_id, 0, "llama", "f1", 0, 0, 1, "NVIDIA H100 80GB HBM3", "NVIDIA", "GPU-1", T0)
     spans, windows = Spans(who), Windows()
     closed = [window for each in records for window in windows.add(each)[1]] + windows.close()
     resource = Resource({semconv.RUN_ID: run_id, semconv.DIST_RANK: 0, semconv.WORKLOAD_NAME: "llama"})
-    body = Envelope(resource).request([encode(spans.window(window, sums(window.steps))) for window in closed])
+    body = Envelope(resource).request([encode(spans.window(window, sums(window.steps), seen(window))) for window in closed])
     return list(decode_traces(body, "protobuf", tenant, T0 + 10**13).rows)
 
 
@@ -199,6 +207,37 @@ def test_what_changed(tenant: str) -> None:
     assert event.cause == "thermal_or_power"
     event = _only(steps(lambda index, noise: {"slower": 1.2} if index >= SLOW else {}), tenant)
     assert (event.cause, event.fingerprint_diff) == ("unknown", ())
+
+
+def test_how_the_device_was(store: Store, tenant: str) -> None:
+    """Clock and reasons go with the windows, over the wire and through the store, to the verdict."""
+
+    def hot(window: Closed) -> Signals:
+        late = window.steps[0].index >= SLOW
+        return Signals(clock_ratio=0.7 if late else 1.0, throttled=("hardware thermal slowdown",) if late else ())
+
+    records = list(steps(lambda index, noise: {"slower": 1 / 0.7} if index >= SLOW else {}))
+    store.insert_spans(tenant, sent(records, tenant, seen=hot))
+    [event] = found_in(store, tenant)
+    assert event.cause == "thermal_or_power"
+    assert event.evidence[:2] == ("the clock went to 70% of what it was", "hardware thermal slowdown")
+    assert event.parts["clock"] == pytest.approx(math.log(0.7), abs=0.03)
+
+
+def test_the_hosts_share(store: Store, tenant: str) -> None:
+    """Of 0.12 s a step instead of 0.1 the host has all that is new: where windows tell of it, the split has that part."""
+
+    def host(window: Closed) -> Signals:
+        late = [each.index >= SLOW for each in window.steps]
+        return Signals(comm_s=0.0, skew_s=0.0, host_s=math.fsum(0.03 if each else 0.01 for each in late))
+
+    records = list(steps(lambda index, noise: {"slower": 1.2} if index >= SLOW else {}))
+    for run_id, seen in (("host", host), ("untold", lambda _window: UNSEEN)):
+        store.insert_spans(tenant, sent(records, tenant, run_id, seen))
+    told, untold = found_in(store, tenant)
+    assert told.parts["host"] == pytest.approx(math.log(1 / 1.2), abs=0.02)
+    assert "host" not in untold.parts
+    assert math.fsum(told.parts.values()) == pytest.approx(math.fsum(untold.parts.values()), abs=1e-9)
 
 
 def test_lengths_that_differ(tenant: str) -> None:

@@ -1,0 +1,69 @@
+"""The facts that a configuration is known by, as torch, the model and the run's identity have them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mfu_sdk.drift.fingerprint import Fingerprint
+from mfu_sdk.peak.device import resolve
+from mfu_sdk.ranks import Axis
+from mfu_sdk.records import RunIdentity
+from mfu_sdk.run.configuration import autocast, now, opened
+
+IDENTITY = RunIdentity("run", 0, "work", "f1", 0, 0, 4, "Example", None, None, 0)
+
+
+def facts(model: nn.Module, identity: RunIdentity = IDENTITY) -> dict[str, str]:
+    return dict(Fingerprint.of(opened(model, resolve("cpu"), identity)).facts)
+
+
+def test_compilation() -> None:
+    """As a whole or in place, and in which mode: modes turn Inductor's options on."""
+    plain, in_place = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
+    in_place[0].compile(mode="max-autotune-no-cudagraphs")
+    tuned = torch.compile(nn.Linear(2, 2), mode="reduce-overhead")
+    found = [facts(model) for model in (plain, nn.Sequential(torch.compile(nn.Linear(2, 2))), in_place, tuned)]
+    assert [each["compile"] for each in found] == ["false", "true", "true", "true"]
+    assert [each["compile.options"] for each in found] == [
+        "[]",
+        "[]",
+        r'["\"coordinate_descent_tuning\"", "\"max_autotune\""]',
+        r'["\"triton.cudagraphs\""]',
+    ]
+
+
+def test_layout() -> None:
+    """How ranks are laid out is the tenant's choice; of which slice they are is not."""
+    flat = Fingerprint.of(opened(nn.Linear(2, 2), resolve("cpu"), IDENTITY))
+    tensor = replace(IDENTITY, axes={"dp": Axis(2, 0), "tp": Axis(2, 1)})
+    sliced = replace(IDENTITY, mig_profile="1g.10gb")
+    laid_out, on_a_slice = (
+        Fingerprint.of(opened(nn.Linear(2, 2), resolve("cpu"), identity)) for identity in (tensor, sliced)
+    )
+    assert flat.diff(laid_out) == ("parallel.dp: not set → 2", "parallel.tp: not set → 2")
+    assert flat.diff(on_a_slice) == ("device.mig: not set → 1g.10gb",)
+    assert laid_out.intent != flat.intent
+    assert on_a_slice.intent == flat.intent
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")])
+def test_autocast(dtype: torch.dtype, told: str) -> None:
+    """As it is where the model is called."""
+    assert autocast() == "off"
+    with torch.autocast("cpu", dtype=dtype):
+        assert autocast() == told
+
+
+def test_switches() -> None:
+    """Those that a program may turn at any time, as they stand."""
+    before = Fingerprint.of(now("cpu"))
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        told = before.diff(Fingerprint.of(now("cpu")))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
+    assert told == ("deterministic: False → True", "matmul.precision: highest → medium")
