@@ -105,7 +105,9 @@ def _hash(facts: object) -> str:
 def _words(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> str:
     old, new = (None if name not in facts else json.loads(facts[name]) for facts in (before, after))
     if isinstance(old, list) and isinstance(new, list):
-        gone, come = ([json.loads(each) for each in one if each not in other] for one, other in ((old, new), (new, old)))
+        gone, come = (
+            [json.loads(each) for each in one if each not in other] for one, other in ((old, new), (new, old))
+        )
         return _sets(gone, come)
     return f"{_said(old)} → {_said(new)}"
 

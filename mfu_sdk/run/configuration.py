@@ -107,7 +107,8 @@ def _compilation(model: nn.Module) -> dict[str, Fact]:
     """Whether any of it is compiled, and which of Inductor's options its mode turned on."""
     # The whole (`torch.compile`), or in place (`Module.compile`).
     calls = [
-        module if type(module).__name__ == "OptimizedModule" else module._compiled_call_impl for module in model.modules()
+        module if type(module).__name__ == "OptimizedModule" else module._compiled_call_impl
+        for module in model.modules()
     ]
     compiled = [call for call in calls if call is not None]
     options: set[str] = set()

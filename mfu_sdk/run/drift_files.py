@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mfu_sdk.drift.watch import Watch
     from mfu_sdk.records import RunIdentity
 
+
 class Left(NamedTuple):
     """What an attempt leaves to the next one besides its watch.
 

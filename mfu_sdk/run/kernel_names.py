@@ -41,7 +41,7 @@ _LENGTH: Final = re.compile(r"\d{1,3}")
 def canonical(name: str) -> str:
     """`name`, as a profiler has it, in the form that is the same in every launch; bounded, of plain signs alone."""
     name = name[:_MOST_READ]
-    head, arguments = _mangled(name) if name.startswith("_Z") else _written(name)
+    head, arguments, word = _mangled(name) if name.startswith("_Z") else _written(name)
     if match := _GENERATED.match(head):
         head = match[0]
     head = _SPECIALISED.sub("", head)
@@ -49,12 +49,12 @@ def canonical(name: str) -> str:
     if not (head.startswith(_OPERATORS) or kind != "unknown") or not _PLAIN.fullmatch(head):
         return "kernel~" + _hash(head + "<" + arguments)
     if kind == "product" and arguments:
-        head = arguments if _ONE_WORD.fullmatch(arguments) else f"{head}<{_hash(arguments)}>"
+        head = word or f"{head}<{_hash(arguments)}>"
     return head if len(head) <= MOST_SIGNS else f"{head[: MOST_SIGNS - 9]}~{_hash(head)}"
 
 
-def _written(name: str) -> tuple[str, str]:
-    """The name without return type and parameters, and its templates' arguments."""
+def _written(name: str) -> tuple[str, str, str | None]:
+    """The name without return type and parameters, its templates' arguments, and the word that is all of them."""
     name = _CLONE.sub("", _ADDRESS.sub("", _ANONYMOUS.sub("", name)))
     head, arguments, depth = [], [], 0
     for sign in name:
@@ -71,10 +71,12 @@ def _written(name: str) -> tuple[str, str]:
             break
         (arguments if depth else head).append(sign)
     words = "".join(head).split()
-    return _shown(words[-1].split("::") if words else []), "".join("".join(arguments).split())
+    given = "".join("".join(arguments).split())
+    word = given if _ONE_WORD.fullmatch(given) else None
+    return _shown(words[-1].split("::") if words else []), given, word
 
 
-def _mangled(name: str) -> tuple[str, str]:
+def _mangled(name: str) -> tuple[str, str, str | None]:
     """The same of a name as the linker has it (Itanium C++ ABI, 5.1.2): lengths and words, up to the arguments."""
     at = 3 if name.startswith("_ZN") else 2
     words = []
@@ -84,11 +86,13 @@ def _mangled(name: str) -> tuple[str, str]:
         words.append(name[begin:at])
     rest = _ADDRESS.sub("", name[at:])
     if not rest.startswith("I"):
-        return _shown(words), ""
-    # I, a word with its length, E: the arguments are that word alone.
-    if (one := _LENGTH.match(rest, 1)) is not None and rest[(end := one.end() + int(one[0])) : end + 1] == "E":
-        rest = rest[one.end() : end]
-    return _shown(words), rest
+        return _shown(words), "", None
+    word = None
+    if (one := _LENGTH.match(rest, 1)) is not None:
+        end = one.end() + int(one[0])
+        # I, a word with its length, E: the arguments are that word alone.
+        word = rest[one.end() : end] if rest[end : end + 1] == "E" else None
+    return _shown(words), rest, word if word and _ONE_WORD.fullmatch(word) else None
 
 
 def _shown(words: list[str]) -> str:

@@ -106,8 +106,8 @@ class OpTimes(TorchDispatchMode):
     def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> Ran:
         """Enter what the step that was timed last, of so many FLOPs, has shown, and return that.
 
-        What it waited for other ranks' data is taken for the whole of its exchanges: of one that ran beside work it is a
-        part, and its bus rate comes out too high.
+        What it waited for other ranks' data is taken for the whole of its exchanges: of one that ran beside work it is
+        a part, and its bus rate comes out too high.
         """
         seconds = self.seconds() or {}
         if seconds:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mfu_sdk.run.kernel_names import MOST_SIGNS, canonical
 
-# As they stand in traces of H100, A100 and MI300X: cuBLAS and cuBLASLt, CUTLASS, flash-attention, cuDNN, torch, Inductor,
-# Triton, NCCL, hipBLASLt.
+# In the forms in which profilers print them: cuBLAS and cuBLASLt, CUTLASS, attention, cuDNN, torch, Inductor, Triton, NCCL,
+# hipBLASLt.
 NAMES = [
     ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT"),
     (

@@ -15,25 +15,6 @@ from mfu_sdk.run.configuration import autocast, now, opened
 IDENTITY = RunIdentity("run", 0, "work", "f1", 0, 0, 4, "Example", None, None, 0)
 
 
-def facts(model: nn.Module, identity: RunIdentity = IDENTITY) -> dict[str, str]:
-    return dict(Fingerprint.of(opened(model, resolve("cpu"), identity)).facts)
-
-
-def test_compilation() -> None:
-    """As a whole or in place, and in which mode: modes turn Inductor's options on."""
-    plain, in_place = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
-    in_place[0].compile(mode="max-autotune-no-cudagraphs")
-    tuned = torch.compile(nn.Linear(2, 2), mode="reduce-overhead")
-    found = [facts(model) for model in (plain, nn.Sequential(torch.compile(nn.Linear(2, 2))), in_place, tuned)]
-    assert [each["compile"] for each in found] == ["false", "true", "true", "true"]
-    assert [each["compile.options"] for each in found] == [
-        "[]",
-        "[]",
-        r'["\"coordinate_descent_tuning\"", "\"max_autotune\""]',
-        r'["\"triton.cudagraphs\""]',
-    ]
-
-
 def test_layout() -> None:
     """How ranks are laid out is the tenant's choice; of which slice they are is not."""
     flat = Fingerprint.of(opened(nn.Linear(2, 2), resolve("cpu"), IDENTITY))
@@ -59,11 +40,11 @@ def test_autocast(dtype: torch.dtype, told: str) -> None:
 def test_switches() -> None:
     """Those that a program may turn at any time, as they stand."""
     before = Fingerprint.of(now("cpu"))
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(mode=True)
     torch.set_float32_matmul_precision("medium")
     try:
         told = before.diff(Fingerprint.of(now("cpu")))
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(mode=False)
         torch.set_float32_matmul_precision("highest")
     assert told == ("deterministic: False → True", "matmul.precision: highest → medium")

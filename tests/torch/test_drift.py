@@ -49,16 +49,21 @@ def settings(**changed: Any) -> Settings:
 
 
 @pytest.fixture
-def _cpu_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """Several would wait for one another on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def _cpu_time(monkeypatch: pytest.MonkeyPatch, _one_thread: None) -> None:
     """Steps take the CPU time of this process, on one thread."""
     monkeypatch.setattr(opening, "clock_for", lambda _device: HostClock(time.process_time_ns))
     monkeypatch.setattr(opening, "tuning", lambda _settings: TUNING)
     # Each step is looked at, however short: the tests count steps.
     monkeypatch.setattr(drifting, "SHORT_S", 0.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Attention(nn.Module):
@@ -361,7 +366,7 @@ def test_an_excursion_outlives_a_restart(clock: testing.FakeClock, quick: None, 
 def test_a_restart_with_another_configuration(
     clock: testing.FakeClock, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slower from its first step on, and a switch was set meanwhile: that is said, and said again by the third attempt."""
+    """Slower from its first step on, and a switch was set meanwhile: that is said, and by the third attempt again."""
     named = settings(run_id="a-run-of-two-configurations", cache_dir=tmp_path)
     assert loop(clock, [0.5] * 200, using=named).summary().drift == ()
     monkeypatch.setenv("NCCL_ALGO", "Tree")
@@ -383,6 +388,7 @@ class Ticking(testing.FakeClock):
         return super().__call__()
 
 
+@pytest.mark.usefixtures("_one_thread")
 def test_another_kernel_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention without its kernel, in a run whose steps nobody may count out of turn: sampled steps tell of it."""
     monkeypatch.setattr(Engine, "_may_count", lambda _engine: False)
@@ -435,6 +441,10 @@ def test_the_fourth_run_needs_no_warm_up(clock: testing.FakeClock, quick: None, 
     [file] = (tmp_path / "drift").glob("baseline-*.json")
     # The run that never was as the others is none of them.
     assert len(json.loads(file.read_text())["runs"]) == 3
+    # As the provider serves it, with more in it.
+    file.write_text(json.dumps({"fingerprint": "f", "reached": [], **json.loads(file.read_text())}))
+    [event] = loop(clock, [0.75] * 100, using=using).summary().drift
+    assert event.onset_step < 12
     file.write_text("{")
     assert loop(clock, [0.75] * 100, using=using).summary().drift == ()
 

@@ -221,7 +221,9 @@ def test_short_steps_are_looked_at_by_chance() -> None:
 
 # --- what sampled steps show -----------------------------------------------------------------------------------------
 
-FLASH = Ran({"pytorch_flash::flash_fwd_kernel<0a1b2c3d>": 0.2, "nvjet_tst_128x256_64x4": 0.6}, 0.8, COUNT.hardware_flops)
+FLASH = Ran(
+    {"pytorch_flash::flash_fwd_kernel<0a1b2c3d>": 0.2, "nvjet_tst_128x256_64x4": 0.6}, 0.8, COUNT.hardware_flops
+)
 MATH = Ran({"at::native::softmax_warp_forward": 0.6, "nvjet_tst_128x256_64x4": 0.6}, 1.2, COUNT.hardware_flops)
 
 
@@ -349,3 +351,18 @@ def test_an_evaluation_is_no_other_configuration() -> None:
     assert books.told == []
     books.drift.counted(Work(books.index, "train", 0.0, 1.0, 0, None), COUNT)
     assert [(event.cause, event.fingerprint_diff) for event in books.told] == [("unknown", ())]
+
+
+@pytest.mark.parametrize("marks", [{"counting": True}, {"profiled": True}, {"error_type": "ValueError"}])
+def test_steps_that_are_not_judged(marks: dict[str, Any]) -> None:
+    """Two of three steps are counted, profiled or fail, and take five times as long: none of them is in any block."""
+    books = Books()
+    books.steps(200, 1.0)
+    for _ in range(200):
+        for more, duration_s in ((marks, 5.0), (marks, 5.0), ({}, 1.0)):
+            books.index += 1
+            end_s = books.now_s + duration_s * books.generator.uniform(0.99, 1.01)
+            books.ledger.add(Work(books.index, "train", books.now_s, end_s, 0, books.demand, waits=(), **more))
+            books.now_s = end_s
+    assert books.told == []
+    assert books.ledger.summary().steps == 800

@@ -196,7 +196,7 @@ def test_a_run_with_profiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_processors_kernels_as_torchs_profiler_names_them() -> None:
-    """Operators that are timed have the names that torch's own profiler has for them, which are canonical as they are."""
+    """Operators that are timed have the names that torch's own profiler has for them, canonical as they are."""
     model = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
     batch = torch.randn(2, 16, 32)
     model(batch).sum().backward()
@@ -210,7 +210,8 @@ def test_a_processors_kernels_as_torchs_profiler_names_them() -> None:
     assert profiler.profiler is not None
     seen = {str(event.name()) for event in profiler.profiler.kineto_results.events()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in ran.kernels
-    assert set(ran.kernels) <= seen
+    # Gradients are stolen where nobody looks, and detached where a mode does.
+    assert set(ran.kernels) <= seen | {"aten::detach"}
     assert ran.worked_s == pytest.approx(sum(ran.kernels.values()))
     # And so of every operator there, down to what others call.
     operators = {name for name in seen if name.startswith("aten::")}

@@ -61,9 +61,7 @@ def run(clock: testing.FakeClock, tmp_path: Path, fault: Callable[[], object], *
             clock.advance(wait_s if late else 0.0)
             yield torch.ones(2, 4), 0.5 if wait_s or not late else 0.75
 
-    with mfu.monitor(
-        model, devices="cuda:0", peaks=PEAKS, settings=settings, on_drift=told.append
-    ) as monitored:
+    with mfu.monitor(model, devices="cuda:0", peaks=PEAKS, settings=settings, on_drift=told.append) as monitored:
         for inputs, duration_s in monitored.batches(loader()):
             with monitored.step():
                 model(inputs).sum().backward()
