@@ -56,7 +56,9 @@ def canonical(name: str) -> str:
 def _written(name: str) -> tuple[str, str, str | None]:
     """The name without return type and parameters, its templates' arguments, and the word that is all of them."""
     name = _CLONE.sub("", _ADDRESS.sub("", _ANONYMOUS.sub("", name)))
-    head, arguments, depth = [], [], 0
+    head: list[str] = []
+    arguments: list[str] = []
+    depth = 0
     for sign in name:
         if sign == "<":
             depth += 1

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from mfu_sdk.run.kernel_names import MOST_SIGNS, canonical
 
-# In the forms in which profilers print them: cuBLAS and cuBLASLt, CUTLASS, attention, cuDNN, torch, Inductor, Triton, NCCL,
-# hipBLASLt.
+# As profilers print them: cuBLAS, cuBLASLt, CUTLASS, attention, cuDNN, torch, Inductor, Triton, NCCL, hipBLASLt.
 NAMES = [
     ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT"),
     (
