@@ -59,6 +59,11 @@ class Fingerprint:
         """16 hexadecimal digits that stand for what a tenant chose."""
         return _hash(tuple(fact for fact in self.facts if fact[0].partition(".")[0] in INTENT))
 
+    def words(self, name: str) -> frozenset[str]:
+        """The set of words that a fact is; empty where it is none."""
+        found = json.loads(dict(self.facts).get(name, "[]"))
+        return frozenset(str(json.loads(each)) for each in found) if isinstance(found, list) else frozenset()
+
     def replaced(self, other: "Fingerprint") -> "Fingerprint":
         """The same with what `other` knows as `other` has it."""
         return Fingerprint(tuple(sorted({**dict(self.facts), **dict(other.facts)}.items())))

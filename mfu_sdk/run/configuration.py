@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING, Final
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mfu_sdk.drift.fingerprint import Fact, env_facts
+from mfu_sdk.drift.samples import MAIN_SHARE
 from mfu_sdk.guard import shield
 from mfu_sdk.peak.key import key_of
 from mfu_sdk.records import Count, RunIdentity
@@ -20,6 +24,17 @@ _ATTENTION: Final = ("scaled_dot_product", "flash", "efficient_attention", "flex
 _COMPILER_OPTIONS: Final = ("max_autotune", "coordinate_descent_tuning", "triton.cudagraphs")
 # Which board of a kind it is changes nothing that a configuration says.
 _ONE_DEVICE: Final = frozenset({"uuid", "parent", "siblings", "protocol", "kernels", "threads"})
+
+
+class Shown(NamedTuple):
+    """What a counted step shows: its facts, all of its operators, and those that matter.
+
+    These have FLOPs, or a hundredth of the bytes that the step moves.
+    """
+
+    facts: Mapping[str, Fact]
+    operators: frozenset[str]
+    main: frozenset[str]
 
 
 def opened(model: nn.Module | None, device: Device, identity: RunIdentity) -> dict[str, Fact]:
@@ -86,21 +101,27 @@ def autocast() -> str:
     return "off"
 
 
-def counted(count: Count, autocast_to: str | None = None) -> dict[str, Fact]:
+def counted(count: Count, autocast_to: str | None = None) -> Shown:
     """What a counted step shows: in which dtypes it multiplied, by which operators, and what it did again.
 
     `autocast_to`: what `autocast` said where the step called the model, if it did.
     """
-    operators = {cost.op for cost in count.ops}
-    attention = {op for op in operators if any(word in op for word in _ATTENTION)}
+    moved: defaultdict[str, float] = defaultdict(float)
+    for cost in count.ops:
+        # What has FLOPs matters, however few bytes it moves.
+        moved[cost.op] += math.inf if cost.flops else cost.calls * cost.bytes_moved
+    least = MAIN_SHARE * sum(cost.calls * cost.bytes_moved for cost in count.ops)
+    main = frozenset(op for op, its_bytes in moved.items() if its_bytes >= least)
+    attention = {op for op in moved if any(word in op for word in _ATTENTION)}
     again = count.recompute_flops / count.model_flops if count.model_flops else 0.0
-    return {
+    facts: dict[str, Fact] = {
         "autocast": autocast_to,
         "dtype.products": {dtype for dtype, flops in count.by_dtype.items() if flops},
-        "operators": operators,
+        "operators": set(moved),
         "attention.operators": attention or {"none fused"},
         "recomputed": round(again, 2),
     }
+    return Shown(facts, frozenset(moved), main)
 
 
 def _compilation(model: nn.Module) -> dict[str, Fact]:

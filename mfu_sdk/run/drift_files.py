@@ -30,6 +30,8 @@ class Left(NamedTuple):
 
     phase: str
     configuration: Fingerprint
+    main: frozenset[str]
+    """Its operators that matter (`configuration.Shown`)."""
     events: tuple[DriftEvent, ...]
 
 
@@ -127,6 +129,7 @@ def _state(watch: Watch, left: Left | None) -> str:
         told |= {
             "phase": left.phase,
             "configuration": left.configuration.facts,
+            "main": sorted(left.main),
             "events": [asdict(event) for event in left.events],
         }
     return json.dumps(told, allow_nan=False)
@@ -137,6 +140,7 @@ def _left(text: str) -> Left | None:
     try:
         told = json.loads(text)
         phase = str(told["phase"])
+        main = frozenset(str(op) for op in told["main"])
         facts = tuple((str(name), str(fact)) for name, fact in told["configuration"])
         events = tuple(
             DriftEvent(**{**event, **{name: tuple(event[name]) for name in ("evidence", "fingerprint_diff")}})
@@ -144,7 +148,7 @@ def _left(text: str) -> Left | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-    return Left(phase, Fingerprint(facts), events)
+    return Left(phase, Fingerprint(facts), main, events)
 
 
 def _text(path: Path) -> str:

@@ -16,24 +16,23 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from mfu_sdk.drift.account import Asked
 from mfu_sdk.drift.attribution import attribute
 from mfu_sdk.drift.detector import NAME
-from mfu_sdk.drift.fingerprint import Fact, Fingerprint
 from mfu_sdk.drift.stream import Excursion
 from mfu_sdk.drift.watch import Watch
 from mfu_sdk.guard import contained, log, shield
 from mfu_sdk.records import Count, DriftEvent, Peaks
-from mfu_sdk.run import configuration
-from mfu_sdk.run.drift_files import Left
+from mfu_sdk.run.changes import Changes
 from mfu_sdk.run.sides import Sides
 
 if TYPE_CHECKING:
+    from mfu_sdk.drift.fingerprint import Fact
     from mfu_sdk.drift.samples import Ran
     from mfu_sdk.export.telemetry import Telemetry
-    from mfu_sdk.run.drift_files import DriftFiles
+    from mfu_sdk.run.drift_files import DriftFiles, Left
     from mfu_sdk.run.held import Held
     from mfu_sdk.run.kinds import Kind
     from mfu_sdk.run.work import Work
@@ -52,8 +51,6 @@ PATIENCE_BETWEEN_RANKS: Final = 128
 """Steps that it waits for the exchange of one of them to be timed, which torch does in every hundredth."""
 TELL_EVERY: Final = 64
 """Steps between two reports of the evidence that there is."""
-BATCH_RATIO: Final = 1.05
-"""By which factor the mean batch, or the tokens of a step, must change to be another configuration."""
 _SLOWED: Final = frozenset(
     {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "power brake"}
 )
@@ -61,15 +58,6 @@ _SLOWED: Final = frozenset(
 
 UNSEEN_STEPS: Final = 8
 """Steps after which the configuration is taken down where none of them was counted."""
-
-
-class Snapshot(NamedTuple):
-    """The configuration as it was in a step: torch's switches, and what the step showed where it was counted."""
-
-    step: int
-    phase: str
-    switches: Mapping[str, Fact]
-    counted: Mapping[str, Fact]
 
 
 class Drifting:
@@ -94,8 +82,6 @@ class Drifting:
         self._random = random.Random().random  # noqa: S311 - it thins out, and keeps no secret
         self.rest_s = 0.0
         """Time of steps that need not be entered: whoever passes one by takes its own off, and enters what ends it."""
-        self._opened = opened
-        self._device_kind = device_kind
         # Ranks must not wait for one another's slow steps: only a process on its own asks for them.
         self._alone = alone
         self._files = files
@@ -107,13 +93,9 @@ class Drifting:
         self._events: deque[DriftEvent] = deque(maxlen=MOST_EVENTS)
         # Found, and waiting for a counted step until the step with this index.
         self._waiting: list[tuple[Excursion, int]] = []
-        # By phase, what the last counted step showed: an evaluation runs other operators than training.
-        self._counted: dict[str, Mapping[str, Fact]] = {}
-        # What the attempt before this one has left.
-        self._before: Left | None = None
-        self._snapshots: deque[Snapshot] = deque(maxlen=64)
         self._usual_clock_mhz: float | None = None
         self._sides = Sides(watch.tuning.block_steps, alone=alone)
+        self._changes = Changes(opened, device_kind, self._sides)
         self._step = self._steps = 0
         self._failed = False
         self.wants_count = False
@@ -146,9 +128,10 @@ class Drifting:
                 self._changed(found)
             if self._waiting and index >= self._waiting[0][1]:
                 self._explain()
-            if steps == UNSEEN_STEPS and not self._snapshots:
+            if steps == UNSEEN_STEPS and not self._changes.seen:
                 # Work that is never counted as a step (requests) has a configuration all the same.
-                self._see(work)
+                self._changes.see(work)
+                self._configured(work)
             if steps % TELL_EVERY == 0:
                 self._report()
         except Exception as error:
@@ -200,32 +183,23 @@ class Drifting:
     def counted(self, work: Work, count: Count) -> None:
         """A step was counted, and shows what it ran."""
         with shield("seeing a configuration"):
-            self._counted[work.phase] = configuration.counted(count, work.autocast)
-            self._see(work)
+            first = not self._changes.seen
+            self._changes.counted(work, count)
+            if first:
+                self._configured(work)
             if any(excursion.phase == work.phase for excursion, _ in self._waiting):
                 self.wants_count = False
                 if not self.wants_sample:
                     self._explain()
 
-    def _see(self, work: Work) -> None:
-        first = not self._snapshots
-        switches, counted = configuration.now(self._device_kind), self._counted.get(work.phase, {})
-        self._snapshots.append(Snapshot(work.index, work.phase, switches, counted))
-        if first:
-            self._configured(work)
-
     def _configured(self, work: Work) -> None:
         """The first counted step completes what the run is known by to others of the same configuration."""
-        shape: dict[str, Fact] = {"batch": work.batch_running, "sequence": None}
-        if work.tokens and work.batch_running:
-            shape["sequence"] = work.tokens / work.batch_running
-        seen = self._snapshots[-1]
-        complete = Fingerprint.of({**self._opened, **seen.switches, **seen.counted, **shape})
+        complete = self._changes.complete(work)
         if self._telemetry is not None:
             self._telemetry.configured(complete.hash, complete.intent)
         if self._files is not None:
-            self._before = self._files.begin(complete.hash, self._watch)
-            found = {} if self._before is None else {_key(event): event for event in self._before.events}
+            before = self._changes.before = self._files.begin(complete.hash, self._watch)
+            found = {} if before is None else {_key(event): event for event in before.events}
             for excursion in self._watch.excursions:
                 # What an earlier attempt found and what has not recovered since is told of this one too, with the cause
                 # that was seen then.
@@ -273,7 +247,7 @@ class Drifting:
             if self._usual_clock_mhz and now_mhz:
                 before, after = replace(before, clock=1.0), replace(after, clock=now_mhz / self._usual_clock_mhz)
         before, after = self._sides.accounts(excursion, before, after)
-        diff = self._diff(excursion)
+        diff = self._changes.diff(excursion)
         found = attribute(before, after, kind=excursion.kind, phase=excursion.phase, diff=diff, throttled=throttled)
         return DriftEvent(
             kind=excursion.kind,
@@ -294,40 +268,6 @@ class Drifting:
             parts=found.parts,
             fingerprint_diff=diff,
         )
-
-    def _diff(self, excursion: Excursion) -> tuple[str, ...]:
-        """What changed of the configuration since the last time that it was seen well before the onset."""
-        changed: list[str] = []
-        # What was found may have begun in the middle of a block, and its onset is known to some blocks.
-        before, after = excursion.before, excursion.now
-        if excursion.phase in ("train", "eval"):
-            changed += _other("batch", before.batch, after.batch)
-            if before.tokens and after.tokens:
-                changed += _other("tokens a step", before.tokens / before.steps, after.tokens / after.steps)
-        counted = self._counted.get(excursion.phase, {})
-        if (was := self._was(excursion, counted)) is not None:
-            changed += was.diff(self._fingerprint(configuration.now(self._device_kind), counted))
-        # A processor's kernels are its operators, which a count may have told already.
-        told = self._device_kind == "cpu" and any(each.startswith("operators:") for each in changed)
-        if not told:
-            changed += self._sides.kernels(excursion)
-        return tuple(changed)
-
-    def _was(self, excursion: Excursion, counted: Mapping[str, Fact]) -> Fingerprint | None:
-        """The configuration before the onset; what no step of its phase showed then is as it is now, `counted`."""
-        earlier = [seen for seen in self._snapshots if seen.step < self._sides.before(excursion)]
-        if not earlier and self._before is not None:
-            # It was there when this process began: what the attempt before it was.
-            left, phase = self._before.configuration, self._before.phase
-            return left if phase == excursion.phase else left.replaced(Fingerprint.of(counted))
-        earlier = earlier or list(self._snapshots)[:1]
-        if not earlier:
-            return None
-        same = [seen.counted for seen in earlier if seen.phase == excursion.phase and seen.counted]
-        return self._fingerprint(earlier[-1].switches, same[-1] if same else counted)
-
-    def _fingerprint(self, switches: Mapping[str, Fact], counted: Mapping[str, Fact]) -> Fingerprint:
-        return Fingerprint.of({**self._opened, **switches, **counted})
 
     def _tell(self, event: DriftEvent) -> None:
         self._events.append(event)
@@ -362,12 +302,7 @@ class Drifting:
 
     def _left(self) -> Left | None:
         """What another attempt of this run is to know."""
-        if not self._snapshots:
-            return None
-        going_on = tuple(event for event in self._events if event.recovered_step is None)
-        phase = self._snapshots[0].phase
-        counted = self._counted.get(phase, {})
-        return Left(phase, self._fingerprint(self._snapshots[-1].switches, counted), going_on)
+        return self._changes.left(tuple(event for event in self._events if event.recovered_step is None))
 
     def notes(self) -> list[str]:
         """What a reader of the summary should know."""
@@ -386,9 +321,3 @@ class Drifting:
 
 def _key(found: Excursion | DriftEvent) -> tuple[str, int]:
     return found.phase, found.onset_step
-
-
-def _other(name: str, before: float | None, after: float | None) -> list[str]:
-    if not before or not after or max(before / after, after / before) < BATCH_RATIO:
-        return []
-    return [f"{name}: {before:.4g} → {after:.4g}"]

@@ -9,8 +9,8 @@ from torch import nn
 from mfu_sdk.drift.fingerprint import Fingerprint
 from mfu_sdk.peak.device import resolve
 from mfu_sdk.ranks import Axis
-from mfu_sdk.records import RunIdentity
-from mfu_sdk.run.configuration import autocast, now, opened
+from mfu_sdk.records import Count, OpCost, RunIdentity
+from mfu_sdk.run.configuration import autocast, counted, now, opened
 
 IDENTITY = RunIdentity("run", 0, "work", "f1", 0, 0, 4, "Example", None, None, 0)
 
@@ -48,3 +48,25 @@ def test_switches() -> None:
         torch.use_deterministic_algorithms(mode=False)
         torch.set_float32_matmul_precision("highest")
     assert told == ("deterministic: False → True", "matmul.precision: highest → medium")
+
+
+def test_operators_that_matter() -> None:
+    """Those with FLOPs or a hundredth of the bytes; what logs now and then is not among them."""
+    ops = (
+        OpCost("aten::mm", "bfloat16", 600, 10, 1),
+        OpCost("aten::add", "bfloat16", 0, 6000, 2),
+        OpCost("aten::mul", "bfloat16", 0, 40, 2),
+        OpCost("aten::mul", "float32", 0, 40, 2),
+        OpCost("aten::_local_scalar_dense", "float32", 0, 8, 2),
+        OpCost("aten::_flash_attention_forward", "bfloat16", 0, 0, 1),
+    )
+    count = Count(600, 600, 200, 400, 0, 0, 0, 0, {"bfloat16": 600}, {}, {}, (), 1.0, 6098, {}, "exact", ops)
+    told = counted(count, "bfloat16")
+    assert told.main == {"aten::mm", "aten::add", "aten::mul"}
+    assert told.facts == {
+        "autocast": "bfloat16",
+        "dtype.products": {"bfloat16"},
+        "operators": {op.op for op in ops},
+        "attention.operators": {"aten::_flash_attention_forward"},
+        "recomputed": 0.0,
+    }

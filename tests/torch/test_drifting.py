@@ -13,7 +13,7 @@ from mfu_sdk.drift.budget import Budget
 from mfu_sdk.drift.detector import Tuning
 from mfu_sdk.drift.samples import Ran
 from mfu_sdk.drift.watch import Watch
-from mfu_sdk.records import Count, DriftEvent, Peaks, Rate, RunIdentity
+from mfu_sdk.records import Count, DriftEvent, OpCost, Peaks, Rate, RunIdentity
 from mfu_sdk.run.drifting import SHORT_S, Drifting
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.ledger import Ledger
@@ -366,3 +366,20 @@ def test_steps_that_are_not_judged(marks: dict[str, Any]) -> None:
             books.now_s = end_s
     assert books.told == []
     assert books.ledger.summary().steps == 800
+
+
+def test_a_step_that_logs() -> None:
+    """Operators that one of two counted steps ran by the way are no change; one that moves a tenth of the bytes is."""
+    more = (OpCost("aten::mm", "bfloat16", 600, 800, 1), OpCost("aten::_local_scalar_dense", "float32", 0, 4, 1))
+    plain, logs = replace(COUNT, ops=more[:1]), replace(COUNT, ops=more)
+    other = replace(COUNT, ops=(*more[:1], OpCost("aten::sort", "float32", 0, 100, 1)))
+    diffs = []
+    for before, now in ((plain, logs), (logs, plain), (plain, other), (other, plain)):
+        books = Books(asks=True)
+        books.drift.counted(Work(0, "train", 0.0, 1.0, 0, None), before)
+        books.steps(200, 1.0)
+        while not books.drift.wants_count:
+            books.steps(4, 1.4)
+        books.drift.counted(Work(books.index, "train", 0.0, 1.0, 0, None), now)
+        diffs += [event.fingerprint_diff for event in books.told]
+    assert diffs == [(), (), ("operators: +aten::sort",), ("operators: −aten::sort",)]
