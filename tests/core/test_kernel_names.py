@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfu_sdk.run.kernel_names import MOST_SIGNS, canonical
+from mfu_sdk.run.kernels import kind_of
 
 # As profilers print them: cuBLAS, cuBLASLt, CUTLASS, attention, cuDNN, torch, Inductor, Triton, NCCL, hipBLASLt.
 NAMES = [
@@ -78,8 +79,10 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "shown"), NAMES, ids=range(len(NAMES)))
 def test_names(name: str, shown: str) -> None:
-    """What says which kernel was chosen stays; parameters, functors, counters, files and hashes go."""
+    """What says which kernel was chosen stays, and what it does; parameters, functors, counters and files go."""
     assert canonical(name) == shown
+    if not name.startswith(("aten::", "_Z")):
+        assert kind_of(shown) == kind_of(name)
 
 
 def test_what_was_chosen_by_a_template() -> None:
