@@ -67,13 +67,25 @@ class Changes:
         seen = self._snapshots[-1]
         return self._fingerprint(seen.switches, {**seen.shown.facts, **shape})
 
-    def left(self, events: tuple[DriftEvent, ...]) -> Left | None:
-        """What another attempt of this run is to know, its events among it; None before any step was seen."""
+    def left(self, clock_mhz: float | None, events: tuple[DriftEvent, ...]) -> Left | None:
+        """What another attempt of this run is to know, its clock and events too; None before any step was seen."""
         if not self._snapshots:
             return None
         phase = self._snapshots[0].phase
         shown = self._shown.get(phase, _NOTHING)
-        return Left(phase, self._fingerprint(self._snapshots[-1].switches, shown.facts), shown.main, events)
+        fingerprint = self._fingerprint(self._snapshots[-1].switches, shown.facts)
+        return Left(phase, fingerprint, shown.main, clock_mhz, events)
+
+    @property
+    def clock_before_mhz(self) -> float | None:
+        """The clock of the attempt before this one, on a device of the same kind."""
+        if self.before is None:
+            return None
+        devices = [
+            [fact for fact in each.facts if fact[0] == "device.name"]
+            for each in (self.before.configuration, Fingerprint.of(self._opened))
+        ]
+        return self.before.clock_mhz if devices[0] == devices[1] else None
 
     def diff(self, excursion: Excursion) -> tuple[str, ...]:
         """What changed of the configuration since the last time that it was seen well before the onset."""

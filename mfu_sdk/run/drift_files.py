@@ -32,6 +32,8 @@ class Left(NamedTuple):
     configuration: Fingerprint
     main: frozenset[str]
     """Its operators that matter (`configuration.Shown`)."""
+    clock_mhz: float | None
+    """The device's clock while nothing was wrong."""
     events: tuple[DriftEvent, ...]
 
 
@@ -130,6 +132,7 @@ def _state(watch: Watch, left: Left | None) -> str:
             "phase": left.phase,
             "configuration": left.configuration.facts,
             "main": sorted(left.main),
+            "clock_mhz": left.clock_mhz,
             "events": [asdict(event) for event in left.events],
         }
     return json.dumps(told, allow_nan=False)
@@ -141,6 +144,7 @@ def _left(text: str) -> Left | None:
         told = json.loads(text)
         phase = str(told["phase"])
         main = frozenset(str(op) for op in told["main"])
+        clock_mhz = None if told["clock_mhz"] is None else float(told["clock_mhz"])
         facts = tuple((str(name), str(fact)) for name, fact in told["configuration"])
         events = tuple(
             DriftEvent(**{**event, **{name: tuple(event[name]) for name in ("evidence", "fingerprint_diff")}})
@@ -148,7 +152,7 @@ def _left(text: str) -> Left | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-    return Left(phase, Fingerprint(facts), main, events)
+    return Left(phase, Fingerprint(facts), main, clock_mhz, events)
 
 
 def _text(path: Path) -> str:

@@ -199,6 +199,7 @@ class Drifting:
             self._telemetry.configured(complete.hash, complete.intent)
         if self._files is not None:
             before = self._changes.before = self._files.begin(complete.hash, self._watch)
+            self._usual_clock_mhz = self._changes.clock_before_mhz
             found = {} if before is None else {_key(event): event for event in before.events}
             for excursion in self._watch.excursions:
                 # What an earlier attempt found and what has not recovered since is told of this one too, with the cause
@@ -302,7 +303,8 @@ class Drifting:
 
     def _left(self) -> Left | None:
         """What another attempt of this run is to know."""
-        return self._changes.left(tuple(event for event in self._events if event.recovered_step is None))
+        going_on = tuple(event for event in self._events if event.recovered_step is None)
+        return self._changes.left(self._usual_clock_mhz, going_on)
 
     def notes(self) -> list[str]:
         """What a reader of the summary should know."""

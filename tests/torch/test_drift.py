@@ -165,8 +165,8 @@ def test_dtype_changed() -> None:
         model.double()
 
     def attempt() -> list[DriftEvent]:
-        model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128))
-        return train(model, lambda late: torch.randn(64, 128, dtype=torch.float64 if late else torch.float32), double)
+        model = nn.Sequential(nn.Linear(192, 512), nn.ReLU(), nn.Linear(512, 192))
+        return train(model, lambda late: torch.randn(64, 192, dtype=torch.float64 if late else torch.float32), double)
 
     check(attempt, "configuration_drift", "dtype.products: −float32 +float64")
 
