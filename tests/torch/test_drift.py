@@ -407,14 +407,16 @@ def test_another_kernel_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
     inputs = torch.randn(4, 8, 64)
     with mfu.monitor(model, peaks=PEAKS, settings=using, on_drift=told.append) as run:
-        # The next step that is counted in any case is the 512th.
-        steps(300, SDPBackend.FLASH_ATTENTION, 5.0)
-        steps(200, SDPBackend.MATH, 10.0)
+        # The next step that is counted in any case is the 256th.
+        steps(180, SDPBackend.FLASH_ATTENTION, 5.0)
+        steps(75, SDPBackend.MATH, 10.0)
     [event] = told
     assert event.cause == "configuration_drift"
     [kernels] = event.fingerprint_diff
     assert "−aten::_scaled_dot_product_flash_attention_for_cpu" in kernels
     assert "+aten::_softmax" in kernels
+    # By that clock operators take microseconds, and it is the loop that takes twice as long.
+    assert event.parts["host"] == pytest.approx(math.log(0.5), abs=0.01)
 
 
 def test_autocast_switched_on(clock: testing.FakeClock, quick: None) -> None:
