@@ -7,7 +7,7 @@ dtype, parallel strategy), with neither versions nor devices: the same work on o
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -59,11 +59,25 @@ class Fingerprint:
         """16 hexadecimal digits that stand for what a tenant chose."""
         return _hash(tuple(fact for fact in self.facts if fact[0].partition(".")[0] in INTENT))
 
+    def words(self, name: str) -> frozenset[str]:
+        """The set of words that a fact is; empty where it is none."""
+        found = json.loads(dict(self.facts).get(name, "[]"))
+        return frozenset(str(json.loads(each)) for each in found) if isinstance(found, list) else frozenset()
+
+    def replaced(self, other: "Fingerprint") -> "Fingerprint":
+        """The same with what `other` knows as `other` has it."""
+        return Fingerprint(tuple(sorted({**dict(self.facts), **dict(other.facts)}.items())))
+
     def diff(self, later: "Fingerprint") -> tuple[str, ...]:
         """What `later` has that this has not: "name: before → after", by name."""
         before, after = dict(self.facts), dict(later.facts)
         changed = sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
         return tuple(f"{name}: {_words(name, before, after)}" for name in changed)
+
+
+def of_sets(name: str, gone: Sequence[str], come: Sequence[str]) -> tuple[str, ...]:
+    """What went of a set and what came, in the words of `Fingerprint.diff`; nothing where nothing did."""
+    return (f"{name}: {_sets(gone, come)}",) if gone or come else ()
 
 
 def env_facts(env: Mapping[str, str]) -> dict[str, Fact]:
@@ -96,11 +110,17 @@ def _hash(facts: object) -> str:
 def _words(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> str:
     old, new = (None if name not in facts else json.loads(facts[name]) for facts in (before, after))
     if isinstance(old, list) and isinstance(new, list):
-        gone = [f"−{json.loads(each)}" for each in old if each not in new]
-        come = [f"+{json.loads(each)}" for each in new if each not in old]
-        more = len(gone[MOST_WORDS:]) + len(come[MOST_WORDS:])
-        return " ".join([*gone[:MOST_WORDS], *come[:MOST_WORDS], *([f"and {more} more"] if more > 0 else [])])
+        gone, come = (
+            [json.loads(each) for each in one if each not in other] for one, other in ((old, new), (new, old))
+        )
+        return _sets(gone, come)
     return f"{_said(old)} → {_said(new)}"
+
+
+def _sets(gone: Sequence[object], come: Sequence[object]) -> str:
+    more = max(0, len(gone) - MOST_WORDS) + max(0, len(come) - MOST_WORDS)
+    named = [*(f"−{each}" for each in gone[:MOST_WORDS]), *(f"+{each}" for each in come[:MOST_WORDS])]
+    return " ".join([*named, *([f"and {more} more"] if more else [])])
 
 
 def _said(value: object) -> str:

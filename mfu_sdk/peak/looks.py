@@ -21,7 +21,8 @@ MARGIN_NS: Final = 1_000_000_000
 MOST_LOOKS: Final = 256
 LASTING: Final = 0.1
 """The share of looks in which a reason must be seen: a blip, as when the clock rises from idle, held nothing back."""
-_IDLE: Final = "idle"
+IDLE: Final = "idle"
+"""What NVML says of a clock that is low because nothing runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Seen:
 
 def seen(looks: Sequence[Look]) -> Seen:
     """What `looks` come to. An idle device lowers its clock, which says nothing of the work."""
-    busy = [look for look in looks if _IDLE not in (look.reasons or ())]
+    busy = [look for look in looks if IDLE not in (look.reasons or ())]
     clocks = [look.clock_mhz for look in busy if look.clock_mhz is not None]
     told = [look.reasons for look in busy if look.reasons is not None]
     times = Counter(reason for reasons in told for reason in reasons)

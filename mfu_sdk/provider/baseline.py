@@ -1,4 +1,8 @@
-"""What runs of one configuration reach: their MFU by device and number of ranks, for a run that wants to know."""
+"""What runs of one configuration reach, for a run that wants to know: their MFU by device and number of ranks.
+
+And what they are like step by step, in the form in which a process keeps it in its cache (`run.drift_files`): one that
+begins with it is watched for drift from its first steps on.
+"""
 
 import json
 import re
@@ -6,11 +10,17 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final
 
+from mfu_sdk.drift.watch import STATE_VERSION
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.detection import Following, window_of
 from mfu_sdk.provider.rollup import Range, ratio
 from mfu_sdk.provider.store import Row, Store
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
+MOST_RUNS: Final = 8
+"""Runs whose baselines are told: as many as a process keeps."""
+FIRST_STEPS: Final = 2600
+"""Of each: a baseline takes 2,080 steps that are timed (`drift.detector.Tuning`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,33 @@ def _of(gpu_type: str, world_size: int, runs: list[Row]) -> Reached:
     )
 
 
-def to_json(fingerprint: str, found: tuple[Reached, ...]) -> str:
-    """`{"fingerprint": …, "reached": [{"gpu_type", "world_size", "runs", "low_mfu", …}]}`."""
+def learnt(store: Store, fingerprint: str, span: Range, tenant: str | None) -> tuple[list[Any], ...]:
+    """The baselines of drift of the latest runs with `fingerprint`, the last one last, as plain data (`Watch.warm`).
+
+    A run is judged by its first rank and its first steps, as the run itself would. One that is too short has none.
+    """
+    rows = store.read(
+        "first_windows",
+        fingerprint=fingerprint,
+        since=span.since_unix_ns,
+        until=span.until_unix_ns,
+        everyone=int(tenant is None),
+        tenant=tenant or "",
+        runs=MOST_RUNS,
+        steps=FIRST_STEPS,
+    )
+    runs: dict[tuple[str, str], Following] = {}
+    for row in rows:
+        if (window := window_of(row)) is not None:
+            runs.setdefault((row["tenant"], row["run_id"]), Following()).add(window)
+    latest = sorted(runs.values(), key=lambda each: each.last_start_unix_ns)
+    return tuple(found for each in latest if (found := each.baselines()))
+
+
+def to_json(fingerprint: str, found: tuple[Reached, ...], runs: tuple[list[Any], ...] = ()) -> str:
+    """`{"fingerprint": …, "reached": [{"gpu_type", "world_size", "runs", "low_mfu", …}], "version": 1, "runs": […]}`.
+
+    Version and runs are those of a file of the cache.
+    """
     told: dict[str, Any] = {"fingerprint": fingerprint, "reached": [asdict(each) for each in found]}
-    return json.dumps(told)
+    return json.dumps({**told, "version": STATE_VERSION, "runs": runs}, allow_nan=False)

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mfu_sdk.drift.account import Account, Asked
 from mfu_sdk.drift.attribution import attribute
@@ -113,6 +113,10 @@ class Following:
                 else event
                 for event in self.events
             ]
+
+    def baselines(self) -> list[Any]:
+        """What was learnt of its levels, as plain data for `Watch.warm`; empty before there is enough."""
+        return self._watch.baselines()
 
     def _excursions(self, window: Window) -> Iterator[Excursion]:
         counted = window.timed - window.unknown

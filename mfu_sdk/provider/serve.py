@@ -373,7 +373,7 @@ def _web_routes(
         span = report.parse_range(query.get("since", "30d"), query.get("until"), now_unix_ns())
         fingerprint = query.get("fingerprint")
         runs = baseline.reached(store, fingerprint, span, tenant)
-        text = baseline.to_json(fingerprint or "", runs)
+        text = baseline.to_json(fingerprint or "", runs, baseline.learnt(store, fingerprint or "", span, tenant))
         return Response(text, media_type="application/json", headers=HEADERS)
 
     def found(request: Request) -> Response:

@@ -5,6 +5,8 @@ its bets, some microseconds. Nothing needs a thread of its own, so that `on_drif
 
 What changed near an onset is known from counted steps, which show the operators that ran, and from torch's switches.
 Where a process is on its own, an alarm asks for the next step to be counted; its event waits for that, a block at most.
+Sampled steps show which kernels ran and how long the device worked; where there were some before an onset and none
+since, the alarm asks for one of those too.
 """
 
 from __future__ import annotations
@@ -14,21 +16,23 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from mfu_sdk.drift.account import Account, Asked
+from mfu_sdk.drift.account import Asked
 from mfu_sdk.drift.attribution import attribute
 from mfu_sdk.drift.detector import NAME
-from mfu_sdk.drift.fingerprint import Fact, Fingerprint
 from mfu_sdk.drift.stream import Excursion
 from mfu_sdk.drift.watch import Watch
 from mfu_sdk.guard import contained, log, shield
 from mfu_sdk.records import Count, DriftEvent, Peaks
-from mfu_sdk.run import configuration
+from mfu_sdk.run.changes import Changes
+from mfu_sdk.run.sides import Sides
 
 if TYPE_CHECKING:
+    from mfu_sdk.drift.fingerprint import Fact
+    from mfu_sdk.drift.samples import Ran
     from mfu_sdk.export.telemetry import Telemetry
-    from mfu_sdk.run.drift_files import DriftFiles
+    from mfu_sdk.run.drift_files import DriftFiles, Left
     from mfu_sdk.run.held import Held
     from mfu_sdk.run.kinds import Kind
     from mfu_sdk.run.work import Work
@@ -41,14 +45,12 @@ MOST_EVENTS: Final = 64
 """Events that a summary keeps, the latest ones."""
 PATIENCE_STEPS: Final = 16
 """Steps that an event waits for one of them to be counted."""
+PATIENCE_FOR_A_SAMPLE: Final = 32
+"""Steps that it waits for one of them to be sampled, which may happen in every eighth."""
 PATIENCE_BETWEEN_RANKS: Final = 128
 """Steps that it waits for the exchange of one of them to be timed, which torch does in every hundredth."""
-ONSET_BLOCKS: Final = 4
-"""Blocks by which an onset may be wrong."""
 TELL_EVERY: Final = 64
 """Steps between two reports of the evidence that there is."""
-BATCH_RATIO: Final = 1.05
-"""By which factor the mean batch, or the tokens of a step, must change to be another configuration."""
 _SLOWED: Final = frozenset(
     {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "power brake"}
 )
@@ -56,13 +58,6 @@ _SLOWED: Final = frozenset(
 
 UNSEEN_STEPS: Final = 8
 """Steps after which the configuration is taken down where none of them was counted."""
-
-
-class Snapshot(NamedTuple):
-    """The configuration as a counted step showed it."""
-
-    step: int
-    fingerprint: Fingerprint
 
 
 class Drifting:
@@ -76,7 +71,7 @@ class Drifting:
         *,
         devices: int = 1,
         device_kind: str = "cpu",
-        asks_for_counts: bool = False,
+        alone: bool = False,
         files: DriftFiles | None = None,
         pulse: Callable[[], tuple[float | None, tuple[str, ...]]] | None = None,
         on_drift: Callable[[DriftEvent], None] | None = None,
@@ -87,9 +82,8 @@ class Drifting:
         self._random = random.Random().random  # noqa: S311 - it thins out, and keeps no secret
         self.rest_s = 0.0
         """Time of steps that need not be entered: whoever passes one by takes its own off, and enters what ends it."""
-        self._opened = opened
-        self._device_kind = device_kind
-        self._asks_for_counts = asks_for_counts
+        # Ranks must not wait for one another's slow steps: only a process on its own asks for them.
+        self._alone = alone
         self._files = files
         self._pulse = pulse
         self._on_drift = on_drift
@@ -99,18 +93,15 @@ class Drifting:
         self._events: deque[DriftEvent] = deque(maxlen=MOST_EVENTS)
         # Found, and waiting for a counted step until the step with this index.
         self._waiting: list[tuple[Excursion, int]] = []
-        self._counted: dict[str, Fact] = {}
-        self._snapshots: deque[Snapshot] = deque(maxlen=64)
-        self._clock_mhz: float | None = None
         self._usual_clock_mhz: float | None = None
-        self._batch: float | None = None
-        # Of steps whose exchange of gradients was timed: which, and how long it kept them waiting.
-        self._exchanges: deque[tuple[int, float]] = deque(maxlen=64)
-        self._least_exchange_s = math.inf
+        self._sides = Sides(watch.tuning.block_steps, alone=alone)
+        self._changes = Changes(opened, device_kind, self._sides)
         self._step = self._steps = 0
         self._failed = False
         self.wants_count = False
         """Whether the next step is to be counted, to see what has changed."""
+        self.wants_sample = False
+        """Whether the next step that can be is to be sampled, whatever it costs, to see the same."""
 
     # --- the path of a step ----------------------------------------------------------------------------------------
 
@@ -137,9 +128,10 @@ class Drifting:
                 self._changed(found)
             if self._waiting and index >= self._waiting[0][1]:
                 self._explain()
-            if steps == UNSEEN_STEPS and not self._snapshots:
+            if steps == UNSEEN_STEPS and not self._changes.seen:
                 # Work that is never counted as a step (requests) has a configuration all the same.
-                self._see(work)
+                self._changes.see(work)
+                self._configured(work)
             if steps % TELL_EVERY == 0:
                 self._report()
         except Exception as error:
@@ -164,48 +156,58 @@ class Drifting:
         if self._telemetry is not None:
             self._telemetry.drift_scores(self._watch.scores())
         if self._files is not None:
-            self._files.keep_at_times(self._watch)
+            self._files.keep_at_times(self._watch, self._left)
 
     def exchanged(self, exposed_s: float) -> None:
         """How long the exchange of gradients kept the step before the last one waiting (`ddp_times`)."""
-        self._exchanges.append((self._step, exposed_s))
-        self._least_exchange_s = min(self._least_exchange_s, exposed_s)
-        if any(self._step >= excursion.onset_step for excursion, _ in self._waiting):
+        self._sides.exchanged(self._step, exposed_s)
+        if self._awaits_exchange(self._step):
             self._explain()
+
+    def sampled(self, work: Work, ran: Ran) -> None:
+        """A step was sampled, and shows what ran in it."""
+        with shield("seeing what ran"):
+            wanted = self.wants_sample and any(excursion.phase == work.phase for excursion, _ in self._waiting)
+            self._sides.sampled(work.phase, work.index, ran, apart=wanted)
+            if wanted:
+                self.wants_sample = False
+            seen = wanted and not self.wants_count
+            if seen or (ran.exposed_s is not None and self._awaits_exchange(work.index)):
+                self._explain()
+
+    def _awaits_exchange(self, step: int) -> bool:
+        return any(step >= excursion.onset_step for excursion, _ in self._waiting)
 
     # --- what the run tells of its configuration -------------------------------------------------------------------
 
     def counted(self, work: Work, count: Count) -> None:
         """A step was counted, and shows what it ran."""
         with shield("seeing a configuration"):
-            self.wants_count = False
-            self._counted = configuration.counted(count)
-            self._see(work)
-            if self._waiting:
-                self._explain()
-
-    def _see(self, work: Work) -> None:
-        first = not self._snapshots
-        self._snapshots.append(Snapshot(work.index, self._fingerprint()))
-        if first:
-            self._configured(work)
-
-    def _fingerprint(self) -> Fingerprint:
-        return Fingerprint.of({**self._opened, **configuration.now(self._device_kind), **self._counted})
+            first = not self._changes.seen
+            self._changes.counted(work, count)
+            if first:
+                self._configured(work)
+            if any(excursion.phase == work.phase for excursion, _ in self._waiting):
+                self.wants_count = False
+                if not self.wants_sample:
+                    self._explain()
 
     def _configured(self, work: Work) -> None:
         """The first counted step completes what the run is known by to others of the same configuration."""
-        shape: dict[str, Fact] = {"batch": work.batch_running, "sequence": None}
-        if work.tokens and work.batch_running:
-            shape["sequence"] = work.tokens / work.batch_running
-        complete = Fingerprint.of({**self._opened, **configuration.now(self._device_kind), **self._counted, **shape})
+        complete = self._changes.complete(work)
         if self._telemetry is not None:
             self._telemetry.configured(complete.hash, complete.intent)
         if self._files is not None:
-            self._files.begin(complete.hash, self._watch)
+            before = self._changes.before = self._files.begin(complete.hash, self._watch)
+            self._usual_clock_mhz = self._changes.clock_before_mhz
+            found = {} if before is None else {_key(event): event for event in before.events}
             for excursion in self._watch.excursions:
-                # What an earlier attempt found and what has not recovered since is told of this one too.
-                self._changed(excursion)
+                # What an earlier attempt found and what has not recovered since is told of this one too, with the cause
+                # that was seen then.
+                if (event := found.get(_key(excursion))) is not None:
+                    self._tell(event)
+                else:
+                    self._changed(excursion)
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -218,11 +220,14 @@ class Drifting:
         if excursion.recovered_step is not None:
             self._recovered(excursion)
             return
-        if self._asks_for_counts:
+        if self._alone:
             self.wants_count = True
             patience = PATIENCE_STEPS
+            if self._sides.want_a_sample(excursion):
+                self.wants_sample = True
+                patience = PATIENCE_FOR_A_SAMPLE
         else:
-            patience = PATIENCE_BETWEEN_RANKS if self._exchanges else 0
+            patience = PATIENCE_BETWEEN_RANKS if self._sides.sees_exchanges else 0
         self._waiting.append((excursion, excursion.found_step + patience))
         if not patience:
             self._explain()
@@ -230,7 +235,7 @@ class Drifting:
     def _explain(self) -> None:
         """Give a cause to what was found, by what is known now."""
         waiting, self._waiting = self._waiting, []
-        self.wants_count = False
+        self.wants_count = self.wants_sample = False
         for excursion, _ in waiting:
             self._tell(self._event(excursion))
 
@@ -242,8 +247,8 @@ class Drifting:
             throttled = tuple(reason for reason in reasons if reason in _SLOWED)
             if self._usual_clock_mhz and now_mhz:
                 before, after = replace(before, clock=1.0), replace(after, clock=now_mhz / self._usual_clock_mhz)
-        before, after = self._between_ranks(excursion, before, after)
-        diff = self._diff(excursion)
+        before, after = self._sides.accounts(excursion, before, after)
+        diff = self._changes.diff(excursion)
         found = attribute(before, after, kind=excursion.kind, phase=excursion.phase, diff=diff, throttled=throttled)
         return DriftEvent(
             kind=excursion.kind,
@@ -265,35 +270,6 @@ class Drifting:
             fingerprint_diff=diff,
         )
 
-    def _between_ranks(self, excursion: Excursion, before: Account, after: Account) -> tuple[Account, Account]:
-        """The same with what was seen of exchanges: the shortest is taken for the bytes, the rest for late ranks."""
-        least_s = self._least_exchange_s
-        found: list[Account] = []
-        for account, late in ((before, False), (after, True)):
-            seen_s = [exposed_s for step, exposed_s in self._exchanges if (step >= excursion.onset_step) == late]
-            if not seen_s:
-                return before, after
-            mean_s = min(sum(seen_s) / len(seen_s), account.time_s / account.steps)
-            skew_s = max(0.0, mean_s - least_s)
-            found.append(replace(account, comm_s=(mean_s - skew_s) * account.steps, skew_s=skew_s * account.steps))
-        return found[0], found[1]
-
-    def _diff(self, excursion: Excursion) -> tuple[str, ...]:
-        """What changed of the configuration since the last time that it was seen well before the onset."""
-        changed: list[str] = []
-        # What was found may have begun in the middle of a block, and its onset is known to some blocks.
-        before, after = excursion.before, excursion.now
-        if excursion.phase in ("train", "eval"):
-            changed += _other("batch", before.batch, after.batch)
-            if before.tokens and after.tokens:
-                changed += _other("tokens a step", before.tokens / before.steps, after.tokens / after.steps)
-        # New shapes are counted when they first come, which may be before the onset as it is known.
-        before_step = excursion.onset_step - ONSET_BLOCKS * self._watch.tuning.block_steps
-        earlier = [seen for seen in self._snapshots if seen.step < before_step] or list(self._snapshots)[:1]
-        if earlier:
-            changed += earlier[-1].fingerprint.diff(self._fingerprint())
-        return tuple(changed)
-
     def _tell(self, event: DriftEvent) -> None:
         self._events.append(event)
         log.warning("mfu_sdk: drift: %s", event)
@@ -303,7 +279,7 @@ class Drifting:
         if any(waiting.onset_step == excursion.onset_step for waiting, _ in self._waiting):
             self._explain()
         for index, event in enumerate(self._events):
-            if (event.phase, event.onset_step) == (excursion.phase, excursion.onset_step):
+            if _key(event) == _key(excursion):
                 after = excursion.after.reference_mfu
                 event = replace(
                     event,
@@ -320,10 +296,15 @@ class Drifting:
         if self._telemetry is not None:
             self._telemetry.drift(event)
         if self._files is not None:
-            self._files.keep(self._watch)
+            self._files.keep(self._watch, self._left)
         if self._on_drift is not None:
             with shield("the on_drift callback"):
                 self._on_drift(event)
+
+    def _left(self) -> Left | None:
+        """What another attempt of this run is to know."""
+        going_on = tuple(event for event in self._events if event.recovered_step is None)
+        return self._changes.left(self._usual_clock_mhz, going_on)
 
     def notes(self) -> list[str]:
         """What a reader of the summary should know."""
@@ -337,10 +318,8 @@ class Drifting:
         self._explain()
         self._report()
         if self._files is not None:
-            self._files.close(self._watch)
+            self._files.close(self._watch, self._left)
 
 
-def _other(name: str, before: float | None, after: float | None) -> list[str]:
-    if not before or not after or max(before / after, after / before) < BATCH_RATIO:
-        return []
-    return [f"{name}: {before:.4g} → {after:.4g}"]
+def _key(found: Excursion | DriftEvent) -> tuple[str, int]:
+    return found.phase, found.onset_step

@@ -28,6 +28,7 @@ from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
+from mfu_sdk.run.configuration import autocast
 from mfu_sdk.run.costs import Costs
 from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.ledger import Ledger
@@ -172,6 +173,8 @@ class Engine:
             else:
                 self._extra_counts += 1
                 self._count(step)
+        if step.counting:
+            step.autocast = autocast()
 
     def _may_count(self) -> bool:
         """Whether a step may be counted out of turn: on a process on its own, so many times."""
@@ -406,9 +409,9 @@ class Engine:
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             costs.wants_count = True
+        step.index = self._index
         if error_type is None and (step.profiled or self._profile.sees_exchanges):
             self._profile.gather(step, demand)
-        step.index = self._index
         step.end = end
         if step.parts:
             step.slices = (*step.parts, Slice(step.since, end, 1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from mfu_sdk.counting.collective_time import seconds
 from mfu_sdk.counting.exchanges import Sent, sent
@@ -11,6 +12,9 @@ from mfu_sdk.counting.expect import memory_bytes_per_s
 from mfu_sdk.records import Count, Expectation, Peaks, Phase
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.waterfall import Evidence
+
+LATEST: Final = 16
+"""Of what was timed of some steps, so many are taken for a window: more would tell of times that are long past."""
 
 
 @dataclass(slots=True)
@@ -27,19 +31,25 @@ class _Sum:
 class Exchanged:
     """Steps of which it was timed how long they waited for other ranks' data: how many, and seconds, sum and least.
 
-    `least_whole_s` is the shortest exchange where it was told as a whole, what ran beside it included.
+    `least_whole_s` is the shortest exchange where it was told as a whole, what ran beside it included, `latest_s` the
+    last `LATEST` of them.
     """
 
     steps: int
     sum_s: float
     least_s: float
     least_whole_s: float | None = None
+    latest_s: tuple[float, ...] = ()
 
     def and_one(self, exposed_s: float, whole_s: float | None) -> Exchanged:
         """With one step more."""
         wholes_s = [each_s for each_s in (self.least_whole_s, whole_s) if each_s is not None]
         return Exchanged(
-            self.steps + 1, self.sum_s + exposed_s, min(self.least_s, exposed_s), min(wholes_s, default=None)
+            self.steps + 1,
+            self.sum_s + exposed_s,
+            min(self.least_s, exposed_s),
+            min(wholes_s, default=None),
+            (*self.latest_s, exposed_s)[-LATEST:],
         )
 
 
@@ -50,6 +60,20 @@ class Worked:
     hardware_flops: int = 0
     products_s: float = 0.0
     streaming_s: float = 0.0
+
+    def __add__(self, other: Worked) -> Worked:
+        return Worked(
+            self.hardware_flops + other.hardware_flops,
+            self.products_s + other.products_s,
+            self.streaming_s + other.streaming_s,
+        )
+
+    def scaled(self, hardware_flops: int) -> tuple[float, float] | None:
+        """The seconds of as much work of so many FLOPs; None where nothing was timed."""
+        if not self.hardware_flops:
+            return None
+        scale = hardware_flops / self.hardware_flops
+        return self.products_s * scale, self.streaming_s * scale
 
 
 @dataclass(slots=True)
@@ -79,6 +103,8 @@ class Gathered:
     _counted_flops: int = 0
     _products_memory: _Sum = field(default_factory=_Sum)
     _worked: Worked = Worked()
+    # The latest of these steps, each by itself.
+    _latest: tuple[Worked, ...] = ()
     # By phase, and of all of them.
     _exchanged: dict[Phase | None, Exchanged] = field(default_factory=dict)
     # What the last counted step of a phase sent.
@@ -137,6 +163,7 @@ class Gathered:
         self._worked = Worked(
             before.hardware_flops + hardware_flops, before.products_s + products_s, before.streaming_s + streaming_s
         )
+        self._latest = (*self._latest, Worked(hardware_flops, products_s, streaming_s))[-LATEST:]
 
     def exchanged(
         self, exposed_s: float, *, of_all: bool = False, phase: Phase = "train", whole_s: float | None = None
@@ -149,7 +176,9 @@ class Gathered:
         for key in (phase, None):
             before = self._exchanged.get(key)
             self._exchanged[key] = (
-                Exchanged(1, exposed_s, exposed_s, whole_s) if before is None else before.and_one(exposed_s, whole_s)
+                Exchanged(1, exposed_s, exposed_s, whole_s, (exposed_s,))
+                if before is None
+                else before.and_one(exposed_s, whole_s)
             )
 
     @property
@@ -192,21 +221,18 @@ class Gathered:
 
     def worked_s(self, hardware_flops: int) -> tuple[float, float] | None:
         """The device's seconds on products and on everything else for so many FLOPs, by the steps that were timed."""
-        worked = self._worked
-        if not worked.hardware_flops:
-            return None
-        scale = hardware_flops / worked.hardware_flops
-        return worked.products_s * scale, worked.streaming_s * scale
+        return self._worked.scaled(hardware_flops)
 
     def waits_of(
         self, steps: int, step_s: float, data_wait_s: float | None, hardware_flops: int | None, phase: Phase
     ) -> Evidence:
         """The evidence of some steps of one phase for where they waited, `step_s` seconds together, above 0.
 
-        What was timed of a few steps is taken for these too; of FLOPs only the time that they take is told.
+        What was timed of the latest few steps is taken for these too; of FLOPs only the time that they take is told.
         """
         communication_s, skew_s = self._between_ranks(steps, phase)
-        worked = None if hardware_flops is None else self.worked_s(hardware_flops)
+        latest = self._latest
+        worked = None if hardware_flops is None else sum(latest, Worked()).scaled(hardware_flops)
         return Evidence(
             step_s=step_s,
             useful_s=0.0,
@@ -239,7 +265,9 @@ class Gathered:
         exchanged = self._exchanged.get(phase)
         if exchanged is None:
             return None, None
-        mean_s = exchanged.sum_s / exchanged.steps
+        # Of a phase it is a window that asks, of none the run.
+        latest_s = exchanged.latest_s
+        mean_s = exchanged.sum_s / exchanged.steps if phase is None else sum(latest_s) / len(latest_s)
         transfer_s = None if self._of_all and not self._only_reduces else self._transfer_s
         least_s = min(s for s in (exchanged.least_s, self._anywhere_s, transfer_s) if s is not None)
         # A mean of equal numbers may be rounded below them.

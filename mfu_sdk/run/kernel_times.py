@@ -9,13 +9,16 @@ A profiled step ends with a synchronisation, since its kernels have to have ende
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from mfu_sdk.counting import cuda_graphs
+from mfu_sdk.drift.samples import Ran
 from mfu_sdk.guard import shield
+from mfu_sdk.run.kernel_names import canonical
 from mfu_sdk.run.kernels import Kernel, Spent, kind_of, spent
 from mfu_sdk.run.op_times import EVERY, FIRST
 
@@ -46,14 +49,19 @@ class KernelTimes:
         self._next_s = FIRST_COST_S
         self._profiler: Any = None
         self._found: Spent | None = None
+        # Seconds by kernel.
+        self._kernels: dict[str, float] = {}
 
-    def due(self, step: int) -> bool:
-        """Whether the run's `step`-th step is to be profiled, by its number and by what that costs."""
+    def due(self, step: int, *, wanted: bool = False) -> bool:
+        """Whether the run's `step`-th step is to be profiled, by its number and by what that costs.
+
+        Of one that is `wanted` the price does not matter.
+        """
         if step < FIRST or (step - FIRST) % EVERY:
             return False
         if torch.autograd._profiler_enabled() or cuda_graphs.captures():  # type: ignore[attr-defined]  # not in its list
             return False
-        return self._spent_s + self._next_s <= MOST_OF_RUN * (self._now_s() - self._opened_s)
+        return wanted or self._spent_s + self._next_s <= MOST_OF_RUN * (self._now_s() - self._opened_s)
 
     def start(self) -> None:
         """Profile from here on."""
@@ -77,24 +85,24 @@ class KernelTimes:
         began_s = self._now_s()
         with shield("profiling a step's kernels"):
             profiler.stop()
-            self._found = spent(_kernels(profiler.profiler.kineto_results.events()))
+            events = profiler.profiler.kineto_results.events()
+            self._found, self._kernels = spent(_kernels(events)), _by_name(events)
         taken_s = self._now_s() - began_s
         self._spent_s += taken_s
         self._next_s += taken_s
 
-    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> float | None:
-        """Enter what the step that was profiled last, of so many FLOPs, has shown; nothing where it showed nothing.
-
-        Returns the seconds that it waited for other ranks' data, where it showed that.
-        """
-        found, self._found = self._found, None
+    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> Ran:
+        """Enter what the step that was profiled last, of so many FLOPs, has shown, and return that."""
+        found, kernels = self._found, self._kernels
+        self._found, self._kernels = None, {}
         if found is None or not found.is_told:
-            return None
-        gathered.worked(found.products_s, found.streaming_s + found.unknown_s, hardware_flops)
+            return Ran(kernels, None, hardware_flops)
+        streaming_s = found.streaming_s + found.unknown_s
+        gathered.worked(found.products_s, streaming_s, hardware_flops)
         if gathered.ranks == 1:
-            return None
+            return Ran(kernels, found.products_s + streaming_s, hardware_flops)
         gathered.exchanged(found.communication_s, of_all=True, phase=phase)
-        return found.communication_s
+        return Ran(kernels, found.products_s + streaming_s, hardware_flops, found.communication_s)
 
 
 def _profiler() -> Any:
@@ -114,3 +122,12 @@ def _kernels(events: Any) -> Iterator[Kernel]:
             yield Kernel(kind_of(event.name()), start_ns, end_ns)
         elif kind == _FILL or (kind == _COPY and "DtoD" in event.name()):
             yield Kernel("streaming", start_ns, end_ns)
+
+
+def _by_name(events: Any) -> dict[str, float]:
+    """Seconds by kernel, by names that are the same in every launch; copies and fills are none."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        if event.activity_type() == _KERNEL:
+            found[canonical(event.name())] += event.duration_ns() / 1e9
+    return dict(found)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfu_sdk.counting import mode_stack, registry
 from mfu_sdk.counting.part import wraps
 from mfu_sdk.counting.traffic import COLLECTIVES
+from mfu_sdk.drift.samples import Ran
 from mfu_sdk.guard import contained, shield
 from mfu_sdk.run.collective_waits import CollectiveWaits
 
@@ -64,15 +65,18 @@ class OpTimes(TorchDispatchMode):
         self.pauses = 0
         """For how many reasons operators run by and are not timed."""
 
-    def due(self, step: int) -> bool:
-        """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
+    def due(self, step: int, *, wanted: bool = False) -> bool:
+        """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs.
+
+        Of one that is `wanted` the price does not matter.
+        """
         if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION:
             return False
         # A profiler of the user's would show a mode in some steps that is not theirs.
         if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
             return False
         open_s = self._clock.elapsed_s(self._opened, self._clock.mark())
-        return self._spent_s + self._calls * CALL_S <= MOST_OF_RUN * open_s
+        return wanted or self._spent_s + self._calls * CALL_S <= MOST_OF_RUN * open_s
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -99,18 +103,19 @@ class OpTimes(TorchDispatchMode):
             self._waits.stop()
             self._spent_s += self._calls * CALL_S
 
-    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> float | None:
-        """Enter what the step that was timed last, of so many FLOPs, has shown; nothing where it showed nothing.
+    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> Ran:
+        """Enter what the step that was timed last, of so many FLOPs, has shown, and return that.
 
-        Returns the seconds that it waited for other ranks' data, where it showed that. They are taken for the whole of
-        its exchanges: of one that ran beside work they are a part, and its bus rate comes out too high.
+        What it waited for other ranks' data is taken for the whole of its exchanges: of one that ran beside work it is
+        a part, and its bus rate comes out too high.
         """
-        if (seconds := self.seconds()) is not None:
+        seconds = self.seconds() or {}
+        if seconds:
             gathered.ran(seconds, hardware_flops)
         waited_s = self.exchanged_s() if self.sees_waits else None
         if waited_s is not None:
             gathered.exchanged(waited_s, of_all=True, phase=phase, whole_s=waited_s)
-        return waited_s
+        return Ran(seconds, sum(seconds.values()) if seconds else None, hardware_flops, waited_s)
 
     def seconds(self) -> dict[str, float] | None:
         """Seconds by operator, named as in `OpCost`, without collectives; None where they would not be all there is.

@@ -15,7 +15,7 @@ from mfu_sdk.guard import warn_once
 from mfu_sdk.peak.calibrate import current, in_situ, suspect
 from mfu_sdk.peak.calibrate import peaks as known_peaks
 from mfu_sdk.peak.device import Device, ask_driver, of_tensors, resolve
-from mfu_sdk.peak.looks import Looks
+from mfu_sdk.peak.looks import IDLE, Looks
 from mfu_sdk.records import Convention, DriftEvent, Peaks, RunIdentity, StepRecord
 from mfu_sdk.run import configuration
 from mfu_sdk.run.clock import clock_for
@@ -110,8 +110,7 @@ def open_ledger(
             configuration.opened(model, device, identity),
             devices=len(names),
             device_kind=device.kind,
-            # Ranks must not wait for one another's slow steps.
-            asks_for_counts=identity.world_size == 1,
+            alone=identity.world_size == 1,
             files=DriftFiles(settings.resolved_cache_dir() / "drift", identity, named=settings.run_id is not None),
             pulse=partial(_pulse, device) if device.uuid is not None else None,
             on_drift=on_drift,
@@ -131,9 +130,15 @@ def tuning(settings: Settings) -> Tuning:
 
 
 def _pulse(device: Device) -> tuple[float | None, tuple[str, ...]]:
-    """The clock of a GPU in MHz and what holds it down; nothing where its driver does not tell."""
+    """The clock of a GPU in MHz and what holds it down; nothing where its driver does not tell.
+
+    One that waits for its host or its data lowers its clock, which says nothing of the work.
+    """
     found = ask_driver(device, lambda gpu: gpu.pulse())
-    return (None, ()) if isinstance(found, str) else (found[0], found[1] or ())
+    if isinstance(found, str):
+        return None, ()
+    clock_mhz, reasons = found[0], found[1] or ()
+    return None if IDLE in reasons else clock_mhz, reasons
 
 
 def _telemetry(identity: RunIdentity, settings: Settings) -> Telemetry | None:

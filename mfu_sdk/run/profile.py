@@ -12,6 +12,7 @@ from mfu_sdk.run.op_times import OpTimes
 if TYPE_CHECKING:
     from torch import nn
 
+    from mfu_sdk.drift.samples import Ran
     from mfu_sdk.records import Phase
     from mfu_sdk.run.clock import Clock
     from mfu_sdk.run.demand import Demand
@@ -26,8 +27,8 @@ class Times(Protocol):
 
     pauses: int
 
-    def due(self, step: int) -> bool:
-        """Whether it is the turn of the run's `step`-th step."""
+    def due(self, step: int, *, wanted: bool = False) -> bool:
+        """Whether it is the turn of the run's `step`-th step; of one that is `wanted`, whatever it costs."""
         ...
 
     def start(self) -> None:
@@ -38,8 +39,8 @@ class Times(Protocol):
         """Time no more."""
         ...
 
-    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> float | None:
-        """Enter what the last step showed, which had so many FLOPs; returns the seconds that it waited for others."""
+    def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> Ran:
+        """Enter what the last step showed, which had so many FLOPs, and return it."""
         ...
 
 
@@ -60,7 +61,9 @@ class Profile:
 
     def begin(self, step: Step, number: int) -> None:
         """Time the work of `step`, the run's `number`-th, where it is the turn of one."""
-        if self._times is not None and self._times.due(number):
+        drift = self._ledger.drift
+        wanted = drift is not None and drift.wants_sample
+        if self._times is not None and self._times.due(number, wanted=wanted):
             self._times.start()
             step.profiled = True
 
@@ -82,7 +85,10 @@ class Profile:
     def gather(self, step: Step, demand: Demand | None) -> None:
         """Enter what `step`, which has ended well and costs `demand`, has shown."""
         if step.profiled and not step.counting and demand is not None and self._times is not None:
-            step.exchange_s = self._times.tell(self._gathered, demand.hardware_flops, step.phase)
+            ran = self._times.tell(self._gathered, demand.hardware_flops, step.phase)
+            step.exchange_s = ran.exposed_s
+            if self._ledger.drift is not None:
+                self._ledger.drift.sampled(step, ran)
         if self._exchanges is not None:
             representative = not (step.counting or step.profiled)
             exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)

@@ -43,6 +43,8 @@ class Work:
     profiled: bool = False
     exchange_s: float | None = None
     """Seconds that it stood waiting for what its collectives brought, where it was timed itself."""
+    autocast: str | None = None
+    """What autocast made of products where the model was called, of a step that was counted."""
     fitting: Fitting | None = None
     """What its calls would take with as many sequences as fit, where the server tells how many."""
     # Of a step that had the device to itself in parts only: which, and what share of each; else from start to end.

@@ -149,6 +149,26 @@ def test_one_rank() -> None:
     assert told(gathered, step(0, 1.0, None)).host_s is None
 
 
+def test_what_is_long_past_is_no_windows() -> None:
+    """A thousand steps worked half a second and one rank came late to none; of the last sixteen both are otherwise.
+
+    The run's own account is of all of them.
+    """
+    gathered = Gathered(ranks=2)
+    gathered.counted(COUNT, PEAKS)
+    for _ in range(1000):
+        gathered.ran({"mm": 0.5}, 1000)
+        gathered.exchanged(0.1)
+    assert told(gathered, step(0, 1.0)).host_s == pytest.approx(0.3)
+    for _ in range(16):
+        gathered.ran({"mm": 0.3}, 1000)
+        gathered.exchanged(0.4)
+    found = told(gathered, step(0, 1.0))
+    assert (found.comm_s, found.skew_s, found.host_s) == pytest.approx((0.1, 0.3, 0.2))
+    assert gathered.worked_s(1016 * 1000) == pytest.approx((504.8, 0.0))
+    assert gathered.exchange == pytest.approx((106.4 / 1016, 0.1))
+
+
 def test_a_checkpoint_is_the_hosts() -> None:
     """A step that asks nothing of the device leaves it to the host, but for waiting."""
     gathered = Gathered(ranks=1)

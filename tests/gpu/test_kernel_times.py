@@ -5,6 +5,7 @@ import torch
 
 from mfu_sdk.run.evidence import Gathered
 from mfu_sdk.run.kernel_times import KernelTimes
+from mfu_sdk.run.kernels import kind_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,6 +34,9 @@ def test_products_and_the_rest_as_events_time_them() -> None:
     work()
     kernels.stop()
     gathered = Gathered(ranks=1)
-    kernels.tell(gathered, 20 * 2 * 4096**3)
+    ran = kernels.tell(gathered, 20 * 2 * 4096**3)
     assert gathered._worked.products_s == pytest.approx(marks[0].elapsed_time(marks[1]) / 1e3, rel=0.1)
     assert gathered._worked.streaming_s == pytest.approx(marks[1].elapsed_time(marks[2]) / 1e3, rel=0.1)
+    # By names that a configuration can hold.
+    assert {kind_of(name) for name in ran.kernels} == {"product", "streaming"}
+    assert not any("kernel~" in name for name in ran.kernels)

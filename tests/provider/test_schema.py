@@ -288,7 +288,7 @@ def test_two_shards_answer_as_one(
     for name in sorted({*get_args(Reading)} - {"findings", "finding_states", "judged_days"}):
         text = (schema.SQL / "read" / f"{name}.sql").read_text("utf-8")
         asked: dict[str, Any] = {**scope, "bucket_s": 3600, "fingerprint": "00000000000000ff"}
-        asked |= {"run_id": "run-0", "host": "node-1", "keys": ["GPU-0"], "shares": ["1"]}
+        asked |= {"run_id": "run-0", "host": "node-1", "keys": ["GPU-0"], "shares": ["1"], "runs": 8, "steps": 2600}
         asked |= {"since_ns": [str(scope["since"])], "until_ns": [str(scope["until"])]}
         asked = {key: value for key, value in asked.items() if f"{{{key}:" in text}
         one = store.query(text, **asked)

@@ -18,7 +18,9 @@ from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.flex import price_flex
 from mfu_sdk.counting.masks import Masks
-from mfu_sdk.records import Count
+from mfu_sdk.peak.device import resolve
+from mfu_sdk.records import Count, RunIdentity
+from mfu_sdk.run.configuration import opened
 
 # Inductor's own modules warn, by deprecated syntax and the like; they are not ours.
 pytestmark = pytest.mark.filterwarnings("ignore:::torch")
@@ -396,3 +398,20 @@ def test_experts_in_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Books, "seen_late", lambda *_: None)
     counted = mfu.count(train(torch.compile(Experts()), torch.randn(64, 16)))
     assert [(entry.op, entry.calls) for entry in counted.uncounted] == [("aten::_grouped_mm", 2)]
+
+
+def test_its_part_of_a_configuration() -> None:
+    """As a whole or in place, and in which mode: modes turn Inductor's options on."""
+    identity = RunIdentity("run", 0, "work", "f1", 0, 0, 1, "Example", None, None, 0)
+    in_place = nn.Sequential(nn.Linear(2, 2))
+    in_place[0].compile(mode="max-autotune-no-cudagraphs")
+    whole: Any = torch.compile(nn.Linear(2, 2))
+    tuned: Any = torch.compile(nn.Linear(2, 2), mode="reduce-overhead")
+    found = [
+        opened(model, resolve("cpu"), identity)
+        for model in (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(whole), in_place, tuned)
+    ]
+    assert [each["compile"] for each in found] == [False, True, True, True]
+    assert [each["compile.options"] for each in found] == [
+        set(), set(), {"coordinate_descent_tuning", "max_autotune"}, {"triton.cudagraphs"},
+    ]  # fmt: skip

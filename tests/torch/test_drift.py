@@ -31,6 +31,7 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.records import DriftEvent, Peaks, Rate
 from mfu_sdk.run import attempts, drifting, opening
 from mfu_sdk.run.clock import HostClock
+from mfu_sdk.run.engine import Engine
 from mfu_sdk.run.monitor import Monitor
 from mfu_sdk.settings import Settings
 
@@ -48,16 +49,21 @@ def settings(**changed: Any) -> Settings:
 
 
 @pytest.fixture
-def _cpu_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """Several would wait for one another on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def _cpu_time(monkeypatch: pytest.MonkeyPatch, _one_thread: None) -> None:
     """Steps take the CPU time of this process, on one thread."""
     monkeypatch.setattr(opening, "clock_for", lambda _device: HostClock(time.process_time_ns))
     monkeypatch.setattr(opening, "tuning", lambda _settings: TUNING)
     # Each step is looked at, however short: the tests count steps.
     monkeypatch.setattr(drifting, "SHORT_S", 0.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Attention(nn.Module):
@@ -159,8 +165,8 @@ def test_dtype_changed() -> None:
         model.double()
 
     def attempt() -> list[DriftEvent]:
-        model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128))
-        return train(model, lambda late: torch.randn(64, 128, dtype=torch.float64 if late else torch.float32), double)
+        model = nn.Sequential(nn.Linear(192, 512), nn.ReLU(), nn.Linear(512, 192))
+        return train(model, lambda late: torch.randn(64, 192, dtype=torch.float64 if late else torch.float32), double)
 
     check(attempt, "configuration_drift", "dtype.products: −float32 +float64")
 
@@ -357,6 +363,76 @@ def test_an_excursion_outlives_a_restart(clock: testing.FakeClock, quick: None, 
     assert loop(clock, [0.75] * 100, using=replace(named, run_attempt=2)).summary().drift == ()
 
 
+def test_a_restart_with_another_configuration(
+    clock: testing.FakeClock, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slower from its first step on, and a switch was set meanwhile: that is said, and by the third attempt again."""
+    named = settings(run_id="a-run-of-two-configurations", cache_dir=tmp_path)
+    assert loop(clock, [0.5] * 200, using=named).summary().drift == ()
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    found = []
+    for number in (1, 2):
+        attempts._opened.pop("a-run-of-two-configurations")
+        found += loop(clock, [0.75] * 150, using=replace(named, run_attempt=number)).summary().drift
+    assert [(event.cause, event.fingerprint_diff) for event in found] == [
+        ("configuration_drift", ("env.NCCL_ALGO: not set → Tree",))
+    ] * 2
+    assert found[1] == found[0]
+
+
+class Ticking(testing.FakeClock):
+    """It moves by a microsecond with each reading, which is what an operator takes."""
+
+    def __call__(self) -> int:
+        self.advance(1e-6)
+        return super().__call__()
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_another_kernel_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention without its kernel, in a run whose steps nobody may count out of turn: sampled steps tell of it."""
+    monkeypatch.setattr(Engine, "_may_count", lambda _engine: False)
+    monkeypatch.setattr(opening, "tuning", lambda _settings: TUNING)
+    monkeypatch.setattr(drifting, "SHORT_S", 0.0)
+    model, told = Attention(), list[DriftEvent]()
+    fake = Ticking()
+    monkeypatch.setattr(opening, "clock_for", lambda _device: HostClock(fake))
+    using = replace(settings(drift_alarms_per_week=1e6), profile="auto")
+
+    def steps(number: int, backend: SDPBackend, duration_s: float) -> None:
+        for _ in run.batches(range(number)):
+            with run.step(tokens=4), sdpa_kernel(backend):
+                model(inputs).sum().backward()
+                fake.advance(duration_s)
+
+    inputs = torch.randn(4, 8, 64)
+    with mfu.monitor(model, peaks=PEAKS, settings=using, on_drift=told.append) as run:
+        # The next step that is counted in any case is the 256th.
+        steps(180, SDPBackend.FLASH_ATTENTION, 5.0)
+        steps(75, SDPBackend.MATH, 10.0)
+    [event] = told
+    assert event.cause == "configuration_drift"
+    [kernels] = event.fingerprint_diff
+    assert "−aten::_scaled_dot_product_flash_attention_for_cpu" in kernels
+    assert "+aten::_softmax" in kernels
+    # By that clock operators take microseconds, and it is the loop that takes twice as long.
+    assert event.parts["host"] == pytest.approx(math.log(0.5), abs=0.01)
+
+
+def test_autocast_switched_on(clock: testing.FakeClock, quick: None) -> None:
+    """The step that is counted for its new shapes tells of it, and of the dtype that it makes."""
+    model, told = nn.Linear(4, 4), list[DriftEvent]()
+    with mfu.monitor(model, peaks=PEAKS, settings=settings(), on_drift=told.append) as run:
+        for index in range(350):
+            with run.step(tokens=2):
+                with torch.autocast("cpu", enabled=index >= 200):
+                    model(torch.ones(2, 4)).sum().backward()
+                clock.advance((0.5 if index < 200 else 0.75) * (1 + index % 3 / 100))
+    [event] = told
+    assert event.cause == "configuration_drift"
+    assert event.fingerprint_diff[:2] == ("autocast: off → bfloat16", "dtype.products: −float32 +bfloat16")
+
+
 def test_the_fourth_run_needs_no_warm_up(clock: testing.FakeClock, quick: None, tmp_path: Path) -> None:
     """Three runs of a configuration are a baseline for the next; another batch is another configuration."""
     using = settings(cache_dir=tmp_path)
@@ -367,6 +443,10 @@ def test_the_fourth_run_needs_no_warm_up(clock: testing.FakeClock, quick: None, 
     [file] = (tmp_path / "drift").glob("baseline-*.json")
     # The run that never was as the others is none of them.
     assert len(json.loads(file.read_text())["runs"]) == 3
+    # As the provider serves it, with more in it.
+    file.write_text(json.dumps({"fingerprint": "f", "reached": [], **json.loads(file.read_text())}))
+    [event] = loop(clock, [0.75] * 100, using=using).summary().drift
+    assert event.onset_step < 12
     file.write_text("{")
     assert loop(clock, [0.75] * 100, using=using).summary().drift == ()
 

@@ -1,6 +1,9 @@
 """What a run makes of an excursion: the clock of its device, late ranks, and the configuration near the onset."""
 
+import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +11,15 @@ import torch
 
 from mfu_sdk.drift.budget import Budget
 from mfu_sdk.drift.detector import Tuning
+from mfu_sdk.drift.samples import Ran
 from mfu_sdk.drift.watch import Watch
-from mfu_sdk.records import Count, DriftEvent, Peaks, Rate, RunIdentity
+from mfu_sdk.records import Count, DriftEvent, OpCost, Peaks, Rate, RunIdentity
 from mfu_sdk.run.drifting import SHORT_S, Drifting
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.work import Work
+
+from .conftest import Sink
 
 RATE = Rate(1e4, 1e4, 1e4, "user", 0.0)
 PEAKS = Peaks("cuda:0", {"bfloat16": RATE}, {"bfloat16": RATE}, None, None, {})
@@ -51,22 +57,31 @@ class Books:
         self.told: list[DriftEvent] = []
         self.ledger = Ledger(IDENTITY, PEAKS, Clock())
         self.drift = self.ledger.drift = Drifting(
-            Watch(TUNING, Budget()), PEAKS, {"torch": torch.__version__}, asks_for_counts=asks, pulse=gpu,
+            Watch(TUNING, Budget()), PEAKS, {"torch": torch.__version__}, alone=asks, pulse=gpu,
             on_drift=self.told.append,
         )  # fmt: skip
         self.demand = self.ledger.price(COUNT, "cached")
         self.now_s, self.index = 0.0, 0
         self.generator = random.Random(0)
 
-    def steps(self, number: int, duration_s: float, exposed_s: float | None = None) -> None:
-        """So many steps; of every tenth the exchange took `exposed_s`."""
+    def steps(
+        self,
+        number: int,
+        duration_s: float,
+        exposed_s: float | None = None,
+        ran: Ran | None = None,
+        waits: Sequence[tuple[float, float]] | None = (),
+    ) -> None:
+        """So many steps; of every tenth the exchange took `exposed_s`, and every eighth is sampled and shows `ran`."""
         for _ in range(number):
             end_s = self.now_s + duration_s * self.generator.uniform(0.99, 1.01)
             if exposed_s is not None and self.index % 10 == 9:
                 self.drift.exchanged(exposed_s)
-            self.ledger.add(
-                Work(self.index, "train", self.now_s, end_s, round(self.now_s * 1e9), self.demand, waits=())
-            )
+            work = Work(self.index, "train", self.now_s, end_s, round(self.now_s * 1e9), self.demand, waits=waits)
+            if ran is not None and (self.index % 8 == 5 or self.drift.wants_sample):
+                work.profiled = True
+                self.drift.sampled(work, ran)
+            self.ledger.add(work)
             self.now_s, self.index = end_s, self.index + 1
 
 
@@ -202,3 +217,169 @@ def test_short_steps_are_looked_at_by_chance() -> None:
     drifting.rest_s = looked[0] = 0
     enter(100, SHORT_S)
     assert looked[0] == 100
+
+
+# --- what sampled steps show -----------------------------------------------------------------------------------------
+
+FLASH = Ran(
+    {"pytorch_flash::flash_fwd_kernel<0a1b2c3d>": 0.2, "nvjet_tst_128x256_64x4": 0.6}, 0.8, COUNT.hardware_flops
+)
+MATH = Ran({"at::native::softmax_warp_forward": 0.6, "nvjet_tst_128x256_64x4": 0.6}, 1.2, COUNT.hardware_flops)
+
+
+def test_another_kernel_was_chosen() -> None:
+    """The same operators by another kernel: the sampled steps on either side say which, and that it is the cause."""
+    books = Books()
+    books.steps(200, 1.0, ran=FLASH)
+    books.steps(100, 1.4, ran=MATH)
+    [event] = books.told
+    assert event.cause == "configuration_drift"
+    assert event.fingerprint_diff == (
+        "kernels: −pytorch_flash::flash_fwd_kernel<0a1b2c3d> +at::native::softmax_warp_forward",
+    )
+    assert event.evidence[0] == event.fingerprint_diff[0]
+
+
+def test_the_same_kernels_are_no_change() -> None:
+    """Slower by the same kernels, or never sampled at all: nothing of the configuration changed."""
+    for ran in (FLASH, None):
+        books = Books()
+        books.steps(200, 1.0, ran=ran)
+        books.steps(100, 1.4, ran=ran)
+        assert [(event.cause, event.fingerprint_diff) for event in books.told] == [("unknown", ())]
+
+
+def test_a_slower_clock_is_no_other_kernel() -> None:
+    """Heat comes first, whatever kernels run."""
+    gpu = Gpu()
+    books = Books(gpu=gpu)
+    books.steps(256, 1.0, ran=FLASH)
+    gpu.mhz = 1386.0
+    books.steps(100, 1.4, ran=MATH)
+    assert [event.cause for event in books.told] == ["thermal_or_power"]
+
+
+def test_an_alarm_asks_for_a_sample() -> None:
+    """Sampled before the onset and not since: on a process on its own the next step that can be is, and tells."""
+    books = Books(asks=True)
+    books.steps(200, 1.0, ran=FLASH)
+    while not books.drift.wants_sample:
+        books.steps(1, 1.4)
+    books.drift.counted(Work(books.index, "train", 0.0, 1.0, 0, None), COUNT)
+    assert books.told == []
+    books.steps(1, 1.4, ran=MATH)
+    assert not books.drift.wants_sample
+    [event] = books.told
+    assert event.fingerprint_diff[-1].startswith("kernels: −pytorch_flash")
+    # One that never comes is waited for no longer than that.
+    patient = Books(asks=True)
+    patient.steps(200, 1.0, ran=FLASH)
+    patient.steps(120, 1.4)
+    assert [event.cause for event in patient.told] == ["unknown"]
+    assert not patient.drift.wants_sample
+
+
+def test_the_first_sample_changes_no_fingerprint() -> None:
+    """What a run is known by is told once, and is the same whether anything of it is ever sampled."""
+    sink = Sink()
+    for ran in (None, FLASH, MATH):
+        drift = Drifting(Watch(TUNING, Budget()), PEAKS, {"torch": "2"}, telemetry=sink)  # type: ignore[arg-type]
+        if ran is not None:
+            drift.sampled(Work(3, "train", 0.0, 1.0, 0, None), ran)
+        drift.counted(Work(4, "train", 0.0, 1.0, 0, None), COUNT)
+        if ran is not None:
+            drift.sampled(Work(5, "train", 0.0, 1.0, 0, None), ran)
+        drift.counted(Work(8, "train", 0.0, 1.0, 0, None), COUNT)
+    assert len(sink.configured_as) == 3
+    assert len(set(sink.configured_as)) == 1
+
+
+def test_the_hosts_share() -> None:
+    """Steps of 1 s with 0.8 s of work become 1.4 s with as much: what was lost is the host's, all of log(1 / 1.4)."""
+    books = Books(asks=True)
+    books.steps(200, 1.0, ran=FLASH)
+    books.steps(100, 1.4, ran=FLASH)
+    [event] = books.told
+    assert event.parts["host"] == pytest.approx(math.log(1 / 1.4), abs=0.03)
+    assert event.parts["compute"] == pytest.approx(0.0, abs=0.01)
+    # The same time lost by the kernels is not.
+    books = Books(asks=True)
+    books.steps(200, 1.0, ran=FLASH)
+    books.steps(100, 1.4, ran=MATH)
+    [event] = books.told
+    assert event.parts["host"] == pytest.approx(0.0, abs=0.03)
+    assert event.parts["compute"] == pytest.approx(math.log(1 / 1.4), abs=0.03)
+
+
+def test_where_the_hosts_share_is_not_known() -> None:
+    """Without samples, without the loader's waits, or among ranks that nobody heard of: there is no such part."""
+    unsampled, ranks, unwatched = Books(asks=True), Books(), Books(asks=True)
+    for books, ran in ((unsampled, None), (ranks, FLASH), (unwatched, FLASH)):
+        waits = None if books is unwatched else ()
+        books.steps(200, 1.0, ran=ran, waits=waits)
+        books.steps(100, 1.4, ran=ran, waits=waits)
+        [event] = books.told
+        assert "host" not in event.parts
+        assert math.fsum(event.parts.values()) == pytest.approx(math.log(1 / 1.4), abs=0.03)
+    # Ranks that time their exchanges tell it: 0.05 s of them and 0.8 s of work leave 0.15 s, and 0.55 s later.
+    books = Books()
+    books.steps(200, 1.0, exposed_s=0.05, ran=FLASH)
+    books.steps(100, 1.4, exposed_s=0.05, ran=FLASH)
+    [event] = books.told
+    assert event.parts["host"] == pytest.approx(math.log(1 / 1.4), abs=0.03)
+
+
+def test_sampled_waits_for_ranks() -> None:
+    """What a sampled step waited for others is an exchange that was timed, as one of DistributedDataParallel's is."""
+    books = Books()
+    books.steps(200, 1.0, ran=FLASH._replace(exposed_s=0.05))
+    books.steps(100, 1.4, ran=FLASH._replace(exposed_s=0.45))
+    [event] = books.told
+    assert event.cause == "straggler"
+
+
+def test_an_evaluation_is_no_other_configuration() -> None:
+    """The last step that was counted before the onset is an evaluation, which runs other operators: no change."""
+    books = Books(asks=True)
+    again = replace(COUNT, recompute_flops=300, by_dtype={"float32": 600})
+    books.drift.counted(Work(0, "train", 0.0, 1.0, 0, None), COUNT)
+    books.drift.counted(Work(1, "eval", 0.0, 1.0, 0, None), again)
+    books.steps(200, 1.0)
+    while not books.drift.wants_count:
+        books.steps(4, 1.4)
+    books.drift.counted(Work(books.index, "eval", 0.0, 1.0, 0, None), again)
+    assert books.told == []
+    books.drift.counted(Work(books.index, "train", 0.0, 1.0, 0, None), COUNT)
+    assert [(event.cause, event.fingerprint_diff) for event in books.told] == [("unknown", ())]
+
+
+@pytest.mark.parametrize("marks", [{"counting": True}, {"profiled": True}, {"error_type": "ValueError"}])
+def test_steps_that_are_not_judged(marks: dict[str, Any]) -> None:
+    """Two of three steps are counted, profiled or fail, and take five times as long: none of them is in any block."""
+    books = Books()
+    books.steps(200, 1.0)
+    for _ in range(200):
+        for more, duration_s in ((marks, 5.0), (marks, 5.0), ({}, 1.0)):
+            books.index += 1
+            end_s = books.now_s + duration_s * books.generator.uniform(0.99, 1.01)
+            books.ledger.add(Work(books.index, "train", books.now_s, end_s, 0, books.demand, waits=(), **more))
+            books.now_s = end_s
+    assert books.told == []
+    assert books.ledger.summary().steps == 800
+
+
+def test_a_step_that_logs() -> None:
+    """Operators that one of two counted steps ran by the way are no change; one that moves a tenth of the bytes is."""
+    more = (OpCost("aten::mm", "bfloat16", 600, 800, 1), OpCost("aten::_local_scalar_dense", "float32", 0, 4, 1))
+    plain, logs = replace(COUNT, ops=more[:1]), replace(COUNT, ops=more)
+    other = replace(COUNT, ops=(*more[:1], OpCost("aten::sort", "float32", 0, 100, 1)))
+    diffs = []
+    for before, now in ((plain, logs), (logs, plain), (plain, other), (other, plain)):
+        books = Books(asks=True)
+        books.drift.counted(Work(0, "train", 0.0, 1.0, 0, None), before)
+        books.steps(200, 1.0)
+        while not books.drift.wants_count:
+            books.steps(4, 1.4)
+        books.drift.counted(Work(books.index, "train", 0.0, 1.0, 0, None), now)
+        diffs += [event.fingerprint_diff for event in books.told]
+    assert diffs == [(), (), ("operators: +aten::sort",), ("operators: −aten::sort",)]

@@ -11,11 +11,14 @@ from torch.profiler import ProfilerActivity, profile
 
 import mfu_sdk as mfu
 from mfu_sdk import testing
+from mfu_sdk.drift.samples import Ran
 from mfu_sdk.records import Peaks, Rate, StepRecord
 from mfu_sdk.run import opening
 from mfu_sdk.run.clock import CudaClock, HostClock
 from mfu_sdk.run.evidence import Gathered, Worked
+from mfu_sdk.run.kernel_names import canonical
 from mfu_sdk.run.kernel_times import EVERY, FIRST, FIRST_COST_S, MOST_OF_RUN, KernelTimes
+from mfu_sdk.run.op_times import OpTimes
 from mfu_sdk.run.profile import _times
 
 S = 1_000_000_000
@@ -71,11 +74,22 @@ def test_a_trace_becomes_evidence() -> None:
     kernels.start()
     kernels.stop()
     gathered = Gathered(ranks=2)
-    kernels.tell(gathered, 1000)
+    ran = kernels.tell(gathered, 1000)
     assert gathered._worked == Worked(1000, 4.0, 3.0)
+    # By names that are the same in every launch; copies and fills are no kernels.
+    assert ran == Ran(
+        {
+            "nvjet_tst_128x256_64x4": 4.0,
+            "at::native::vectorized_elementwise_kernel": 2.0,
+            "ncclDevKernel_AllReduce_Sum_bf16_RING_LL": 6.0,
+        },
+        worked_s=7.0,
+        hardware_flops=1000,
+        exposed_s=2.0,
+    )
     assert gathered.exchange == (2.0, 2.0)
     # A trace is told once.
-    kernels.tell(gathered, 1000)
+    assert kernels.tell(gathered, 1000) == Ran({}, None, 1000)
     assert gathered._worked.hardware_flops == 1000
 
 
@@ -95,6 +109,12 @@ def test_it_costs_less_than_its_budget() -> None:
     assert not kernels.due(FIRST + EVERY)
     clock.advance(0.02)
     assert kernels.due(FIRST + EVERY)
+    # One that is wanted costs what it costs, and that is on the account.
+    kernels.start()
+    kernels.stop()
+    assert not kernels.due(FIRST + 2 * EVERY)
+    assert kernels.due(FIRST + 2 * EVERY, wanted=True)
+    assert not kernels.due(FIRST + 1, wanted=True)
 
 
 def test_not_beside_a_profiler_of_the_users() -> None:
@@ -173,3 +193,27 @@ def test_a_run_with_profiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares["memory_bound"] == pytest.approx(0.3)
     assert shares["host_gap"] == pytest.approx(0.3)
     assert shares["unexplained"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_processors_kernels_as_torchs_profiler_names_them() -> None:
+    """Operators that are timed have the names that torch's own profiler has for them, canonical as they are."""
+    model = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+    batch = torch.randn(2, 16, 32)
+    model(batch).sum().backward()
+    timed = OpTimes(HostClock())
+    timed.start()
+    model(batch).sum().backward()
+    timed.stop()
+    ran = timed.tell(Gathered(ranks=1), 1000)
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        model(batch).sum().backward()
+    assert profiler.profiler is not None
+    seen = {str(event.name()) for event in profiler.profiler.kineto_results.events()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in ran.kernels
+    # Gradients are stolen where nobody looks, and detached where a mode does.
+    assert set(ran.kernels) <= seen | {"aten::detach"}
+    assert ran.worked_s == pytest.approx(sum(ran.kernels.values()))
+    # And so of every operator there, down to what others call.
+    operators = {name for name in seen if name.startswith("aten::")}
+    assert len(operators) > 20
+    assert {canonical(name) for name in operators} == operators

@@ -29,23 +29,32 @@ def configuration_drift(e: Evidence) -> Verdict | None:
 
 
 def _within(e: Evidence) -> Verdict | None:
-    found = [each for each in e.drifts if each.cause == "configuration_drift" and each.diff and _loss(each) > 0]
+    # Its own process has that cause from what changed, and tells a provider of the cause alone (`export.allowed`).
+    found = [each for each in e.drifts if each.cause == "configuration_drift" and _loss(each) > 0]
     loss = sum(_loss(each) for each in found)
     if loss < MATERIAL_LOSS:
         return None
     worst = max(found, key=_loss)
     changed = "; ".join(worst.diff[:5])
+    what = (
+        f"this changed then: {changed}"
+        if changed
+        else (
+            "something of its configuration changed then, which its owner is told by its own collector "
+            "(mfu.drift.fingerprint.diff)"
+        )
+    )
     return Verdict(
         "configuration_drift",
         min(loss, 1.0),
-        0.95,
+        confidence(*(each is not None for each in (worst.cause, changed or None))),
         {
             "change_of_rate": worst.change,
             "onset_step": float(worst.onset_step),
             "time_share": worst.time_share,
-            "changed": changed,
+            **({"changed": changed} if changed else {}),
         },
-        f"Since step {worst.onset_step:,} the run is {-worst.change:.0%} slower, and this changed then: {changed}. "
+        f"Since step {worst.onset_step:,} the run is {-worst.change:.0%} slower, and {what}. "
         "Undo it, or take it as the new normal by starting the run anew.",
     )
 

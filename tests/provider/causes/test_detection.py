@@ -1,8 +1,11 @@
 """One stream of steps both ways: into the tenant's own watch, and over OTLP and the store to the provider."""
 
+import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 from opentelemetry.sdk.resources import Resource
@@ -12,8 +15,11 @@ from mfu_sdk.drift.account import Asked
 from mfu_sdk.drift.stream import Excursion
 from mfu_sdk.drift.watch import Watch
 from mfu_sdk.export.encode import Envelope, encode
+from mfu_sdk.export.signals import UNSEEN, Signals
 from mfu_sdk.export.spans import Spans
+from mfu_sdk.export.windows import Window as Closed
 from mfu_sdk.export.windows import Windows, sums
+from mfu_sdk.provider.baseline import learnt, reached, to_json
 from mfu_sdk.provider.detection import Detection, Following, Window, window_of
 from mfu_sdk.provider.findings import Findings
 from mfu_sdk.provider.receive.otlp import decode_traces
@@ -64,8 +70,8 @@ def slower(index: int, noise: float) -> dict[str, object]:
     return {"slower": 1.1} if SLOW <= index < BACK else {}
 
 
-def told_by_the_process(records: Sequence[StepRecord]) -> list[Excursion]:
-    watch = Watch()
+def told_by_the_process(records: Sequence[StepRecord], watch: Watch | None = None) -> list[Excursion]:
+    watch = watch or Watch()
     found: list[Excursion] = []
     for each in records:
         if not each.timed:
@@ -85,13 +91,22 @@ def told_by_the_process(records: Sequence[StepRecord]) -> list[Excursion]:
     return found
 
 
-def sent(records: Sequence[StepRecord], tenant: str, run_id: str = "run-1") -> list[SpanRow]:
+def sent(
+    records: Sequence[StepRecord],
+    tenant: str,
+    run_id: str = "run-1",
+    seen: Callable[[Closed], Signals] = lambda _window: UNSEEN,
+    fingerprint: str = "",
+) -> list[SpanRow]:
     """The rows of the windows of `records`, as the exporter makes and the receiver reads them."""
     who = RunIdentity(run_id, 0, "llama", "f1", 0, 0, 1, "NVIDIA H100 80GB HBM3", "NVIDIA", "GPU-1", T0)
     spans, windows = Spans(who), Windows()
     closed = [window for each in records for window in windows.add(each)[1]] + windows.close()
-    resource = Resource({semconv.RUN_ID: run_id, semconv.DIST_RANK: 0, semconv.WORKLOAD_NAME: "llama"})
-    body = Envelope(resource).request([encode(spans.window(window, sums(window.steps))) for window in closed])
+    names = {semconv.RUN_ID: run_id, semconv.WORKLOAD_NAME: "llama", semconv.CONFIG_FINGERPRINT: fingerprint}
+    resource = Resource({semconv.DIST_RANK: 0, **{name: value for name, value in names.items() if value}})
+    body = Envelope(resource).request(
+        [encode(spans.window(window, sums(window.steps), seen(window))) for window in closed]
+    )
     return list(decode_traces(body, "protobuf", tenant, T0 + 10**13).rows)
 
 
@@ -199,6 +214,68 @@ def test_what_changed(tenant: str) -> None:
     assert event.cause == "thermal_or_power"
     event = _only(steps(lambda index, noise: {"slower": 1.2} if index >= SLOW else {}), tenant)
     assert (event.cause, event.fingerprint_diff) == ("unknown", ())
+
+
+def test_how_the_device_was(store: Store, tenant: str) -> None:
+    """Clock and reasons go with the windows, over the wire and through the store, to the verdict."""
+
+    def hot(window: Closed) -> Signals:
+        late = window.steps[0].index >= SLOW
+        return Signals(clock_ratio=0.7 if late else 1.0, throttled=("hardware thermal slowdown",) if late else ())
+
+    records = list(steps(lambda index, noise: {"slower": 1 / 0.7} if index >= SLOW else {}))
+    store.insert_spans(tenant, sent(records, tenant, seen=hot))
+    [event] = found_in(store, tenant)
+    assert event.cause == "thermal_or_power"
+    assert event.evidence[:2] == ("the clock went to 70% of what it was", "hardware thermal slowdown")
+    assert event.parts["clock"] == pytest.approx(math.log(0.7), abs=0.03)
+
+
+def test_the_hosts_share(store: Store, tenant: str) -> None:
+    """Of 0.12 s a step instead of 0.1 the host has all that is new: the split has it where windows tell of it."""
+
+    def host(window: Closed) -> Signals:
+        late = [each.index >= SLOW for each in window.steps]
+        return Signals(comm_s=0.0, skew_s=0.0, host_s=math.fsum(0.03 if each else 0.01 for each in late))
+
+    records = list(steps(lambda index, noise: {"slower": 1.2} if index >= SLOW else {}))
+    for run_id, seen in (("host", host), ("untold", lambda _window: UNSEEN)):
+        store.insert_spans(tenant, sent(records, tenant, run_id, seen))
+    told, untold = found_in(store, tenant)
+    assert told.parts["host"] == pytest.approx(math.log(1 / 1.2), abs=0.02)
+    assert "host" not in untold.parts
+    assert math.fsum(told.parts.values()) == pytest.approx(math.fsum(untold.parts.values()), abs=1e-9)
+
+
+def test_a_fleets_baseline(store: Store, tenant: str) -> None:
+    """What is served of three runs of a configuration is what these have learnt, and a fourth can begin with it.
+
+    One that was too short has learnt nothing, and another tenant is told of none.
+    """
+    fingerprint, span = "0123456789abcdef", Range(T0, T0 + 10**13)
+    own: list[Watch] = []
+    for number, length in enumerate((2300, 2300, 2300, 400)):
+        records = list(islice(steps(lambda _index, _noise, by=number: {"slower": 1 + 0.01 * by}), length))
+        store.insert_spans(tenant, sent(records, tenant, f"run-{number}", fingerprint=fingerprint))
+        own.append(Watch())
+        assert told_by_the_process(records, own[-1]) == []
+    served = json.loads(
+        to_json(fingerprint, reached(store, fingerprint, span, tenant), learnt(store, fingerprint, span, tenant))
+    )
+    assert (len(served["runs"]), served["version"]) == (3, json.loads(own[0].state())["version"])
+    assert learnt(store, fingerprint, span, "another") == ()
+    # They ran side by side, and none of them is the latest: the slowest last.
+    by_level = sorted(served["runs"], key=lambda run: -run[0][2]["levels"]["flop_rate"]["middle"])
+    for watch, run in zip(own, by_level, strict=False):
+        [[phase, load, baseline]], [[_, _, told]] = watch.baselines(), run
+        assert (phase, load) == ("train", None)
+        for measure in ("flop_rate", "token_rate"):
+            assert told["levels"][measure] == pytest.approx(baseline["levels"][measure], abs=1e-4)
+    for slowly, found in ((1.01, 0), (1.15, 1)):
+        warm = Watch()
+        assert warm.warm(served["runs"])
+        fourth = list(islice(steps(lambda _index, _noise, by=slowly: {"slower": by}), 400))
+        assert len(told_by_the_process(fourth, warm)) == found
 
 
 def test_lengths_that_differ(tenant: str) -> None:

@@ -268,7 +268,11 @@ def test_drift_within(train: Make) -> None:
     assert "4,096" in found.remedy
     assert causes_of(train(drifts=(_drift(-0.1, 0.5),))) == ["configuration_drift"]
     assert causes_of(train(drifts=(_drift(-0.1, 0.499),))) == []
-    assert causes_of(train(drifts=(_drift(-0.3, 1.0, diff=()),))) == []
+    # A provider is not told what changed, but that it did.
+    untold = only(train(drifts=(_drift(-0.3, 1.0, diff=()),)))
+    assert (untold.cause, untold.confidence) == ("configuration_drift", 0.725)
+    assert "which its owner is told" in untold.remedy
+    assert "changed" not in untold.evidence
     for other in ("thermal_or_power", "straggler", "input_bound", "load", "unknown"):
         assert causes_of(train(drifts=(_drift(-0.3, 1.0, other),))) == []
 
