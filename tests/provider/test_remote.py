@@ -41,7 +41,7 @@ HOUR = 3600 * 10**9
 FRONT = Path(__file__).parent / "clickhouse_front.py"
 PASSWORD = "p@ss:word/ü"
 ACCESS = {"CLICKHOUSE_USER": "mfu", "CLICKHOUSE_PASSWORD": PASSWORD}
-SCOPE: dict[str, Any] = {"since": T0 + 7, "until": T0 + 5 * HOUR - 7, "everyone": 1, "tenant": ""}
+SCOPE: dict[str, Any] = {"since": T0 + 7, "until": T0 + 5 * HOUR - 7, "everyone": 0}
 
 
 class Door:
@@ -135,16 +135,17 @@ def test_two_daemons_migrate_once(remote: Store) -> None:
 
 
 @pytest.fixture(scope="module")
-def filled(store: Store, remote: Store) -> Callable[..., None]:
-    """Puts the same spans and points into both, once for the module."""
-    done: list[bool] = []
+def filled(store: Store, remote: Store) -> Callable[..., str]:
+    """Puts the same spans and points into both, once for the module, and says of which tenant they are."""
+    done: list[str] = []
 
-    def fill(tenant: str, spans: list[SpanRow], points: Callable[[str], tuple[PointRow, ...]]) -> None:
+    def fill(tenant: str, spans: list[SpanRow], points: Callable[[str], tuple[PointRow, ...]]) -> str:
         if not done:
-            done.append(True)
+            done.append(tenant)
             for each in (store, remote):
                 assert each.insert_spans(tenant, spans) == len(spans)
                 each.insert_points(points(f"provider:{tenant}"))
+        return done[0]
 
     return fill
 
@@ -159,33 +160,41 @@ def in_order(rows: list[Row]) -> list[str]:
 def both(
     store: Store,
     remote: Store,
-    filled: Callable[..., None],
+    filled: Callable[..., str],
     tenant: str,
     spans_of_a_fleet: list[SpanRow],
     points_of_a_fleet: Callable[[str], tuple[PointRow, ...]],
-) -> tuple[Store, Store]:
-    """The store in process and the one over HTTP, with the same telemetry."""
-    filled(tenant, spans_of_a_fleet, points_of_a_fleet)
-    return store, remote
+) -> tuple[Store, Store, str]:
+    """The store in process, the one over HTTP, and the tenant whose telemetry is in both."""
+    return store, remote, filled(tenant, spans_of_a_fleet, points_of_a_fleet)
 
 
 @pytest.mark.parametrize("reading", sorted(get_args(Reading)))
-def test_readings_are_equal(both: tuple[Store, Store], reading: Reading) -> None:
+def test_readings_are_equal(both: tuple[Store, Store, str], reading: Reading) -> None:
     """Every query of sql/read finds over HTTP what it finds in process."""
     text = (schema.SQL / "read" / f"{reading}.sql").read_text("utf-8")
-    asked = {**SCOPE, "bucket_s": 3600, "fingerprint": "00000000000000ff", "run_id": "run-0", "host": "node-1"}
+    asked = {
+        **SCOPE,
+        "tenant": both[2],
+        "bucket_s": 3600,
+        "fingerprint": "00000000000000ff",
+        "run_id": "run-0",
+        "host": "node-1",
+    }
     asked |= {"keys": ["GPU-0"], "shares": ["1"], "since_ns": [str(SCOPE["since"])], "until_ns": [str(SCOPE["until"])]}
     asked |= {"first": "2026-05-28", "last": "2026-05-29"}
     asked = {key: value for key, value in asked.items() if f"{{{key}:" in text}
-    one, two = (each.read(reading, **asked) for each in both)
+    one, two = (each.read(reading, **asked) for each in both[:2])
     assert in_order(one) == in_order(two)
     assert one or reading in ("witnessed", "findings", "finding_states", "judged_days")
 
 
 @pytest.mark.parametrize("hours", [1, 5])
-def test_reports_and_pages_are_equal(both: tuple[Store, Store], page_of: Callable[[Report], str], hours: int) -> None:
+def test_reports_and_pages_are_equal(
+    both: tuple[Store, Store, str], page_of: Callable[[Report], str], hours: int
+) -> None:
     """The report, its six questions, and the page are the same."""
-    one, two = (report.build(each, Range(T0, T0 + hours * HOUR), None) for each in both)
+    one, two = (report.build(each, Range(T0, T0 + 5 * HOUR), None) for each in both[:2])
     assert one.fleet.model_flop
     assert report.to_json(one) == report.to_json(two)
     assert page_of(one) == page_of(two)
@@ -221,19 +230,29 @@ def counted(store: Store, tenant: str) -> list[int]:
 
 
 @pytest.mark.parametrize("fault", ["lose", "refuse"])
-def test_lost_answers(door: Door, remote: Store, tenant: str, window: Make, fault: str) -> None:
-    """An insert whose answer is lost, twice, is sent again and counted once, in the spans and in every sum."""
+def test_lost_answers(
+    door: Door,
+    remote: Store,
+    tenant: str,
+    window: Make,
+    points_of_a_fleet: Callable[[str], tuple[PointRow, ...]],
+    fault: str,
+) -> None:
+    """An insert whose answer is lost, twice, is sent again and counted once, in rows and in whatever is summed of them."""
     before = len(door.tell(**{fault: 2}))
     assert remote.insert_spans(tenant, [window(0), window(30)]) == 2
     assert len(door.tell()) - before == (3 if fault == "lose" else 1)
     assert counted(remote, tenant) == [2, 2, 2, 2]
-    door.tell(**{fault: 2})
-    named = {"ResourceAttributes": {semconv.TENANT_ID: tenant}, "MetricName": "mfu.utilization", "Value": 0.25}
-    remote.insert_points([PointRow("gauge", named)])
-    of_tenant = (
-        "SELECT count() AS n FROM otel.otel_metrics_gauge WHERE ResourceAttributes['mfu.tenant.id'] = {t:String}"
+    points = points_of_a_fleet(f"provider:{tenant}")
+    summed = (
+        "SELECT (SELECT sum(tensor_n) FROM otel.mfu_gpus_5m), (SELECT sum(arraySum(fives.2)) FROM otel.mfu_gpus_1h)"
     )
-    assert remote.query(of_tenant, t=tenant) == [{"n": 1}]
+    [[five, hour]] = [row.values() for row in remote.query(summed)]
+    door.tell(**{fault: 2})
+    remote.insert_points(points)
+    told = sum(point.columns["MetricName"] == "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" for point in points)
+    assert told > 100
+    assert [list(row.values()) for row in remote.query(summed)] == [[five + told, hour + told]]
 
 
 def test_no_answer_is_no_acknowledgement(door: Door, remote: Store, tenant: str, window: Make) -> None:
@@ -339,6 +358,7 @@ def asked_of(url: str, body: bytes | None = None) -> tuple[int, Any, bytes]:
             return error.code, error.headers, error.read()
 
 
+@pytest.mark.slow
 def test_daemon_outlives_its_server(tmp_path: Path) -> None:
     """Accepted is stored; while the server is away senders are told to keep what they have and readers are told why.
 

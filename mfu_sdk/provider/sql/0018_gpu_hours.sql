@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS otel.mfu_gpus_1h (
 ) ENGINE = AggregatingMergeTree
 PARTITION BY toDate(ts)
 ORDER BY (host, gpu, slice, profile, gpu_type, ts)
-SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 1000;
 
 -- Emptied first, so that it may be run again.
 TRUNCATE TABLE otel.mfu_gpus_1h;
