@@ -49,7 +49,7 @@ _SPAN_SUMS: Final = "mfu_span_sums"
 _FILLS: Final = (
     (("mfu_sums_1h", "mfu_sums_5m"), "five_minutes"),
     (("mfu_counting_1h",), "counting"),
-    (("mfu_gpus_1h",), "gpu_hours"),
+    ((), "gpu_hours"),
 )
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from mfu_sdk.errors import StoreError
+from mfu_sdk.guard import log
 from mfu_sdk.provider import schema
 from mfu_sdk.provider.embedded import Embedded, is_store
 from mfu_sdk.provider.engine import Apart, Engine, Parameter, QueryError, Row
@@ -28,6 +29,10 @@ __all__ = [
     "Address", "LogRow", "Parameter", "PointRow", "Reading", "Row", "SpanEvent", "SpanLink", "SpanRow", "Store",
     "Table", "is_store", "timestamp",
 ]  # fmt: skip
+
+_LATE_DAYS: Final = 14
+"""How late what exporters tell may come to be in the hours."""
+_ALL_DAYS: Final = 20_000
 
 Place = str | os.PathLike[str] | Address
 """Where a store lies: a directory, or a ClickHouse server."""
@@ -113,6 +118,7 @@ class Store:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._closed = False
+        self._today = datetime.now(UTC).date()
         self._writer: Engine = Remote(place) if isinstance(place, Address) else Embedded.open(Path(place))
         self.name = self._writer.name
         """What messages call it: the directory, or the server's address without credentials."""
@@ -150,6 +156,7 @@ class Store:
         with self._write_lock:
             for table, columns in tables.items():
                 self._insert(table, columns)
+            self._when_a_day_is_over()
 
     def insert_logs(self, rows: Iterable[LogRow]) -> None:
         """Store log records. When it returns they are on disk."""
@@ -265,6 +272,7 @@ class Store:
                 )
             # Whoever else writes to it is at today's sums meanwhile.
             self._reconcile(today=bool(newer) or not self._writer.shared)
+            self._make_gpu_hours(days=_ALL_DAYS if newer else _LATE_DAYS)
 
     def _applied(self) -> int:
         [row] = self._writer.query("SELECT max(version) AS version FROM otel.mfu_migrations")
@@ -308,6 +316,22 @@ class Store:
                 self._sum_again(row["day"], ("mfu_sums_1h",), "hours")
             if row["spans"] != row["counting"]:
                 self._sum_again(row["day"], ("mfu_counting_1h",), "counting")
+
+    def _when_a_day_is_over(self) -> None:
+        today = datetime.now(UTC).date()
+        if today == self._today:
+            return
+        self._today = today
+        try:
+            self._make_gpu_hours(days=_LATE_DAYS)
+        except StoreError as error:
+            # What was to be stored is; until the hours are made, the five minutes are read.
+            log.error("mfu_sdk: hours of GPUs were not made: %s", error)
+
+    def _make_gpu_hours(self, *, days: int) -> None:
+        """Make the hours of exporters' GPUs of days that are over, where five minutes tell more than they."""
+        for row in self._writer.query(schema.fill("open_gpu_days"), {"days": days}):
+            self._writer.query(schema.fill("gpu_hours"), {"first": row["day"], "last": row["day"]})
 
     def _sum_again(self, day: str, tables: Iterable[str], fill: str) -> None:
         for table in tables:

@@ -4,7 +4,8 @@
 -- `x_weighted` is Σ mean × seconds; `held` sums count the part that somebody held, by the stretches that are given (of
 -- one GPU, or of a host with a share). `untold` sums are over hours in which the GPU sent no steps of its own.
 -- tensor × clock is multiplied by five minutes: within them the two are not correlated by anything known. An hour is
--- summed before it is held against the stretches, unless one begins or ends inside of it.
+-- summed before it is held against the stretches, unless one begins or ends inside of it; of days that are over it lies
+-- summed in mfu_gpus_1h.
 WITH
     given AS (
         SELECT each.1 AS key, toInt64(each.2) AS since_ns, toInt64(each.3) AS until_ns, toFloat64(each.4) AS share
@@ -18,6 +19,24 @@ WITH
         SELECT DISTINCT key, intDiv(edge_ns, 3600000000000) AS hour
         FROM (SELECT key, arrayJoin([since_ns, until_ns]) AS edge_ns FROM given)
         WHERE edge_ns % 3600000000000 != 0
+    ),
+    -- Hours of which five minutes are told apart: a stretch, or the range itself, begins or ends within.
+    cut AS (
+        SELECT toDateTime(hour * 3600, 'UTC') AS ts FROM edges
+        UNION DISTINCT
+        SELECT arrayJoin(arrayMap(at -> toDateTime(intDiv(at, 3600000000000) * 3600, 'UTC'),
+            arrayFilter(at -> at % 3600000000000 != 0, [{since:Int64}, {until:Int64}])))
+    ),
+    -- Days that mfu_gpus_1h holds, and those of which there are five minutes still.
+    made AS (
+        SELECT DISTINCT toDate(ts) AS day FROM otel.mfu_gpus_1h
+        WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 3600, 'UTC')
+            AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
+    ),
+    whole AS (
+        SELECT DISTINCT toDate(ts) AS day FROM otel.mfu_gpus_5m
+        WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 300, 'UTC')
+            AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
     ),
     stretches AS (
         SELECT key, day, groupArray((since_ns, until_ns, share)) AS spans
@@ -58,7 +77,7 @@ SELECT
     sum(xids) AS xid_samples, sum(doubles) AS double_samples, sum(singles) AS single_samples
 FROM (
     SELECT
-        slots.* EXCEPT (high, day, hour, busy),
+        slots.* EXCEPT (high, day, hour),
         least(1, arraySum(s -> greatest(0, least(s.2, high) - greatest(s.1, low)) * s.3, named.spans) / (high - low))
             AS by_name,
         least(1, arraySum(s -> greatest(0, least(s.2, high) - greatest(s.1, low)) * s.3, hosts.spans) / (high - low))
@@ -68,65 +87,50 @@ FROM (
             AND (concat('host:', host), toUInt32(hour)) NOT IN (SELECT key, toUInt32(hour) FROM told) AS untold
     FROM (
         SELECT
-            host, gpu, slice, profile, gpu_type, intDiv(toUnixTimestamp(ts), 3600) AS hour,
-            toUInt32(intDiv(hour, 24)) AS day,
-            arrayMap((u_n, u, e_n, e) -> if(u_n > 0, u / u_n, if(e_n > 0, e / e_n, 0)) >= 0.9,
-                fives.6, fives.7, fives.4, fives.5) AS busy,
-            (toInt64(hour) * 12 + fives.1[1]) * 300000000000 AS low,
-            (toInt64(hour) * 12 + fives.1[-1] + 1) * 300000000000 AS high,
-            300. * length(fives.1) AS secs,
-            300 * arraySum((n, x) -> if(n > 0, x / n, 0), fives.6, fives.7) AS util_w,
-            300. * arrayCount(n -> n > 0, fives.6) AS util_t,
-            300 * arraySum((n, x) -> if(n > 0, x / n, 0), fives.4, fives.5) AS engine_w,
-            300. * arrayCount(n -> n > 0, fives.4) AS engine_t,
-            300 * arraySum((n, x) -> if(n > 0, x / n, 0), fives.2, fives.3) AS tensor_w,
-            300. * arrayCount(n -> n > 0, fives.2) AS tensor_t,
-            300 * arraySum((n, x, c_n, c) -> if(n > 0 AND c_n > 0, x / n * c / c_n, 0),
-                fives.2, fives.3, fives.8, fives.9) AS both_w,
-            300. * arrayCount((n, c_n) -> n > 0 AND c_n > 0, fives.2, fives.8) AS both_t,
-            300 * arraySum((b, n, x) -> if(b AND n > 0, x / n, 0), busy, fives.8, fives.9) AS busy_w,
-            300. * arrayCount((b, n) -> b AND n > 0, busy, fives.8) AS busy_t,
-            300 * arraySum((n, x) -> if(n > 0, x / n, 0), fives.10, fives.11) AS power_w,
-            300. * arrayCount(n -> n > 0, fives.10) AS power_t,
-            arraySum(fives.12) AS xids, arraySum(fives.13) AS doubles, arraySum(fives.14) AS singles
-        FROM otel.mfu_gpus_1h FINAL
-        WHERE toInt64(toUnixTimestamp(ts)) * 1000000000 >= {since:Int64}
-            AND (toInt64(toUnixTimestamp(ts)) + 3600) * 1000000000 <= {until:Int64}
-            AND (gpu, intDiv(toUnixTimestamp(ts), 3600)) NOT IN (SELECT key, toUInt32(hour) FROM edges)
-            AND (concat('host:', host), intDiv(toUnixTimestamp(ts), 3600)) NOT IN (SELECT key, toUInt32(hour) FROM edges)
-        UNION ALL
-        SELECT
-            host, gpu, slice, profile, gpu_type, hour, toUInt32(intDiv(hour, 24)) AS day, [] AS busy,
-            greatest(start_ns, {since:Int64}) AS low, least(start_ns + 300000000000, {until:Int64}) AS high,
-            (high - low) / 1e9 AS secs,
-            if(util_n > 0, secs * util / util_n, 0) AS util_w, secs * (util_n > 0) AS util_t,
-            if(engine_n > 0, secs * engine / engine_n, 0) AS engine_w, secs * (engine_n > 0) AS engine_t,
-            if(tensor_n > 0, secs * tensor / tensor_n, 0) AS tensor_w, secs * (tensor_n > 0) AS tensor_t,
-            if(tensor_n > 0 AND clock_n > 0, secs * tensor / tensor_n * clock / clock_n, 0) AS both_w,
-            secs * (tensor_n > 0 AND clock_n > 0) AS both_t,
-            if(is_busy AND clock_n > 0, secs * clock / clock_n, 0) AS busy_w, secs * (is_busy AND clock_n > 0) AS busy_t,
-            if(power_n > 0, secs * power / power_n, 0) AS power_w, secs * (power_n > 0) AS power_t,
-            xid_n AS xids, double_n AS doubles, single_n AS singles
+            host, gpu, slice, profile, gpu_type, hour, toUInt32(intDiv(hour, 24)) AS day,
+            if((gpu, hour) IN (SELECT key, hour FROM edges) OR (concat('host:', host), hour) IN (SELECT key, hour FROM edges),
+                start_ns, 0) AS part,
+            min(greatest(start_ns, {since:Int64})) AS low, max(least(start_ns + 300000000000, {until:Int64})) AS high,
+            sum(t) AS secs,
+            sumIf(t * util / util_n, util_n > 0) AS util_w, sumIf(t, util_n > 0) AS util_t,
+            sumIf(t * engine / engine_n, engine_n > 0) AS engine_w, sumIf(t, engine_n > 0) AS engine_t,
+            sumIf(t * tensor / tensor_n, tensor_n > 0) AS tensor_w, sumIf(t, tensor_n > 0) AS tensor_t,
+            sumIf(t * tensor / tensor_n * clock / clock_n, tensor_n > 0 AND clock_n > 0) AS both_w,
+            sumIf(t, tensor_n > 0 AND clock_n > 0) AS both_t,
+            sumIf(t * clock / clock_n, busy AND clock_n > 0) AS busy_w, sumIf(t, busy AND clock_n > 0) AS busy_t,
+            sumIf(t * power / power_n, power_n > 0) AS power_w, sumIf(t, power_n > 0) AS power_t,
+            sum(xid_n) AS xids, sum(double_n) AS doubles, sum(single_n) AS singles
         FROM (
             SELECT
-                host, gpu, slice, profile, gpu_type, intDiv(toUnixTimestamp(ts), 3600) AS hour,
-                (toInt64(hour) * 12 + slot) * 300000000000 AS start_ns,
-                if(util_n > 0, util / util_n, if(engine_n > 0, engine / engine_n, 0)) >= 0.9 AS is_busy,
-                tensor_n, tensor, engine_n, engine, util_n, util, clock_n, clock, power_n, power, xid_n, double_n, single_n
-            FROM otel.mfu_gpus_1h FINAL
-            ARRAY JOIN
-                fives.1 AS slot, fives.2 AS tensor_n, fives.3 AS tensor, fives.4 AS engine_n, fives.5 AS engine,
-                fives.6 AS util_n, fives.7 AS util, fives.8 AS clock_n, fives.9 AS clock, fives.10 AS power_n,
-                fives.11 AS power, fives.12 AS xid_n, fives.13 AS double_n, fives.14 AS single_n
-            WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 3600, 'UTC')
+                *, toInt64(toUnixTimestamp(ts)) * 1000000000 AS start_ns, intDiv(start_ns, 3600000000000) AS hour,
+                (least(start_ns + 300000000000, {until:Int64}) - greatest(start_ns, {since:Int64})) / 1e9 AS t,
+                if(util_n > 0, util / util_n, if(engine_n > 0, engine / engine_n, 0)) >= 0.9 AS busy
+            FROM otel.mfu_gpus_5m FINAL
+            WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 300, 'UTC')
                 AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
-                AND (toInt64(toUnixTimestamp(ts)) * 1000000000 < {since:Int64}
-                    OR (toInt64(toUnixTimestamp(ts)) + 3600) * 1000000000 > {until:Int64}
-                    OR (gpu, intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
-                    OR (concat('host:', host), intDiv(toUnixTimestamp(ts), 3600))
-                        IN (SELECT key, toUInt32(hour) FROM edges))
+                AND (toDate(ts) NOT IN (SELECT day FROM made) OR (toStartOfHour(ts, 'UTC') IN (SELECT ts FROM cut) AND (
+                    (gpu, intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                    OR (concat('host:', host), intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                    OR intDiv(toUnixTimestamp(ts), 3600) * 3600000000000 < {since:Int64}
+                    OR (intDiv(toUnixTimestamp(ts), 3600) + 1) * 3600000000000 > {until:Int64})))
         )
-        WHERE start_ns < {until:Int64} AND start_ns + 300000000000 > {since:Int64}
+        GROUP BY host, gpu, slice, profile, gpu_type, hour, part
+        UNION ALL
+        SELECT
+            host, gpu, slice, profile, gpu_type, toInt64(intDiv(toUnixTimestamp(ts), 3600)) AS hour,
+            toUInt32(intDiv(hour, 24)) AS day, 0 AS part,
+            toInt64(toUnixTimestamp(first)) * 1000000000 AS low, toInt64(toUnixTimestamp(last)) * 1000000000 AS high,
+            secs, util_w, util_s AS util_t, engine_w, engine_s AS engine_t, tensor_w, tensor_s AS tensor_t,
+            both_w, both_s AS both_t, busy_w, busy_s AS busy_t, power_w, power_s AS power_t,
+            xid_n AS xids, double_n AS doubles, single_n AS singles
+        FROM otel.mfu_gpus_1h FINAL
+        WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 3600, 'UTC')
+            AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
+            AND (toDate(ts) NOT IN (SELECT day FROM whole) OR ts NOT IN (SELECT ts FROM cut) OR NOT (
+                (gpu, intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                OR (concat('host:', host), intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                OR intDiv(toUnixTimestamp(ts), 3600) * 3600000000000 < {since:Int64}
+                OR (intDiv(toUnixTimestamp(ts), 3600) + 1) * 3600000000000 > {until:Int64}))
     ) AS slots
     LEFT JOIN stretches AS named ON named.key = slots.gpu AND named.day = slots.day
     LEFT JOIN stretches AS hosts ON hosts.key = concat('host:', slots.host) AND hosts.day = slots.day
