@@ -11,7 +11,7 @@ in memory: a server needs no schema of protobuf and no tables in its memory, and
 import os
 import re
 import socket
-import time
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,8 +46,9 @@ _AS_TEXT: Final = "SELECT toString(groupUniqArray(TraceId)) AS traces FROM ($tra
 _LOCKED: Final = "57"
 """Its code for a table that is there already."""
 
-_WAIT_S: Final = 60.0
-_LOCK_S: Final = 3600
+_WAITS: Final = 300
+_PLAIN: Final = str.maketrans("", "", "\\'")
+_LOCK_S: Final = 1800
 """A lock that is older than this belongs to nobody: no migration takes as long."""
 
 _SETTINGS: Final = {
@@ -115,6 +116,7 @@ class Remote(Engine):
             retries=urllib3.Retry(connect=1, read=0, redirect=0, status=0, other=0, backoff_factor=_PAUSE_S),
         )
         self._apart: list[_Here] = []
+        self._closing = threading.Event()
 
     def fetch(self, sql: str, form: str, parameters: Mapping[str, Parameter]) -> bytes:
         """See `Engine`."""
@@ -149,7 +151,7 @@ class Remote(Engine):
             except StoreAwayError:
                 if tried == _TRIES:
                     raise
-                time.sleep(_PAUSE_S)
+                self._closing.wait(_PAUSE_S)
             else:
                 return
 
@@ -166,13 +168,14 @@ class Remote(Engine):
     @contextmanager
     def alone(self) -> Iterator[None]:
         """See `Engine`: a table is the lock, since a server makes it once only and drops it with nobody's process."""
-        until = time.monotonic() + _WAIT_S
-        while not self._locked():
-            if time.monotonic() > until:
-                raise StoreError(
-                    f"{self.name}: another `mfu serve` is changing the schema; wait, or drop otel.mfu_lock if none is"
-                )
-            time.sleep(_PAUSE_S)
+        for _ in range(_WAITS):
+            if self._locked():
+                break
+            self._closing.wait(_PAUSE_S)
+        else:
+            raise StoreError(
+                f"{self.name}: another `mfu serve` is changing the schema; wait, or drop otel.mfu_lock if none is"
+            )
         try:
             yield
         finally:
@@ -180,23 +183,24 @@ class Remote(Engine):
 
     def close(self) -> None:
         """See `Engine`."""
+        self._closing.set()
         for here in self._apart:
             here.close()
         self._pool.clear()
 
     def _locked(self) -> bool:
-        whose = f"{socket.gethostname()} {os.getpid()}".replace("\\", "").replace("'", "")
+        ours = f"{socket.gethostname()} {os.getpid()}".translate(_PLAIN)
         try:
-            self.query(f"CREATE TABLE otel.mfu_lock (x UInt8) ENGINE = Memory COMMENT '{whose}'")
+            self.query(f"CREATE TABLE otel.mfu_lock (x UInt8) ENGINE = Memory COMMENT '{ours}'")
         except QueryError as error:
             if f"code {_LOCKED}:" not in str(error):
                 raise
-            old = self.query(
-                "SELECT 1 AS old FROM system.tables WHERE database = 'otel' AND name = 'mfu_lock'"
-                " AND metadata_modification_time < now() - {lock_s:UInt32}",
+            held = self.query(
+                "SELECT comment, metadata_modification_time < now() - {lock_s:UInt32} AS is_old"
+                " FROM system.tables WHERE database = 'otel' AND name = 'mfu_lock'",
                 {"lock_s": _LOCK_S},
             )
-            if old:
+            if held and (held[0]["is_old"] or _left_behind(held[0]["comment"], ours)):
                 self.query("DROP TABLE IF EXISTS otel.mfu_lock")
             return False
         return True
@@ -266,6 +270,20 @@ class _Here(Apart):
     def close(self) -> None:
         """End it."""
         self._memory.close()
+
+
+def _left_behind(theirs: str, ours: str) -> bool:
+    """Whether a lock is of a process of this machine that is no more."""
+    host, _, pid = theirs.rpartition(" ")
+    if host != ours.rpartition(" ")[0] or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _written_in(sql: str, name: str, text: str) -> str:

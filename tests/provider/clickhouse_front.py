@@ -84,7 +84,7 @@ class Front(BaseHTTPRequestHandler):
         return self.answer(200, data, {"X-ClickHouse-Summary": summary})
 
     def run(self, given: dict[str, str], insert: re.Match[str] | None, body: bytes) -> tuple[bytes, int]:
-        session: Any = Session(self.place)
+        session: Any = Session(self.place)  # type: ignore[no-untyped-call]  # chDB ships no types
         try:
             if database := given.get("database"):
                 session.query(f"USE `{database}`")
@@ -132,7 +132,7 @@ class Front(BaseHTTPRequestHandler):
 def main() -> None:
     """Serve until killed; the port is printed once it listens."""
     Front.place = sys.argv[1]
-    kept: Any = Session(Front.place)
+    kept: Any = Session(Front.place)  # type: ignore[no-untyped-call]  # chDB ships no types
     kept.query("SELECT 1")
     front = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2]) if len(sys.argv) > 2 else 0), Front)
     front.daemon_threads = True

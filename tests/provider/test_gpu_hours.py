@@ -102,7 +102,7 @@ def test_by_hand(store: Store, told: tuple[PointRow, ...]) -> None:
 def test_late_samples(store: Store, told: tuple[PointRow, ...], by_fives: Callable[..., list[Row]]) -> None:
     """A day's hours are made again where samples came late, by whoever stores the next points on another day."""
     store._make_gpu_hours(days=EVER)
-    asked = (T0, T0 + 3 * HOUR, [])
+    asked: tuple[int, int, list[tuple[str, int, int, float]]] = (T0, T0 + 3 * HOUR, [])
     before = read(store, *asked)
     late = [
         replace(point, columns={**point.columns, "TimeUnix": timestamp(T0 + 45 * MINUTE), "Value": 1.0})

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -131,6 +132,14 @@ def test_two_daemons_migrate_once(remote: Store) -> None:
     assert remote.query("SELECT name FROM system.tables WHERE name = 'mfu_lock'") == []
 
 
+def test_lock_of_the_dead(door: Door, remote: Store) -> None:
+    """A lock that a process of this machine left behind when it was killed holds nobody up."""
+    dead = f"{socket.gethostname()} {2**22 + 1}"
+    remote._writer.query(f"CREATE TABLE otel.mfu_lock (x UInt8) ENGINE = Memory COMMENT '{dead}'")
+    Store(door.address).close()
+    assert remote.query("SELECT name FROM system.tables WHERE name = 'mfu_lock'") == []
+
+
 # --- the same answers ------------------------------------------------------------------------------------------------
 
 
@@ -189,10 +198,8 @@ def test_readings_are_equal(both: tuple[Store, Store, str], reading: Reading) ->
     assert one or reading in ("witnessed", "findings", "finding_states", "judged_days")
 
 
-@pytest.mark.parametrize("hours", [1, 5])
-def test_reports_and_pages_are_equal(
-    both: tuple[Store, Store, str], page_of: Callable[[Report], str], hours: int
-) -> None:
+@pytest.mark.slow
+def test_reports_and_pages_are_equal(both: tuple[Store, Store, str], page_of: Callable[[Report], str]) -> None:
     """The report, its six questions, and the page are the same."""
     one, two = (report.build(each, Range(T0, T0 + 5 * HOUR), None) for each in both[:2])
     assert one.fleet.model_flop
@@ -238,21 +245,19 @@ def test_lost_answers(
     points_of_a_fleet: Callable[[str], tuple[PointRow, ...]],
     fault: str,
 ) -> None:
-    """An insert whose answer is lost, twice, is sent again and counted once, in rows and in whatever is summed of them."""
+    """An insert whose answer is lost, twice, is sent again and counted once, in rows and in what is summed of them."""
     before = len(door.tell(**{fault: 2}))
     assert remote.insert_spans(tenant, [window(0), window(30)]) == 2
     assert len(door.tell()) - before == (3 if fault == "lose" else 1)
     assert counted(remote, tenant) == [2, 2, 2, 2]
     points = points_of_a_fleet(f"provider:{tenant}")
-    summed = (
-        "SELECT (SELECT sum(tensor_n) FROM otel.mfu_gpus_5m), (SELECT sum(arraySum(fives.2)) FROM otel.mfu_gpus_1h)"
-    )
-    [[five, hour]] = [row.values() for row in remote.query(summed)]
+    summed = "SELECT sum(tensor_n) AS n FROM otel.mfu_gpus_5m"
+    [first] = remote.query(summed)
     door.tell(**{fault: 2})
     remote.insert_points(points)
     told = sum(point.columns["MetricName"] == "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE" for point in points)
     assert told > 100
-    assert remote.query(summed) == [{"n": before_them["n"] + told}]
+    assert remote.query(summed) == [{"n": first["n"] + told}]
 
 
 def test_no_answer_is_no_acknowledgement(door: Door, remote: Store, tenant: str, window: Make) -> None:
@@ -314,6 +319,7 @@ def test_addresses(url: str, environment: dict[str, str], expected: Address) -> 
     assert parse_address(url, environment) == expected
 
 
+@pytest.mark.slow
 def test_report_changes_nothing(door: Door, remote: Store) -> None:
     """`mfu report --clickhouse` reads, and neither migrates a server nor reads one of another version."""
     asked = ["report", "--clickhouse", door.url, "--since", "2026-05-28T00:00:00Z", "--format", "json"]
@@ -345,7 +351,7 @@ def request_of(numbers: range, start_unix_ns: int) -> bytes:
             end_time_unix_nano=start_unix_ns + 10**9,
         )
         window.attributes.add(key=semconv.MODEL_FLOP).value.double_value = 1.0
-    return made.SerializeToString()
+    return bytes(made.SerializeToString())
 
 
 def asked_of(url: str, body: bytes | None = None) -> tuple[int, Any, bytes]:
