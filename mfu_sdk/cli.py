@@ -193,7 +193,7 @@ def report(
     reports = _provider("report")
 
     if sum(given is not None for given in (data, clickhouse, url)) != 1:
-        raise ConfigurationError("mfu report: needs either --data DIR or --url URL or --clickhouse URL, and no more")
+        raise ConfigurationError("mfu report: needs either --data DIR or --url URL (or --clickhouse URL), and not both")
     if url is not None and (prices or inventory):
         raise ConfigurationError(
             "--prices, --inventory: go with --data or --clickhouse; the provider at --url has books of its own"

@@ -319,6 +319,16 @@ def test_addresses(url: str, environment: dict[str, str], expected: Address) -> 
     assert parse_address(url, environment) == expected
 
 
+@pytest.mark.parametrize("places", [[], ["--data", "store", "--clickhouse", "http://h"]], ids=["none", "both"])
+def test_one_place(places: list[str]) -> None:
+    """A daemon has one store: a folder or a server."""
+    done = CliRunner().invoke(main, ["serve", *places])
+    assert (done.exit_code, done.output) == (
+        2,
+        "mfu: mfu serve: needs either --data DIR or --clickhouse URL, and not both\n",
+    )
+
+
 @pytest.mark.slow
 def test_report_changes_nothing(door: Door, remote: Store) -> None:
     """`mfu report --clickhouse` reads, and neither migrates a server nor reads one of another version."""
