@@ -315,7 +315,7 @@ def line(at: list[float], values: list[float]) -> dict[str, float]:
     fixed = mean - slope * middle
     left = sum((value - fixed - slope * each) ** 2 for each, value in zip(at, values, strict=True)) / (n - 2)
     error = _STUDENT_95[n - 2] * (left * (1 + 1 / n + (x - middle) ** 2 / spread)) ** 0.5
-    told = {"fixed": fixed, "a_million_spans": slope, "reckoned": fixed + slope * x, "or_less_by": error}
+    told = {"fixed": fixed, "a_million_spans": slope, "reckoned": fixed + slope * x, "give_or_take": error}
     return {name: float(f"{value:.4g}") for name, value in told.items()}
 
 
