@@ -52,6 +52,9 @@ class _Commands(click.Group):
             ctx.exit(0)
 
 
+_CLICKHOUSE = "A ClickHouse server in its place: http[s]://[USER[:PASSWORD]@]HOST[:PORT]."
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(mfu_sdk.__version__, prog_name="mfu")
 def main() -> None:
@@ -72,7 +75,8 @@ def demo(output: Path) -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the store lies.")
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="A folder that the store lies in.")
+@click.option("--clickhouse", metavar="URL", help=_CLICKHOUSE)
 @click.option("--http", default="127.0.0.1:4318", show_default=True, help="HOST:PORT for OTLP over HTTP.")
 @click.option("--web", default="127.0.0.1:8080", show_default=True, help="HOST:PORT for the page and the JSON API.")
 @click.option("--grpc", help="HOST:PORT for OTLP over gRPC, 4317 by custom; none unless given.")
@@ -88,11 +92,14 @@ def demo(output: Path) -> None:
     "--max-spans-per-s", type=click.FloatRange(min=0, min_open=True), help="Of each tenant; no limit unless given."
 )
 def serve(
-    data: Path, http: str, web: str, grpc: str | None, tokens: Path | None, prices: tuple[Path, ...],
-    inventory: tuple[Path, ...], retention: str, tls_cert: Path | None, tls_key: Path | None,
+    data: Path | None, clickhouse: str | None, http: str, web: str, grpc: str | None, tokens: Path | None,
+    prices: tuple[Path, ...], inventory: tuple[Path, ...], retention: str, tls_cert: Path | None, tls_key: Path | None,
     max_spans_per_s: float | None,
 ) -> None:  # fmt: skip
     """Receive OTLP, store it, and serve the fleet's page and JSON API. Loopback unless told otherwise.
+
+    The store is a folder (--data) or a ClickHouse server (--clickhouse); its user and password may stand in
+    CLICKHOUSE_USER and CLICKHOUSE_PASSWORD, where no list of processes shows them.
 
     The addresses are printed once all of them listen; port 0 takes a free one. Stops on Ctrl-C or SIGTERM. --prices
     and --inventory take a file or a directory, and may be repeated; they are read again when they change.
@@ -102,7 +109,7 @@ def serve(
     tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
     serving = _provider("serve")
     server = serving.Server(
-        data, http=_address("--http", http), web=_address("--web", web),
+        _place("mfu serve", data, clickhouse), http=_address("--http", http), web=_address("--web", web),
         grpc=None if grpc is None else _address("--grpc", grpc), tokens=tokens, prices=prices, inventory=inventory,
         retention=_provider("schema").parse_retention(retention), tls=tls,
         limits=serving.Limits(spans_per_s=max_spans_per_s),
@@ -114,6 +121,13 @@ def _listening(at: Any) -> str:
     scheme = "https" if at.tls else "http"
     over_grpc = "" if at.grpc is None else f"OTLP/gRPC on {_shown(at.grpc)}, "
     return f"OTLP/HTTP on {scheme}://{_shown(at.http)}, {over_grpc}page on {scheme}://{_shown(at.web)}/"
+
+
+def _place(command: str, data: Path | None, clickhouse: str | None) -> Any:
+    """A folder or a server's address, whichever is given."""
+    if (data is None) == (clickhouse is None):
+        raise ConfigurationError(f"{command}: needs either --data DIR or --clickhouse URL, and not both")
+    return data if clickhouse is None else _provider("remote").parse_address(clickhouse)
 
 
 @main.group()
@@ -146,6 +160,7 @@ def refill(first: datetime, last: datetime, cluster: str | None) -> None:
 
 @main.command()
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="A store that no daemon has open.")
+@click.option("--clickhouse", metavar="URL", help=_CLICKHOUSE)
 @click.option("--url", help="A running `mfu serve`, its --web address.")
 @click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), help="Holds the token for --url.")
 @click.option(
@@ -153,8 +168,8 @@ def refill(first: datetime, last: datetime, cluster: str | None) -> None:
 )
 @click.option("--until", help="The end, exclusive, ISO 8601; now unless given.")
 @click.option("--tenant", help="Only this tenant.")
-@click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="With --data: prices and costs.")
-@click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="With --data: nodes, allocations.")
+@click.option("--prices", type=click.Path(path_type=Path), multiple=True, help="Not with --url: prices and costs.")
+@click.option("--inventory", type=click.Path(path_type=Path), multiple=True, help="Not with --url: nodes, allocations.")
 @click.option(
     "--format",
     "form",
@@ -167,7 +182,8 @@ def refill(first: datetime, last: datetime, cluster: str | None) -> None:
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; standard output unless given."
 )
 def report(
-    data: Path | None, url: str | None, token_file: Path | None, since: str, until: str | None, tenant: str | None,
+    data: Path | None, clickhouse: str | None, url: str | None, token_file: Path | None, since: str, until: str | None,
+    tenant: str | None,
     prices: tuple[Path, ...], inventory: tuple[Path, ...], form: str, output: Path | None,
 ) -> None:  # fmt: skip
     """Print the fleet report: levels, expected against observed, what was not counted, and money where there are books.
@@ -176,25 +192,27 @@ def report(
     """
     reports = _provider("report")
 
-    if (data is None) == (url is None):
-        raise ConfigurationError("mfu report: needs either --data DIR or --url URL, and not both")
+    if sum(given is not None for given in (data, clickhouse, url)) != 1:
+        raise ConfigurationError("mfu report: needs either --data DIR or --url URL (or --clickhouse URL), and not both")
     if url is not None and (prices or inventory):
-        raise ConfigurationError("--prices, --inventory: go with --data; the provider at --url has books of its own")
+        raise ConfigurationError(
+            "--prices, --inventory: go with --data or --clickhouse; the provider at --url has books of its own"
+        )
     if form == "csv" and tenant is not None:
         raise ConfigurationError("--format csv: is the money of the whole fleet; leave --tenant out")
     when: dict[str, Any] = {"since": since, "until": until}
-    source: Path | str | None = url if data is None else data
+    source: Any = url if url is not None else _place("mfu report", data, clickhouse)
     access: dict[str, Any] = {}
-    if data is not None:
+    if url is None:
         when["now_unix_ns"] = time.time_ns()
         access["books"] = _provider("books").Books(prices, inventory).current()
     else:
         access["token"] = _read_token(token_file)
     if form == "csv":
-        read = reports.focus_from_url if data is None else reports.focus_from_data_dir
+        read = reports.focus_from_data_dir if url is None else reports.focus_from_url
         text = read(source, **access, **when)
     else:
-        read = reports.from_url if data is None else reports.from_data_dir
+        read = reports.from_data_dir if url is None else reports.from_url
         text = _rendered(reports, read(source, **access, tenant=tenant, **when), form, output)
     if output is None:
         click.echo(text.rstrip("\n"))

@@ -9,8 +9,9 @@
     ├── NvmlError (RuntimeError)               NVML, which tells about NVIDIA's GPUs, cannot be used here
     ├── DeliveryError (RuntimeError)           a collector does not take what a flight recorder holds
     └── StoreError (RuntimeError)              the provider's store cannot be opened, read or written
+        └── StoreAwayError                     the ClickHouse server that holds it does not answer
 
-All but the last four are raised before anything has started. After start nothing of ours reaches user code (see
+All but the last five are raised before anything has started. After start nothing of ours reaches user code (see
 `guard`). A message gives the value, the rule and the remedy, in one line.
 """
 
@@ -49,3 +50,7 @@ class DeliveryError(MfuError, RuntimeError):
 
 class StoreError(MfuError, RuntimeError):
     """The provider's store cannot be opened, read or written."""
+
+
+class StoreAwayError(StoreError):
+    """The ClickHouse server that holds the store does not answer, for now."""

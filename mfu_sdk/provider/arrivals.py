@@ -16,7 +16,8 @@ from importlib import resources
 from typing import Final
 
 from mfu_sdk.errors import StoreError
-from mfu_sdk.provider.store import Row, Store
+from mfu_sdk.provider.engine import Move, Row
+from mfu_sdk.provider.store import Store
 
 _SQL: Final = resources.files("mfu_sdk.provider") / "sql" / "arrivals"
 
@@ -56,9 +57,11 @@ FLAWS: Final = (
     "a span without a trace id of 16 bytes",
     "a span without a span id of 8 bytes",
     "a span that ends before it starts",
-    "a span that starts more than 366 days ago or a day ahead",
 )
-"""Why a span is rejected, by the number that the engine gives it, counted from 1."""
+"""Why a span is rejected, by the number that the engine gives it, counted from 1; the next is its time."""
+
+OLDEST_DAYS: Final = 366
+"""Every day is a partition of the store, so times are bounded: a year back for what is replayed."""
 
 MAX_MEMORY_BYTES: Final = 2**30
 """What the engine may take to read a group. Two bytes can be a span of nothing: what 20 MiB of these would take is not
@@ -102,7 +105,8 @@ Outcome = Stored | StoreError | None
 class Arrivals:
     """A table in memory of `store`, where one group at a time is taken apart; `slot` tells several from each other.
 
-    `admits` says whether a tenant may have workloads of these names; a request with others is left to Python.
+    `admits` says whether a tenant may have workloads of these names; a request with others is left to Python. Spans of
+    more than `oldest_days` ago are rejected in these words; `add` is told when that is.
     """
 
     def __init__(
@@ -112,26 +116,31 @@ class Arrivals:
         limits: AttributeLimits,
         admits: Callable[[str, Sequence[str]], bool] | None = None,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
+        oldest_days: int = OLDEST_DAYS,
     ) -> None:
         self._store = store
         self._admits = admits
+        self._flaws = flaws(oldest_days)
         self._max_memory_bytes = max_memory_bytes
-        self._engine = store.open_session()
+        self._engine = store.apart()
         names = {"wire": f"arrivals.wire_{slot}", "spans": f"arrivals.spans_{slot}", "view": f"arrivals.view_{slot}"}
         names |= _columns() | {"safe": _SAFE}
         names |= {"count": str(limits.count), "name": str(limits.name), "value": str(limits.value)}
-        self._told, self._move = (_text(name, names) for name in ("told", "store"))
+        # What is known, and of which traces, is the engine's to ask for: it may lie elsewhere.
+        names |= {"known": "$known", "traces": "$traces"}
+        self._told = _text("told", names)
+        self._move = Move(*(_text(name, names) for name in ("into", "rows", "known", "traces")))
         self._spans = names["spans"]
         for statement in _text("tables", names).split(";\n"):
             if statement.strip():
-                self._engine.run(statement)
+                self._engine.query(statement)
         # Several places work at once, on as many cores as there are; threads within one are only switched between.
-        self._engine.run("SET max_threads = 1")
-        self._engine.run(f"SET max_memory_usage = {max_memory_bytes}")
+        self._engine.query("SET max_threads = 1")
+        self._engine.query(f"SET max_memory_usage = {max_memory_bytes}")
         self._into = f"INSERT INTO {names['wire']}"
         # By its path: of a schema given as text the engine keeps a copy in whatever directory the process is in.
         schema = str(_SQL / "traces.proto").replace("\\", "\\\\").replace("'", "\\'")
-        self._engine.run(f"SET format_schema = '{schema}:Arrival'")
+        self._engine.query(f"SET format_schema = '{schema}:Arrival'")
 
     def add(
         self,
@@ -161,14 +170,14 @@ class Arrivals:
         data = b"".join(found for found in taken_apart if found)
         if not data:
             return [Stored(0, {})] * len(arrivals)
-        self._engine.run(f"TRUNCATE TABLE {self._spans}")
+        self._engine.query(f"TRUNCATE TABLE {self._spans}")
         try:
             self._engine.insert(self._into, "Protobuf", data)
         except StoreError as error:
             too_much = TooMuchError(f"takes more than {self._max_memory_bytes} bytes to read; send smaller batches")
             raise _ReadingError(too_much if "MEMORY_LIMIT_EXCEEDED" in str(error.__cause__) else None) from error
         bounds = {"oldest": max(oldest, 0), "newest": newest}
-        told = {row["number"] - 1: row for row in self._engine.run(self._told, **bounds)}
+        told = {row["number"] - 1: row for row in self._engine.query(self._told, bounds)}
         for index, row in told.items():
             if row["tenant"] != arrivals[index].tenant:
                 raise _ReadingError(StoreError(f"request {index} of a group was read as {row['tenant']!r}'s"))
@@ -184,10 +193,10 @@ class Arrivals:
             first, last = min(row["first"] for row in kept), max(row["last"] for row in kept)
             try:
                 with self._store.writing():
-                    self._engine.run(self._move, numbers=numbers, first=first, last=last, **bounds)
+                    self._engine.store(self._move, {**bounds, "numbers": numbers, "first": first, "last": last})
             except StoreError as error:
                 return [error] * len(arrivals)
-        return [_outcome(told.get(index)) for index in range(len(arrivals))]
+        return [_outcome(told.get(index), self._flaws) for index in range(len(arrivals))]
 
 
 class _ReadingError(Exception):
@@ -198,12 +207,17 @@ class _ReadingError(Exception):
         self.outcome = outcome
 
 
-def _outcome(row: Row | None) -> Outcome:
+def flaws(oldest_days: int) -> tuple[str, ...]:
+    """Why a span is rejected where more than `oldest_days` is too long ago."""
+    return (*FLAWS, f"a span that starts more than {oldest_days} days ago or a day ahead")
+
+
+def _outcome(row: Row | None, flaws: Sequence[str]) -> Outcome:
     if row is None:
         return Stored(0, {})
     if not row["fits"]:
         return None
-    rejected = {flaw: n for flaw, n in zip(FLAWS, row["flaws"], strict=True) if n}
+    rejected = {flaw: n for flaw, n in zip(flaws, row["flaws"], strict=True) if n}
     return Stored(row["kept"], rejected, {IMPLAUSIBLE: row["implausible"]} if row["implausible"] else {})
 
 

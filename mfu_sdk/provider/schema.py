@@ -32,9 +32,16 @@ _TIMES: Final = {
     "mfu_sums_1h": "ts",
     "mfu_counting_1h": "ts",
     "mfu_gpus_5m": "ts",
+    "mfu_gpus_1h": "ts",
     "mfu_gpu_errors_5m": "ts",
 }
 """Each table that is kept for a time, and the column that tells its age."""
+
+VERSIONS: Final = (
+    "CREATE TABLE IF NOT EXISTS otel.mfu_migrations (version UInt32, name String, applied DateTime('UTC'))"
+    " ENGINE = MergeTree ORDER BY version"
+)
+"""Where a store keeps which migrations it has seen."""
 
 _SPAN_SUMS: Final = "mfu_span_sums"
 """The view by which a day is summed again: on a cluster each shard sums its own spans, so there it has a local twin."""
@@ -42,6 +49,7 @@ _SPAN_SUMS: Final = "mfu_span_sums"
 _FILLS: Final = (
     (("mfu_sums_1h", "mfu_sums_5m"), "five_minutes"),
     (("mfu_counting_1h",), "counting"),
+    ((), "gpu_hours"),
 )
 
 
@@ -86,13 +94,23 @@ def migrations() -> list[str]:
     return sorted(entry.name for entry in SQL.iterdir() if MIGRATION.fullmatch(entry.name))
 
 
+def newest() -> int:
+    """The number of the last migration, which is the version of the schema."""
+    return int(migrations()[-1][:4])
+
+
 def statements(name: str) -> list[str]:
     """The statements of one migration."""
     return [part.strip() for part in re.split(r";[ \t]*\n", (SQL / name).read_text("utf-8")) if part.strip()]
 
 
+def tables() -> set[str]:
+    """The names of all tables and views."""
+    return {made[2] for statement in _standing() if (made := _CREATED.search(statement)) is not None}
+
+
 def fill(name: str) -> str:
-    """The statement that sums days again, with parameters `first` and `last`: five_minutes, hours or counting."""
+    """A statement of sql/fill: which days differ, and what sums the days from `first` to `last` again."""
     return (SQL / "fill" / f"{name}.sql").read_text("utf-8")
 
 
@@ -139,6 +157,13 @@ def ddl(cluster: str | None = None, retention: Retention | None = None) -> str:
         made += [
             _placed(f"ALTER TABLE otel.{table} MODIFY TTL {expression}", where)
             for table, expression in time_to_live(retention).items()
+        ]
+    if not where:
+        # `mfu serve --clickhouse` has nothing to migrate then; a cluster's tables it never makes.
+        made += [
+            VERSIONS,
+            "INSERT INTO otel.mfu_migrations SELECT {n}, 'mfu provider ddl', now()"
+            " WHERE (SELECT max(version) FROM otel.mfu_migrations) < {n}".replace("{n}", str(newest())),
         ]
     return ";\n\n".join(["CREATE DATABASE IF NOT EXISTS otel" + where, *made]) + ";\n"
 

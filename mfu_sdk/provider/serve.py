@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreError
+from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreAwayError, StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, findings, pages, receive, report
 from mfu_sdk.provider.artist import Artist
@@ -37,7 +37,7 @@ from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.schema import Retention
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import Place, Store
 
 if TYPE_CHECKING:
     from mfu_sdk.provider.receive.grpc import GrpcServer
@@ -47,6 +47,10 @@ Tls = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 _GRACE_S: Final = 5
 _MOST_BYTES: Final = 16_384
+_AWAY: Final = (
+    "the ClickHouse server that holds the fleet's telemetry does not answer; try again soon. Nothing is lost by it:"
+    " whoever sends is told to keep what it has\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class Addresses:
 
 
 class Server:
-    """A provider over `data_dir`; port 0 takes a free one, which is known as soon as the server is made.
+    """A provider over `place`, a directory or a ClickHouse server. Port 0 takes a free one, known once this is made.
 
     `prices` and `inventory` are the provider's books, files or directories, read again when they change.
     `retention` says for how long rows are kept, from now on; the store's own word holds where it is None. `grpc` None:
@@ -73,7 +77,7 @@ class Server:
 
     def __init__(
         self,
-        data_dir: str | os.PathLike[str],
+        place: Place,
         *,
         http: Address = ("127.0.0.1", 4318),
         web: Address = ("127.0.0.1", 8080),
@@ -99,7 +103,7 @@ class Server:
         with contextlib.ExitStack() as undo:
             self._sockets = [undo.enter_context(_bind(address)) for address in (http, web)]
             self.http_address, self.web_address = (_address(bound) for bound in self._sockets)
-            self._store = undo.enter_context(Store(data_dir))
+            self._store = undo.enter_context(Store(place))
             if retention is not None:
                 self._store.retain(retention)
             self._intake = receive.Intake(self._store, credentials, limits or Limits(), now_unix_ns, clock)
@@ -184,7 +188,7 @@ class Server:
 
 
 def serve(
-    data_dir: str | os.PathLike[str],
+    place: Place,
     *,
     http: Address = ("127.0.0.1", 4318),
     web: Address = ("127.0.0.1", 8080),
@@ -198,7 +202,7 @@ def serve(
 ) -> None:
     """Run a `Server` until it is told to stop. Raises what `Server` raises, before anything is listened on."""
     server = Server(
-        data_dir, http=http, web=web, grpc=grpc, tokens=tokens, prices=prices, inventory=inventory, tls=tls,
+        place, http=http, web=web, grpc=grpc, tokens=tokens, prices=prices, inventory=inventory, tls=tls,
         limits=limits,
     )  # fmt: skip
     server.serve_until_stopped(on_ready)
@@ -439,6 +443,9 @@ def _answering(answer: Callable[[Request], Response]) -> Callable[[Request], Awa
             return PlainTextResponse(f"{refused}\n", refused.status, headers if refused.status == 401 else None)
         except ConfigurationError as error:
             return PlainTextResponse(f"{error}\n", 400)
+        except StoreAwayError as error:
+            log.error("mfu_sdk: %s", error)
+            return PlainTextResponse(_AWAY, 503, {"Retry-After": "5"})
         except StoreError as error:
             log.error("mfu_sdk: the store could not be read: %s", error)
             return PlainTextResponse("the store could not be read; see the server's log\n", 503)

@@ -1,4 +1,4 @@
-"""The provider's store: ClickHouse SQL run in this process by chDB, one writer, one reader, one owner of the files.
+"""The provider's store: ClickHouse SQL, run by chDB in this process or by a ClickHouse server; one writer, one reader.
 
 A row is stored once. A client retries what it believes lost, so spans are told apart by (tenant, trace id, span id)
 under the writer's lock before they are inserted: the roll-up, which ClickHouse feeds from every insert, then counts
@@ -6,7 +6,6 @@ each span once too. Raw spans and roll-ups are files of their own; a process kil
 which their numbers of spans differ, and such a day is summed again from its spans when the store is next opened.
 """
 
-import fcntl
 import json
 import os
 import threading
@@ -16,14 +15,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from mfu_sdk.errors import MissingDependencyError, StoreError
+from mfu_sdk.errors import StoreError
+from mfu_sdk.guard import log
 from mfu_sdk.provider import schema
+from mfu_sdk.provider.embedded import Embedded, is_store
+from mfu_sdk.provider.engine import Apart, Engine, Parameter, QueryError, Row
+from mfu_sdk.provider.remote import Address, Remote
 from mfu_sdk.provider.schema import Retention
 
-Parameter = str | int | float | None | Sequence[str] | Sequence[int]
-Row = dict[str, Any]
+__all__ = [
+    "Address", "LogRow", "Parameter", "PointRow", "Reading", "Row", "SpanEvent", "SpanLink", "SpanRow", "Store",
+    "Table", "is_store", "timestamp",
+]  # fmt: skip
+
+_LATE_DAYS: Final = 14
+"""How late what exporters tell may come to be in the hours."""
+_ALL_DAYS: Final = 20_000
+
+Place = str | os.PathLike[str] | Address
+"""Where a store lies: a directory, or a ClickHouse server."""
+
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
     "heard", "unused", "exporter", "windows", "window_counts", "first_windows", "findings", "finding_states",
@@ -34,27 +47,6 @@ Reading = Literal[
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]
 """Tables that `Store.insert` writes."""
-
-# Spans of one request may start on as many days as the receiver lets through, and each day is a partition.
-_SETTINGS: Final = {
-    "session_timezone": "'UTC'",
-    "date_time_input_format": "'best_effort'",
-    "output_format_json_quote_64bit_integers": "0",
-    "max_partitions_per_insert_block": "1000",
-    # Compiling a wide query to machine code takes longer (0.4 s) than running it over sums.
-    "compile_expressions": "0",
-    "compile_aggregate_expressions": "0",
-}
-
-
-_REMEDY: Final = "name another directory or restore it"
-# What a store's directory holds: the engine's files, and the lock that says which process owns them.
-_ENGINE: Final = "clickhouse"
-_LOCK: Final = "owner.lock"
-
-
-class _QueryError(StoreError):
-    """The engine refused a query, which means something else while the store is being opened than later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,32 +107,34 @@ class LogRow:
 
 
 class Store:
-    """The store under `path`, a directory that is made if need be; safe to use from several threads.
+    """The store at `place`, a directory that is made if need be or a ClickHouse server; used from several threads.
 
-    Raises `StoreError` when the directory cannot be used or is held by another process, and
+    With `writes` the schema is brought up to date; without, nothing is changed, and it has to be of this version.
+    Raises `StoreError` when the place cannot be used or another process holds the directory, and
     `MissingDependencyError` without the extra `provider`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._lock_file = _own(self.path)
+    def __init__(self, place: Place, *, writes: bool = True) -> None:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
-        self._sessions: list[Any] = []
+        self._closed = False
+        self._today = datetime.now(UTC).date()
+        self._writer: Engine = Remote(place) if isinstance(place, Address) else Embedded.open(Path(place))
+        self.name = self._writer.name
+        """What messages call it: the directory, or the server's address without credentials."""
         try:
-            self._writer = _session(self.path / _ENGINE)
-            try:
-                self._reader = _session(self.path / _ENGINE)
+            self._reader = self._writer.another()
+            if self._on_cluster():
+                self._check_cluster()
+            elif writes:
                 self._migrate()
-                self._reconcile()
-            except BaseException:
-                self._writer.close()
-                raise
-        except _QueryError as error:
-            self._lock_file.close()
-            raise StoreError(f"{self.path}: not a readable store ({error}); {_REMEDY}") from error
+            else:
+                self._check()
+        except QueryError as error:
+            self._writer.close()
+            raise StoreError(f"{self.name}: not a readable store ({error}); {self._writer.remedy}") from error
         except BaseException:
-            self._lock_file.close()
+            self._writer.close()
             raise
 
     def insert_spans(self, tenant: str, rows: Sequence[SpanRow]) -> int:
@@ -162,6 +156,7 @@ class Store:
         with self._write_lock:
             for table, columns in tables.items():
                 self._insert(table, columns)
+            self._when_a_day_is_over()
 
     def insert_logs(self, rows: Iterable[LogRow]) -> None:
         """Store log records. When it returns they are on disk."""
@@ -181,14 +176,13 @@ class Store:
                 yield
             except StoreError:
                 # The spans may be in while their sums are not, and a retry would then find them known.
-                self._reconcile()
+                if not self._writer.shared:
+                    self._reconcile()
                 raise
 
-    def open_session(self) -> "Session":
-        """Another session with the engine, which ends with the store; each serves one thread at a time."""
-        opened = _session(self.path / _ENGINE)
-        self._sessions.append(opened)
-        return Session(opened)
+    def apart(self) -> Apart:
+        """A place in which requests are taken apart, which ends with the store; each serves one thread at a time."""
+        return self._writer.apart()
 
     def read(self, reading: Reading, **parameters: Parameter) -> list[Row]:
         """The rows of one of the queries in sql/read. Values travel as parameters, never inside the text."""
@@ -197,10 +191,13 @@ class Store:
     def query(self, sql: str, **parameters: Parameter) -> list[Row]:
         """The rows of any read-only SQL with ``{name:Type}`` parameters. Raises `StoreError`."""
         with self._read_lock:
-            return _run(self._reader, sql, parameters)
+            return self._reader.query(sql, parameters)
 
     def retain(self, retention: Retention) -> None:
-        """Keep rows for as long as `retention` says from now on; the engine drops older ones in its own time."""
+        """Keep rows for as long as `retention` says from now on; the engine drops older ones in its own time.
+
+        A cluster's rows are kept for as long as its own tables say, which `mfu provider ddl --ttl` makes.
+        """
         engines = {
             row["name"]: row["engine_full"]
             for row in self.query("SELECT name, engine_full FROM system.tables WHERE database = 'otel'")
@@ -208,17 +205,25 @@ class Store:
         with self._write_lock:
             for table, expression in schema.time_to_live(retention).items():
                 # Saying it again would have the engine look through every part again.
-                if f"TTL {expression} " not in engines[table] + " ":
-                    _run(self._writer, f"ALTER TABLE otel.{table} MODIFY TTL {expression}", {})
+                if not engines[table].startswith("Distributed") and f"TTL {expression} " not in engines[table] + " ":
+                    self._writer.query(f"ALTER TABLE otel.{table} MODIFY TTL {expression}")
+
+    @property
+    def spans_kept_days(self) -> int | None:
+        """For how many days spans are kept; None: for ever."""
+        [row] = self.query(
+            "SELECT toInt64OrNull(extract(engine_full, 'TTL .*toIntervalDay\\((\\d+)\\)')) AS days FROM system.tables"
+            " WHERE database = 'otel' AND name IN ('otel_traces', 'otel_traces_local') ORDER BY name DESC LIMIT 1"
+        )
+        return None if row["days"] is None else int(row["days"])
 
     def close(self) -> None:
-        """Close the files and give up the directory; a second call does nothing."""
-        if self._lock_file.closed:
+        """Give up the directory or the connections; a second call does nothing."""
+        if self._closed:
             return
         with self._write_lock, self._read_lock:
-            for session in (*self._sessions, self._reader, self._writer):
-                session.close()
-            self._lock_file.close()
+            self._closed = True
+            self._writer.close()
 
     def __enter__(self) -> "Store":
         return self
@@ -231,8 +236,7 @@ class Store:
     def _known(self, tenant: str, rows: Iterable[SpanRow]) -> set[tuple[str, str]]:
         rows = list(rows)
         # A retry repeats the span's start as well as its ids, and the start finds the few granules to look at.
-        found = _run(
-            self._writer,
+        found = self._writer.query(
             "SELECT TraceId, SpanId FROM otel.otel_traces"
             " WHERE Timestamp >= fromUnixTimestamp64Nano({first:Int64})"
             " AND Timestamp <= fromUnixTimestamp64Nano({last:Int64})"
@@ -251,59 +255,60 @@ class Store:
         if not lines:
             return
         names = ", ".join(f"`{name}`" for name in json.loads(lines[0]))
-        try:
-            with self._writer.send_insert(f"INSERT INTO otel.{table} ({names})", "JSONEachRow") as inserter:
-                inserter.append("\n".join(lines) + "\n")
-                inserter.finish()
-        except RuntimeError as error:
-            raise StoreError(f"{self.path}: {table} took no rows ({_one_line(error)}); check the disk") from error
+        self._writer.insert(f"INSERT INTO otel.{table} ({names})", "JSONEachRow", ("\n".join(lines) + "\n").encode())
 
     def _migrate(self) -> None:
-        _run(self._writer, "CREATE DATABASE IF NOT EXISTS otel", {})
-        _run(
-            self._writer,
-            "CREATE TABLE IF NOT EXISTS otel.mfu_migrations (version UInt32, name String, applied DateTime('UTC'))"
-            " ENGINE = MergeTree ORDER BY version",
-            {},
-        )
-        rows = _run(self._writer, "SELECT max(version) AS version FROM otel.mfu_migrations", {})
-        applied = int(rows[0]["version"])
-        ours = schema.migrations()
-        newest = int(ours[-1][:4])
+        self._writer.query("CREATE DATABASE IF NOT EXISTS otel")
+        with self._writer.alone():
+            self._writer.query(schema.VERSIONS)
+            applied, ours = self._applied(), schema.migrations()
+            newer = [name for name in ours if int(name[:4]) > applied]
+            for name in newer:
+                for statement in schema.statements(name):
+                    self._writer.query(statement)
+                self._writer.query(
+                    "INSERT INTO otel.mfu_migrations SELECT {version:UInt32}, {name:String}, now()",
+                    {"version": int(name[:4]), "name": name},
+                )
+            # Whoever else writes to it is at today's sums meanwhile.
+            self._reconcile(today=bool(newer) or not self._writer.shared)
+            self._make_gpu_hours(days=_ALL_DAYS if newer else _LATE_DAYS)
+
+    def _applied(self) -> int:
+        [row] = self._writer.query("SELECT max(version) AS version FROM otel.mfu_migrations")
+        applied, newest = int(row["version"]), schema.newest()
         if applied > newest:
             raise StoreError(
-                f"{self.path}: written by a newer mfu-sdk (schema {applied}, this one knows {newest}); upgrade it"
+                f"{self.name}: written by a newer mfu-sdk (schema {applied}, this one knows {newest}); upgrade it"
             )
-        for name in (name for name in ours if int(name[:4]) > applied):
-            for statement in schema.statements(name):
-                _run(self._writer, statement, {})
-            _run(
-                self._writer,
-                "INSERT INTO otel.mfu_migrations SELECT {version:UInt32}, {name:String}, now()",
-                {"version": int(name[:4]), "name": name},
+        return applied
+
+    def _check(self) -> None:
+        if (applied := self._applied()) < schema.newest():
+            raise StoreError(
+                f"{self.name}: its schema is {applied}, this mfu-sdk reads {schema.newest()};"
+                " have its `mfu serve` upgraded, which migrates it"
             )
 
-    def _reconcile(self) -> None:
-        """Sum again the days of which spans, five minutes and hours tell different numbers of spans.
-
-        A day whose spans are gone, or are going since its time is up, keeps the sums that it has.
-        """
-        days = _run(
-            self._writer,
-            "WITH (SELECT toInt64OrNull(extract(engine_full, 'TTL .*toIntervalDay\\((\\d+)\\)')) FROM system.tables"
-            " WHERE database = 'otel' AND name = 'otel_traces') AS kept_days"
-            " SELECT day, sum(n * (source = '')) AS spans, sum(n * (source = '5m')) AS fives,"
-            " sum(n * (source = '1h')) AS hours, sum(n * (source = 'counting')) AS counting FROM ("
-            " SELECT toDate(Timestamp, 'UTC') AS day, count() AS n, '' AS source FROM otel.otel_traces"
-            " WHERE SpanName IN ('mfu.step', 'mfu.window') GROUP BY day"
-            " UNION ALL SELECT toDate(ts), sum(t.spans), '5m' FROM otel.mfu_sums_5m AS t GROUP BY toDate(ts)"
-            " UNION ALL SELECT toDate(ts), sum(t.spans), '1h' FROM otel.mfu_sums_1h AS t GROUP BY toDate(ts)"
-            " UNION ALL SELECT toDate(ts), sum(t.spans), 'counting' FROM otel.mfu_counting_1h AS t GROUP BY toDate(ts))"
-            " WHERE isNull(kept_days) OR day > toDate(now('UTC')) - kept_days"
-            " GROUP BY day HAVING spans > 0 AND (spans != fives OR spans != hours OR spans != counting) ORDER BY day",
-            {},
+    def _on_cluster(self) -> bool:
+        return bool(
+            self._writer.query(
+                "SELECT 1 AS found FROM system.tables"
+                " WHERE database = 'otel' AND name = 'otel_traces' AND engine = 'Distributed'"
+            )
         )
-        for row in days:
+
+    def _check_cluster(self) -> None:
+        found = {row["name"] for row in self._writer.query("SELECT name FROM system.tables WHERE database = 'otel'")}
+        if missing := sorted(schema.tables() - found):
+            raise StoreError(
+                f"{self.name}: the cluster's schema is older than this mfu-sdk (it has no {missing[0]});"
+                " run what `mfu provider ddl --cluster` prints"
+            )
+
+    def _reconcile(self, *, today: bool = True) -> None:
+        """Sum again the days of which spans, five minutes and hours tell different numbers of spans."""
+        for row in self._writer.query(schema.fill("differing_days"), {"today": int(today)}):
             if row["spans"] != row["fives"]:
                 # What is inserted into the five minutes is fed on into the hours.
                 self._sum_again(row["day"], ("mfu_sums_1h", "mfu_sums_5m"), "five_minutes")
@@ -312,117 +317,33 @@ class Store:
             if row["spans"] != row["counting"]:
                 self._sum_again(row["day"], ("mfu_counting_1h",), "counting")
 
+    def _when_a_day_is_over(self) -> None:
+        today = datetime.now(UTC).date()
+        if today == self._today:
+            return
+        self._today = today
+        try:
+            self._make_gpu_hours(days=_LATE_DAYS)
+        except StoreError as error:
+            # What was to be stored is; until the hours are made, the five minutes are read.
+            log.error("mfu_sdk: hours of GPUs were not made: %s", error)
+
+    def _make_gpu_hours(self, *, days: int) -> None:
+        """Make the hours of exporters' GPUs of days that are over, where five minutes tell more than they."""
+        for row in self._writer.query(schema.fill("open_gpu_days"), {"days": days}):
+            self._writer.query(schema.fill("gpu_hours"), {"first": row["day"], "last": row["day"]})
+
     def _sum_again(self, day: str, tables: Iterable[str], fill: str) -> None:
         for table in tables:
             # ALTER takes no parameters; a date of the engine's own making is safe in the text.
-            _run(self._writer, f"ALTER TABLE otel.{table} DROP PARTITION '{day}'", {})
-        _run(self._writer, schema.fill(fill), {"first": day, "last": day})
-
-
-class Session:
-    """A session with the engine that `Store.open_session` opened."""
-
-    def __init__(self, opened: Any) -> None:
-        self._opened = opened
-
-    def run(self, sql: str, **parameters: Parameter) -> list[Row]:
-        """The rows of any statement with ``{name:Type}`` parameters. Raises `StoreError`."""
-        return _run(self._opened, sql, parameters)
-
-    def insert(self, into: str, form: str, data: bytes) -> None:
-        """Insert `data`, in one of the engine's formats. Raises `StoreError` when the engine takes none of it."""
-        try:
-            with self._opened.send_insert(into, form) as inserter:
-                inserter.append(data)
-                inserter.finish()
-        except (RuntimeError, UnicodeDecodeError) as error:
-            raise StoreError(f"the engine took no rows ({_one_line(error)})") from error
-
-
-def is_store(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a directory that a `Store` has been opened on; looks, and makes nothing."""
-    found = Path(path)
-    return (found / _LOCK).is_file() and (found / _ENGINE).is_dir()
+            self._writer.query(f"ALTER TABLE otel.{table} DROP PARTITION '{day}'")
+        self._writer.query(schema.fill(fill), {"first": day, "last": day})
 
 
 def timestamp(unix_ns: int) -> str:
     """Nanoseconds since 1970 as ClickHouse reads them in JSON: ISO 8601 in UTC with nine digits."""
     seconds, nanoseconds = divmod(unix_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
-
-
-def _own(path: Path) -> IO[bytes]:
-    """An exclusive lock on `path` for as long as the file is open; the kernel gives it up if this process dies."""
-    if "?" in str(path):
-        raise StoreError(f"{path}: the path of a store must not hold '?'; name another directory")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock_file = (path / _LOCK).open("ab")
-    except FileExistsError:
-        raise StoreError(f"{path}: the store must be a directory, this is a file; name a directory") from None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror}); name a writable directory") from error
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock_file.close()
-        raise StoreError(
-            f"{path}: held by another process; stop its `mfu serve`, or ask it with `mfu report --url`"
-        ) from None
-    return lock_file
-
-
-def _session(path: Path) -> Any:
-    try:
-        from chdb.session import Session
-    except ImportError as error:
-        raise MissingDependencyError(
-            "chdb: the provider's store needs it; install it with: pip install 'mfu-sdk[provider]'"
-        ) from error
-    try:
-        session = Session(str(path))  # type: ignore[no-untyped-call]  # chDB ships no types
-    except RuntimeError as error:
-        if "already initialized with path" in str(error):
-            raise StoreError(f"{path.parent}: this process has another store open; close that one first") from error
-        raise StoreError(f"{path.parent}: not a readable store ({_one_line(error)}); {_REMEDY}") from error
-    for name, value in _SETTINGS.items():
-        _run(session, f"SET {name} = {value}", {})
-    return session
-
-
-def _run(session: Any, sql: str, parameters: Mapping[str, Parameter]) -> list[Row]:
-    values = {name: _parameter(value) for name, value in parameters.items()}
-    try:
-        text = str(session.query(sql, "JSONEachRow", params=values or None))
-    except RuntimeError as error:
-        raise _QueryError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
-    # Not splitlines(): a value may hold U+0085 or U+2028, which JSON leaves as they are.
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
-def _parameter(value: Parameter) -> str:
-    """A value as ClickHouse reads a query parameter: escaped, an array's strings in quotes, NULL as \\N."""
-    if value is None:
-        return "\\N"
-    if isinstance(value, str):
-        return _escaped(value)
-    if isinstance(value, Sequence):
-        return "[" + ",".join(_item(item) for item in value) + "]"
-    return str(value)
-
-
-def _item(value: str | int) -> str:
-    return "'" + _escaped(value).replace("'", "\\'") + "'" if isinstance(value, str) else str(value)
-
-
-def _escaped(text: str) -> str:
-    return (
-        text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r").replace("\0", "\\0")
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split("Stack trace")[0].split())[:300]
 
 
 def _span_columns(row: SpanRow) -> dict[str, Any]:

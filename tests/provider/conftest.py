@@ -4,15 +4,18 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from mfu_sdk import semconv
 from mfu_sdk.provider import pages
 from mfu_sdk.provider.artist import Artist
+from mfu_sdk.provider.receive.otlp import decode_metrics
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
-from mfu_sdk.provider.store import SpanRow, Store
+from mfu_sdk.provider.store import PointRow, SpanRow, Store
 
 T0 = 1_780_000_200 * 10**9
 """2026-05-28T20:30:00Z, a whole five minutes."""
@@ -118,6 +121,78 @@ def window(span: Make) -> Make:
         return span(semconv.SPAN_WINDOW, at_s, resource=resource, **kept)
 
     return make
+
+
+@pytest.fixture
+def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
+    """Windows, steps, requests and runs of two workloads on two GPU types over five hours, in exact numbers."""
+    rows = []
+    for number in range(120):
+        gpu = number % 4
+        resource = {
+            semconv.WORKLOAD_NAME: f"w{gpu % 2}",
+            semconv.WORKLOAD_FAMILY: "f",
+            semconv.CONFIG_INTENT: f"intent-{gpu % 2}",
+            semconv.HW_NAME: "H100" if gpu < 2 else "A100",
+            semconv.HW_ID: f"GPU-{gpu}",
+            semconv.DIST_RANK: gpu,
+            semconv.DIST_WORLD_SIZE: 1 + gpu % 2,
+            semconv.RUN_ID: f"run-{gpu}",
+            semconv.CONFIG_FINGERPRINT: "00000000000000ff",
+        }
+        at_s = 150.0 * number
+        load: dict[str, Any] = {"mfu__phase": "decode" if gpu % 2 else "train", "mfu__token__count": 64}
+        if gpu == 3:
+            rows.append(span(semconv.SPAN_STEP, at_s, 2.0, resource=resource, mfu__model__flop=1e15, **load))
+        else:
+            rows.append(
+                window(
+                    at_s,
+                    resource=resource,
+                    mfu__expected__flop=2e15,
+                    mfu__expected__available__flop=4e15,
+                    mfu__batch__running=4.0,
+                    mfu__batch__feasible=16.0,
+                    mfu__expected__feasible=0.5,
+                    mfu__count__coverage=0.5 + number / 1000,
+                    **load,
+                )
+            )
+        if number % 10 == 0:
+            rows.append(span(semconv.SPAN_INFERENCE, at_s, 0.25, resource=resource, mfu__token__count=3))
+            rows.append(span(semconv.SPAN_RUN, at_s, 60.0, resource=resource, mfu__count__uncounted='["odd::op"]'))
+            rows.append(
+                span(
+                    semconv.SPAN_DRIFT,
+                    at_s + 7.0,
+                    20.0,
+                    resource=resource,
+                    mfu__phase="train",
+                    mfu__drift__kind="drop",
+                    mfu__drift__onset_step=number,
+                )
+            )
+    return rows
+
+
+@pytest.fixture
+def points_of_a_fleet() -> Callable[[str], tuple[PointRow, ...]]:
+    """What an exporter of that name tells of two GPUs every half minute of the five hours, in exact numbers."""
+    told = {
+        "PROF_PIPE_TENSOR_ACTIVE": 0.25, "DEV_SM_CLOCK": 1024.0, "DEV_GPU_UTIL": 0.0, "DEV_XID_ERRORS": 79.0,
+    }  # fmt: skip
+    request = ExportMetricsServiceRequest()
+    metrics = request.resource_metrics.add().scope_metrics.add().metrics
+    for name, value in told.items():
+        metric = metrics.add(name=f"DCGM_FI_{name}")
+        for number in range(600):
+            at_ns = T0 + number * 30 * 10**9
+            point = metric.gauge.data_points.add(time_unix_nano=at_ns, as_double=value)
+            labels = {"UUID": f"GPU-{number % 2}", "Hostname": "node-1", "modelName": "H100"}
+            for key, text in labels.items():
+                point.attributes.add(key=key).value.string_value = text
+    body = request.SerializeToString()
+    return lambda sender: decode_metrics(body, "protobuf", sender, T0 + 300 * MINUTE).rows
 
 
 @pytest.fixture

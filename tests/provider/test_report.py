@@ -554,7 +554,7 @@ def test_directory_that_is_no_store(tmp_path: Path, content: tuple[str, ...]) ->
 def test_directory_that_is_served(store: Store) -> None:
     """A directory that a server holds is refused, with the way to ask it."""
     with pytest.raises(StoreError, match="ask it with `mfu report --url`"):
-        report.from_data_dir(store.path, now_unix_ns=T0)
+        report.from_data_dir(store.name, now_unix_ns=T0)
 
 
 @pytest.mark.parametrize(

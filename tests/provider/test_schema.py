@@ -12,13 +12,10 @@ from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from mfu_sdk import semconv
 from mfu_sdk.cli import main
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider import schema
-from mfu_sdk.provider.receive.otlp import decode_metrics
 from mfu_sdk.provider.schema import Retention, parse_retention
 from mfu_sdk.provider.store import PointRow, Reading, Row, SpanRow, Store
 
@@ -35,6 +32,7 @@ TABLES = (
     "mfu_sums_1h",
     "mfu_counting_1h",
     "mfu_gpus_5m",
+    "mfu_gpus_1h",
     "mfu_gpu_errors_5m",
 )
 COLUMNS = (
@@ -168,75 +166,6 @@ def test_sums_stay_when_spans_go(data_dir: Path) -> None:
 # --- two shards ------------------------------------------------------------------------------------------------------
 
 
-def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
-    """Windows, steps, requests and runs of two workloads on two GPU types over five hours, in exact numbers."""
-    rows = []
-    for number in range(120):
-        gpu = number % 4
-        resource = {
-            semconv.WORKLOAD_NAME: f"w{gpu % 2}",
-            semconv.WORKLOAD_FAMILY: "f",
-            semconv.CONFIG_INTENT: f"intent-{gpu % 2}",
-            semconv.HW_NAME: "H100" if gpu < 2 else "A100",
-            semconv.HW_ID: f"GPU-{gpu}",
-            semconv.DIST_RANK: gpu,
-            semconv.DIST_WORLD_SIZE: 1 + gpu % 2,
-            semconv.RUN_ID: f"run-{gpu}",
-            semconv.CONFIG_FINGERPRINT: "00000000000000ff",
-        }
-        at_s = 150.0 * number
-        load: dict[str, Any] = {"mfu__phase": "decode" if gpu % 2 else "train", "mfu__token__count": 64}
-        if gpu == 3:
-            rows.append(span(semconv.SPAN_STEP, at_s, 2.0, resource=resource, mfu__model__flop=1e15, **load))
-        else:
-            rows.append(
-                window(
-                    at_s,
-                    resource=resource,
-                    mfu__expected__flop=2e15,
-                    mfu__expected__available__flop=4e15,
-                    mfu__batch__running=4.0,
-                    mfu__batch__feasible=16.0,
-                    mfu__expected__feasible=0.5,
-                    mfu__count__coverage=0.5 + number / 1000,
-                    **load,
-                )
-            )
-        if number % 10 == 0:
-            rows.append(span(semconv.SPAN_INFERENCE, at_s, 0.25, resource=resource, mfu__token__count=3))
-            rows.append(span(semconv.SPAN_RUN, at_s, 60.0, resource=resource, mfu__count__uncounted='["odd::op"]'))
-            rows.append(
-                span(
-                    semconv.SPAN_DRIFT,
-                    at_s + 7.0,
-                    20.0,
-                    resource=resource,
-                    mfu__phase="train",
-                    mfu__drift__kind="drop",
-                    mfu__drift__onset_step=number,
-                )
-            )
-    return rows
-
-
-def points_of_a_fleet(sender: str) -> tuple[PointRow, ...]:
-    """What an exporter tells of two GPUs every half minute of the five hours, in exact numbers."""
-    told = {
-        "PROF_PIPE_TENSOR_ACTIVE": 0.25, "DEV_SM_CLOCK": 1024.0, "DEV_GPU_UTIL": 0.0, "DEV_XID_ERRORS": 79.0,
-    }  # fmt: skip
-    request = ExportMetricsServiceRequest()
-    metrics = request.resource_metrics.add().scope_metrics.add().metrics
-    for name, value in told.items():
-        metric = metrics.add(name=f"DCGM_FI_{name}")
-        for number in range(600):
-            at_ns = T0 + number * 30 * 10**9
-            point = metric.gauge.data_points.add(time_unix_nano=at_ns, as_double=value)
-            labels = {"UUID": f"GPU-{number % 2}", "Hostname": "node-1", "modelName": "H100"}
-            for key, text in labels.items():
-                point.attributes.add(key=key).value.string_value = text
-    return decode_metrics(request.SerializeToString(), "protobuf", sender, T0 + 5 * HOUR).rows
-
-
 @pytest.fixture(scope="module")
 def sharded(store: Store) -> Callable[[str], None]:
     """Makes two databases with the schema, and a third whose tables read both; splits otel's spans over them."""
@@ -264,6 +193,8 @@ def sharded(store: Store) -> Callable[[str], None]:
                 f" WHERE ResourceAttributes['mfu.tenant.id'] = 'provider:{tenant}'"
                 f" AND cityHash64(Attributes) % 2 = {shard}"
             )
+            hours = schema.fill("gpu_hours").replace("otel.", f"s{shard}.")
+            store._writer.query(hours, {"first": "2026-05-28", "last": "2026-05-28"})
 
     return split
 
@@ -275,11 +206,17 @@ def in_order(rows: list[Row]) -> list[str]:
 
 
 def test_two_shards_answer_as_one(
-    store: Store, sharded: Callable[[str], None], tenant: str, window: Make, span: Make
+    store: Store,
+    sharded: Callable[[str], None],
+    tenant: str,
+    spans_of_a_fleet: list[SpanRow],
+    points_of_a_fleet: Callable[[str], tuple[PointRow, ...]],
 ) -> None:
     """Every query of sql/read, unchanged, finds on two shards what it finds on one node."""
-    store.insert_spans(tenant, spans_of_a_fleet(window, span))
+    store.insert_spans(tenant, spans_of_a_fleet)
     store.insert_points(points_of_a_fleet(f"provider:{tenant}"))
+    # Of the one day there are hours, of the next only five minutes.
+    store._writer.query(schema.fill("gpu_hours"), {"first": "2026-05-28", "last": "2026-05-28"})
     sharded(tenant)
     halves = [store.query(f"SELECT count() AS n FROM s{shard}.otel_traces")[0]["n"] for shard in (0, 1)]
     assert min(halves) > 40
@@ -343,5 +280,5 @@ def test_refill_on_a_shard(store: Store) -> None:
     text = schema.refill(date(2026, 5, 28), date(2026, 5, 28), "fleet")
     for statement in text.rstrip().rstrip(";").split(";\n\n"):
         assert store.query("SELECT formatQuery({made:String}) AS text", made=statement)[0]["text"]
-    assert re.findall(r"FROM otel\.(\w+)", text) == ["mfu_span_sums_local", "otel_traces_local"]
-    assert re.findall(r"INTO otel\.(\w+)", text) == ["mfu_sums_5m_local", "mfu_counting_1h_local"]
+    assert re.findall(r"FROM otel\.(\w+)", text) == ["mfu_span_sums_local", "otel_traces_local", "mfu_gpus_5m_local"]
+    assert re.findall(r"INTO otel\.(\w+)", text) == ["mfu_sums_5m_local", "mfu_counting_1h_local", "mfu_gpus_1h_local"]

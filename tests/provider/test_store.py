@@ -257,7 +257,7 @@ def test_bad_query_is_one_line(store: Store) -> None:
 def test_held_by_this_process(store: Store) -> None:
     """A directory has one owner, even within a process."""
     with pytest.raises(StoreError, match=r"held by another process; stop its `mfu serve`"):
-        Store(store.path)
+        Store(store.name)
 
 
 def test_one_store_a_process(store: Store, data_dir: Path) -> None:
@@ -415,7 +415,7 @@ def test_older_store_is_summed_anew(data_dir: Path) -> None:
         import re
         from mfu_sdk.provider import schema
         newest, schema.MIGRATION = schema.MIGRATION, re.compile(r"(000\\d)_\\w+\\.sql")
-        reconcile, Store._reconcile = Store._reconcile, lambda self: None
+        reconcile, Store._reconcile = Store._reconcile, lambda self, **_: None
         day = 86_400
         with Store(sys.argv[1]) as store:
             store.insert_spans("acme", [row(1), row(2), row(2 * day)])

@@ -826,6 +826,63 @@ PRIMARY KEY (ServiceName, TimestampTime)
 ORDER BY (ServiceName, TimestampTime, Timestamp)
 SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, fsync_after_insert = 1, fsync_part_directory = 1;
 
+ALTER TABLE otel.otel_traces_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.otel_metrics_gauge_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.otel_metrics_sum_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.otel_metrics_histogram_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.otel_logs_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_findings ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_judged_days ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_finding_states ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_sums_5m_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_sums_1h_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_counting_1h_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_gpus_5m_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+ALTER TABLE otel.mfu_gpu_errors_5m_local ON CLUSTER 'fleet' MODIFY SETTING non_replicated_deduplication_window = 1000;
+
+CREATE TABLE IF NOT EXISTS otel.mfu_gpus_1h_local ON CLUSTER 'fleet' (
+    ts        DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    host      LowCardinality(String) CODEC(ZSTD(1)),
+    gpu       String CODEC(ZSTD(1)),
+    slice     LowCardinality(String) CODEC(ZSTD(1)),
+    profile   LowCardinality(String) CODEC(ZSTD(1)),
+    gpu_type  LowCardinality(String) CODEC(ZSTD(1)),
+    first     DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    last      DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    secs      UInt16 CODEC(ZSTD(1)),
+    util_w    Float64 CODEC(ZSTD(1)),
+    util_s    UInt16 CODEC(ZSTD(1)),
+    engine_w  Float64 CODEC(ZSTD(1)),
+    engine_s  UInt16 CODEC(ZSTD(1)),
+    tensor_w  Float64 CODEC(ZSTD(1)),
+    tensor_s  UInt16 CODEC(ZSTD(1)),
+    both_w    Float64 CODEC(ZSTD(1)),
+    both_s    UInt16 CODEC(ZSTD(1)),
+    busy_w    Float64 CODEC(ZSTD(1)),
+    busy_s    UInt16 CODEC(ZSTD(1)),
+    power_w   Float64 CODEC(ZSTD(1)),
+    power_s   UInt16 CODEC(ZSTD(1)),
+    xid_n     UInt64 CODEC(ZSTD(1)),
+    double_n  UInt64 CODEC(ZSTD(1)),
+    single_n  UInt64 CODEC(ZSTD(1)),
+    samples   UInt64 CODEC(ZSTD(1))
+) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', samples)
+PARTITION BY toDate(ts)
+ORDER BY (host, gpu, slice, profile, gpu_type, ts)
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1;
+
 CREATE OR REPLACE TABLE otel.otel_traces ON CLUSTER 'fleet' AS otel.otel_traces_local
 ENGINE = Distributed('fleet', 'otel', 'otel_traces_local', cityHash64(TraceId));
 
@@ -855,6 +912,9 @@ ENGINE = Distributed('fleet', 'otel', 'mfu_gpu_errors_5m_local', cityHash64(gpu)
 
 CREATE OR REPLACE TABLE otel.otel_logs ON CLUSTER 'fleet' AS otel.otel_logs_local
 ENGINE = Distributed('fleet', 'otel', 'otel_logs_local', cityHash64(TraceId));
+
+CREATE OR REPLACE TABLE otel.mfu_gpus_1h ON CLUSTER 'fleet' AS otel.mfu_gpus_1h_local
+ENGINE = Distributed('fleet', 'otel', 'mfu_gpus_1h_local', cityHash64(gpu));
 
 CREATE OR REPLACE VIEW otel.mfu_span_sums ON CLUSTER 'fleet' AS
 SELECT
@@ -1071,5 +1131,7 @@ ALTER TABLE otel.mfu_sums_1h_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) 
 ALTER TABLE otel.mfu_counting_1h_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(1095);
 
 ALTER TABLE otel.mfu_gpus_5m_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(90);
+
+ALTER TABLE otel.mfu_gpus_1h_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(1095);
 
 ALTER TABLE otel.mfu_gpu_errors_5m_local ON CLUSTER 'fleet' MODIFY TTL toDateTime(ts) + toIntervalDay(90);

@@ -5,7 +5,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import zstandard
@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from starlette.concurrency import run_in_threadpool
 
-from mfu_sdk.errors import StoreError
+from mfu_sdk.errors import StoreAwayError, StoreError
 from mfu_sdk.guard import log
 from mfu_sdk.provider.arrivals import Arrival, Arrivals, TooMuchError
 from mfu_sdk.provider.credentials import PROVIDER, Credentials
@@ -34,6 +34,7 @@ from mfu_sdk.provider.store import Store
 Refusal = Literal["unknown", "forbidden", "unreadable", "unsupported", "too large", "too fast", "unavailable"]
 
 _PLACES: Final = 2
+_AWAY_S: Final = 5
 _PIECE_BYTES: Final = 1024
 
 
@@ -95,7 +96,8 @@ class Intake:
     ) -> None:
         self._store = store
         self._credentials = credentials
-        self.limits = limits
+        kept_days = store.spans_kept_days
+        self.limits = limits if kept_days is None else replace(limits, span_days=min(kept_days, limits.span_days))
         self._now_unix_ns = now_unix_ns
         self._rate = Rate(limits.spans_per_s, clock)
         known = store.query("SELECT DISTINCT tenant, workload FROM otel.mfu_sums_5m")
@@ -103,10 +105,16 @@ class Intake:
             limits.workloads, [(row["tenant"], row["workload"]) for row in known], lambda: now_unix_ns() / 1e9
         )
         places = [
-            Arrivals(store, slot, limits.attributes, lambda tenant, names: not self._workloads.admit(tenant, names))
+            Arrivals(
+                store,
+                slot,
+                limits.attributes,
+                lambda tenant, names: not self._workloads.admit(tenant, names),
+                oldest_days=self.limits.span_days,
+            )
             for slot in range(_PLACES)
         ]
-        self._groups = Groups(places, lambda: time_bounds(now_unix_ns()))
+        self._groups = Groups(places, lambda: time_bounds(now_unix_ns(), self.limits.span_days))
         self._counts_lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {}
 
@@ -163,8 +171,11 @@ class Intake:
             raise self.refused(tenant, RefusedError("too large", str(error))) from error
         except StoreError as error:
             log.error("mfu_sdk: a request was not stored: %s", error)
-            reason = "the store took nothing; send it again"
-            raise self.refused(tenant, RefusedError("unavailable", reason, 1)) from error
+            if isinstance(error, StoreAwayError):
+                refused = RefusedError("unavailable", "the store does not answer; keep it and send it again", _AWAY_S)
+            else:
+                refused = RefusedError("unavailable", "the store took nothing; send it again", 1)
+            raise self.refused(tenant, refused) from error
         self._rate.spend(tenant, taken.stored + sum(taken.rejected.values()))
         with self._counts_lock:
             counts = self._counts.setdefault(tenant, Counter())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from mfu_sdk.provider.arrivals import AttributeLimits
+from mfu_sdk.provider.arrivals import OLDEST_DAYS, AttributeLimits
 
 OTHER: Final = "other"
 """The workload that what is beyond a tenant's names is kept under, so that its sums stay in the tenant's."""
@@ -17,12 +17,17 @@ _FORGOTTEN_S: Final = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`body_bytes` holds as a request comes and once it is unpacked; `spans_per_s` None: no limit."""
+    """`body_bytes` holds as a request comes and once it is unpacked; `spans_per_s` None: no limit.
+
+    Spans of more than `span_days` ago are refused, and of more than the store keeps spans: of those nothing would
+    tell a retry from news.
+    """
 
     body_bytes: int = 20 * 1024 * 1024
     attributes: AttributeLimits = field(default_factory=lambda: AttributeLimits(count=128, name=256, value=32_768))
     workloads: int = 1_000
     spans_per_s: float | None = None
+    span_days: int = OLDEST_DAYS
 
 
 class Cut:

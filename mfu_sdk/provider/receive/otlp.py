@@ -26,7 +26,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, HistogramDataPo
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mfu_sdk import semconv
-from mfu_sdk.provider.arrivals import FLAWS, IMPLAUSIBLE
+from mfu_sdk.provider.arrivals import IMPLAUSIBLE, OLDEST_DAYS, flaws
 from mfu_sdk.provider.receive.limits import OTHER, Cut, Limits
 from mfu_sdk.provider.store import LogRow, PointRow, SpanEvent, SpanLink, SpanRow, timestamp
 
@@ -34,10 +34,7 @@ Encoding = Literal["protobuf", "json"]
 R = TypeVar("R", SpanRow, PointRow, LogRow)
 M = TypeVar("M", bound=Message)
 
-# Every day is a partition of the store, so times are bounded: a year back for what is replayed, a day ahead for a
-# clock that is wrong.
-_OLDEST_NS: Final = 366 * 86_400 * 10**9
-_NEWEST_NS: Final = 86_400 * 10**9
+_DAY_NS: Final = 86_400 * 10**9
 _NO_LIMITS: Final = Limits()
 _ID_KEYS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _KINDS: Final = {0: "Unspecified", 1: "Internal", 2: "Server", 3: "Client", 4: "Producer", 5: "Consumer"}
@@ -62,9 +59,9 @@ class Decoded(Generic[R]):
         return sum(self.rejections.values())
 
 
-def time_bounds(now_unix_ns: int) -> tuple[int, int]:
-    """The earliest and the latest start that a span may have."""
-    return now_unix_ns - _OLDEST_NS, now_unix_ns + _NEWEST_NS
+def time_bounds(now_unix_ns: int, oldest_days: int = OLDEST_DAYS) -> tuple[int, int]:
+    """The earliest and the latest start that a span may have: a day ahead, for a clock that is wrong."""
+    return now_unix_ns - oldest_days * _DAY_NS, now_unix_ns + _DAY_NS
 
 
 def in_words(counts: Mapping[str, int]) -> str:
@@ -98,7 +95,7 @@ def decode_traces(
             resource[semconv.WORKLOAD_NAME] = OTHER
         for scoped in group.scope_spans:
             for span in scoped.spans:
-                reason = _wrong_span(span, now_unix_ns)
+                reason = _wrong_span(span, now_unix_ns, limits.span_days)
                 if reason:
                     rejections[reason] += 1
                 else:
@@ -218,15 +215,15 @@ def _base64(text: str) -> str:
 # --- messages to rows ----------------------------------------------------------------------------------------------
 
 
-def _wrong_span(span: Span, now_unix_ns: int) -> str:
-    no_trace, no_span, backwards, out_of_time = FLAWS
+def _wrong_span(span: Span, now_unix_ns: int, oldest_days: int) -> str:
+    no_trace, no_span, backwards, out_of_time = flaws(oldest_days)
     if len(span.trace_id) != 16 or not any(span.trace_id):
         return no_trace
     if len(span.span_id) != 8 or not any(span.span_id):
         return no_span
     if span.end_time_unix_nano < span.start_time_unix_nano:
         return backwards
-    if not _in_time(span.start_time_unix_nano, now_unix_ns):
+    if not _in_time(span.start_time_unix_nano, now_unix_ns, oldest_days):
         return out_of_time
     return ""
 
@@ -246,8 +243,8 @@ def _number_of(attributes: Mapping[str, str], name: str) -> float:
         return math.nan
 
 
-def _in_time(unix_ns: int, now_unix_ns: int) -> bool:
-    oldest, newest = time_bounds(now_unix_ns)
+def _in_time(unix_ns: int, now_unix_ns: int, oldest_days: int = OLDEST_DAYS) -> bool:
+    oldest, newest = time_bounds(now_unix_ns, oldest_days)
     return oldest <= unix_ns <= newest
 
 

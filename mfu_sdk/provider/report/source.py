@@ -1,6 +1,5 @@
-"""Where a report comes from: a data directory that nobody serves, or a provider's address."""
+"""Where a report comes from: a data directory that nobody serves, a ClickHouse server, or a provider's address."""
 
-import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,13 +16,13 @@ from mfu_sdk.provider.report.build import assessment, build
 from mfu_sdk.provider.report.model import Report, from_json
 from mfu_sdk.provider.report.window import parse_range
 from mfu_sdk.provider.rollup import Range
-from mfu_sdk.provider.store import Store, is_store
+from mfu_sdk.provider.store import Address, Place, Store, is_store
 
 _TIMEOUT_S: Final = 60.0
 
 
 def from_data_dir(
-    path: str | os.PathLike[str],
+    place: Place,
     *,
     since: str | None = None,
     until: str | None = None,
@@ -31,28 +30,33 @@ def from_data_dir(
     now_unix_ns: int,
     books: Snapshot | None = None,
 ) -> Report:
-    """The report on a data directory, as an operator sees it; with money where `books` allow and no tenant is named.
+    """The report on a data directory or ClickHouse server, as an operator sees it.
+
+    It has money where `books` allow and no tenant is named.
 
     Raises `ConfigurationError` for a bad range or a path that is no store, into which nothing is written, and
-    `StoreError` where `mfu serve` holds it.
+    `StoreError` where `mfu serve` holds it or the server's schema is of another version.
     """
     span = parse_range(since, until, now_unix_ns)
-    with _opened(path) as store:
+    with _opened(place) as store:
         seen = None if tenant is not None else books or Snapshot()
         return build(store, span, tenant, seen, None if books is None else _holdings(books))
 
 
 def focus_from_data_dir(
-    path: str | os.PathLike[str],
+    place: Place,
     books: Snapshot,
     *,
     since: str | None = None,
     until: str | None = None,
     now_unix_ns: int,
 ) -> str:
-    """The money on a data directory as CSV of FOCUS. Raises as `from_data_dir`, and where the books do not allow it."""
+    """The money on a data directory or ClickHouse server as CSV of FOCUS.
+
+    Raises as `from_data_dir`, and where the books do not allow it.
+    """
     span = parse_range(since, until, now_unix_ns)
-    with _opened(path) as store:
+    with _opened(place) as store:
         return focus(store, span, books)
 
 
@@ -71,11 +75,13 @@ def _holdings(books: Snapshot) -> Holdings | None:
     return None if books.inventory is None else Holdings(books.inventory)
 
 
-def _opened(path: str | os.PathLike[str]) -> Store:
-    if not is_store(path):
-        what = "not a store of `mfu serve`" if Path(path).exists() else "no such data directory"
-        raise ConfigurationError(f"{path}: {what}; name the one that `mfu serve --data` was given")
-    return Store(path)
+def _opened(place: Place) -> Store:
+    if isinstance(place, Address):
+        return Store(place, writes=False)
+    if not is_store(place):
+        what = "not a store of `mfu serve`" if Path(place).exists() else "no such data directory"
+        raise ConfigurationError(f"{place}: {what}; name the one that `mfu serve --data` was given")
+    return Store(place)
 
 
 def from_url(

@@ -4,7 +4,8 @@
 -- `x_weighted` is Σ mean × seconds; `held` sums count the part that somebody held, by the stretches that are given (of
 -- one GPU, or of a host with a share). `untold` sums are over hours in which the GPU sent no steps of its own.
 -- tensor × clock is multiplied by five minutes: within them the two are not correlated by anything known. An hour is
--- summed before it is held against the stretches, unless one begins or ends inside of it.
+-- summed before it is held against the stretches, unless one begins or ends inside of it; of days that are over it lies
+-- summed in mfu_gpus_1h.
 WITH
     given AS (
         SELECT each.1 AS key, toInt64(each.2) AS since_ns, toInt64(each.3) AS until_ns, toFloat64(each.4) AS share
@@ -18,6 +19,24 @@ WITH
         SELECT DISTINCT key, intDiv(edge_ns, 3600000000000) AS hour
         FROM (SELECT key, arrayJoin([since_ns, until_ns]) AS edge_ns FROM given)
         WHERE edge_ns % 3600000000000 != 0
+    ),
+    -- Hours of which five minutes are told apart: a stretch, or the range itself, begins or ends within.
+    cut AS (
+        SELECT toDateTime(hour * 3600, 'UTC') AS ts FROM edges
+        UNION DISTINCT
+        SELECT arrayJoin(arrayMap(at -> toDateTime(intDiv(at, 3600000000000) * 3600, 'UTC'),
+            arrayFilter(at -> at % 3600000000000 != 0, [{since:Int64}, {until:Int64}])))
+    ),
+    -- Days that mfu_gpus_1h holds, and those of which there are five minutes still.
+    made AS (
+        SELECT DISTINCT toDate(ts) AS day FROM otel.mfu_gpus_1h
+        WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 3600, 'UTC')
+            AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
+    ),
+    whole AS (
+        SELECT DISTINCT toDate(ts) AS day FROM otel.mfu_gpus_5m
+        WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 300, 'UTC')
+            AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
     ),
     stretches AS (
         SELECT key, day, groupArray((since_ns, until_ns, share)) AS spans
@@ -89,8 +108,29 @@ FROM (
             FROM otel.mfu_gpus_5m FINAL
             WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 300, 'UTC')
                 AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
+                AND (toDate(ts) NOT IN (SELECT day FROM made) OR (toStartOfHour(ts, 'UTC') IN (SELECT ts FROM cut) AND (
+                    (gpu, intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                    OR (concat('host:', host), intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                    OR intDiv(toUnixTimestamp(ts), 3600) * 3600000000000 < {since:Int64}
+                    OR (intDiv(toUnixTimestamp(ts), 3600) + 1) * 3600000000000 > {until:Int64})))
         )
         GROUP BY host, gpu, slice, profile, gpu_type, hour, part
+        UNION ALL
+        SELECT
+            host, gpu, slice, profile, gpu_type, toInt64(intDiv(toUnixTimestamp(ts), 3600)) AS hour,
+            toUInt32(intDiv(hour, 24)) AS day, 0 AS part,
+            toInt64(toUnixTimestamp(first)) * 1000000000 AS low, toInt64(toUnixTimestamp(last)) * 1000000000 AS high,
+            secs, util_w, util_s AS util_t, engine_w, engine_s AS engine_t, tensor_w, tensor_s AS tensor_t,
+            both_w, both_s AS both_t, busy_w, busy_s AS busy_t, power_w, power_s AS power_t,
+            xid_n AS xids, double_n AS doubles, single_n AS singles
+        FROM otel.mfu_gpus_1h FINAL
+        WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 3600, 'UTC')
+            AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
+            AND (toDate(ts) NOT IN (SELECT day FROM whole) OR ts NOT IN (SELECT ts FROM cut) OR NOT (
+                (gpu, intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                OR (concat('host:', host), intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)
+                OR intDiv(toUnixTimestamp(ts), 3600) * 3600000000000 < {since:Int64}
+                OR (intDiv(toUnixTimestamp(ts), 3600) + 1) * 3600000000000 > {until:Int64}))
     ) AS slots
     LEFT JOIN stretches AS named ON named.key = slots.gpu AND named.day = slots.day
     LEFT JOIN stretches AS hosts ON hosts.key = concat('host:', slots.host) AND hosts.day = slots.day

@@ -19,11 +19,18 @@ FROM (
         AND ifNull(sum(c.unknown_steps), 0) = 0 AND hardware_flop > 0 AND available_flop > 0
 ) AS counted
 INNER JOIN (
+    SELECT gpu, ts AS hour, both_w AS mhz_s
+    FROM otel.mfu_gpus_1h FINAL
+    WHERE slice = '' AND both_s = 3600
+        AND ts >= toDateTime(intDiv({since:Int64}, 1000000000), 'UTC')
+        AND ts < toDateTime(intDiv({until:Int64}, 1000000000), 'UTC')
+    UNION ALL
     SELECT gpu, toStartOfHour(ts, 'UTC') AS hour, sum(300 * tensor / tensor_n * clock / clock_n) AS mhz_s
     FROM otel.mfu_gpus_5m FINAL
     WHERE slice = '' AND tensor_n > 0 AND clock_n > 0
         AND ts >= toDateTime(intDiv({since:Int64}, 1000000000), 'UTC')
         AND ts < toDateTime(intDiv({until:Int64}, 1000000000), 'UTC')
+        AND toDate(ts) NOT IN (SELECT DISTINCT toDate(ts) FROM otel.mfu_gpus_1h)
     GROUP BY gpu, hour
     HAVING count() = 12
 ) AS watched USING (gpu, hour)

@@ -1,0 +1,2 @@
+-- The traces of a group.
+SELECT TraceId FROM $spans
