@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +41,9 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak.device import processor_name
 from mfu_sdk.provider import books as provider_books
 from mfu_sdk.provider import findings
-from mfu_sdk.provider.receive.otlp import decode_metrics, decode_traces
+from mfu_sdk.provider.arrivals import Arrival, Arrivals, Stored
+from mfu_sdk.provider.receive.limits import Limits
+from mfu_sdk.provider.receive.otlp import decode_metrics, time_bounds
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.simulate import paper, wire
 from mfu_sdk.provider.simulate.faults import KINDS
@@ -94,6 +96,7 @@ class Into:
 
     def __init__(self, store: Store, now_ns: int) -> None:
         self._store, self._now_ns = store, now_ns
+        self._arrivals = Arrivals(store, 0, Limits().attributes)
         self._waiting: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         self._count: Counter[tuple[str, str]] = Counter()
         self.stored = 0
@@ -118,8 +121,10 @@ class Into:
         body, (tenant, signal) = b"".join(self._waiting.pop(key)), key
         del self._count[key]
         if signal == "spans":
-            rows = decode_traces(body, "protobuf", tenant, self._now_ns).rows
-            self.stored += self._store.insert_spans(tenant, rows)
+            [outcome] = self._arrivals.add([Arrival(tenant, body)], *time_bounds(self._now_ns))
+            if not isinstance(outcome, Stored):
+                raise SystemExit(f"{tenant}'s spans were not stored: {outcome}")
+            self.stored += outcome.spans
         else:
             # As the receiver stamps what comes with a provider's own token.
             sender = f"provider:{tenant}" if tenant == PROVIDER else tenant
@@ -175,9 +180,18 @@ def claims(findings: Findings, store: Store, books: Books, hours: float) -> list
         until_s = MIDNIGHT_S + asked_h * 3600
         found = []
         for each in findings(store, Range(MIDNIGHT_S * 10**9, round(until_s * 1e9)), books):
-            host = getattr(each, "evidence", {}).get("host")
+            evidence = getattr(each, "evidence", {})
+            host = evidence.get("host")
             known_s = first.setdefault((each.tenant, each.workload, each.cause, host), until_s)
-            found.append(Claim(each.tenant, each.workload, each.cause, *day_of(each, until_s), known_s, host))
+            about = (
+                (
+                    datetime.fromisoformat(evidence["from"]).timestamp(),
+                    datetime.fromisoformat(evidence["until"]).timestamp(),
+                )
+                if "from" in evidence
+                else day_of(each, until_s)
+            )
+            found.append(Claim(each.tenant, each.workload, each.cause, *about, known_s, host))
     return found
 
 
@@ -213,6 +227,7 @@ def run(findings: Findings, seed: int, arguments: argparse.Namespace) -> tuple[S
         "accused": [list(each) for each in scores.accused],
         "unknown": {"healthy": scores.unknown_healthy, "faulty": scores.unknown_faulty},
         "confusions": {f"{true} as {said}": count for (true, said), count in sorted(scores.confusions.items())},
+        "missed": [asdict(each) for each in scores.missed],
     }
     return scores, size
 
@@ -220,7 +235,9 @@ def run(findings: Findings, seed: int, arguments: argparse.Namespace) -> tuple[S
 def shown(each: Score) -> dict[str, float | int | None]:
     """A cause's row."""
     return {
-        "material": each.material, "found": each.found, "recall": each.recall, "right": each.right, "wrong": each.wrong,
+        "material": each.material, "found": each.found, "recall": each.recall,
+        "told": each.told, "found_told": each.found_told, "recall_told": each.recall_told,
+        "right": each.right, "wrong": each.wrong,
         "precision": each.precision, "immaterial": each.immaterial, "also": each.also,
         "money_recall": each.money_recall, "median_delay_h": each.median_delay_h,
     }  # fmt: skip

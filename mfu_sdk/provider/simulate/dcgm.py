@@ -20,6 +20,11 @@ IDLE_MHZ = 345.0
 SCRAPE_NS = 60_000_000_000
 
 
+def every_ns(window_ns: int) -> int:
+    """How far apart scrapes are: as a Collector's, or as a bulk's longer windows, whose sums have the same means."""
+    return max(SCRAPE_NS, window_ns)
+
+
 def resource(host: str) -> bytes:
     """The exporter of one host."""
     return wire.resource({

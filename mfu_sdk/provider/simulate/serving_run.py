@@ -167,7 +167,9 @@ class _Replica:
         windows = Windows(steps, self._form)
         flops = columns["flops"] * self._counted
         peak = self._over.peak_flops_per_s
-        utilizations: list[int] = np.rint(flops / (peak * duration_s) * 1e4).astype(int).tolist()
+        utilizations: list[int] = []
+        if self._form.arrays:
+            utilizations = np.rint(flops / (peak * duration_s) * 1e4).astype(int).tolist()
         sums = {name: windows.sums(columns[name]) for name in ("flops", "bytes", "tensor", "tokens", "busy")}
         means = {name: windows.means(columns[name]).tolist() for name in ("running", "waiting", "kv_free")}
         expected: list[float] = windows.means(columns["expected"]).tolist()
@@ -267,12 +269,12 @@ class _Replica:
             account.tokens += tokens if phase != "inference" else 0.0
 
     def _scrapes(self, windows: Windows, active: Floats, ratio: float, out: Outgoing) -> None:
-        scraped = -1
+        scraped, every_ns = -1, dcgm.every_ns(self._form.length_ns)
         for number, at in enumerate(windows.begins):
             at_ns = int(windows.steps.start_ns[at])
-            if at_ns // dcgm.SCRAPE_NS == scraped:
+            if at_ns // every_ns == scraped:
                 continue
-            scraped = at_ns // dcgm.SCRAPE_NS
+            scraped = at_ns // every_ns
             for seat in self._seats:
                 mhz = self._service.gpu.reference_mhz * ratio
                 points = dcgm.scrape(at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0)

@@ -66,7 +66,9 @@ class Windows:
         self.ends = [*self.begins[1:], len(slots)]
         self.slots: list[int] = [int(slots[at]) for at in self.begins]
         # Whole microseconds are what an array can hold; the sums are of the steps themselves.
-        self.micros: list[int] = np.maximum(1, np.rint(steps.duration_s * 1e6)).astype(np.int64).tolist()
+        self.micros: list[int] = (
+            np.maximum(1, np.rint(steps.duration_s * 1e6)).astype(np.int64).tolist() if form.arrays else []
+        )
         self.seconds = self.sums(steps.duration_s)
 
     def __len__(self) -> int:
