@@ -31,10 +31,14 @@ NEEDS: Mapping[str, frozenset[str]] = {
     "thermal_or_power": frozenset({"clock"}),
     "configuration_drift": frozenset({"identity", "components", "clock"}),
     "under_batched_inference": frozenset({"load"}),
+    "idle_allocation spare_replicas": frozenset({"load"}),
 }
-"""What a fault of each kind shows in, of what some tenants' SDKs do not tell: where the step's time goes and over which
-links, clocks, which configuration ran (and that neither waits nor clocks are what slowed it), a server's load. Waits for
-data, FLOPs and time every SDK tells; slices and idle devices are in the provider's books. An exporter tells clocks."""
+"""What a fault of each kind, or of one variant, shows in, of what some tenants' SDKs do not tell.
+
+Where a step's time goes and over which links; clocks; which configuration ran, and that neither waits nor clocks
+slowed it; a server's load, and that nobody waits for an idle replica. Waits for data, FLOPs and time every SDK tells;
+slices and abandoned devices are in the provider's books; an exporter tells clocks.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,8 @@ class _Fault:
         """Whether what such a fault shows in is told; without a word of signals all of them are."""
         if self.signals is None:
             return True
-        return NEEDS.get(self.cause, frozenset()) <= self.signals | ({"clock"} if self.dcgm else set())
+        needed = NEEDS.get(f"{self.cause} {self.variant}", NEEDS.get(self.cause, frozenset()))
+        return needed <= self.signals | ({"clock"} if self.dcgm else set())
 
     def same_place(self, claim: Claim, workloads: Mapping[tuple[Any, Any], Mapping[str, Any]]) -> bool:
         """Whether the claim is about this fault's workload, or its machine where it has no workload."""

@@ -26,8 +26,8 @@ Parameter = str | int | float | None | Sequence[str] | Sequence[int]
 Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
-    "hours", "clocks", "heard", "unused", "exporter", "windows", "window_counts", "findings", "finding_states", "judged_days",
-    "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
+    "hours", "clocks", "heard", "unused", "exporter", "windows", "window_counts", "findings", "finding_states",
+    "judged_days", "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
     "gpus", "gpu_errors", "failures", "watched", "witnessed",
 ]  # fmt: skip

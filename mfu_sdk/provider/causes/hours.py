@@ -1,9 +1,9 @@
 """A workload's hours, and the part of them in which one of its signals is worse than in the others. Pure.
 
 Sums of a day dilute what began at noon. So each signal is also looked at hour by hour, for one stretch of hours that
-stands out (an epidemic change: B. Levin and J. Kline, Statistics in Medicine 4 (1985) 469-488). The stretches are all that
-there are, of two hours or more, and of all that were looked at the level pays: Student's t of the difference over a
-scatter that no change of level is in, at Bonferroni's share of one in a thousand.
+stands out (an epidemic change: B. Levin and J. Kline, Statistics in Medicine 4 (1985) 469-488). The stretches are all
+that there are, of two hours or more, and the level pays for all that were looked at: Student's t of the difference over
+a scatter that no change of level is in, at Bonferroni's share of one in a thousand.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ LEAST_HOURS: Final = 2
 MOST_HOURS: Final = 48
 """Of more the days are judged one by one (`provider.findings`): looks grow with the square of the hours."""
 FALSE_LOOKS: Final = 0.001
-"""The share of workloads without any change in which a stretch may stand out by chance. What it lost must matter, too."""
+"""The share of workloads without any change of which a stretch may stand out by chance; it must also lose enough."""
 LEAST_TIME: Final = 0.1
 """An hour with less of a workload's time than this share of its fullest hour says nothing of its level."""
 _ROUNDING: Final = 1e-12
@@ -107,7 +107,7 @@ def judged(hours: Sequence[Hour]) -> tuple[Hour, ...]:
 
 
 def worst(hours: Sequence[Hour], signal: Signal) -> Stretch | None:
-    """The stretch of `hours`, as `judged`, in which a signal is worse than in the others; None where none stands out."""
+    """The stretch of `hours`, as `judged`, in which a signal is worse than in others; None where none stands out."""
     if not LEAST_HOURS + 2 <= len(hours) <= MOST_HOURS:
         return None
     values = []

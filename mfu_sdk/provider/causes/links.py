@@ -18,7 +18,7 @@ SAME_BATCH: Final = 0.8
 
 
 def poor_topology(e: Evidence) -> Verdict | None:
-    """More than 8 % exposed, at below 0.62 of the best rate, over a worse path than the best one, or since links slowed."""
+    """More than 8 % exposed, at below 0.62 of the best rate, over a worse path than there is, or since links slowed."""
     if e.comm is None or e.comm <= COMM_SHARE:
         return None
     # An exchange at the best rate still costs what it costs; a late rank may be in what is not known to be skew.
@@ -68,7 +68,7 @@ def scaling_inefficiency(e: Evidence) -> Verdict | None:
         return None
     if e.world_size is None or e.world_size <= LEAST_RANKS:
         return None
-    if not _best_path(e):
+    if not _best_path(e) or any(_risen(part) >= MATERIAL_LOSS for part in e.parts):
         return None
     smaller = e.smaller
     if smaller is not None and (e.rank_tokens is None or e.rank_tokens < SAME_BATCH * smaller.rank_tokens):

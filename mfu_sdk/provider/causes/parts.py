@@ -1,8 +1,8 @@
 """What stands out among a workload's hours, as evidence of its own, and clocks that only the exporter tells. Pure.
 
-A part is held against the other hours of the same configuration: the same work on the same devices. A clock has rivals
-there that hours do not show: a limit that was lowered for all of a GPU type, and work that waits less and so draws more.
-The first is taken off by what the clocks of the type did meanwhile, and with the second nothing is held against them.
+A part is held against the other hours of the same configuration: the same work on the same devices. A clock has
+rivals there that its hours do not show: a limit that was lowered for all of a GPU type, and work that waits less and so
+draws more. What the clocks of the type did meanwhile is taken off, and of work that waited more nothing is said.
 """
 
 from collections.abc import Mapping, Sequence

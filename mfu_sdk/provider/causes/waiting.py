@@ -12,7 +12,7 @@ SKEW_SHARE: Final = 0.06
 def input_bound(e: Evidence) -> Verdict | None:
     """More than 15 % of the time waits for data, or 5 % more than in other hours of the same configuration.
 
-    What a tuned loader leaves differs between workloads, and the 15 % are beyond all of it; of one workload it is known.
+    What a tuned loader leaves differs between workloads, and 15 % are beyond all of it; of one workload it is known.
     """
     if e.data is None:
         return None

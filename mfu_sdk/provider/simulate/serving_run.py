@@ -63,6 +63,7 @@ class _Replica:
     ) -> None:
         self._workload, self._service, self._seats, self._account = workload, service, seats, account
         self._zero_ns, self._form, self._idle = zero_ns, form, idle
+        self._errors = 0 if form.arrays else None
         self._jitter = Jitter(generator(seed, "replica", workload.tenant, workload.name, number), _SIGMA)
         self._witness = generator(seed, "witness", workload.tenant, workload.name, number)
         # Everybody's day has its own shape, and virtual time 0 its own time of day.
@@ -82,6 +83,12 @@ class _Replica:
         )
         self._constants = {phase: constants(phase, self._over) for phase in self._first}
         self._capacity = serving.capacity(service)
+        points = np.unique(np.geomspace(1, max(1.0, float(self._capacity.fits)), _POINTS))
+        self._points = (
+            points,
+            [serving.one(service, float(each)) for each in points.tolist()],
+            [serving.step_s(service, float(each)) for each in points.tolist()],
+        )
 
     def advance(self, until_s: float, out: Outgoing) -> None:
         until_s = min(until_s, self._workload.end_s)
@@ -140,9 +147,7 @@ class _Replica:
         if not busy.any():
             return
         running = load.running[busy]
-        points = np.unique(np.geomspace(1, max(1.0, float(self._capacity.fits)), _POINTS))
-        works = [serving.one(self._service, float(each)) for each in points.tolist()]
-        each_s = [serving.step_s(self._service, float(each)) for each in points.tolist()]
+        points, works, each_s = self._points
         iterations = load.output[busy] / running
         flops, moved, tensor, tensor_s = (
             iterations * np.interp(running, points, [getattr(work, name) for work in works])
@@ -277,7 +282,7 @@ class _Replica:
             scraped = at_ns // every_ns
             for seat in self._seats:
                 mhz = self._service.gpu.reference_mhz * ratio
-                points = dcgm.scrape(at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0)
+                points = dcgm.scrape(at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0, self._errors)
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)
 
     def _nothing(self, until_s: float, out: Outgoing) -> None:
@@ -290,7 +295,7 @@ class _Replica:
                     metric = wire.gauge(semconv.METRIC_RUN_INFO, "1", [alive])
                     out.metrics(self._workload.tenant, resource, [metric])
                 if self._workload.dcgm:
-                    points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0)
+                    points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0, self._errors)
                     out.metrics(PROVIDER, dcgm.resource(seat.host), points)
         self._at_s = until_s
 

@@ -204,7 +204,9 @@ class Process:
             scraped = minute
             ending = crash is not None and int(start_ns[at]) / 1e9 > self._run.zero_ns / 1e9 + crash.at_s - 120
             for rank, seat in enumerate(self._run.workload.seats):
-                xid = crash.xid if crash is not None and ending and rank == 0 else 0
+                xid = None if not self._run.form.arrays else 0
+                if crash is not None and ending and rank == 0:
+                    xid = crash.xid
                 mhz = gpu.reference_mhz * float(clocks[number, rank])
                 points = dcgm.scrape(
                     int(start_ns[at]), dcgm.labels(seat), float(min(1.0, active[number, rank])), mhz, 100.0, xid

@@ -54,6 +54,7 @@ class TrainingRun:
             self._idle_s = at_s + every_s
             for seat in self.workload.seats:
                 points = dcgm.scrape(
-                    self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0
-                )
+                    self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0,
+                    0 if self._running.form.arrays else None,
+                )  # fmt: skip
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)

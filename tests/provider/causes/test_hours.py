@@ -142,7 +142,7 @@ def test_hours_of_little_work() -> None:
 
 
 def test_diluted_straggler() -> None:
-    """Skew of 10 % over three hours of eight is 4.4 % of the day: named with its hours, its loss being the day's share."""
+    """Skew of 10 % in three hours of eight is 4.4 % of the day: named with its hours, its loss being the day's."""
     [one] = found([hour(number, skew=0.01 if number < 5 else 0.10) for number in range(8)])
     assert (one.cause, one.loss_share) == ("straggler", approx(0.10 * 3 / 8))
     assert one.evidence["loss_share_within"] == approx(0.10)
@@ -157,7 +157,7 @@ def test_a_whole_day_goes_first() -> None:
 
 
 def test_input_against_other_hours() -> None:
-    """Waits of 9 % are within what a tuned loader may leave; where they were 1 % in the morning they are 8 % too long."""
+    """Waits of 9 % are within what a tuned loader may leave; where they were 1 % before they are 8 % too long."""
     [one] = found([hour(number, data=0.01 if number < 4 else 0.09) for number in range(8)])
     assert (one.cause, one.loss_share) == ("input_bound", approx(0.08 * 4 / 8))
     assert found([hour(number, data=0.09) for number in range(8)]) == []
@@ -253,7 +253,7 @@ def without_clock(number: int) -> Hour:
 
 
 def test_clock_by_exporter() -> None:
-    """Hours of 1,830 and 915 MHz on an H100, whose peak is at 1,830: the mean device's and the slowest one's clock, and the hours'."""
+    """1,830 and 915 MHz on H100s, whose peak is at 1,830: the mean device's clock, the slowest one's, the hours'."""
     each, usages = silent(UNIT, ("GPU-0", "GPU-1"))
     hours = {UNIT: (without_clock(0), without_clock(1))}
     seen = {"GPU-0": {0: 1830.0, 3600: 1830.0}, "GPU-1": {0: 915.0, 3600: 915.0}}
