@@ -58,7 +58,7 @@ from mfu_sdk.provider.simulate.scenario import HARD_NEGATIVES, MISSING, Asked, S
 from mfu_sdk.provider.simulate.simulation import simulate
 from mfu_sdk.provider.simulate.windows import Form
 from mfu_sdk.provider.simulate.workload import Plan
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import PointRow, Store
 
 MIDNIGHT_S = 1_790_035_200
 BULK = Form(300_000_000_000, arrays=False)
@@ -142,7 +142,7 @@ class Into:
             self.stored += outcome.spans
 
     def _flush_points(self) -> None:
-        rows = []
+        rows: list[PointRow] = []
         for tenant, groups in self._points.items():
             # As the receiver stamps what comes with a provider's own token.
             sender = f"provider:{tenant}" if tenant == PROVIDER else tenant
