@@ -104,9 +104,10 @@ def _placed(e: Evidence, type_link: str | None, host_links: Mapping[str, str]) -
     """
     if e.link is not None or not e.hosts or e.world_size is None or e.world_size < 2:
         return e.link
-    if len(e.hosts) > 1:
+    host, *others = e.hosts
+    if others:
         return "network"
-    link = host_links.get(e.hosts[0])
+    link = host_links.get(host)
     is_worse = link in LINKS and type_link in LINKS and LINKS.index(link) < LINKS.index(type_link)
     return link if is_worse else None
 

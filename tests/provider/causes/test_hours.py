@@ -214,6 +214,16 @@ def test_links_that_slowed() -> None:
     assert found(same) == []
 
 
+def test_links_that_slowed_are_no_scale(train: Make) -> None:
+    """Communication that nothing hides on the best path is the scale's, unless the links were faster in other hours."""
+    scaled = train(ideal_ratio=0.7)
+    assert [each.cause for each in found([hour(number, comm=0.14) for number in range(8)], scaled)] == [
+        "scaling_inefficiency"
+    ]
+    slowed = [hour(number, comm=0.05 if number < 4 else 0.14, bus=40e9 if number < 4 else 32e9) for number in range(8)]
+    assert [each.cause for each in found(slowed, scaled)] == ["poor_topology"]
+
+
 def test_unknown_beyond_a_part(train: Make) -> None:
     """What a part of the day lost explains that much of a shortfall, and the rest is still unknown."""
     hours = [hour(number, skew=0.01 if number < 5 else 0.10) for number in range(8)]
