@@ -220,7 +220,7 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
 
 
 def points_of_a_fleet(sender: str) -> tuple[PointRow, ...]:
-    """What an exporter tells of two GPUs every half minute of the five hours, one of them without work, in exact numbers."""
+    """What an exporter tells of two GPUs each half minute of five hours, one of them without work, in exact numbers."""
     told = {
         "PROF_PIPE_TENSOR_ACTIVE": 0.25, "DEV_SM_CLOCK": 1024.0, "DEV_GPU_UTIL": 0.0, "DEV_XID_ERRORS": 79.0,
     }  # fmt: skip
