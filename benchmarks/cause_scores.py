@@ -6,6 +6,9 @@
   are claims that hit a fault too small to matter, or another name for the same fault ("also" in the truth): they are
   counted apart. `unknown` accuses nobody of anything, and is counted apart too.
 - Recall: material faults that some claim of their cause hits; money-weighted by what they cost their owner.
+- Told: material faults whose tenant's SDK, or the provider's exporter, tells the signal that such a fault shows in
+  (`NEEDS`, by what the fault is and by no rule). Recall among them stands beside recall among all.
+- Missed: each material fault that was not found, and why as far as the truth knows (`Missed.why`).
 - Delay: from the onset to the first moment at which the claim could be made, in hours.
 - Accused: healthy workloads with at least one named cause.
 """
@@ -19,6 +22,23 @@ from typing import Any
 
 UNKNOWN = "unknown"
 TOLERANCE_S = 3600.0
+MATERIAL = 0.05
+
+NEEDS: Mapping[str, frozenset[str]] = {
+    "poor_topology": frozenset({"components", "links"}),
+    "scaling_inefficiency": frozenset({"components", "links"}),
+    "straggler": frozenset({"components"}),
+    "thermal_or_power": frozenset({"clock"}),
+    "configuration_drift": frozenset({"identity", "components", "clock"}),
+    "under_batched_inference": frozenset({"load"}),
+    "idle_allocation spare_replicas": frozenset({"load"}),
+}
+"""What a fault of each kind, or of one variant, shows in, of what some tenants' SDKs do not tell.
+
+Where a step's time goes and over which links; clocks; which configuration ran, and that neither waits nor clocks
+slowed it; a server's load, and that nobody waits for an idle replica. Waits for data, FLOPs and time every SDK tells;
+slices and abandoned devices are in the provider's books; an exporter tells clocks.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +71,8 @@ class Score:
     cost: float
     found_cost: float
     delays_h: tuple[float, ...]
+    told: int
+    found_told: int
 
     @property
     def precision(self) -> float | None:
@@ -61,6 +83,11 @@ class Score:
     def recall(self) -> float | None:
         """Material faults that were found."""
         return self.found / self.material if self.material else None
+
+    @property
+    def recall_told(self) -> float | None:
+        """The same of those whose signals are told."""
+        return self.found_told / self.told if self.told else None
 
     @property
     def money_recall(self) -> float | None:
@@ -74,6 +101,25 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Missed:
+    """A material fault that nobody named. `held` is the share of the judged time in which it held.
+
+    `why`: "signal absent" (its tenant does not tell what it shows in), "taken for another" (another cause was named),
+    "diluted" (over the judged time its loss is below what is material), "small" (it loses less than twice that while it
+    holds), else "not decided".
+    """
+
+    cause: str
+    variant: str
+    severity: float
+    loss_share: float
+    held: float
+    why: str
+    workload: str | None
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """A fleet's: by cause, healthy workloads and those that were accused, by nature, and what was taken for what."""
 
@@ -83,6 +129,7 @@ class Scores:
     unknown_healthy: int
     unknown_faulty: int
     confusions: Mapping[tuple[str, str], int]
+    missed: tuple[Missed, ...] = ()
 
 
 def score(truth: Mapping[str, Any], claims: Iterable[Claim], tolerance_s: float = TOLERANCE_S) -> Scores:
@@ -126,6 +173,9 @@ def score(truth: Mapping[str, Any], claims: Iterable[Claim], tolerance_s: float 
         len(unknown & healthy),
         len(unknown - healthy),
         confusions,
+        tuple(
+            _missed(fault, claims, workloads, truth) for fault in faults if fault.material and fault not in found
+        ),
     )  # fmt: skip
 
 
@@ -146,6 +196,8 @@ def total(scores: Sequence[Scores]) -> dict[str, Score]:
             cost=sum(part.cost for part in parts),
             found_cost=sum(part.found_cost for part in parts),
             delays_h=tuple(delay for part in parts for delay in part.delays_h),
+            told=sum(part.told for part in parts),
+            found_told=sum(part.found_told for part in parts),
         )
     return added
 
@@ -161,13 +213,28 @@ class _Fault:
     cost: float
     onset_s: float
     end_s: float
+    variant: str
+    severity: float
+    loss_share: float
+    signals: frozenset[str] | None
+    dcgm: bool
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "_Fault":
         return cls(
             entry["tenant"], entry["workload"], tuple(entry["hosts"]), entry["cause"], tuple(entry["also"]),
             entry["material"], entry["money"]["cost"], _unix_s(entry["onset"]), _unix_s(entry["end"]),
+            entry.get("variant", ""), entry.get("severity", 0.0), entry.get("loss_share", 0.0),
+            None if entry.get("signals") is None else frozenset(entry["signals"]), bool(entry.get("dcgm")),
         )  # fmt: skip
+
+    @property
+    def told(self) -> bool:
+        """Whether what such a fault shows in is told; without a word of signals all of them are."""
+        if self.signals is None:
+            return True
+        needed = NEEDS.get(f"{self.cause} {self.variant}", NEEDS.get(self.cause, frozenset()))
+        return needed <= self.signals | ({"clock"} if self.dcgm else set())
 
     def same_place(self, claim: Claim, workloads: Mapping[tuple[Any, Any], Mapping[str, Any]]) -> bool:
         """Whether the claim is about this fault's workload, or its machine where it has no workload."""
@@ -190,6 +257,7 @@ def _score(
 ) -> Score:
     material = [fault for fault in faults if fault.cause == name and fault.material]
     hit = [fault for fault in material if fault in found]
+    told = [fault for fault in material if fault.told]
     return Score(
         name,
         len(material),
@@ -198,7 +266,29 @@ def _score(
         sum(fault.cost for fault in material),
         sum(fault.cost for fault in hit),
         tuple(min(found[fault]) for fault in hit),
+        len(told),
+        sum(fault in found for fault in told),
     )
+
+
+def _missed(
+    fault: _Fault,
+    claims: Sequence[Claim],
+    workloads: Mapping[tuple[Any, Any], Mapping[str, Any]],
+    truth: Mapping[str, Any],
+) -> Missed:
+    said = sorted({claim.cause for claim in claims if fault.same_place(claim, workloads)})
+    whole_s = _unix_s(truth["until"]) - _unix_s(truth["since"]) if "until" in truth else fault.end_s - fault.onset_s
+    held = min(1.0, (fault.end_s - fault.onset_s) / whole_s) if whole_s > 0 else 1.0
+    others = set(said) - {UNKNOWN, *fault.also}
+    why = (
+        "signal absent" if not fault.told
+        else "taken for another" if others
+        else "diluted" if fault.loss_share * held < MATERIAL
+        else "small" if fault.loss_share < 2 * MATERIAL
+        else "not decided"
+    )  # fmt: skip
+    return Missed(fault.cause, fault.variant, fault.severity, fault.loss_share, held, why, fault.workload, tuple(said))
 
 
 def _unix_s(iso: str) -> float:

@@ -5,16 +5,21 @@ The function is called as `findings(store, span, books)` with an open `Store`, a
 `Books` (paths of files); it returns objects with tenant, workload, cause, loss_share, confidence and day (a date), and
 may give evidence["host"].
 
-- Three seeds; of each kind of fault 70 workloads, spread over its variants and severities, so that at least 40 are
-  material; at least 1,000 healthy workloads, 25 of each hard negative among them. A quarter of the tenants tell less
-  than everything, a tenth run no SDK.
+- Three seeds. In all 105 workloads of each kind of fault, spread over its variants and severities, so that some 70 are
+  material; at least 1,020 healthy workloads, 27 of each hard negative among them. A quarter of the tenants tell less
+  than everything, a tenth run no SDK. Seeds 1 to 3 were looked at while rules were written, and are for that. Results
+  are committed from 101 to 103, and no rule is changed for what they show.
+- Material is a fault that costs 5 % or more of the step time (of the allocated hours, the GPU, the counted FLOPs, as
+  the cause has it) over the time in which it held: the truth's `loss_share`, from the same steps without the fault.
 - Eight hours from midnight, in windows of five minutes without arrays of steps (the SDK's are of 30 s and have them;
-  the sums are the same), through the provider's own decoder into its own store. What is found is asked for every two
-  hours: the first time tells the delay.
+  the sums are the same) and the exporter's gauges of each five minutes, through the provider's own decoders into its
+  own store. What is found is asked for every two hours: the first time tells the delay.
+- Recall stands beside recall of the faults whose signals are told, and every fault that was missed is listed with what
+  the truth knows of why (`cause_scores`).
 - The simulator knows no threshold of the rules (mfu_sdk/provider/simulate imports nothing of them). Same author's
   project, though: an independent fleet is a better judge.
 
-It takes some quarter of an hour a seed on a core. Prints a table; with `-o FILE` it also writes JSON. Exits with 1
+It takes some minutes of a core a seed. Prints tables; with `-o FILE` it also writes JSON. Exits with 1
 where a target is missed: precision of 0.95 and recall of 0.85 for each cause, and nobody accused who is well.
 """
 
@@ -28,20 +33,22 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from cause_scores import Claim, Score, Scores, score, total
+from cause_scores import NEEDS, Claim, Score, Scores, score, total
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak.device import processor_name
 from mfu_sdk.provider import books as provider_books
 from mfu_sdk.provider import findings
-from mfu_sdk.provider.receive.otlp import decode_metrics, decode_traces
+from mfu_sdk.provider.arrivals import Arrival, Arrivals, Stored
+from mfu_sdk.provider.receive.limits import Limits
+from mfu_sdk.provider.receive.otlp import decode_metrics, time_bounds
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.simulate import paper, wire
 from mfu_sdk.provider.simulate.faults import KINDS
@@ -51,13 +58,14 @@ from mfu_sdk.provider.simulate.scenario import HARD_NEGATIVES, MISSING, Asked, S
 from mfu_sdk.provider.simulate.simulation import simulate
 from mfu_sdk.provider.simulate.windows import Form
 from mfu_sdk.provider.simulate.workload import Plan
-from mfu_sdk.provider.store import Store
+from mfu_sdk.provider.store import PointRow, Store
 
 MIDNIGHT_S = 1_790_035_200
 BULK = Form(300_000_000_000, arrays=False)
 ASKED_EVERY_H = 2.0
 PRECISION, RECALL = 0.95, 0.85
-BATCH = 4000
+BATCH = 15_000
+RESOURCES = 4000
 
 
 class Finding(Protocol):
@@ -82,48 +90,66 @@ class Books:
 Findings = Callable[[Store, Range, Books], Iterable[Finding]]
 
 
-def ours(store: Store, span: Range, books: Books) -> Iterable[Finding]:
-    """What the provider's rules find in `span`, its own look for drift included."""
-    inventory = provider_books.Books([books.prices], [books.inventory]).current().inventory
-    holdings = None if inventory is None else provider_books.Holdings(inventory)
-    return findings.judge(store, span, holdings, findings.Findings(store).look(span)).findings
+class Ours:
+    """What the provider's rules find, its own look for drift included, which goes on where it ended before."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Store, findings.Findings] | None = None
+
+    def __call__(self, store: Store, span: Range, books: Books) -> Iterable[Finding]:
+        if self._of is None or self._of[0] is not store:
+            self._of = store, findings.Findings(store)
+        inventory = provider_books.Books([books.prices], [books.inventory]).current().inventory
+        holdings = None if inventory is None else provider_books.Holdings(inventory)
+        return findings.judge(store, span, holdings, self._of[1].look(span)).findings
 
 
 class Into:
-    """Telemetry through the provider's decoder into its store."""
+    """Telemetry through the provider's decoders into its store, in requests of one tenant each, many at a time."""
 
     def __init__(self, store: Store, now_ns: int) -> None:
         self._store, self._now_ns = store, now_ns
-        self._waiting: dict[tuple[str, str], list[bytes]] = defaultdict(list)
-        self._count: Counter[tuple[str, str]] = Counter()
+        self._arrivals = Arrivals(store, 0, Limits().attributes)
+        self._spans: dict[str, list[bytes]] = defaultdict(list)
+        self._points: dict[str, list[bytes]] = defaultdict(list)
+        self._waiting_spans = self._waiting_points = 0
         self.stored = 0
 
     def spans(self, tenant: str, resource: bytes, spans: Sequence[bytes]) -> None:
-        self._add((tenant, "spans"), resource, spans)
+        self._spans[tenant].append(wire.group(resource, spans))
+        self._waiting_spans += len(spans)
+        # The engine reads requests of so many resources and no more.
+        if self._waiting_spans >= BATCH or len(self._spans[tenant]) >= RESOURCES:
+            self._flush_spans()
 
     def metrics(self, tenant: str, resource: bytes, metrics: Sequence[bytes]) -> None:
-        self._add((tenant, "metrics"), resource, metrics)
+        self._points[tenant].append(wire.group(resource, metrics))
+        self._waiting_points += len(metrics)
+        if self._waiting_points >= BATCH:
+            self._flush_points()
 
     def flush(self) -> None:
-        for key in list(self._waiting):
-            self._flush(key)
+        self._flush_spans()
+        self._flush_points()
 
-    def _add(self, key: tuple[str, str], resource: bytes, items: Sequence[bytes]) -> None:
-        self._waiting[key].append(wire.group(resource, items))
-        self._count[key] += len(items)
-        if self._count[key] >= BATCH:
-            self._flush(key)
+    def _flush_spans(self) -> None:
+        requests = [Arrival(tenant, b"".join(groups)) for tenant, groups in self._spans.items()]
+        self._spans.clear()
+        self._waiting_spans = 0
+        for outcome in self._arrivals.add(requests, *time_bounds(self._now_ns)):
+            if not isinstance(outcome, Stored):
+                raise SystemExit(f"spans were not stored: {outcome}")
+            self.stored += outcome.spans
 
-    def _flush(self, key: tuple[str, str]) -> None:
-        body, (tenant, signal) = b"".join(self._waiting.pop(key)), key
-        del self._count[key]
-        if signal == "spans":
-            rows = decode_traces(body, "protobuf", tenant, self._now_ns).rows
-            self.stored += self._store.insert_spans(tenant, rows)
-        else:
+    def _flush_points(self) -> None:
+        rows: list[PointRow] = []
+        for tenant, groups in self._points.items():
             # As the receiver stamps what comes with a provider's own token.
             sender = f"provider:{tenant}" if tenant == PROVIDER else tenant
-            self._store.insert_points(decode_metrics(body, "protobuf", sender, self._now_ns).rows)
+            rows += decode_metrics(b"".join(groups), "protobuf", sender, self._now_ns).rows
+        self._points.clear()
+        self._waiting_points = 0
+        self._store.insert_points(rows)
 
 
 def scenario(faults: int, negatives: int) -> Scenario:
@@ -175,9 +201,18 @@ def claims(findings: Findings, store: Store, books: Books, hours: float) -> list
         until_s = MIDNIGHT_S + asked_h * 3600
         found = []
         for each in findings(store, Range(MIDNIGHT_S * 10**9, round(until_s * 1e9)), books):
-            host = getattr(each, "evidence", {}).get("host")
+            evidence = getattr(each, "evidence", {})
+            host = evidence.get("host")
             known_s = first.setdefault((each.tenant, each.workload, each.cause, host), until_s)
-            found.append(Claim(each.tenant, each.workload, each.cause, *day_of(each, until_s), known_s, host))
+            about = (
+                (
+                    datetime.fromisoformat(evidence["from"]).timestamp(),
+                    datetime.fromisoformat(evidence["until"]).timestamp(),
+                )
+                if "from" in evidence
+                else day_of(each, until_s)
+            )
+            found.append(Claim(each.tenant, each.workload, each.cause, *about, known_s, host))
     return found
 
 
@@ -213,6 +248,7 @@ def run(findings: Findings, seed: int, arguments: argparse.Namespace) -> tuple[S
         "accused": [list(each) for each in scores.accused],
         "unknown": {"healthy": scores.unknown_healthy, "faulty": scores.unknown_faulty},
         "confusions": {f"{true} as {said}": count for (true, said), count in sorted(scores.confusions.items())},
+        "missed": [asdict(each) for each in scores.missed],
     }
     return scores, size
 
@@ -220,7 +256,9 @@ def run(findings: Findings, seed: int, arguments: argparse.Namespace) -> tuple[S
 def shown(each: Score) -> dict[str, float | int | None]:
     """A cause's row."""
     return {
-        "material": each.material, "found": each.found, "recall": each.recall, "right": each.right, "wrong": each.wrong,
+        "material": each.material, "found": each.found, "recall": each.recall,
+        "told": each.told, "found_told": each.found_told, "recall_told": each.recall_told,
+        "right": each.right, "wrong": each.wrong,
         "precision": each.precision, "immaterial": each.immaterial, "also": each.also,
         "money_recall": each.money_recall, "median_delay_h": each.median_delay_h,
     }  # fmt: skip
@@ -235,13 +273,13 @@ def named(text: str) -> Findings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--findings", metavar="MODULE:FUNCTION", type=named, default=ours)
+    parser.add_argument("--findings", metavar="MODULE:FUNCTION", type=named, default=Ours())
     parser.add_argument("-o", metavar="FILE", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     parser.add_argument("--hours", type=float, default=8.0)
-    parser.add_argument("--faults", type=int, default=70, help="workloads of each kind of fault")
-    parser.add_argument("--negatives", type=int, default=25, help="workloads of each hard negative")
-    parser.add_argument("--healthy", type=int, default=1000, help="healthy workloads at least")
+    parser.add_argument("--faults", type=int, default=35, help="workloads of each kind of fault")
+    parser.add_argument("--negatives", type=int, default=9, help="workloads of each hard negative")
+    parser.add_argument("--healthy", type=int, default=340, help="healthy workloads at least")
     arguments = parser.parse_args()
     scores, sizes = [], []
     for seed in arguments.seeds:
@@ -250,12 +288,19 @@ def main() -> None:
         sizes.append(size)
         print(json.dumps(size), flush=True)
     rows = {name: shown(each) for name, each in total(scores).items()}
-    print(f"{'cause':26} material found recall precision money  delay h  wrong immaterial also")
+    print(f"{'cause':26} material found recall  told found recall precision money  delay h  wrong immaterial also")
     for name, row in rows.items():
-        cells = [f"{row[key]:.3f}" if row[key] is not None else "–" for key in ("recall", "precision", "money_recall")]
+        all_of_them, told, precision, money = (
+            "–" if (share := row[key]) is None else f"{share:.3f}"
+            for key in ("recall", "recall_told", "precision", "money_recall")
+        )
         delay = "–" if row["median_delay_h"] is None else f"{row['median_delay_h']:.1f}"
-        print(f"{name:26} {row['material']:8} {row['found']:5} {cells[0]:>6} {cells[1]:>9} {cells[2]:>5} {delay:>8}"
-              f"  {row['wrong']:5} {row['immaterial']:10} {row['also']:4}")  # fmt: skip
+        print(
+            f"{name:26} {row['material']:8} {row['found']:5} {all_of_them:>6} {row['told']:5} {row['found_told']:5} "
+            f"{told:>6} {precision:>9} {money:>5} {delay:>8}  {row['wrong']:5} {row['immaterial']:10} {row['also']:4}"
+        )
+    missed = Counter((each.cause, each.why) for of in scores for each in of.missed)
+    print("missed: " + "; ".join(f"{cause}, {why}: {count}" for (cause, why), count in sorted(missed.items())))
     accused = sum(len(each.accused) for each in scores)
     targets = {
         "nobody accused who is well": accused == 0,
@@ -272,6 +317,9 @@ def main() -> None:
             "versions": {name: version(name) for name in ("mfu-sdk", "chdb-core", "numpy")},
             "fleets": sizes,
             "causes": rows,
+            "missed": {f"{cause}: {why}": count for (cause, why), count in sorted(missed.items())},
+            "material": "5 % of the step time (allocated hours, GPU, FLOPs) or more over the time that a fault held",
+            "told": {cause: sorted(needed) for cause, needed in NEEDS.items()},
             "targets_met": targets,
         }
         arguments.o.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

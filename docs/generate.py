@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 import click
 import measured
 import registry
+import scored
 
 import mfu_sdk
 from mfu_sdk import bars, naming, ranks, records, semconv
@@ -373,6 +374,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "report.md": report,
     "counting.md": counting,
     "price.md": lambda: measured.price(table),
+    "causes.md": lambda: scored.causes(table),
     **{f"registry/{name}": partial(registry.pages().__getitem__, name) for name in registry.pages()},
 }
 

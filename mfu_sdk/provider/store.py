@@ -39,7 +39,8 @@ Place = str | os.PathLike[str] | Address
 
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
-    "heard", "unused", "exporter", "windows", "window_counts", "first_windows", "findings", "finding_states",
+    "hours", "clocks", "heard", "unused", "exporter", "windows", "window_counts", "first_windows", "findings",
+    "finding_states",
     "judged_days", "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
     "gpus", "gpu_errors", "failures", "watched", "witnessed",

@@ -177,7 +177,7 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
 
 @pytest.fixture
 def points_of_a_fleet() -> Callable[[str], tuple[PointRow, ...]]:
-    """What an exporter of that name tells of two GPUs every half minute of the five hours, in exact numbers."""
+    """What an exporter of that name tells of two GPUs each half minute of five hours, one of them idle, in exact numbers."""
     told = {
         "PROF_PIPE_TENSOR_ACTIVE": 0.25, "DEV_SM_CLOCK": 1024.0, "DEV_GPU_UTIL": 0.0, "DEV_XID_ERRORS": 79.0,
     }  # fmt: skip
@@ -187,7 +187,8 @@ def points_of_a_fleet() -> Callable[[str], tuple[PointRow, ...]]:
         metric = metrics.add(name=f"DCGM_FI_{name}")
         for number in range(600):
             at_ns = T0 + number * 30 * 10**9
-            point = metric.gauge.data_points.add(time_unix_nano=at_ns, as_double=value)
+            busy = 100.0 if name == "DEV_GPU_UTIL" and number % 2 else value
+            point = metric.gauge.data_points.add(time_unix_nano=at_ns, as_double=busy)
             labels = {"UUID": f"GPU-{number % 2}", "Hostname": "node-1", "modelName": "H100"}
             for key, text in labels.items():
                 point.attributes.add(key=key).value.string_value = text

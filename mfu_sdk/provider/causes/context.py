@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
+from types import MappingProxyType
 from typing import Final
 
 from mfu_sdk.provider.causes.evidence import LINKS, Earlier, Evidence, Smaller
@@ -25,11 +26,12 @@ def complete(
     runs: Mapping[tuple[object, ...], Sequence[Run]],
     links: Mapping[str, str],
     node_gpus: Mapping[str, int],
+    host_links: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Evidence]:
     """Each workload's evidence with its context.
 
     `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
-    type, as the inventory has them.
+    type, `host_links` the best path of each machine, as the inventory has them.
     """
     clocks: dict[_Kind, list[float]] = {}
     told: dict[object, set[str]] = {}
@@ -61,7 +63,8 @@ def complete(
             replace(
                 e,
                 untold=frozenset(untold),
-                cohort_clock=medians.get(_kind(e)),
+                link=_placed(e, best.get(unit.gpu_type), host_links),
+                cohort_clock=_cohort(e, medians),
                 type_link=best.get(unit.gpu_type),
                 one_machine=machines[unit],
                 best_bus_bytes_per_s=rates.best(each, best.get(unit.gpu_type)),
@@ -83,6 +86,30 @@ def _kind(e: Evidence) -> _Kind:
     """
     is_held = None if e.cap is None else e.cap + (e.heat or 0.0) >= HELD_SHARE
     return e.gpu_type, _load(e.phase), e.mig_profile is not None, is_held
+
+
+def _cohort(e: Evidence, medians: Mapping[_Kind, float]) -> float | None:
+    """The clock of its kind; where nobody says what holds it that of held ones, which is the lower one to be asked."""
+    gpu_type, load, is_slice, is_held = _kind(e)
+    if is_held is not None:
+        return medians.get((gpu_type, load, is_slice, is_held))
+    known = [medians[kind] for held in (None, True, False) if (kind := (gpu_type, load, is_slice, held)) in medians]
+    return min(known, default=None)
+
+
+def _placed(e: Evidence, type_link: str | None, host_links: Mapping[str, str]) -> str | None:
+    """The path between its ranks; where it tells none what its place allows, if that is worse than there is.
+
+    Ranks on several machines meet over the network, and on one over no better path than that machine has.
+    """
+    if e.link is not None or not e.hosts or e.world_size is None or e.world_size < 2:
+        return e.link
+    host, *others = e.hosts
+    if others:
+        return "network"
+    link = host_links.get(host)
+    is_worse = link in LINKS and type_link in LINKS and LINKS.index(link) < LINKS.index(type_link)
+    return link if is_worse else None
 
 
 def _load(phase: str | None) -> str | None:

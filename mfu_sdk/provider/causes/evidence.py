@@ -51,6 +51,19 @@ class Smaller:
     tokens_per_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a stretch of hours is held against: the same configuration's other hours, as far as they are comparable.
+
+    `clock` is what the slowest device would have had: its clock there, lowered by what clocks of its GPU type did.
+    """
+
+    data: float | None = None
+    comm: float | None = None
+    bus_bytes_per_s: float | None = None
+    clock: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What is known of one workload. `day` is the first day in UTC, ISO 8601.
@@ -178,3 +191,11 @@ class Evidence:
 
     drifts: tuple[Drift, ...] = ()
     earlier: tuple[Earlier, ...] = ()
+
+    parts: tuple["Evidence", ...] = ()
+    """The same over hours that stand out from its others (`hours`), one for each signal that is worse there."""
+    worse: str | None = None
+    """Which signal that is, of a part; None of a whole."""
+    since_unix_s: int | None = None
+    until_unix_s: int | None = None
+    rest: Rest | None = None

@@ -16,11 +16,10 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak import catalogue
 from mfu_sdk.peak.theory import theoretical
 from mfu_sdk.provider.causes.evidence import LINKS, Drift, Earlier, Evidence
+from mfu_sdk.provider.causes.hours import KNOWN_SHARE
 from mfu_sdk.provider.fleet import Witness
 from mfu_sdk.provider.rollup import Sums, Usage, ratio
 
-KNOWN_SHARE: Final = 0.25
-"""A component of the time is known where at least this share of the steps tells it."""
 JUDGED: Final = frozenset({None, "train", "eval", "prefill", "decode", "inference"})
 
 
@@ -270,6 +269,15 @@ def _exported(e: Evidence, sums: Sums, busy_mhz: float) -> dict[str, Any]:
         return {}
     witness = busy_mhz * spec.flops_per_mhz[e.peak_dtype] / spec.peaks[e.peak_dtype]
     return {"witness": witness, "witnessed_mfu": counted, "exported": True}
+
+
+def clock_of(gpu_type: str | None, mhz: float) -> float | None:
+    """A clock in MHz over that of the GPU type's peak on paper."""
+    spec = _spec(gpu_type)
+    if spec is None or not (known := sorted(spec.flops_per_mhz.keys() & spec.peaks)):
+        return None
+    dtype = "bfloat16" if "bfloat16" in known else known[0]
+    return mhz * spec.flops_per_mhz[dtype] / spec.peaks[dtype]
 
 
 def _share(seconds: float | None, known_s: float | None, sums: Sums) -> float | None:

@@ -5,7 +5,9 @@ away and never adds one. What several causes cost is laid end to end: waits were
 clock has its share of the rest, then the path and scale; drift and batch take only what is left.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from mfu_sdk.provider.causes.accounting import accounting
@@ -27,7 +29,12 @@ OF_TIME: Final[tuple[Rule, ...]] = (
 """Rules whose losses are shares of the step time, in the order in which they take their part of it."""
 OF_OTHER: Final[tuple[Rule, ...]] = (mig_fragmentation, idle_allocation, accounting)
 """Rules whose losses are shares of something else: a GPU, allocated hours, claimed FLOPs."""
-_EXPLAINS: Final = frozenset({"mig_fragmentation", "idle_allocation"})
+OF_A_PART: Final[Mapping[str, Rule]] = {
+    "data": input_bound, "skew": straggler, "comm": poor_topology, "clock": thermal_or_power,
+}  # fmt: skip
+"""What may begin at noon, and so is looked for in the hours in which a signal is worse. Scale is a job's own from its
+first step on, a changed configuration is another unit, and a service's batch follows its day."""
+_APART: Final = frozenset({"mig_fragmentation", "idle_allocation"})
 
 
 def judge(evidence: Iterable[Evidence]) -> tuple[Finding, ...]:
@@ -47,25 +54,53 @@ def judge(evidence: Iterable[Evidence]) -> tuple[Finding, ...]:
 
 def findings(e: Evidence) -> list[Finding]:
     """What is wrong with one workload."""
-    verdicts = [verdict for rule in OF_TIME if (verdict := rule(e)) is not None]
     found: list[Finding] = []
     left = 1.0
-    for verdict in verdicts:
+    # What is so all day explains a shortfall, and what is so in a part of it that part's share.
+    explained, of_parts = False, 0.0
+    for rule in OF_TIME:
+        verdict = rule(e)
+        if verdict is not None:
+            explained = True
+        elif not e.parts or (verdict := _of_a_part(e, rule)) is None:
+            continue
+        else:
+            of_parts += verdict.loss
         loss = min(verdict.loss, left)
         left -= loss
         found.append(_finding(e, verdict, loss))
     others = [verdict for rule in OF_OTHER if (verdict := rule(e)) is not None]
     found += [_finding(e, verdict, min(verdict.loss, 1.0)) for verdict in others]
-    if all(each.cause in _EXPLAINS for each in found) and (verdict := unknown(e)) is not None:
+    explained = explained or any(verdict.cause not in _APART for verdict in others)
+    if not explained and (verdict := unknown(e, of_parts)) is not None:
         found.append(_finding(e, verdict, verdict.loss))
     return found
 
 
-def unknown(e: Evidence) -> Verdict | None:
-    """The expectation is missed by 10 % or more. What was not told is said: it may be that."""
+def _of_a_part(e: Evidence, rule: Rule) -> Verdict | None:
+    """What a rule says of the hours that stand out: its loss is what they lost of the whole time."""
+    for part in e.parts:
+        if part.worse is None or OF_A_PART.get(part.worse) is not rule or not part.time_s or not e.time_s:
+            continue
+        verdict = rule(part)
+        if verdict is None:
+            continue
+        since, until = _clock_time(part.since_unix_s), _clock_time(part.until_unix_s)
+        shown = {**verdict.shown, "from": since, "until": until, "loss_share_within": verdict.loss}
+        loss = verdict.loss * min(1.0, part.time_s / e.time_s)
+        return replace(verdict, loss=loss, shown=shown, remedy=f"From {since} to {until}: {verdict.remedy}")
+    return None
+
+
+def _clock_time(unix_s: int | None) -> str:
+    return f"{datetime.fromtimestamp(unix_s or 0, UTC):%Y-%m-%dT%H:%MZ}"
+
+
+def unknown(e: Evidence, explained: float = 0.0) -> Verdict | None:
+    """The expectation is missed by 10 % or more beyond what is explained. What was not told is said: it may be that."""
     if e.mfu is None or not e.expected_mfu:
         return None
-    shortfall = 1 - e.mfu / e.expected_mfu
+    shortfall = 1 - e.mfu / e.expected_mfu - explained
     if shortfall < UNKNOWN_SHORTFALL:
         return None
     missing = [name for name, value in _told(e) if value is None]

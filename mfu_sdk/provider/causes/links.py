@@ -18,7 +18,7 @@ SAME_BATCH: Final = 0.8
 
 
 def poor_topology(e: Evidence) -> Verdict | None:
-    """More than 8 % exposed, at below 0.62 of the best rate, or over a worse path than the best one."""
+    """More than 8 % exposed, at below 0.62 of the best rate, over a worse path than there is, or since links slowed."""
     if e.comm is None or e.comm <= COMM_SHARE:
         return None
     # An exchange at the best rate still costs what it costs; a late rank may be in what is not known to be skew.
@@ -33,9 +33,13 @@ def poor_topology(e: Evidence) -> Verdict | None:
         # Nobody has measured a better path at this size. Paths of other classes differ by more than this.
         slow = False
         loss = e.comm * (1 - BUS_RATIO) if e.best_bus_bytes_per_s is None else 0.0
-    if not (slow or worse is not None) or loss < MATERIAL_LOSS:
+    risen = _risen(e)
+    loss = max(loss if slow or worse is not None else 0.0, risen)
+    if loss < MATERIAL_LOSS:
         return None
     shown: dict[str, float | str] = {"exposed_comm_share": e.comm, "skew_share": e.skew}
+    if e.rest is not None and e.rest.comm is not None:
+        shown["exposed_comm_share_in_other_hours"] = e.rest.comm
     if ratio is not None and e.bus_bytes_per_s and e.best_bus_bytes_per_s:
         shown |= {
             "bus_rate_bytes_per_s": e.bus_bytes_per_s,
@@ -64,7 +68,7 @@ def scaling_inefficiency(e: Evidence) -> Verdict | None:
         return None
     if e.world_size is None or e.world_size <= LEAST_RANKS:
         return None
-    if not _best_path(e):
+    if not _best_path(e) or any(_risen(part) >= MATERIAL_LOSS for part in e.parts):
         return None
     smaller = e.smaller
     if smaller is not None and (e.rank_tokens is None or e.rank_tokens < SAME_BATCH * smaller.rank_tokens):
@@ -93,6 +97,18 @@ def scaling_inefficiency(e: Evidence) -> Verdict | None:
 
 def _ratio(e: Evidence) -> float | None:
     return e.bus_bytes_per_s / e.best_bus_bytes_per_s if e.bus_bytes_per_s and e.best_bus_bytes_per_s else None
+
+
+def _risen(e: Evidence) -> float:
+    """How much more is exposed than in other hours of the same configuration, where its own links were faster then.
+
+    The same exchanges over the same links need no allowance for what others exchange.
+    """
+    rest = e.rest
+    if e.comm is None or rest is None or rest.comm is None or not e.bus_bytes_per_s or not rest.bus_bytes_per_s:
+        return 0.0
+    slowed = e.bus_bytes_per_s < (1 - MATERIAL_LOSS) * rest.bus_bytes_per_s
+    return e.comm - rest.comm if slowed else 0.0
 
 
 def _worse_path(e: Evidence) -> str | None:

@@ -11,9 +11,11 @@ from typing import Final
 from mfu_sdk.provider import fleet, rollup
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes.context import complete
-from mfu_sdk.provider.causes.evidence import Drift, Earlier, Evidence
+from mfu_sdk.provider.causes.evidence import LINKS, Drift, Earlier, Evidence
 from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather, witnessed
 from mfu_sdk.provider.causes.held import Heard, held
+from mfu_sdk.provider.causes.hours import MOST_HOURS, Hour, judged
+from mfu_sdk.provider.causes.parts import clocked, with_parts
 from mfu_sdk.provider.rollup import Range, Usage, ratio
 from mfu_sdk.provider.store import Row, Store
 
@@ -55,12 +57,22 @@ def evidence(
     for row in store.read("history", since=since, until=span.until_unix_ns):
         if (run := _run(row)) is not None:
             runs.setdefault(_unit({**row, "intent": ""}).kin, []).append(run)
+    hours = _hours(store, span)
+    if hours:
+        seen: dict[str, dict[int, float]] = {}
+        for row in store.read("clocks", **bounds):
+            seen.setdefault(row["device"], {})[row["hour_unix_s"]] = float(row["mhz"])
+        gathered, hours = clocked(gathered, hours, usages, seen)
     nodes = () if holdings is None else holdings.inventory.nodes
-    links = {node.gpu_type: node.link for node in nodes if node.link is not None}
+    links: dict[str, str] = {}
+    host_links = {node.host: node.link for node in nodes if node.link in LINKS}
     sizes: dict[str, int] = {}
     for node in nodes:
         sizes[node.gpu_type] = max(sizes.get(node.gpu_type, 0), node.gpus)
-    completed = complete(gathered, runs, links, sizes)
+        if node.link in LINKS:
+            links[node.gpu_type] = max(links.get(node.gpu_type, "none"), node.link, key=LINKS.index)
+    completed = complete(gathered, runs, links, sizes, host_links)
+    completed = with_parts(completed, [each.unit for each in gathered], hours)
     if holdings is None:
         return completed
     heard = [
@@ -69,6 +81,24 @@ def evidence(
     ]
     unused = {row["device"]: float(row["unused_s"]) for row in store.read("unused", **bounds)}
     return held(completed, usages, holdings, heard, span, unused)
+
+
+def _hours(store: Store, span: Range) -> dict[Unit, tuple[Hour, ...]]:
+    """The hours of each unit; nothing for a range of more than are looked at."""
+    if span.until_unix_ns - span.since_unix_ns > MOST_HOURS * 3600 * 10**9:
+        return {}
+    found: dict[Unit, list[Hour]] = {}
+    for row in store.read("hours", since=span.since_unix_ns, until=span.until_unix_ns):
+        slowest, clock_known_s = row["slowest_clock"] or 0.0, row["clock_s"]
+        found.setdefault(_unit(row), []).append(
+            Hour(
+                row["hour_unix_s"], row["step_time_s"], row["model_flop"], row["available_flop"],
+                row["data_s"], row["data_known_s"], row["comm_s"], row["comm_known_s"],
+                row["skew_s"], row["skew_known_s"], row["bus_rate_weighted"], row["bus_rate_s"],
+                row["clock_weighted"], clock_known_s, slowest * clock_known_s, clock_known_s if slowest > 0 else 0.0,
+            )
+        )  # fmt: skip
+    return {unit: judged(of) for unit, of in found.items()}
 
 
 def _unit(row: Row) -> Unit:

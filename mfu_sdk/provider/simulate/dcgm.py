@@ -20,6 +20,11 @@ IDLE_MHZ = 345.0
 SCRAPE_NS = 60_000_000_000
 
 
+def every_ns(window_ns: int) -> int:
+    """How far apart scrapes are: as a Collector's, or as a bulk's longer windows, whose sums have the same means."""
+    return max(SCRAPE_NS, window_ns)
+
+
 def resource(host: str) -> bytes:
     """The exporter of one host."""
     return wire.resource({
@@ -35,8 +40,9 @@ def labels(seat: Seat) -> bytes:
     return b"".join(wire.text(name, value, 7) for name, value in values.items())
 
 
-def scrape(time_ns: int, who: bytes, active: float, mhz: float, util: float, xid: int = 0) -> list[bytes]:
-    """One scrape of one GPU: its five gauges."""
-    values = {TENSOR_ACTIVE: active, SM_CLOCK: mhz, GPU_UTIL: util, XID_ERRORS: float(xid),
-              ECC_DOUBLE: 1.0 if xid == 94 else 0.0}  # fmt: skip
+def scrape(time_ns: int, who: bytes, active: float, mhz: float, util: float, xid: int | None = 0) -> list[bytes]:
+    """One scrape of one GPU: its five gauges, or those three of which means are made where `xid` is None."""
+    values = {TENSOR_ACTIVE: active, SM_CLOCK: mhz, GPU_UTIL: util}
+    if xid is not None:
+        values |= {XID_ERRORS: float(xid), ECC_DOUBLE: 1.0 if xid == 94 else 0.0}
     return [wire.gauge(name, "", [wire.point(time_ns, value, who)]) for name, value in values.items()]

@@ -162,6 +162,13 @@ def _curve(service: Service) -> tuple[Floats, Floats]:
     return np.maximum.accumulate(rates), batches
 
 
+@lru_cache(4096)
+def _times(service: Service) -> tuple[list[float], list[float]]:
+    """Seconds of a step, and of its collectives, at the batches of `_curve`."""
+    batches = [max(each, 1.0) for each in _curve(service)[1].tolist()]
+    return [step_s(service, each) for each in batches], [comm_s(service, each) for each in batches]
+
+
 def rate_for(service: Service, running: float) -> float:
     """Requests a second that keep `running` sequences running."""
     rates, batches = _curve(service)
@@ -190,8 +197,8 @@ def loads(service: Service, jitter: Jitter, seconds: int, at_s: float, day_s: fl
     busy = np.minimum(1.0, batch)
     running = np.maximum(1.0, batch)
     decode = (1 - prefill) * busy
-    step = np.interp(running, batches, [step_s(service, max(each, 1.0)) for each in batches.tolist()])
-    comm = np.interp(running, batches, [comm_s(service, max(each, 1.0)) for each in batches.tolist()])
+    steps_s, comms_s = _times(service)
+    step, comm = np.interp(running, batches, steps_s), np.interp(running, batches, comms_s)
     output = running * decode / step
     return Load(
         running, decode, prefill, comm * decode / step, output, served * service.prompt, queue,

@@ -63,6 +63,7 @@ class _Replica:
     ) -> None:
         self._workload, self._service, self._seats, self._account = workload, service, seats, account
         self._zero_ns, self._form, self._idle = zero_ns, form, idle
+        self._errors = 0 if form.arrays else None
         self._jitter = Jitter(generator(seed, "replica", workload.tenant, workload.name, number), _SIGMA)
         self._witness = generator(seed, "witness", workload.tenant, workload.name, number)
         # Everybody's day has its own shape, and virtual time 0 its own time of day.
@@ -82,6 +83,12 @@ class _Replica:
         )
         self._constants = {phase: constants(phase, self._over) for phase in self._first}
         self._capacity = serving.capacity(service)
+        points = np.unique(np.geomspace(1, max(1.0, float(self._capacity.fits)), _POINTS))
+        self._points = (
+            points,
+            [serving.one(service, float(each)) for each in points.tolist()],
+            [serving.step_s(service, float(each)) for each in points.tolist()],
+        )
 
     def advance(self, until_s: float, out: Outgoing) -> None:
         until_s = min(until_s, self._workload.end_s)
@@ -140,9 +147,7 @@ class _Replica:
         if not busy.any():
             return
         running = load.running[busy]
-        points = np.unique(np.geomspace(1, max(1.0, float(self._capacity.fits)), _POINTS))
-        works = [serving.one(self._service, float(each)) for each in points.tolist()]
-        each_s = [serving.step_s(self._service, float(each)) for each in points.tolist()]
+        points, works, each_s = self._points
         iterations = load.output[busy] / running
         flops, moved, tensor, tensor_s = (
             iterations * np.interp(running, points, [getattr(work, name) for work in works])
@@ -167,7 +172,9 @@ class _Replica:
         windows = Windows(steps, self._form)
         flops = columns["flops"] * self._counted
         peak = self._over.peak_flops_per_s
-        utilizations: list[int] = np.rint(flops / (peak * duration_s) * 1e4).astype(int).tolist()
+        utilizations: list[int] = []
+        if self._form.arrays:
+            utilizations = np.rint(flops / (peak * duration_s) * 1e4).astype(int).tolist()
         sums = {name: windows.sums(columns[name]) for name in ("flops", "bytes", "tensor", "tokens", "busy")}
         means = {name: windows.means(columns[name]).tolist() for name in ("running", "waiting", "kv_free")}
         expected: list[float] = windows.means(columns["expected"]).tolist()
@@ -267,15 +274,15 @@ class _Replica:
             account.tokens += tokens if phase != "inference" else 0.0
 
     def _scrapes(self, windows: Windows, active: Floats, ratio: float, out: Outgoing) -> None:
-        scraped = -1
+        scraped, every_ns = -1, dcgm.every_ns(self._form.length_ns)
         for number, at in enumerate(windows.begins):
             at_ns = int(windows.steps.start_ns[at])
-            if at_ns // dcgm.SCRAPE_NS == scraped:
+            if at_ns // every_ns == scraped:
                 continue
-            scraped = at_ns // dcgm.SCRAPE_NS
+            scraped = at_ns // every_ns
             for seat in self._seats:
                 mhz = self._service.gpu.reference_mhz * ratio
-                points = dcgm.scrape(at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0)
+                points = dcgm.scrape(at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0, self._errors)
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)
 
     def _nothing(self, until_s: float, out: Outgoing) -> None:
@@ -288,7 +295,7 @@ class _Replica:
                     metric = wire.gauge(semconv.METRIC_RUN_INFO, "1", [alive])
                     out.metrics(self._workload.tenant, resource, [metric])
                 if self._workload.dcgm:
-                    points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0)
+                    points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0, self._errors)
                     out.metrics(PROVIDER, dcgm.resource(seat.host), points)
         self._at_s = until_s
 

@@ -139,7 +139,9 @@ class Process:
         start_ns = run.zero_ns + np.rint(starts_s[:taken] * 1e9).astype(np.int64)
         windows = Windows(Steps(start_ns, total, self._first, "train"), run.form)
         ranks = self.segment.job.ranks
-        utilizations: list[int] = np.rint(told.flops / (told.over.peak_flops_per_s * total) * 1e4).astype(int).tolist()
+        utilizations: list[int] = []
+        if run.form.arrays:
+            utilizations = np.rint(told.flops / (told.over.peak_flops_per_s * total) * 1e4).astype(int).tolist()
         counts = [end - at for at, end in zip(windows.begins, windows.ends, strict=True)]
         seconds: list[float] = windows.seconds.tolist()
         data, comm, host = (windows.sums(each[:taken]).tolist() for each in (found.data_s, found.comm_s, found.host_s))
@@ -194,15 +196,17 @@ class Process:
     def _scrapes(self, windows: Windows, active: Floats, clocks: Floats, out: Outgoing) -> None:
         gpu = self.segment.job.gpu
         crash = next((each for each in self._run.restarts if each.at_s == self.segment.until_s), None)
-        start_ns, scraped = windows.steps.start_ns, -1
+        start_ns, scraped, every_ns = windows.steps.start_ns, -1, dcgm.every_ns(self._run.form.length_ns)
         for number, at in enumerate(windows.begins):
-            minute = int(start_ns[at]) // dcgm.SCRAPE_NS
+            minute = int(start_ns[at]) // every_ns
             if minute == scraped:
                 continue
             scraped = minute
             ending = crash is not None and int(start_ns[at]) / 1e9 > self._run.zero_ns / 1e9 + crash.at_s - 120
             for rank, seat in enumerate(self._run.workload.seats):
-                xid = crash.xid if crash is not None and ending and rank == 0 else 0
+                xid = None if not self._run.form.arrays else 0
+                if crash is not None and ending and rank == 0:
+                    xid = crash.xid
                 mhz = gpu.reference_mhz * float(clocks[number, rank])
                 points = dcgm.scrape(
                     int(start_ns[at]), dcgm.labels(seat), float(min(1.0, active[number, rank])), mhz, 100.0, xid

@@ -49,10 +49,12 @@ class TrainingRun:
         if self._pending or not self.workload.dcgm:
             return
         held_s = min(until_s, self.workload.held_until_s)
-        for at_s in np.arange(self._idle_s, held_s, dcgm.SCRAPE_NS / 1e9).tolist():
-            self._idle_s = at_s + dcgm.SCRAPE_NS / 1e9
+        every_s = dcgm.every_ns(self._running.form.length_ns) / 1e9
+        for at_s in np.arange(self._idle_s, held_s, every_s).tolist():
+            self._idle_s = at_s + every_s
             for seat in self.workload.seats:
                 points = dcgm.scrape(
-                    self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0
-                )
+                    self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0,
+                    0 if self._running.form.arrays else None,
+                )  # fmt: skip
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)

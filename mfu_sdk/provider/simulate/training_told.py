@@ -38,7 +38,9 @@ class Told:
         assert isinstance(what, Training)
         job, work = state.job, state.work
         dtype = job.kernels.other_dtype if job.kernels.converted >= 0.5 else "bfloat16"
-        peak, converted = job.gpu.flops_per_s(dtype), job.kernels.converted
+        peak = job.gpu.flops_per_s(dtype)
+        # Products change their dtype, attention keeps its own: the counter prices each operator by what it ran in.
+        converted = job.kernels.converted * (1 - _attention_flops(job, job.tokens)[0] / work.model_flops)
         wrong = {fault.variant: 1 + fault.severity for fault in workload.faults if fault.kind == "accounting"}
         claimed = peak / wrong.get("wrong_peak", 1.0)
         over = Denominator(claimed, "user" if "wrong_peak" in wrong else "theory", dtype)
@@ -67,7 +69,7 @@ class Told:
             work.model_flops * counted / (claimed * expected_s), work.hardware_flops / work.bytes_moved,
             peak * LARGEST_PRODUCT * at_full_load, job, base, run, reasons,
             state.traffic.bus_bytes if extra else 0.0,
-            # Each dtype's FLOPs over its own peak; converted layers are taken to have their share of all FLOPs.
+            # Each dtype's FLOPs over its own peak.
             (1 - converted) * peak / job.gpu.bf16_flops_per_s
             + converted * peak / job.gpu.flops_per_s(job.kernels.other_dtype),
         )  # fmt: skip
@@ -96,11 +98,20 @@ class Told:
             semconv.BATCH_RUNNING: float(job.sequences),
         }
         if isinstance(job.model, Transformer):
-            # Scores and values, forward and twice that backward; under a causal mask half of the pairs.
-            full = 12.0 * job.model.layers * job.model.hidden * job.seq * count * job.tokens
-            exact = full * (job.seq + 1) / (2 * job.seq)
+            exact, full = _attention_flops(job, count * job.tokens)
             values = {**values, semconv.ATTENTION_FLOP_EXACT: exact, semconv.ATTENTION_FLOP_FULL: full}
         if self.bus_bytes:
             values = {**values, semconv.COMM_BYTES: count * self.bus_bytes}
         amount = wire.whole(self.amount, count * job.tokens)
         return self.constants + windows.shared(number, utilizations) + doubles(values) + amount
+
+
+def _attention_flops(job: Job, tokens: float) -> tuple[float, float]:
+    """Attention's model FLOPs over `tokens`, exact and without a mask; 0 for models of images.
+
+    Scores and values, forward and twice that backward; under a causal mask half of the pairs.
+    """
+    if not isinstance(job.model, Transformer):
+        return 0.0, 0.0
+    full = 12.0 * job.model.layers * job.model.hidden * job.seq * tokens
+    return full * (job.seq + 1) / (2 * job.seq), full

@@ -1,6 +1,6 @@
 """Steps into windows of one slot each, and windows into spans: sums that equal their arrays.
 
-A step belongs to the slot in which it starts, and a window holds 1,024 steps at most, as the SDK has it.
+A step belongs to the slot in which it starts, and a window with its steps holds 1,024 at most, as the SDK has it.
 """
 
 from collections.abc import Mapping
@@ -59,14 +59,17 @@ class Windows:
         slots = steps.start_ns // form.length_ns
         edges = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist()]
         bounds = [*edges, len(slots)]
-        # A long slot of short steps is several windows.
+        # A long slot of short steps is several windows, where each has to hold its steps.
+        most = MAX_STEPS if form.arrays else max(1, len(slots))
         self.begins: list[int] = [
-            each for at, end in zip(edges, bounds[1:], strict=True) for each in range(at, end, MAX_STEPS)
+            each for at, end in zip(edges, bounds[1:], strict=True) for each in range(at, end, most)
         ]
         self.ends = [*self.begins[1:], len(slots)]
         self.slots: list[int] = [int(slots[at]) for at in self.begins]
         # Whole microseconds are what an array can hold; the sums are of the steps themselves.
-        self.micros: list[int] = np.maximum(1, np.rint(steps.duration_s * 1e6)).astype(np.int64).tolist()
+        self.micros: list[int] = (
+            np.maximum(1, np.rint(steps.duration_s * 1e6)).astype(np.int64).tolist() if form.arrays else []
+        )
         self.seconds = self.sums(steps.duration_s)
 
     def __len__(self) -> int:

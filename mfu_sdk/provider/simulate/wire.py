@@ -46,9 +46,15 @@ def double(name: str, value: float, field: int = 9) -> bytes:
     return _double_head(name, field) + _DOUBLE(value)
 
 
+@lru_cache(1024)
+def _whole_head(name: str, length: int, field: int) -> bytes:
+    return _pair(name, b"\x18" + bytes(length), field)[:-length]
+
+
 def whole(name: str, value: int, field: int = 9) -> bytes:
     """An int attribute."""
-    return _pair(name, b"\x18" + varint(value), field)
+    digits = varint(value)
+    return _whole_head(name, len(digits), field) + digits
 
 
 @lru_cache(8192)

@@ -51,6 +51,29 @@ def test_paths() -> None:
     assert found["none"].type_link == "pcie"
 
 
+def test_cohort_of_whom_nobody_says_what_holds_it() -> None:
+    """A clock that the exporter told has no reasons: the lower of the two cohorts is what it is held against."""
+    held, free = replace(TRAINING, cap=1.0), replace(TRAINING, cap=0.0)
+    fleet = [of(held, "h", (0.8,) * 4), of(free, "f", (1.0,) * 9), of(replace(TRAINING, cap=None), "n", (0.75,) * 2)]
+    assert [e.cohort_clock for e in complete(fleet, {}, {}, {})] == [0.8, 1.0, 0.8]
+
+
+def test_paths_by_place() -> None:
+    """Who tells no path is on no better one than its machine has, on the network between machines, else unknown."""
+    silent = replace(TRAINING, link=None, link_best=None, world_size=8, hosts=("node-1",))
+    fleet = [
+        of(silent, "poor machine"),
+        of(replace(silent, hosts=("node-2",)), "good machine"),
+        of(replace(silent, hosts=("node-3",)), "no inventory"),
+        of(replace(silent, hosts=("node-1", "node-2")), "two machines"),
+        of(replace(silent, world_size=1), "one rank"),
+        of(replace(silent, link="system"), "told"),
+    ]
+    links = {"node-1": "pcie", "node-2": "nvlink"}
+    found = complete(fleet, {}, {TRAINING.gpu_type or "": "nvlink"}, {}, links)
+    assert [e.link for e in found] == ["pcie", None, None, "network", None, "system"]
+
+
 def test_rates_of_the_worse_path_do_not_count() -> None:
     """What was measured over PCIe is not the best where machines of this type have NVLink, and others' rates are."""
     on_pcie = replace(TRAINING, link="pcie", link_best="nvlink", world_size=8)

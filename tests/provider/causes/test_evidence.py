@@ -25,6 +25,9 @@ from .conftest import approx
 
 T0 = 1_780_000_200 * 10**9
 HOUR = Range(T0, T0 + 3600 * 10**9)
+NOON_S = 10 * 3600 + 1800.0
+"""A whole hour, long after `HOUR`."""
+EIGHT_HOURS = Range(T0 + round(NOON_S * 1e9), T0 + round((NOON_S + 8 * 3600) * 1e9))
 H100 = "NVIDIA H100 80GB HBM3"
 PEAK = 989.4e12
 Rows = list[SpanRow]
@@ -112,12 +115,55 @@ def scraped() -> Sequence[PointRow]:
             at_ns = T0 + 300 * number * 10**9
             for name, value in ((dcgm.TENSOR_ACTIVE, active), (dcgm.SM_CLOCK, 1830.0), (dcgm.GPU_UTIL, util)):
                 gauges.append(wire.gauge(name, "", [wire.point(at_ns, value, who)]))
+    # In the eight hours after noon GPU-0 has work at 1,647 MHz, GPU-1 at 1,830 and, for five minutes, none at 345.
+    for number in range(8):
+        at_ns = EIGHT_HOURS.since_unix_ns + number * 3600 * 10**9
+        for device, samples in (("GPU-0", ((0, 1647.0, 100.0),)), ("GPU-1", ((0, 1830.0, 100.0), (600, 345.0, 0.0)))):
+            for after_s, mhz, util in samples:
+                point = at_ns + after_s * 10**9
+                for name, value in ((dcgm.SM_CLOCK, mhz), (dcgm.GPU_UTIL, util)):
+                    gauges.append(wire.gauge(name, "", [wire.point(point, value, wire.text("UUID", device, 7))]))
     body = wire.group(dcgm.resource("node-0"), gauges)
     return decode_metrics(body, "protobuf", "provider:exporters", HOUR.until_unix_ns).rows
 
 
 def of_tenant(each: SpanRow, tenant: str) -> SpanRow:
     return replace(each, resource={**each.resource, semconv.TENANT_ID: tenant})
+
+
+@pytest.fixture(scope="module")
+def afternoon(told: Told, store: Store) -> Evidence:
+    """What is known of `of_afternoon` over its eight hours."""
+    assert told.all("afternoon") == []
+    (found,) = causes.evidence(store, EIGHT_HOURS)
+    return found
+
+
+@sends
+def of_afternoon() -> Rows:
+    # A window of two ranks in each hour; from the sixth on one of them is waited for.
+    return [
+        rank(number, NOON_S + 3600 * hour, mfu__step__skew_time=0.3 if hour < 5 or number else 6.0)
+        for hour in range(8)
+        for number in range(2)
+    ]
+
+
+def test_hours_that_stand_out(afternoon: Evidence) -> None:
+    """The hours in which ranks wait are evidence of their own, beside the day's sums that dilute them."""
+    assert afternoon.skew == approx((5 * 0.01 + 3 * 0.105) / 8)
+    [part] = afternoon.parts
+    assert (part.worse, part.skew) == ("skew", approx(0.105))
+    assert (part.since_unix_s, part.until_unix_s) == (
+        EIGHT_HOURS.since_unix_ns // 10**9 + 5 * 3600,
+        EIGHT_HOURS.until_unix_ns // 10**9,
+    )
+    assert (part.time_s, part.mfu) == (approx(6 * 30.0), approx(0.45))
+
+
+def test_clock_from_the_exporter(afternoon: Evidence) -> None:
+    """Who tells no clock has the exporter's, over the peak's 1,830 MHz, of the time that a device had work."""
+    assert (afternoon.clock, afternoon.slowest_clock) == (approx(0.95), approx(0.9))
 
 
 @sends

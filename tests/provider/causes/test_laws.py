@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfu_sdk.provider.causes import Drift, Earlier, Evidence, Finding, Smaller, findings
+from mfu_sdk.provider.causes.evidence import Rest
+from mfu_sdk.provider.causes.hours import SIGNALS
 
 from .conftest import DECODING, TRAINING
 
@@ -111,11 +113,25 @@ EVIDENCE = st.builds(
         max_size=3,
     ).map(tuple),
 ).map(lambda e: replace(e, untold=frozenset(name for name in e.untold if getattr(e, name) is None)))
+"""Whole days; `PARTED` are some with a part that stands out."""
+REST = st.builds(Rest, *(_maybe(_share()) for _ in range(2)), _maybe(RATE), _maybe(st.floats(0.3, 1.0)))
+PARTED = st.builds(
+    lambda e, part, worse, rest, share: replace(
+        e,
+        parts=(
+            replace(
+                part, untold=e.untold & part.untold, worse=worse, rest=rest, time_s=share * 100.0,
+                since_unix_s=0, until_unix_s=7200,
+            ),
+        ),
+    ),
+    EVIDENCE, EVIDENCE, st.sampled_from(SIGNALS), _maybe(REST), st.floats(0.05, 1.0),
+)  # fmt: skip
 
 
 def _without(e: Evidence, lost: str) -> Evidence:
     nothing: dict[str, Any] = {lost: None}
-    return replace(e, **nothing)
+    return replace(e, parts=tuple(replace(part, **nothing) for part in e.parts), **nothing)
 
 
 def _by_cause(e: Evidence) -> dict[str, Finding]:
@@ -123,7 +139,7 @@ def _by_cause(e: Evidence) -> dict[str, Finding]:
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(EVIDENCE, st.sampled_from(MEASURED))
+@given(EVIDENCE | PARTED, st.sampled_from(MEASURED))
 def test_a_lost_signal_adds_nothing(e: Evidence, lost: str) -> None:
     """Without one of its signals a workload has no cause that it had not, and none of which anybody is surer."""
     before, after = _by_cause(e), _by_cause(_without(e, lost))
@@ -171,7 +187,7 @@ def test_units_of_time(e: Evidence, factor: float) -> None:
 
 
 @settings(max_examples=EXAMPLES // 2, deadline=None)
-@given(EVIDENCE)
+@given(EVIDENCE | PARTED)
 def test_losses_and_confidences(e: Evidence) -> None:
     """Losses of time fit into the time, every share is one, confidences are above 0 and never certain."""
     found = _by_cause(e)
@@ -196,7 +212,7 @@ def test_every_signal_is_read() -> None:
     told = {field.name for field in fields(Evidence)}
     who = {"tenant", "workload", "day", "family", "gpu_type", "intent", "run_ids", "hosts", "places", "time_s"}
     others = {"cohort_clock", "best_bus_bytes_per_s", "type_link", "one_machine", "smaller", "earlier", "drifts"}
-    others |= {"watched_gpu_hours", "exported"}
+    others |= {"watched_gpu_hours", "exported", "parts", "worse", "since_unix_s", "until_unix_s", "rest"}
     assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}
 
 

@@ -245,10 +245,14 @@ def test_shared_power_cap(train: Make) -> None:
 
 
 def test_clock_of_those_who_wait(train: Make) -> None:
-    """Where most of the time is waited a slow clock costs little; how much was waited has to be known."""
+    """Where most of the time is waited a slow clock costs little; where that was lost, at least what products took."""
     # (1 − 0.65 − 0.05 − 0.01) · 0.15 = 4.35 %
-    assert "thermal_or_power" not in causes_of(train(clock=0.833, data=0.65))
-    assert "thermal_or_power" not in causes_of(train(clock=0.7, data=None))
+    assert "thermal_or_power" not in causes_of(train(clock=0.833, data=0.65, mfu=0.15))
+    assert "thermal_or_power" not in causes_of(train(clock=0.7, data=None, mfu=None))
+    # 0.45 of the peak at 0.7 of its clock take 0.45 / 0.7 of the time.
+    lost = only(train(clock=0.7, data=None))
+    assert lost.loss_share == approx(0.45 / 0.7 * (1 - 0.7 / 0.98))
+    assert lost.confidence < only(train(clock=0.7)).confidence
     assert only(train(clock=0.7, data=None, untold=frozenset({"data"}))).cause == "thermal_or_power"
 
 

@@ -150,3 +150,43 @@ def test_fleets_add_up(scores: ModuleType) -> None:
     assert (added.material, added.found) == (5, 1)
     assert added.recall == pytest.approx(0.2)
     assert added.delays_h == (2.0,)
+
+
+def test_told_beside_all(scores: ModuleType) -> None:
+    """A straggler whose tenant tells no skew is missed among all, and is none of those whose signals are told."""
+    known = truth(
+        fault("a", "straggler", signals=["components"], variant="slow_rank", loss_share=0.2),
+        fault("b", "straggler", signals=[], variant="slow_rank", loss_share=0.2),
+    )
+    found = scores.score(known, [claim(scores, "a", "straggler")])
+    each = found.causes["straggler"]
+    assert (each.recall, each.told, each.found_told, each.recall_told) == (0.5, 1, 1, 1.0)
+    assert [(one.workload, one.why) for one in found.missed] == [("b", "signal absent")]
+
+
+def test_an_exporter_tells_clocks(scores: ModuleType) -> None:
+    """Clocks are told by the tenant or by the provider's exporter."""
+    known = truth(
+        fault("a", "thermal_or_power", signals=[], dcgm=True), fault("b", "thermal_or_power", signals=[], dcgm=False)
+    )
+    assert scores.score(known, []).causes["thermal_or_power"].told == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "why"),
+    [
+        ({"loss_share": 0.09}, (), "diluted"),
+        ({"loss_share": 0.2}, ("thermal_or_power",), "taken for another"),
+        ({"loss_share": 0.2}, ("unknown",), "not decided"),
+        ({"loss_share": 0.09, "onset": "2026-09-22T00:00:00+00:00"}, (), "small"),
+    ],
+    ids=["diluted", "another", "undecided", "small"],
+)
+def test_why_it_was_missed(scores: ModuleType, changes: dict[str, Any], said: tuple[str, ...], why: str) -> None:
+    """9 % over eight hours of sixteen are 4.5 % of them; over all of them they are little; 20 % were to be found."""
+    known = truth(fault("a", "straggler", **{"end": "2026-09-22T16:00:00+00:00", **changes}))
+    known |= {"since": "2026-09-22T00:00:00+00:00", "until": "2026-09-23T08:00:00+00:00"}
+    if "onset" in changes:
+        known["until"] = "2026-09-22T16:00:00+00:00"
+    [missed] = scores.score(known, [claim(scores, "a", cause) for cause in said]).missed
+    assert (missed.why, missed.said) == (why, said)
