@@ -1,6 +1,7 @@
 """Which tile each kernel uses on which architecture: chosen ahead of time, so that nothing is searched at run time.
 
-Every entry was compiled ahead of time for its architecture and spills no register (`python -m mfu_kernels.aot`, which
+Every entry was compiled ahead of time for its architecture, spills no register and finds room in its shared memory
+(`python -m mfu_kernels.aot`, which
 continuous integration runs). What spills was left out: with four warps a 128 x 256 tile of fp32 sums does, on every
 architecture before sm_100.
 """
@@ -26,6 +27,18 @@ DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "gfx950": ("bfloat16", "float16", "float32", "int8", *_FLOAT8),
 }
 """The dtypes of matrix products that each architecture has an instruction for."""
+SHARED_BYTES: Final[Mapping[str, int]] = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
+}
+"""The most shared memory of one program (CUDA C++ Programming Guide, technical specifications by compute capability:
+maximum amount of shared memory per thread block; AMD's CDNA 3 and 4 instruction set references: LDS of a workgroup)."""
 
 
 @dataclass(frozen=True, slots=True)
