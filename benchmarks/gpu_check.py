@@ -60,7 +60,13 @@ class Outcomes:
         """A file that cannot be read is a failure like any other."""
         if report.outcome == "failed":
             self.tests.append(
-                {"test": report.nodeid, "when": "collect", "outcome": "failed", "duration_s": 0.0, "said": _said(report)}
+                {
+                    "test": report.nodeid,
+                    "when": "collect",
+                    "outcome": "failed",
+                    "duration_s": 0.0,
+                    "said": _said(report),
+                }
             )
 
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, nodeid: str) -> None:

@@ -3,8 +3,7 @@
 `python -m mfu_kernels.aot [--arch A] [--json]`. A kernel is right if its matrix products use the architecture's matrix
 instruction for their dtype, nothing is spilled from registers to memory, a program's shared memory is no more than the
 architecture has, and streams load 16 bytes at once. The Triton wheel brings the assembler and the disassembler that
-this takes; no driver is needed. Exit code 1 where one is
-wrong, 2 for wrong usage.
+this takes; no driver is needed. Exit code 1 where one is wrong, 2 for wrong usage.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -61,8 +60,8 @@ class Compiled:
     """What the machine code of a case says.
 
     `instruction` is the one that does the work, "" where the expected one is missing; `spills` are loads and stores of
-    registers that found no place; `vector_bytes` the widest load of global memory, 0 where none is direct; `shared_bytes`
-    the shared memory of a program: with more than the architecture has, its launch fails.
+    registers that found no place; `vector_bytes` the widest load of global memory, 0 where none is direct;
+    `shared_bytes` the shared memory of a program: with more than the architecture has, its launch fails.
     """
 
     kernel: str

@@ -1,7 +1,7 @@
 """Lets torch's causal biases (`torch.nn.attention.bias`) be made while counting.
 
-Such a bias is a tensor of a class of its own, made the old way: torch makes an empty tensor and then gives it the class,
-which it refuses where a dispatch mode has seen that tensor and so given it one. Ours step aside for that moment.
+Such a bias is a tensor of a class of its own, made the old way: torch makes an empty tensor, and then gives it its
+class, which it refuses to where a dispatch mode has seen the tensor before. Ours step aside for that moment.
 """
 
 import sys

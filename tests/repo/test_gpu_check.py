@@ -67,6 +67,10 @@ def test_the_report_says_why(check: ModuleType) -> None:
 def test_it_runs_every_test_of_a_gpu(check: ModuleType) -> None:
     """The files that it names are all that have tests for a GPU."""
     root = Path(__file__).parents[2]
-    named = {each for path in check.TESTS for each in ([root / path] if path.endswith(".py") else (root / path).glob("test_*.py"))}
+    named = {
+        each
+        for path in check.TESTS
+        for each in ([root / path] if path.endswith(".py") else (root / path).glob("test_*.py"))
+    }
     marked = {path for path in (root / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()}
     assert marked - {Path(__file__)} == named

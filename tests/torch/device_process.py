@@ -7,7 +7,6 @@ autograd nodes that it makes itself. A process of its own, because torch knows o
 
 import json
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ PRODUCT = 2 * ROWS * WIDE * WIDE
 FORWARD, BACKWARD = 100 * PRODUCT, 300 * PRODUCT
 
 
-class _Module(backend_registration._DummyBackendModule):  # type: ignore[no-any-unimported,misc]
+class _Module(backend_registration._DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16]
 
@@ -51,7 +50,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def on_device(like: Tensor) -> Tensor:
-    made: Tensor = torch._C._acc.create_empty_tensor(tuple(like.shape), like.dtype)  # type: ignore[attr-defined]
+    made: Tensor = torch._C._acc.create_empty_tensor(tuple(like.shape), like.dtype)
     return made
 
 
@@ -167,16 +166,13 @@ def main() -> None:
     library = torch.library.Library("_", "IMPL")
     library.fallback(_run, "PrivateUse1")
     mfu.register_flops(Priced, lambda *_, out: FORWARD, backward=lambda *_, out: BACKWARD)
-    kinds: dict[str, Callable[[bool], Net]] = {
-        f"{'no function' if function is None else function.__name__}, {again}": (
-            lambda device, function=function, reentrant=reentrant: Net(function, reentrant, device=device)
-        )
-        for function in (None, Written, Priced)
-        for again, reentrant in {"plain": None, "reentrant": True, "not reentrant": False}.items()
-    }
-    found = {
-        name: [told(counted(make(device), device=device)) for device in (False, True)] for name, make in kinds.items()
-    }
+    found = {}
+    for function in (None, Written, Priced):
+        for again, reentrant in {"plain": None, "reentrant": True, "not reentrant": False}.items():
+            name = "no function" if function is None else function.__name__
+            found[f"{name}, {again}"] = [
+                told(counted(Net(function, reentrant, device=device), device=device)) for device in (False, True)
+            ]
     print(json.dumps(found))
 
 

@@ -195,6 +195,7 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         random = torch.Generator().manual_seed(asked["seed"])
+        answer: object
         try:
             answer = cases[asked["case"]](getattr(torch, asked["dtype"]), asked["shape"], random)
         except Exception as error:  # noqa: BLE001 - one case may fail, and the next be right

@@ -12,9 +12,10 @@ import torch
 
 PROGRAM = Path(__file__).with_name("device_process.py")
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch._C, "_acc"), reason="this version of torch lets no device be made in Python"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this version of torch lets no device be made in Python"),
+]
 
 
 @pytest.fixture(scope="module")

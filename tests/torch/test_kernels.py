@@ -125,7 +125,7 @@ def test_machine_code(case: aot.Case, instruction: str) -> None:
 
 
 def test_machine_code_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile too large for its warps spills, one in many stages finds no room, a format is emulated: all are found out."""
+    """A tile too large for its warps spills, one in five stages finds no room, a format is emulated: all are found."""
     monkeypatch.setattr(configs, "tile", lambda *_: Tile(128, 256, 128, warps=4, stages=3))
     spilled = aot.compile_case(aot.Case("gemm", "bfloat16", "sm_80"))
     assert spilled.spills > 100

@@ -49,10 +49,10 @@ def attention(*, weights: bool, padding: Tensor | None = None) -> Callable[[], T
     return run
 
 
-def transformer(*, hint: bool) -> Callable[[], Tensor]:
+def transformer() -> Callable[[], Tensor]:
     layer = nn.Transformer(WIDE, 2, 1, 1, 32, batch_first=True)
     mask = nn.Transformer.generate_square_subsequent_mask(4)
-    return lambda: layer(grad(BATCH, 6, WIDE), grad(BATCH, 4, WIDE), tgt_mask=mask, tgt_is_causal=hint)
+    return lambda: layer(grad(BATCH, 6, WIDE), grad(BATCH, 4, WIDE), tgt_mask=mask)
 
 
 SQUARE = WIDE * WIDE
@@ -73,7 +73,9 @@ def grouped_queries() -> Run:
 def biased(make: Callable[[int, int], Tensor]) -> Run:
     """The bias is made in the step, as models do."""
     return back(
-        lambda: F.scaled_dot_product_attention(grad(2, 3, 4, WIDE), grad(2, 3, 6, WIDE), grad(2, 3, 6, WIDE), make(4, 6))
+        lambda: F.scaled_dot_product_attention(
+            grad(2, 3, 4, WIDE), grad(2, 3, 6, WIDE), grad(2, 3, 6, WIDE), make(4, 6)
+        )
     )
 
 
@@ -100,12 +102,6 @@ def scripted() -> Run:
 
     model = torch.jit.script(Loop())
     return lambda: model(rand(2, 8))
-
-
-def exported() -> Run:
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-    program = torch.export.export(model, (rand(2, 8),)).module()
-    return lambda: program(rand(2, 8))
 
 
 def rare_words() -> Run:
@@ -152,14 +148,7 @@ BY_HAND: dict[str, tuple[Callable[[], Run], int, int]] = {
         )
         for weights in (True, False)
     },
-    **{
-        f"encoder and decoder, hint {hint}": (
-            lambda hint=hint: back(transformer(hint=hint)),  # type: ignore[misc]
-            ENCODER + DECODER,
-            2 * (ENCODER + DECODER),
-        )
-        for hint in (True, False)
-    },
+    "encoder and decoder": (lambda: back(transformer()), ENCODER + DECODER, 2 * (ENCODER + DECODER)),
     # 2 and 3 of 4 keys, for 3 queries of 8 heads each.
     "grouped queries under a mask": (grouped_queries, 4 * 24 * (2 + 3) * WIDE, 8 * 24 * (2 + 3) * WIDE),
     "causal from the end": (
@@ -171,7 +160,6 @@ BY_HAND: dict[str, tuple[Callable[[], Run], int, int]] = {
         lambda: adapted(learns=True), PLAIN + DOWN + UP, 2 * UP + 2 * DOWN + PLAIN,
     ),
     "scripted": (scripted, 3 * 2 * 2 * 8 * 8, 0),
-    "exported": (exported, 2 * 2 * (8 * 8 + 8 * 4), 0),
     "adaptive softmax": (
         rare_words, 2 * 6 * 8 * (5 + 2) + 2 * 2 * (8 * 4 + 4 * 7) + 2 * 2 * (8 * 2 + 2 * 8), 0,
     ),

@@ -193,7 +193,9 @@ PRICES: Final[Mapping[str, Price]] = {
     "aten::addr": plain(_outer, "vec1", "2·rows·columns"),
     "aten::linear": product("input", "weight"),
     "aten::linear_backward": _linear_backward("self", "grad_output", "output_mask"),
-    "aten::matmul": Price(_matmul_nested, "self", words=f"{_WORDS} of each pair of matrices", source=DEFINITION, nested=True),
+    "aten::matmul": Price(
+        _matmul_nested, "self", words=f"{_WORDS} of each pair of matrices", source=DEFINITION, nested=True
+    ),
     "aten::matmul_backward": plain(_matmul_backward, "self", f"{_WORDS} a gradient"),
     "aten::mkldnn_linear": product("self", "weight"),
     "aten::mkldnn_linear_backward": _linear_backward("self", "grad_output", "output_mask"),
