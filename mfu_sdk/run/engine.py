@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mfu_sdk.run.clock import Mark
     from mfu_sdk.settings import Profiling
 
+_CUDA: Final = torch.cuda.is_available()
 MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
 FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
@@ -123,7 +124,7 @@ class Engine:
         # Marked steps end where their mark does, and the first optimizer is the run's.
         if (self._marked and self._optimizer is not None) or threading.get_ident() != self._thread:
             return
-        if cuda_graphs.is_capturing():
+        if _CUDA and cuda_graphs.is_capturing():
             return
         began = perf_counter_ns()
         with shield("seeing an optimizer step"):

@@ -21,7 +21,7 @@ from mfu_sdk.counting import cuda_graphs, part, recipes
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.errors import MfuError
 from mfu_sdk.records import Count, StepRecord
-from mfu_sdk.run import opening
+from mfu_sdk.run import engine, opening, sight
 from mfu_sdk.run.clock import HostClock
 
 
@@ -64,7 +64,8 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(Graph.capturing))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(Graph.capturing))
-    monkeypatch.setattr(part, "_CUDA", True)
+    for module in (part, sight, engine):
+        monkeypatch.setattr(module, "_CUDA", True)
     before = dict(Graph.__dict__)
     yield
     assert dict(Graph.__dict__) == before
