@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import mfu_sdk as mfu
 from mfu_sdk.records import StepRecord
@@ -176,6 +177,53 @@ def test_captured_step() -> None:
     records = monitored(model, make)
     assert [record.model_flops for record in records] == [NET_STEP] * 5
     assert mfu.count(train).model_flops == NET_STEP
+
+
+def test_captured_step_with_its_optimizer() -> None:
+    """Unmarked steps, then the capture of one as a whole: no mark of ours breaks it, and each replay costs a step."""
+    model, x = Net().cuda(), torch.randn(16, 32, device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), capturable=True)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    def make() -> Callable[[], None]:
+        warmed(train)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            train()
+        return lambda: graph.replay()
+
+    assert [record.model_flops for record in monitored(model, make)][-5:] == [NET_STEP] * 5
+
+
+def test_the_watched_model_graphed() -> None:
+    """make_graphed_callables takes the model itself, whose hooks of ours are off meanwhile."""
+    model, x = Net().cuda(), torch.randn(16, 32, device="cuda")
+
+    def make() -> Callable[[], None]:
+        torch.cuda.make_graphed_callables(model, (x,))
+        return lambda: model(x).square().sum().backward()
+
+    assert [record.model_flops for record in monitored(model, make)] == [NET_STEP] * 5
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_in_the_engines_thread(reentrant: bool) -> None:
+    """On a GPU the backward runs in a thread of the engine's: modules and stages are those of the processor."""
+
+    def found(device: str) -> tuple[int, int, dict[str, int]]:
+        model, x = Net().to(device), torch.randn(16, 32, device=device, requires_grad=True)
+
+        def train() -> None:
+            checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+
+        count = mfu.count(train)
+        return count.model_flops, count.recompute_flops, dict(count.by_module)
+
+    assert found("cuda") == found("cpu")
 
 
 def test_graph_that_was_captured_unseen() -> None:
