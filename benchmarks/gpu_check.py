@@ -26,7 +26,8 @@ BEGIN_S = 420.0
 MOST_SAID = 2000
 
 
-@dataclass(slots=True)
+# pytest keeps plugins in sets.
+@dataclass(slots=True, eq=False)
 class Outcomes:
     """A pytest plugin that keeps each test's outcome, what was said of it and how long it took, and keeps to time."""
 

@@ -35,6 +35,8 @@ def test_no_test_begins_late(check: ModuleType) -> None:
     """What there is no time for is skipped, with the command that runs it alone."""
     item: Any = SimpleNamespace(name="test_sustained")
     outcomes = check.Outcomes()
+    # As pytest holds its plugins.
+    assert outcomes in {outcomes}
     outcomes.pytest_runtest_setup(item)
     outcomes.began_s -= check.BEGIN_S + 1
     with pytest.raises(pytest.skip.Exception, match=r"421 s were gone; .* ARGS='-k test_sustained'"):
