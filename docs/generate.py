@@ -342,6 +342,8 @@ LIMITS = """## Where the count is wrong, and does not say so
   model, in whichever thread, with its backward there; a call of one of its parts alone, in such a thread, does not.
 - **Backward in another thread than the forward**: autograd numbers its nodes in each thread. Where two threads of a
   count used one number, `by_module` may name the other's module; with several monitors, that may be another model's.
+  A GPU's backward runs in a thread of the engine's own: its nodes are told from the program's, but where the gradient
+  of a gradient is taken by two calls of the engine (`create_graph=True`), `by_module` may name the other's there too.
 - **Code that Inductor took from its cache for another program**: it takes products with vectors apart, and one graph
   may be a `dot` here and `(a * b).sum()` there. What is compiled while a monitor lives is told apart, at each operator;
   what was compiled before, or comes whole from AOTAutograd's cache, by the names of its kernels, which are those of the
@@ -362,7 +364,7 @@ LIMITS = """## Where the count is wrong, and does not say so
 - **A CUDA graph's `replay` that was taken from its graph before counting began** (`again = graph.replay`) is called
   unseen. `graph.replay()` is charged with what its capture dispatched, if a monitor lived then, and else listed as
   `cuda::graph_replay` with a coverage of zero. A capture is noted by shapes alone: what needs the data of a mask or of
-  lengths is uncounted in it.
+  lengths is uncounted in it. This was tried on a stand-in for torch's class, and has not been seen on a GPU yet.
 - **Broadcast products that are summed** (`(a * b).sum()`) are elementwise, whatever they compute.
 """
 

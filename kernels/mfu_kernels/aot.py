@@ -1,9 +1,9 @@
 """Compile every kernel for every architecture without a GPU, and read from the machine code whether it is right.
 
 `python -m mfu_kernels.aot [--arch A] [--json]`. A kernel is right if its matrix products use the architecture's matrix
-instruction for their dtype, nothing is spilled from registers to memory, and streams load 16 bytes at once. The
-Triton wheel brings the assembler and the disassembler that this takes; no driver is needed. Exit code 1 where one is
-wrong, 2 for wrong usage.
+instruction for their dtype, nothing is spilled from registers to memory, a program's shared memory is no more than the
+architecture has, and streams load 16 bytes at once. The Triton wheel brings the assembler and the disassembler that
+this takes; no driver is needed. Exit code 1 where one is wrong, 2 for wrong usage.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -60,7 +60,8 @@ class Compiled:
     """What the machine code of a case says.
 
     `instruction` is the one that does the work, "" where the expected one is missing; `spills` are loads and stores of
-    registers that found no place; `vector_bytes` the widest load of global memory, 0 where none is direct.
+    registers that found no place; `vector_bytes` the widest load of global memory, 0 where none is direct;
+    `shared_bytes` the shared memory of a program: with more than the architecture has, its launch fails.
     """
 
     kernel: str
@@ -71,6 +72,7 @@ class Compiled:
     registers: int = 0
     spills: int = 0
     vector_bytes: int = 0
+    shared_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
 
@@ -81,7 +83,8 @@ class Compiled:
             return not self.error
         # Descriptors are moved by a unit of their own, products may stage narrow loads: only streams owe wide ones.
         wide = self.vector_bytes >= 16 or self.kernel not in ("copy", "triad", "read")
-        return bool(self.instruction) and self.spills == 0 and wide and not self.error
+        fits = self.shared_bytes <= configs.SHARED_BYTES[self.arch]
+        return bool(self.instruction) and self.spills == 0 and fits and wide and not self.error
 
 
 def cases(architectures: Sequence[str] = configs.ARCHITECTURES) -> list[Case]:
@@ -117,6 +120,7 @@ def compile_case(case: Case) -> Compiled:
         registers=registers,
         spills=spills,
         vector_bytes=_vector_bytes(listing, case.arch),
+        shared_bytes=int(compiled.metadata.shared),
         seconds=round(time.perf_counter() - began, 2),
     )
 
@@ -363,7 +367,8 @@ def _line(each: Compiled) -> str:
         return f"WRONG {name} {each.error}"
     return (
         f"{'ok   ' if each.right else 'WRONG'} {name} {each.instruction or 'no matrix instruction':40} "
-        f"{each.registers:4} registers {each.spills:4} spills {each.vector_bytes:3}-byte loads {each.seconds:6.2f} s"
+        f"{each.registers:4} registers {each.spills:4} spills {each.vector_bytes:3}-byte loads "
+        f"{each.shared_bytes:7} bytes shared {each.seconds:6.2f} s"
     )
 
 

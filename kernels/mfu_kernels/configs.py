@@ -1,12 +1,12 @@
 """Which tile each kernel uses on which architecture: chosen ahead of time, so that nothing is searched at run time.
 
-Every entry was compiled ahead of time for its architecture and spills no register (`python -m mfu_kernels.aot`, which
-continuous integration runs). What spills was left out: with four warps a 128 x 256 tile of fp32 sums does, on every
-architecture before sm_100.
+Every entry was compiled ahead of time for its architecture, spills no register and finds room in its shared memory
+(`python -m mfu_kernels.aot`, which continuous integration runs). What spills was left out: with four warps a 128 x 256
+tile of fp32 sums does, on every architecture before sm_100.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 ARCHITECTURES: Final = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
@@ -26,6 +26,18 @@ DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "gfx950": ("bfloat16", "float16", "float32", "int8", *_FLOAT8),
 }
 """The dtypes of matrix products that each architecture has an instruction for."""
+SHARED_BYTES: Final[Mapping[str, int]] = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
+}
+"""The most shared memory of one program (CUDA C++ Programming Guide, technical specifications by compute capability:
+maximum amount of shared memory per thread block; AMD's CDNA 3 and 4 instruction set references: LDS of a workgroup)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +81,15 @@ _DESCRIPTOR: Final[Mapping[str, Tile]] = {
     "sm_100": _WIDE,
     "sm_120": _MIDDLE,
 }
+_WIDE_STAGES: Final = 2
+"""The most stages of a resident program whose output has four bytes an element. It holds the tile that it writes beside
+those that it reads: with three, a launch finds no room on any of these architectures."""
 
 
-def tile(kernel: str, architecture: str, dtype: str) -> Tile | None:
+def tile(kernel: str, architecture: str, dtype: str, written_bytes: int | None = None) -> Tile | None:
     """The tile of `kernel` ("gemm", "gemm_descriptor", "gemm_persistent"), or None where it does not run.
 
+    `written_bytes` is what an element of the output takes: 4 for fp32 products and int8 ones, else 2, unless given.
     None for an architecture or a dtype that it has no instruction for, and for descriptors where there is no tensor
     memory accelerator (before sm_90, and on AMD's).
     """
@@ -87,4 +103,8 @@ def tile(kernel: str, architecture: str, dtype: str) -> Tile | None:
         if architecture == "gfx950" and dtype == "int8":
             return _CDNA
         return _POINTER[architecture]
-    return _DESCRIPTOR.get(architecture)
+    found = _DESCRIPTOR.get(architecture)
+    if found is None or kernel != "gemm_persistent":
+        return found
+    wide = written_bytes or (4 if dtype in ("tf32", "int8") else 2)
+    return replace(found, stages=min(found.stages, _WIDE_STAGES)) if wide > 2 else found

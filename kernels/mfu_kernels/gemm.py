@@ -212,7 +212,7 @@ def matmul(
     if out.shape != (m, n) or out.dtype not in written:
         raise ValueError(f"out {tuple(out.shape)} {out.dtype}: must be {(m, n)} in {' or '.join(map(str, written))}")
     require_device(a, b, out)
-    tile = _tile(kernel, a, precision)
+    tile = _tile(kernel, a, precision, out.itemsize)
     options = _options(tile)
     constants = {
         "block_m": tile.m,
@@ -263,12 +263,12 @@ def _written(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     return tuple(dict.fromkeys((own, torch.float32)))
 
 
-def _tile(kernel: Kernel, a: torch.Tensor, precision: Precision) -> Tile:
+def _tile(kernel: Kernel, a: torch.Tensor, precision: Precision, written_bytes: int) -> Tile:
     if a.device.type == "cpu":
         return _ANYWHERE
     architecture = architecture_of(a.device)
     dtype = "tf32" if precision == "tf32" else str(a.dtype).removeprefix("torch.")
-    found = configs.tile(kernel, architecture, dtype)
+    found = configs.tile(kernel, architecture, dtype, written_bytes)
     if found is None and kernel == "gemm" and architecture not in configs.ARCHITECTURES:
         return _ANYWHERE
     if found is None:

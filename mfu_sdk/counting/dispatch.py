@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mfu_sdk.counting import cuda_graphs, launches, mode_stack, threads
+from mfu_sdk.counting import biases, cuda_graphs, launches, mode_stack, threads
 from mfu_sdk.counting.books import Books
 from mfu_sdk.counting.part import Part
 from mfu_sdk.counting.place import ELSEWHERE, OTHERS
@@ -99,6 +99,7 @@ class CountingMode(Part):
                         "functions once before, or use torch 2.13",
                     )
                 launches.watch(self._launched)
+                biases.watch(self._aside)
                 if self.reads_data:
                     cuda_graphs.watch(self._replayed)
                 self._compiled.start()
@@ -120,6 +121,7 @@ class CountingMode(Part):
             mode_stack.remove(self)
             if was_on:
                 launches.unwatch(self._launched)
+                biases.unwatch(self._aside)
                 cuda_graphs.unwatch(self._replayed)
                 threads.unwatch(self)
                 with shield("count"):
@@ -258,6 +260,14 @@ class CountingMode(Part):
         part = self._part_here()
         if part is not None and part._depth and not self.steps_aside():
             part._books.launched(kernel, named)
+
+    def _aside(self) -> Callable[[], None]:
+        """Leave this thread's stack for a moment; returns what comes back."""
+        part = self._part_here()
+        if part is None:
+            return lambda: None
+        mode_stack.remove(part)
+        return lambda: mode_stack.insert(part)
 
     def _replayed(self, captured: cuda_graphs.Captured | None) -> None:
         part = self._part_here()

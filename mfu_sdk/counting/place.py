@@ -54,6 +54,11 @@ def _last_node() -> int:
     return made - 1
 
 
+def _is_of(node: Any, ahead: Region) -> bool:
+    """Whether `node` may be that of a priced function: it has the function's name."""
+    return node.name().removesuffix("Backward") in ahead.name
+
+
 @dataclass(slots=True)
 class _Nodes:
     """Of the autograd nodes that one thread made, by their numbers, which are a thread's own: what made them."""
@@ -95,12 +100,14 @@ class Places:
         self._meets = self._every_node = True
         self._own: dict[int, _Known] | None = None
         self._ran_again = ran_again
+        self._thread = threading.get_ident()
         self._forget_nodes()
         if model is not None:
             self._name_all(model)
 
     def begin(self) -> None:
         """Counting starts: see which functions have prices, and which models are watched by others."""
+        self._thread = threading.get_ident()
         frames.refresh()
         self._deep = functions.may_run()
         self._own = None
@@ -121,6 +128,8 @@ class Places:
         self._by_node, self._pending = own.modules, own.pending
         # Of every thread of this count: a backward may run in another thread than the forward.
         self._nodes = [own]
+        # A GPU's backward runs in a thread of the engine's own, which numbers what it makes itself.
+        self._engines: dict[int, _Nodes] = {}
         self._reruns = Reruns()
         self._local = threading.local()
 
@@ -138,7 +147,7 @@ class Places:
         """
         other = copy.copy(self)
         other._nowhere, other._stage = nowhere, stage
-        other._regions, other._reruns = {}, Reruns()
+        other._regions, other._reruns, other._engines = {}, Reruns(), {}
         if nowhere in NOT_OURS and self._model is not None:
             other._known = self._own_modules()
             other._meets = False
@@ -147,6 +156,7 @@ class Places:
 
     def enter(self) -> None:
         """This thread's work begins here, as far as it is counted."""
+        self._thread = threading.get_ident()
         nodes: _Nodes | None = getattr(self._local, "nodes", None)
         if nodes is None:
             nodes = self._local.nodes = _Nodes()
@@ -178,7 +188,7 @@ class Places:
         module: str | None = None
         outer: torch.nn.Module | None = None
         inner: torch.nn.Module | None = None
-        recomputing = foreign = False
+        recomputing = foreign = nested = False
         targets: list[FrameType] = []
         in_engine = torch._C._current_graph_task_id() != -1
         deep = self._deep
@@ -201,6 +211,7 @@ class Places:
                 elif kind == FOREIGN:
                     foreign = True
                 elif kind == ENGINE:
+                    nested = True
                     break
                 elif kind == UNPACK:
                     recomputing = True
@@ -226,7 +237,12 @@ class Places:
         stage = self._stage
         regions: tuple[Region | Rerun, ...] = ()
         number = _last_node()
+        made = self._by_node
         if in_engine:
+            engines = None
+            if threading.get_ident() != self._thread:
+                engines = self._engines.setdefault(threading.get_ident(), _Nodes())
+                made = engines.modules
             node = torch._C._current_autograd_node()
             in_function = isinstance(node, _Function)
             if in_function and not recomputing:
@@ -237,8 +253,11 @@ class Places:
                 stage = "backward"
                 if node is not None:
                     made_by = node._sequence_nr()
-                    ahead = self._pending.get(made_by) if self._pending else None
-                    made_in = self._by_node.get(made_by)
+                    if engines is None:
+                        ahead = self._pending.get(made_by) if self._pending else None
+                        made_in = self._by_node.get(made_by)
+                    else:
+                        made_in, ahead = self._made_by_either(made_by, node, engines, inner=nested)
                     if made_in is None:
                         module, ahead = self._made_elsewhere(made_by, node, module)
                     elif in_function:
@@ -260,10 +279,26 @@ class Places:
             self._regions.pop(threading.get_ident(), None)
         # The autograd node of an operator is made just before the operator is dispatched. An operator without a node
         # leaves the number as it is: the first to use it is its owner.
-        self._by_node.setdefault(number, module)
-        if len(self._by_node) > _MOST_NODES:
-            self._by_node.clear()
+        made.setdefault(number, module)
+        if len(made) > _MOST_NODES:
+            made.clear()
         return module, stage, regions
+
+    def _made_by_either(
+        self, number: int, node: Any, engines: _Nodes, *, inner: bool
+    ) -> tuple[str | None, Region | None]:
+        """The module of a node that runs in a thread of the engine's, and its priced function.
+
+        This part's thread has made it, or the engine's has, in a backward: then it most often runs in an `inner`
+        backward, as that of what a checkpoint runs again does.
+        """
+        own = _Nodes(self._by_node, self._pending)
+        for nodes in (engines, own) if inner else (own, engines):
+            found = nodes.modules.get(number)
+            if found is not None:
+                ahead = nodes.pending.get(number)
+                return found, ahead if ahead is not None and _is_of(node, ahead) else None
+        return None, None
 
     def _made_elsewhere(self, number: int, node: Any, module: str) -> tuple[str, Region | None]:
         """The module of a node that this thread has not made, or not while it was counted; and its priced function."""
@@ -271,9 +306,8 @@ class Places:
             found = nodes.modules.get(number)
             if found is not None:
                 ahead = nodes.pending.get(number)
-                # Of several threads that used the number, the first may be meant: a function has its node's name.
-                is_its = ahead is not None and node.name().removesuffix("Backward") in ahead.name
-                return found, ahead if is_its else None
+                # Of several threads that used the number, the first may be meant.
+                return found, ahead if ahead is not None and _is_of(node, ahead) else None
         if self._nowhere in NOT_OURS:
             return self._nowhere, None
         # A node that was made before counting began may be of another watched model's forward: nothing of this model's
@@ -289,7 +323,8 @@ class Places:
         if number is not None:
             ahead = Region(region.name, region.price, None, number)
             ahead.cost, ahead.dtype, ahead.bytes_moved = region.cost, region.dtype, region.bytes_moved
-            self._pending[number] = ahead
+            engines = self._engines.get(threading.get_ident())
+            (self._pending if engines is None else engines.pending)[number] = ahead
 
     def _running(self, targets: list[FrameType], number: int) -> tuple[Region, ...]:
         """The regions of the priced functions on this thread's stack, the outermost first.

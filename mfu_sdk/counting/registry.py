@@ -138,8 +138,9 @@ def _found(func: Any) -> Rule:
     if price is not None:
         watched = mutates or price.dense or plain in WATCHED
         return Rule(
-            "priced", plain, price=price, by_shapes=by_shapes and price.by_shapes, watched=watched, mutates=mutates
-        )
+            "priced", plain, price=price, by_shapes=by_shapes and price.by_shapes, watched=watched, mutates=mutates,
+            decomposes=price.nested and _decomposes(func),
+        )  # fmt: skip
     if func.is_view:
         return Rule("view", plain, watched=plain in WATCHED)
     if is_free(func):

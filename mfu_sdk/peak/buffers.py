@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
@@ -91,7 +92,12 @@ class DriverBuffers:
 
     @classmethod
     def open(cls, device: str) -> DriverBuffers | None:
-        """None where there is no such driver; torch must have used the device before."""
+        """None where there is no such driver, or no NumPy, through which torch takes memory over that is not its own.
+
+        torch must have used the device before.
+        """
+        if importlib.util.find_spec("numpy") is None:
+            return None
         try:
             driver = ctypes.CDLL(_DRIVER)
             driver.cuMemAlloc_v2.argtypes = [ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t]

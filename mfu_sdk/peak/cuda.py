@@ -96,7 +96,8 @@ def measurable(device: str, dtypes: Iterable[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _guest(device: str) -> Iterator[None]:
-    # Results are compared on the processor, which the user's alarm for synchronisations would take for theirs.
+    # Results are compared on the processor, which the user's alarm for synchronisations would take for theirs. Where
+    # it is off it is not touched: torch warns of it as a prototype wherever it is set, if only to what it is.
     alarm = torch.cuda.get_sync_debug_mode()
     with (
         torch.cuda.device(device),
@@ -105,11 +106,13 @@ def _guest(device: str) -> Iterator[None]:
         _disable_current_modes(),
         torch._C.DisableTorchFunctionSubclass(),
     ):
-        torch.cuda.set_sync_debug_mode("default")
+        if alarm:
+            torch.cuda.set_sync_debug_mode("default")
         try:
             yield
         finally:
-            torch.cuda.set_sync_debug_mode(alarm)
+            if alarm:
+                torch.cuda.set_sync_debug_mode(alarm)
 
 
 def _bench(device: str, clock: Clock, expected: Mapping[str, float], compiled: frozenset[str]) -> Bench:

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -28,6 +28,7 @@ from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import Packed, Plan, signature
 from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
+from mfu_sdk.run import graphed
 from mfu_sdk.run.configuration import autocast
 from mfu_sdk.run.costs import Costs
 from mfu_sdk.run.device_time import Slice
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mfu_sdk.run.clock import Mark
     from mfu_sdk.settings import Profiling
 
+_CUDA: Final = torch.cuda.is_available()
 MOST_EXTRA_COUNTS = 64
 """Steps counted out of turn, because their shapes were new, in the life of a run."""
 FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
@@ -110,6 +112,7 @@ class Engine:
         # What is compiled or captured between counted steps is known in those.
         self._hooks.callback(provenance.observe())
         self._hooks.callback(cuda_graphs.keep())
+        self._hooks.callback(graphed.allow())
         self._hooks.callback(register_optimizer_step_post_hook(self._after_optimizer).remove)
         self._opened = (self._clock.mark(), time_ns())
         if self._blind:
@@ -121,6 +124,8 @@ class Engine:
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         # Marked steps end where their mark does, and the first optimizer is the run's.
         if (self._marked and self._optimizer is not None) or threading.get_ident() != self._thread:
+            return
+        if _CUDA and cuda_graphs.is_capturing():
             return
         began = perf_counter_ns()
         with shield("seeing an optimizer step"):

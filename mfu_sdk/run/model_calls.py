@@ -25,6 +25,7 @@ from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.counting.plan import signature
 from mfu_sdk.guard import shield
 from mfu_sdk.records import Convention, Phase
+from mfu_sdk.run import graphed
 from mfu_sdk.run.call_costs import CallCosts
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.innermost import current
@@ -102,6 +103,7 @@ class ModelCalls:
             # What is compiled or captured between counted calls is known in those.
             provenance.observe(),
             cuda_graphs.keep(),
+            graphed.allow(),
             self._model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True).remove,
             self._model.register_forward_hook(Hook(self._after_call), always_call=True).remove,
             partial(_watching.remove, self),
@@ -127,7 +129,7 @@ class ModelCalls:
 
     def _before_call(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
         # Inside of a compiled model this folds to nothing: no graph break, and no call either.
-        if torch.compiler.is_compiling() or not self._run.active or _capturing():
+        if torch.compiler.is_compiling() or not self._run.active or cuda_graphs.is_capturing():
             return
         with shield("seeing a model call"):
             if self._running:
@@ -171,7 +173,7 @@ class ModelCalls:
             return None
 
     def _after_call(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self._running or _capturing():
+        if torch.compiler.is_compiling() or not self._running or cuda_graphs.is_capturing():
             return
         with shield("seeing a model call end"):
             call = self._running.pop()
@@ -204,8 +206,3 @@ class ModelCalls:
 
 _watching: list[ModelCalls] = []
 """Those that see calls now. Changed in turn."""
-
-
-def _capturing() -> bool:
-    """Whether a CUDA graph is being captured: what is recorded then does not run, and marks would break it."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 
+from mfu_sdk.counting.cuda_graphs import is_capturing
 from mfu_sdk.guard import contained, shield
 from mfu_sdk.run.elsewhere import Elsewhere
 from mfu_sdk.run.hooks import Hook
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
+_CUDA: Final = torch.cuda.is_available()
 
 
 class Loop(Protocol):
@@ -77,8 +79,9 @@ class Sight:
         self._before(self._model, args, kwargs)
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
-        # Inside of a compiled model this folds to nothing: no graph break, and no call either.
-        if torch.compiler.is_compiling():
+        # Inside of a compiled model this folds to nothing: no graph break, and no call either. What is captured into a
+        # CUDA graph does not run now, and a mark made meanwhile would break the capture.
+        if torch.compiler.is_compiling() or (_CUDA and is_capturing()):
             return
         loop = self._loop
         if threading.get_ident() != self._thread:
@@ -103,7 +106,7 @@ class Sight:
         loop.ledger.overhead_ns += time.perf_counter_ns() - began
 
     def _after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (_CUDA and is_capturing()):
             return
         if threading.get_ident() != self._thread:
             with shield("seeing a forward pass end in another thread"):

@@ -74,6 +74,7 @@ def batches(seconds: float, dtype: str = REFERENCE, batch_s: float = 0.05) -> li
         return ran
 
 
+@pytest.mark.usefixtures("_launches")
 def test_the_probe_against_nvml(record_property: Record) -> None:
     """Under load the clock that a kernel counts is the driver's, within 5 %."""
     if torch.version.hip is not None:
@@ -119,6 +120,7 @@ def test_efficiency_is_steadier_than_the_rate(record_property: Record) -> None:
     assert width(shares) < width([batch.rate for batch in seen])
 
 
+@pytest.mark.usefixtures("_launches")
 def test_the_quick_tier(settings: Settings, record_property: Record) -> None:
     """Within the budget of 3 s, fresh and with kernels compiled; the vendor's and our kernels take part."""
     took = []
@@ -183,6 +185,7 @@ def _everything() -> list[tuple[str, str]]:
     return [(k, d) for k in kernels for d in dtypes if configs.tile(k, architecture, d) is not None]
 
 
+@pytest.mark.usefixtures("_launches")
 @pytest.mark.parametrize(("kernel", "dtype"), _everything())
 def test_configurations_at_run_time(kernel: str, dtype: str, record_property: Record) -> None:
     """Every tile that is shipped for this architecture computes the right product here; its rate is recorded."""
@@ -255,6 +258,8 @@ def test_not_while_capturing(settings: Settings) -> None:
 
 def test_short_of_memory(settings: Settings) -> None:
     """With little memory left the operands are smaller; with none, one line says what to do, and nothing is taken."""
+    # What torch keeps for later would else be taken before anything that is free.
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
     taken = [torch.empty(max(free - (1500 << 20), 1), dtype=torch.uint8, device="cuda")]
     found = mfu.calibrate("cuda", [REFERENCE], budget_s=2.0, settings=settings)
@@ -272,7 +277,8 @@ def test_a_loop_of_products(settings: Settings, record_property: Record) -> None
     """The MFU of a loop of bf16 products is its own rate over the peak, within 2 %."""
     a = torch.randn(SIDE, SIDE, device="cuda", dtype=TORCHS)
     out, number, steps = torch.empty_like(a), 20, 40
-    for _ in range(200):
+    # From cold a clock falls for a second or so.
+    for _ in range(600):
         torch.mm(a, a, out=out)
     peaks = mfu.peaks("cuda", settings=replace(settings, calibrate="off"))
     if not peaks.theoretical:
@@ -290,8 +296,9 @@ def test_a_loop_of_products(settings: Settings, record_property: Record) -> None
                 end.record()
             marks.append((start, end))
     torch.cuda.synchronize()
-    seconds = sum(start.elapsed_time(end) for start, end in marks[20:]) / 1e3
-    rate = (steps - 20) * number * 2 * SIDE**3 / seconds
+    # Of the same steps as the run: those that were not counted.
+    timed = [start.elapsed_time(end) / 1e3 for index, (start, end) in enumerate(marks) if index & (index - 1)]
+    rate = len(timed) * number * 2 * SIDE**3 / sum(timed)
     summary = run.summary()
     assert summary.mfu is not None
     record_property("mfu", summary.mfu)

@@ -15,7 +15,11 @@ pytestmark = [
 
 def test_products_and_the_rest_as_events_time_them() -> None:
     """Twenty products and twenty sums, each kind between two events: the trace agrees to a tenth."""
-    a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.half)
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.half
+    a = torch.randn(4096, 4096, device="cuda", dtype=dtype)
+    # Large beside the cache, so that a sum lasts long beside the pause before the next one.
+    b = torch.randn(1 << 27, device="cuda", dtype=dtype)
+    total = torch.empty_like(b)
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
 
     def work() -> None:
@@ -24,7 +28,7 @@ def test_products_and_the_rest_as_events_time_them() -> None:
             torch.mm(a, a)
         marks[1].record()
         for _ in range(20):
-            torch.add(a, a)
+            torch.add(b, b, out=total)
         marks[2].record()
 
     work()

@@ -1,14 +1,18 @@
 """The code that measures a GPU, run on the processor: operands, checks, candidates, budgets."""
 
+import ctypes
+import importlib.util
 import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +20,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mfu_sdk.errors import CalibrationError
-from mfu_sdk.peak import products
+from mfu_sdk.peak import cuda, products
 from mfu_sdk.peak.bench import Bench, Plan, run
-from mfu_sdk.peak.buffers import DriverBuffers, OutOfRoomError, TorchBuffers
+from mfu_sdk.peak.buffers import DriverBuffers, OutOfRoomError, TorchBuffers, buffers_for
 from mfu_sdk.peak.protocol import Sustain
 from mfu_sdk.peak.shapes import Shape
 from mfu_sdk.peak.stopwatch import HostStopwatch
@@ -254,6 +258,27 @@ def test_a_failed_attempt_gives_back_what_it_took() -> None:
             attempts()
         assert driver.live == [first]
     assert driver.live == []
+
+
+def test_memory_past_torchs_allocator_needs_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes the driver's memory over through NumPy, which it does without otherwise: then its own is taken."""
+    driver = SimpleNamespace(cuMemAlloc_v2=SimpleNamespace(), cuMemFree_v2=SimpleNamespace())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: driver)
+    assert buffers_for("cuda:0").origin == "driver"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert buffers_for("cuda:0").origin == "torch"
+
+
+@pytest.mark.parametrize(("alarm", "told"), [(0, []), (1, ["default", 1]), (2, ["default", 2])])
+def test_the_users_alarm(alarm: int, told: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's alarm for synchronisations is off while a device is measured; one that is off is not touched."""
+    said: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: alarm)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", said.append)
+    with cuda._guest("cuda:0"):
+        assert said == told[:1]
+    assert said == told
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

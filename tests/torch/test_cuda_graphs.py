@@ -7,6 +7,7 @@ tests/gpu/test_cuda.py.
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -19,7 +20,9 @@ import mfu_sdk as mfu
 from mfu_sdk.counting import cuda_graphs, part, recipes
 from mfu_sdk.counting.dispatch import CountingMode
 from mfu_sdk.errors import MfuError
-from mfu_sdk.records import Count
+from mfu_sdk.records import Count, StepRecord
+from mfu_sdk.run import engine, opening, sight
+from mfu_sdk.run.clock import HostClock
 
 
 class _Notes(TorchDispatchMode):
@@ -61,7 +64,8 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(Graph.capturing))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(Graph.capturing))
-    monkeypatch.setattr(part, "_CUDA", True)
+    for module in (part, sight, engine):
+        monkeypatch.setattr(module, "_CUDA", True)
     before = dict(Graph.__dict__)
     yield
     assert dict(Graph.__dict__) == before
@@ -234,6 +238,83 @@ def test_monitored() -> None:
             with run.step():
                 graph.replay()
     assert flops == [2 * 2 * 4 * 8 * 8] * 4
+
+
+@pytest.fixture
+def _on_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torch's own `make_graphed_callables` run here: what it asks of a device does nothing."""
+
+    @contextmanager
+    def graph(cuda_graph: Graph, pool: object = None) -> Iterator[None]:
+        cuda_graph.capture_begin()
+        try:
+            yield
+        finally:
+            cuda_graph.capture_end()
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.cuda.graphs, "graph_pool_handle", lambda: None)
+
+
+@pytest.mark.usefixtures("_on_stand_ins")
+def test_a_watched_model_is_graphed() -> None:
+    """torch graphs no module with hooks: ours are off meanwhile and on again after it, and each step costs its due."""
+    theirs = torch.cuda.make_graphed_callables
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), torch.randn(4, 8)
+    flops: list[int | None] = []
+    with mfu.monitor(model, on_step=lambda record: flops.append(record.model_flops)) as run:
+        hooks = dict(model._forward_pre_hooks)
+        assert hooks
+        torch.cuda.make_graphed_callables(model, (x,))
+        assert model._forward_pre_hooks == hooks
+        for _ in range(4):
+            with run.step():
+                model(x).sum().backward()
+        model.register_forward_hook(lambda *_: None)
+        with pytest.raises(AssertionError, match="must not have hooks"):
+            torch.cuda.make_graphed_callables(model, (x,))
+        assert model._forward_pre_hooks == hooks
+    # The first layer has no input gradient.
+    assert flops == [2 * 4 * (2 * 8 * 16 + 3 * 16 * 4)] * 4
+    assert torch.cuda.make_graphed_callables is torch.cuda.graphs.make_graphed_callables is theirs
+
+
+class _Clock(HostClock):
+    """A device's clock as far as captures go: it is neither marked nor asked while one is under way."""
+
+    def mark(self) -> Any:
+        assert not Graph.capturing, "a mark was made in a capture"
+        return super().mark()
+
+    def elapsed_s(self, start: Any, end: Any) -> float:
+        assert not Graph.capturing, "a mark was asked for during a capture"
+        return super().elapsed_s(start, end)
+
+
+def test_no_mark_is_made_while_capturing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step is captured after unmarked ones, its optimizer too: it ends none, begins none, and has no call."""
+    monkeypatch.setattr(opening, "clock_for", lambda _device: _Clock())
+    model, x = nn.Linear(8, 8), torch.randn(4, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    records: list[StepRecord] = []
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        model(x).sum().backward()
+        optimizer.step()
+
+    with mfu.monitor(model, on_step=records.append) as run:
+        for _ in range(3):
+            train()
+        graph = capture(train)
+        for _ in range(4):
+            with run.step():
+                graph.replay()
+    # The third of the unmarked steps was under way when the first mark said that it was none.
+    assert [record.model_flops for record in records] == [2 * 2 * 4 * 8 * 8] * 6
 
 
 def test_another_capture_of_the_same_graph() -> None:

@@ -24,7 +24,8 @@ class Price:
     `dense` says that the operator is a batched product, of which eager attention is made (`masks`). `words` is the
     formula for people and `source` where it comes from; both go into the reference page. `dtype` names the dtype of
     the arithmetic where it is no operand's, as where activations are quantised inside. `by_shapes` is False where the
-    price hangs on what no shape shows, so that it must not be remembered for them.
+    price hangs on what no shape shows, so that it must not be remembered for them. `nested` says that it is for nested
+    tensors only: of others the operator is taken apart.
     """
 
     formula: Callable[[Call, Masks], Cost]
@@ -34,6 +35,7 @@ class Price:
     source: str = ""
     dtype: Callable[[Call], str] | None = None
     by_shapes: bool = True
+    nested: bool = False
 
 
 def plain(

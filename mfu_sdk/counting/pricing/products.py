@@ -122,6 +122,15 @@ def _linear_backward(x: str, grad: str, mask: str | None) -> Price:
     return plain(flops, x, f"{_WORDS} a gradient")
 
 
+def _matmul_nested(call: Call, _masks: Masks) -> Cost:
+    """`self` × `other` of nested tensors: matrix by matrix, or each of them with the same one."""
+    left, right = _matrices(call["self"]), _matrices(call["other"])
+    most = max(len(left), len(right))
+    pairs = zip(left * (most // len(left)), right * (most // len(right)), strict=True)
+    each = per_multiply_add(call["self"], call["other"])
+    return Cost.plain(sum(formulas.product((x.numel(),), y.shape[-1], each) for x, y in pairs))
+
+
 def _matmul_backward(call: Call) -> int:
     """`a` × `b`, strided or nested: either gradient pairs the numbers that the forward paired."""
     grads, matrices = _matrices(call["grad"]), _matrices(call["self"])
@@ -184,6 +193,9 @@ PRICES: Final[Mapping[str, Price]] = {
     "aten::addr": plain(_outer, "vec1", "2·rows·columns"),
     "aten::linear": product("input", "weight"),
     "aten::linear_backward": _linear_backward("self", "grad_output", "output_mask"),
+    "aten::matmul": Price(
+        _matmul_nested, "self", words=f"{_WORDS} of each pair of matrices", source=DEFINITION, nested=True
+    ),
     "aten::matmul_backward": plain(_matmul_backward, "self", f"{_WORDS} a gradient"),
     "aten::mkldnn_linear": product("self", "weight"),
     "aten::mkldnn_linear_backward": _linear_backward("self", "grad_output", "output_mask"),
