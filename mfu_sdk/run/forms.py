@@ -259,8 +259,13 @@ class _Form:
         moved = round(near.bytes_moved + share * (far.bytes_moved - near.bytes_moved))
         priced = min(each.priced_bytes / each.bytes_moved if each.bytes_moved else 1.0 for each in (near, far))
         by_dtype = {name: flops for name, flops in zip(names, split, strict=True) if flops}
+        excess_s = None
+        if near.products_excess_s is not None and far.products_excess_s is not None:
+            excess_s = near.products_excess_s + share * (far.products_excess_s - near.products_excess_s)
         batched = None if near.batched is None or far.batched is None else Between(near.batched, far.batched, share)
-        return Demand(model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched)
+        return Demand(
+            model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched, excess_s
+        )  # fmt: skip
 
 
 class _Echelon:

@@ -90,7 +90,7 @@ class KernelTimes:
         found, self._found = self._found, None
         if found is None or not found.is_told:
             return None
-        gathered.worked(found.products_s, found.streaming_s + found.unknown_s, hardware_flops)
+        gathered.worked(found.products_s, found.streaming_s + found.unknown_s, hardware_flops, phase)
         if gathered.ranks == 1:
             return None
         gathered.exchanged(found.communication_s, of_all=True, phase=phase)

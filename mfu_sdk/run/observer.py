@@ -79,6 +79,11 @@ class Observer:
         # What steps asked for is known where all of them tell it.
         hardware_flops = total.hardware_flops if total.counted == total.timed else None
         evidence = self._gathered.waits_of(
-            total.timed, total.time_s, total.data_wait_s, hardware_flops, window.denominator.phase
+            total.timed,
+            total.time_s,
+            total.data_wait_s,
+            hardware_flops,
+            window.denominator.phase,
+            self._gathered.between_s(step.index for step in window.steps if step.timed),
         )
         return {bar.name: bar.seconds for bar in waterfall(evidence).bars}

@@ -66,7 +66,11 @@ class OpTimes(TorchDispatchMode):
 
     def due(self, step: int) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs."""
-        if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION:
+        return step >= FIRST and not (step - FIRST) % EVERY and self.earned()
+
+    def earned(self) -> bool:
+        """Whether nothing speaks against it now, and the run has lasted long enough for what it costs."""
+        if not _KEEPS_COMPILATION:
             return False
         # A profiler of the user's would show a mode in some steps that is not theirs.
         if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
@@ -106,7 +110,7 @@ class OpTimes(TorchDispatchMode):
         its exchanges: of one that ran beside work they are a part, and its bus rate comes out too high.
         """
         if (seconds := self.seconds()) is not None:
-            gathered.ran(seconds, hardware_flops)
+            gathered.ran(seconds, hardware_flops, phase)
         waited_s = self.exchanged_s() if self.sees_waits else None
         if waited_s is not None:
             gathered.exchanged(waited_s, of_all=True, phase=phase, whole_s=waited_s)

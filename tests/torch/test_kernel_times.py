@@ -72,11 +72,11 @@ def test_a_trace_becomes_evidence() -> None:
     kernels.stop()
     gathered = Gathered(ranks=2)
     kernels.tell(gathered, 1000)
-    assert gathered._worked == Worked(1000, 4.0, 3.0)
+    assert gathered._worked == {"train": Worked(1000, 4.0, 3.0)}
     assert gathered.exchange == (2.0, 2.0)
     # A trace is told once.
     kernels.tell(gathered, 1000)
-    assert gathered._worked.hardware_flops == 1000
+    assert gathered._worked["train"].hardware_flops == 1000
 
 
 def test_it_costs_less_than_its_budget() -> None:
@@ -116,7 +116,7 @@ def test_one_that_does_not_start() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     kernels.tell(gathered, 1000)
-    assert gathered._worked == Worked()
+    assert gathered._worked == {}
     clock.advance(1.0 / MOST_OF_RUN)
     assert not kernels.due(FIRST)
 
@@ -129,7 +129,7 @@ def test_torchs_own_profiler_on_a_processor() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     kernels.tell(gathered, 1000)
-    assert gathered._worked == Worked()
+    assert gathered._worked == {}
 
 
 def test_who_times_what() -> None:
