@@ -22,6 +22,7 @@ import atexit
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.guard import shield
@@ -143,10 +144,13 @@ class MFUStatLogger(StatLoggerBase):
         device = resolve(self._device)
         identity = identify(self._name, None, device, settings)
         peaks = self._peaks or known_peaks(device.torch_name, settings=settings)
-        return Ledger(
-            identity, peaks, HostClock(self._now_ns), devices=self._gpus, convention="full",
-            telemetry=opening._telemetry(identity, settings),
+        telemetry = opening._telemetry(identity, settings)
+        ledger = Ledger(
+            identity, peaks, HostClock(self._now_ns), devices=self._gpus, convention="full", telemetry=telemetry
         )  # fmt: skip
+        if telemetry is not None:
+            telemetry.observe(partial(opening._observer, ledger, device))
+        return ledger
 
     def _record(self, ledger: Ledger, scheduler: Any, iteration: Any) -> None:
         now = self._now_ns()

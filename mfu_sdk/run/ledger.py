@@ -73,7 +73,7 @@ class Ledger:
         self.peaks = peaks
         self.telemetry = telemetry
         self.clock = clock
-        self._devices = devices
+        self.devices = devices
         self._convention: Convention = convention
         self._expected = expected
         self._on_step = on_step
@@ -107,7 +107,7 @@ class Ledger:
         found = self._priced(count, source, expect(count, self.peaks))
         if not at_other_batches or found.expected_s is None or count.comm_bytes:
             return found
-        return replace(found, batched=batched(count.ops, self.peaks, self._devices))
+        return replace(found, batched=batched(count.ops, self.peaks, self.devices))
 
     def _enter_uncounted(self, count: Count) -> None:
         for entry in count.uncounted:
@@ -126,9 +126,9 @@ class Ledger:
             count.attention_flops_full,
             count.bytes_moved,
             count.coverage * count.bytes_moved,
-            None if expectation is None else expectation.time_s / self._devices,
+            None if expectation is None else expectation.time_s / self.devices,
             source,
-            products_excess_s=None if excess_s is None else excess_s / self._devices,
+            products_excess_s=None if excess_s is None else excess_s / self.devices,
         )
 
     def counted(self, count: Count, phase: Phase) -> Demand:
@@ -279,7 +279,7 @@ class Ledger:
             if kind is not None or len(self._kinds) >= MOST_KINDS:
                 self._enter_kinds()
                 self._kinds.clear()
-            kind = self._kinds[id(demand)] = Kind(hold(demand, self.peaks, self._devices), phase)
+            kind = self._kinds[id(demand)] = Kind(hold(demand, self.peaks, self.devices), phase)
         return kind
 
     def _waited_s(self, waits: Sequence[tuple[Mark, Mark]]) -> float:
@@ -398,7 +398,7 @@ class Ledger:
             peak_source=source,
             device=self.identity.device_name,
             convention=self._convention,
-            peak_memory_bytes_per_s=None if self.peaks.memory is None else self.peaks.memory.bytes_per_s,
+            peak_memory_bytes_per_s=self._memory_bytes_per_s(),
             calibration_id=self.peaks.calibration_id,
             notes=tuple(notes) if self.drift is None else (*notes, *self.drift.notes()),
             drift=() if self.drift is None else self.drift.events,
@@ -407,10 +407,14 @@ class Ledger:
 
     def _mbu(self) -> float | None:
         """What the operators moved, over what memory could have moved in the time."""
-        memory, totals = self.peaks.memory, self._totals
-        if memory is None or not totals.bytes_moved or not totals.known_s:
+        rate, totals = self._memory_bytes_per_s(), self._totals
+        if rate is None or not totals.bytes_moved or not totals.known_s:
             return None
-        return totals.bytes_moved / (memory.bytes_per_s * self._devices * totals.known_s)
+        return totals.bytes_moved / (rate * totals.known_s)
+
+    def _memory_bytes_per_s(self) -> float | None:
+        memory = self.peaks.memory
+        return None if memory is None else memory.bytes_per_s * self.devices
 
     def _why_unknown(self) -> list[str]:
         totals = self._totals

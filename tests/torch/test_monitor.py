@@ -966,7 +966,8 @@ def test_a_step_that_the_scaler_skips(marked: bool, model: nn.Module, clock: tes
     expected = [TRAIN] * 6 if marked else [TRAIN, TRAIN, TRAIN, None, TRAIN]
     assert [record.model_flops for record in records] == expected
     # Nothing marks when the first one began but its forward pass, nor when the last one ended but its optimizer.
-    assert [record.duration_s for record in records] == [1.0] * 6 if marked else [1.0, 1.0, 1.0, 2.0, 0.0]
+    lasted = [1.0] * 6 if marked else [1.0, 1.0, 1.0, 2.0, 0.0]
+    assert [record.duration_s for record in records] == lasted
 
 
 def test_a_step_that_never_ends(model: nn.Module, clock: testing.FakeClock) -> None:
