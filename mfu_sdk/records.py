@@ -525,7 +525,8 @@ class RunSummary:
                 lines.append(f"  HFU          {percent(self.hfu)}")
             if self.mbu is not None and self.peak_memory_bytes_per_s is not None:
                 rate = f"{self.peak_memory_bytes_per_s / 1e9:,.0f} GB/s"
-                lines.append(f"  MBU          {percent(self.mbu)} of {rate}, by what operators read and write")
+                caches = ", caches helped" if self.mbu > 1 else ""
+                lines.append(f"  MBU          {percent(self.mbu)} of {rate}, by what operators read and write{caches}")
             lines += ["  waterfall", *(f"    {line}" for line in drawn(self.bars, 76))]
         if self.tokens is not None:
             rate = "" if self.tokens_per_s is None else f", {self.tokens_per_s:,.0f} a second"

@@ -102,6 +102,21 @@ def test_every_ratio_by_hand() -> None:
     assert record.coverage == 1.0
 
 
+def test_memorys_utilization_by_hand() -> None:
+    """40 bytes a step of two seconds, of 50 a second that each device's memory moves; unknown without a rate."""
+    for devices, mbu in ((1, 0.4), (2, 0.2)):
+        books, _ = ledger(devices=devices)
+        for index in range(3):
+            books.add(work(books, index, 2.0 * index, 2.0 * index + 2))
+        summary = books.close()
+        assert summary.mbu == pytest.approx(mbu)
+        assert summary.peak_memory_bytes_per_s == 50.0 * devices
+    assert "MBU          20.0% of 0 GB/s, by what operators read and write" in str(summary)
+    books = Ledger(IDENTITY, replace(PEAKS, memory=None), LateClock())
+    books.add(work(books, 0, 0.0, 2.0))
+    assert books.close().mbu is None
+
+
 def test_an_expectation_without_its_collectives_says_so() -> None:
     """What was sent at no known rate is in no expectation, and the summary says which."""
     books, records = ledger()
