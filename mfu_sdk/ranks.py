@@ -43,9 +43,9 @@ class RankTotals:
     """One rank's sums over its timed steps up to `step`, as it posted them last; the names are those of `RunSummary`.
 
     `available_flops` is Σ peak × time. `data_wait_s` is what one step waited for its data, in the mean, None where the
-    loop does not show it. `exchange_s` is what one waited for data from other ranks, the mean over the steps in which
-    that was timed, and `exchange_least_s` the least; None where none was. `closed`: no more is to come of this
-    rank.
+    loop does not show it. `exchange_s` is what one of training (of evaluation, where none of training was timed) waited
+    for data from other ranks, the mean over the steps in which that was timed, and `exchange_least_s` the least; None
+    where none was. `closed`: no more is to come of this rank.
     """
 
     rank: int

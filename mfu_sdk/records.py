@@ -474,10 +474,11 @@ class RunSummary:
     `steps` counts every step, `timed_steps` those in the sums of time, `unknown_steps` the timed ones that are in no
     sum of FLOPs because their count or their peak is not known. `tokens` are those of all steps that did not fail,
     `tokens_per_s` those of timed steps over their time. `overhead_s` is the time spent in the SDK's own code on the
-    step path, and what counting added to the steps that were counted. `drift` are the excursions from the run's own
-    baseline, the last of them at most. `notes` say what a reader should know before believing the figures. All of these
-    are this rank's; `ranks` has what is known of all of them, None where the process is on its own or the ranks share
-    no store.
+    step path, and what counting added to the steps that were counted. `mbu` is memory bandwidth utilization: what the
+    operators read and wrote, over the memory's rate × time; above 1 caches had what they read. `drift` are the
+    excursions from the run's own baseline, the last of them at most. `notes` say what a reader should know before
+    believing the figures. All of these are this rank's; `ranks` has what is known of all of them, None where the
+    process is on its own or the ranks share no store.
     """
 
     name: str
@@ -506,6 +507,7 @@ class RunSummary:
     bars: tuple[Bar, ...] = ()
     ranks: AllRanks | None = None
     drift: tuple[DriftEvent, ...] = ()
+    mbu: float | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.steps} steps ({self.timed_steps} timed) on {self.device}"]
@@ -521,6 +523,10 @@ class RunSummary:
                 lines.append(f"  expected     {percent(self.expected_mfu)} by roofline over the counted operators")
             if self.hfu is not None:
                 lines.append(f"  HFU          {percent(self.hfu)}")
+            if self.mbu is not None and self.peak_memory_bytes_per_s is not None:
+                rate = f"{self.peak_memory_bytes_per_s / 1e9:,.0f} GB/s"
+                caches = ", caches helped" if self.mbu > 1 else ""
+                lines.append(f"  MBU          {percent(self.mbu)} of {rate}, by what operators read and write{caches}")
             lines += ["  waterfall", *(f"    {line}" for line in drawn(self.bars, 76))]
         if self.tokens is not None:
             rate = "" if self.tokens_per_s is None else f", {self.tokens_per_s:,.0f} a second"

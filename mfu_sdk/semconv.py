@@ -282,7 +282,7 @@ PEAK_DTYPE: Final = _attribute(
     "mfu.peak.dtype", "string", "", "the denominator's dtype", "step", "window", "run", "calibration", "metric"
 )
 PEAK_MEMORY_RATE: Final = _attribute(
-    "mfu.peak.memory_rate", "double", "By/s", "bytes read and written a second", "run", "calibration"
+    "mfu.peak.memory_rate", "double", "By/s", "bytes read and written a second", "window", "run", "calibration"
 )
 PEAK_FLOP_RATE_LOW: Final = _attribute(
     "mfu.peak.flop_rate.low", "double", "{flop}/s", "the lower end of a measured rate's interval", "calibration"

@@ -2,7 +2,8 @@
 
     python examples/bytegpt/serve.py --weights /tmp/bytegpt.f32
 
-Both ways answer the same prompts for the same time; what differs is how many share a call of the model.
+Both ways answer the same prompts for the same time; what differs is how many share a call of the model. The server
+has room for `--batch` of them, and says so (`load=`), which only it can: so its provider sees what one at a time costs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,26 @@ import mfu_sdk as mfu
 PROMPT, NEW = 64, 32
 
 
-def handler(model: ByteGPT, name: str) -> Callable[[Tensor], Tensor]:
-    """A request handler as a service would have it: prompts (batch, length) in, continuations out."""
+def handler(model: ByteGPT, name: str, room: int) -> Callable[[Tensor], Tensor]:
+    """A request handler as a service would have it: prompts (batch, length) in, continuations out.
 
-    @mfu.inference(model, name=name, tokens=torch.Tensor.numel)
+    `room` is how many sequences of the model's context its key-value cache may hold.
+    """
+    held = 0
+
+    def load() -> mfu.Load:
+        free = 1 - held * (PROMPT + NEW) / (room * model.config.context)
+        # Who asks waits for the answer before asking again, so that nobody stands in a queue.
+        return mfu.Load(batch_feasible=room, queue_waiting=0, kv_cache_free_ratio=free)
+
+    @mfu.inference(model, name=name, tokens=torch.Tensor.numel, load=load)
     def complete(prompts: Tensor) -> Tensor:
-        out: Tensor = model.generate(prompts, NEW)
+        nonlocal held
+        held = len(prompts)
+        try:
+            out: Tensor = model.generate(prompts, NEW)
+        finally:
+            held = 0
         return out
 
     return complete
@@ -47,7 +62,7 @@ def main() -> None:
     """Parse the command line, serve both ways, print both summaries."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", required=True, help="what train.py wrote with --save")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="as many as the server has room for")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each of the two ways")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -56,9 +71,9 @@ def main() -> None:
     windows = text.Windows(text.read(), PROMPT, 64, seed=1)
     prompts = torch.stack([windows[i][:PROMPT] for i in range(len(windows))]).to(options.device)
     print("one request at a time", flush=True)
-    serve(handler(model, "bytegpt-chat-single"), prompts, 1, options.seconds)
+    serve(handler(model, "bytegpt-chat-single", options.batch), prompts, 1, options.seconds)
     print(f"{options.batch} requests in a batch", flush=True)
-    serve(handler(model, "bytegpt-chat-batched"), prompts, options.batch, options.seconds)
+    serve(handler(model, "bytegpt-chat-batched", options.batch), prompts, options.batch, options.seconds)
 
 
 if __name__ == "__main__":

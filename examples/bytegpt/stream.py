@@ -2,7 +2,9 @@
 
     python examples/bytegpt/stream.py --weights /tmp/bytegpt.f32 --clients 4
 
-Each answer is one request, from its first byte to its last; the device's time counts once however many overlap.
+Each answer is one request, from its first byte to its last; the device's time counts once however many overlap. All
+clients' sequences would fit into one call of the model, and each has a call of its own: the server says what would fit
+(`load=`), so that its provider can see what that costs.
 """
 
 from __future__ import annotations
@@ -36,12 +38,22 @@ async def answers(model: ByteGPT, prompt: Tensor) -> AsyncIterator[str]:
 
 async def serve(model: ByteGPT, prompts: Tensor, clients: int) -> None:
     """Answer two prompts of each of `clients` clients, and print what came of it."""
-    handle = mfu.inference(model, name="bytegpt-stream", tokens=len)(answers)
+    asking = 0
+
+    def load() -> mfu.Load:
+        # The cache has room for all clients' contexts, and nobody waits to be begun.
+        free = 1 - asking * (PROMPT + NEW) / (clients * model.config.context)
+        return mfu.Load(batch_feasible=clients, queue_waiting=0, kv_cache_free_ratio=free)
+
+    handle = mfu.inference(model, name="bytegpt-stream", tokens=len, load=load)(answers)
     # Else the first client would wait while the device's peak is measured.
     handle.run.open()  # type: ignore[attr-defined]  # set by the decorator
 
     async def client(number: int) -> str:
+        nonlocal asking
+        asking += 1
         texts = ["".join([byte async for byte in handle(model, prompts[2 * number + i])]) for i in range(2)]
+        asking -= 1
         return texts[-1]
 
     last = await asyncio.gather(*map(client, range(clients)))

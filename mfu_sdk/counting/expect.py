@@ -141,6 +141,20 @@ def assembled(
     )
 
 
+def products_excess_s(count: Count, peaks: Peaks) -> float | None:
+    """Σ over operators with FLOPs of what their bytes take longer than these; None where a rate is not known."""
+    excess_s = 0.0
+    for op in count.ops:
+        if not op.flops:
+            continue
+        rate = peaks.achievable.get(op.dtype) or peaks.theoretical.get(op.dtype)
+        memory = memory_bytes_per_s(peaks, op.bytes_moved)
+        if rate is None or memory is None:
+            return None
+        excess_s += op.calls * max(0.0, op.bytes_moved / memory - op.flops / rate.flops_per_s)
+    return excess_s
+
+
 def main_dtype(by_dtype: Mapping[str, int]) -> str:
     """The dtype in which most of the FLOPs are, "float32" where there are none."""
     return max(by_dtype, key=by_dtype.__getitem__, default="float32")

@@ -15,9 +15,9 @@ class Signals:
 
     `comm_s`, `skew_s` and `host_s` are seconds of all its timed steps, never more than these lasted. `comm_bytes` are
     bytes by the bus convention of nccl-tests, `bus_bytes_per_s` and `bus_peak_bytes_per_s` the rate at which they moved
-    and the one that was measured, `ideal_ratio` their time over that of computing, by roofline. `clock_ratio` is the SM
-    clock over that of the peak, `throttled` what held the clock back, `witness` the device's own account: tensor pipes
-    busy × clock ratio.
+    and the one that was measured, `ideal_ratio` their time over that of computing, by roofline. `memory_bytes_per_s` is
+    what the memory of all the process's devices moves, `clock_ratio` the SM clock over that of the peak, `throttled`
+    what held the clock back, `witness` the device's own account: tensor pipes busy × clock ratio.
     """
 
     comm_s: float | None = None
@@ -27,6 +27,7 @@ class Signals:
     bus_bytes_per_s: float | None = None
     bus_peak_bytes_per_s: float | None = None
     ideal_ratio: float | None = None
+    memory_bytes_per_s: float | None = None
     clock_ratio: float | None = None
     throttled: tuple[str, ...] | None = None
     witness: float | None = None

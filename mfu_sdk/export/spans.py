@@ -199,6 +199,7 @@ class Spans:
                     semconv.COMM_BUS_RATE: seen.bus_bytes_per_s,
                     semconv.COMM_BUS_RATE_PEAK: seen.bus_peak_bytes_per_s,
                     semconv.COMM_IDEAL_RATIO: seen.ideal_ratio,
+                    semconv.PEAK_MEMORY_RATE: seen.memory_bytes_per_s,
                     semconv.CLOCK_RATIO: seen.clock_ratio,
                     semconv.THROTTLE_REASONS: seen.throttled,
                     semconv.WITNESS_UTILIZATION: seen.witness,

@@ -12,7 +12,7 @@ convention is `full`, and its counts are `predicted`. Without that option FLOPs 
 Seconds in which the engine has work are steps of phase `inference`; a second without any is no one's. The step that
 ends an idle time only begins the next period, since nobody says when it began.
 
-Written against vLLM's published interface as of 2026-05 (`vllm/v1/metrics/loggers.py`, `stats.py`, `perf.py`), which
+Written against vLLM's published interface as of 2026-08 (`vllm/v1/metrics/loggers.py`, `stats.py`, `perf.py`), which
 calls its statistics unstable: what is missing is unknown here, nothing raises. It has not been run inside of vLLM.
 """
 
@@ -22,6 +22,7 @@ import atexit
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.guard import shield
@@ -143,10 +144,13 @@ class MFUStatLogger(StatLoggerBase):
         device = resolve(self._device)
         identity = identify(self._name, None, device, settings)
         peaks = self._peaks or known_peaks(device.torch_name, settings=settings)
-        return Ledger(
-            identity, peaks, HostClock(self._now_ns), devices=self._gpus, convention="full",
-            telemetry=opening._telemetry(identity, settings),
+        telemetry = opening._telemetry(identity, settings)
+        ledger = Ledger(
+            identity, peaks, HostClock(self._now_ns), devices=self._gpus, convention="full", telemetry=telemetry
         )  # fmt: skip
+        if telemetry is not None:
+            telemetry.observe(partial(opening._observer, ledger, device))
+        return ledger
 
     def _record(self, ledger: Ledger, scheduler: Any, iteration: Any) -> None:
         now = self._now_ns()
@@ -169,7 +173,7 @@ class MFUStatLogger(StatLoggerBase):
         self._requests(iteration)
         self._demand_of(ledger, getattr(scheduler, "perf_stats", None))
         # Not known is not idle.
-        idle = running == 0 and not _number(scheduler, "num_waiting_reqs")
+        idle = running == 0 and not _waiting(scheduler)
         if idle or now - self._start >= PERIOD_S * 1e9:
             self._end_period(ledger, now)
             if idle:
@@ -268,9 +272,15 @@ class MFUStatLogger(StatLoggerBase):
             feasible = by_cache if feasible is None else min(feasible, by_cache)
         return Load(
             batch_feasible=feasible,
-            queue_waiting=_number(scheduler, "num_waiting_reqs"),
+            queue_waiting=_waiting(scheduler),
             kv_cache_free_ratio=None if used is None else 1.0 - used,
         )
+
+
+def _waiting(scheduler: Any) -> float | None:
+    """Requests that wait, for room or, told apart since 2026, for something else: an adapter's slot, a remote cache."""
+    waiting = _number(scheduler, "num_waiting_reqs")
+    return None if waiting is None else waiting + (_number(scheduler, "num_skipped_waiting_reqs") or 0)
 
 
 def _number(holder: Any, name: str) -> float | None:

@@ -4,7 +4,7 @@ A period lasts from the moment a first request is being handled until none is, o
 of uninterrupted work, or a call of the model after ten. Its time is told once however many requests overlap in it. What
 lies between the ends of two calls of the model belongs to the phase of the later one, as a step begins where the one
 before it ended; what follows the last call belongs to that one's phase. So prefill, decode and calls of neither have a
-part each, and a step each.
+part each, and a step each. Of each part it is told apart in which of its time no call was under way.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 class Part(Calls):
     """The calls of one phase, the time that was theirs, and the requests that ended in it, with their tokens."""
 
-    __slots__ = ("failed", "phase", "requests", "requests_ns", "slices", "start_unix_ns", "tokens")
+    __slots__ = ("between", "failed", "phase", "requests", "requests_ns", "slices", "start_unix_ns", "tokens")
 
     def __init__(self, phase: Phase, start_unix_ns: int) -> None:
         super().__init__()
         self.phase: Phase = phase
         self.start_unix_ns = start_unix_ns
         self.slices: list[Slice] = []
+        self.between: list[Slice] = []
         self.tokens: int | None = None
         self.requests = self.failed = self.requests_ns = 0
 
@@ -49,7 +50,17 @@ class Part(Calls):
 class Period:
     """A busy period that has not ended. Not thread-safe: its methods are called in turn."""
 
-    __slots__ = ("_boundary_ns", "_parts", "_running_ns", "_seen_ns", "current", "start", "start_ns", "start_unix_ns")
+    __slots__ = (
+        "_boundary_ns",
+        "_parts",
+        "_running_ns",
+        "_seen_ns",
+        "_uncalled",
+        "current",
+        "start",
+        "start_ns",
+        "start_unix_ns",
+    )
 
     def __init__(self, start: Mark, start_ns: int, start_unix_ns: int) -> None:
         self.start = start
@@ -58,6 +69,8 @@ class Period:
         self._parts: dict[Phase, Part] = {}
         self.current = Part("inference", start_unix_ns)
         self._boundary_ns = self._seen_ns = start_ns
+        # Since the last call's end, what passed without another.
+        self._uncalled: list[Slice] = []
         # Σ over time of the requests under way.
         self._running_ns = 0
 
@@ -71,8 +84,15 @@ class Period:
         self._running_ns += requests * (now_ns - self._seen_ns)
         self._seen_ns = now_ns
 
+    def without_calls(self, slices: Sequence[Slice]) -> None:
+        """In the time since the last call's end, or since this was said last, no call was under way."""
+        merged(self._uncalled, slices)
+
     def spend(self, phase: Phase, slices: Sequence[Slice], now_ns: int) -> Part:
-        """The time since the last call's end was `phase`'s: its part."""
+        """The time since the last call's end was `phase`'s: its part.
+
+        `slices` are what `without_calls` was not told of it.
+        """
         part = self._parts.get(phase)
         if part is None:
             if self._parts:
@@ -82,6 +102,9 @@ class Period:
                 part = self.current
                 part.phase = phase
             self._parts[phase] = part
+        merged(part.slices, self._uncalled)
+        merged(part.between, self._uncalled)
+        self._uncalled = []
         merged(part.slices, slices)
         self._boundary_ns = now_ns
         self.current = part
@@ -90,7 +113,7 @@ class Period:
     def works(
         self, end: Mark, slices: Sequence[Slice], now_ns: int, numbers: count[int], load: Load | None, dtype: str | None
     ) -> list[Work]:
-        """A step for each part of it, numbered from `numbers`; `slices` are the time since the last call's end.
+        """A step for each part of it, numbered from `numbers`; `slices` are the time that nothing was said of yet.
 
         `dtype`: that of the peak which a period without calls is held against.
         """
@@ -116,6 +139,7 @@ class Period:
                 fitting=part.fitting,
                 counting=part.counted,
                 slices=tuple(part.slices),
+                between=tuple(part.between),
             )
             for part in self._parts.values()
         ]

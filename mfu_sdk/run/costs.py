@@ -45,7 +45,7 @@ class Costs:
         self._ledger = ledger
         self._has_model = has_model
         self._plan = Plan(convention=convention)
-        self._forms = Forms()
+        self._forms = Forms(counters=True)
         # By what the steps showed; and by one kind of call, where that is all that a step had.
         self._demands: dict[Shown, Demand] = {}
         # Signatures by number, and answers by what was seen, until the next step is counted.

@@ -18,6 +18,7 @@ class Demand:
 
     `expected_s` is the roofline time of the counted operators, None where a rate for it is missing. `batched` is the
     same at other batches, of one call alone and where somebody asks for it; sums and shares have none.
+    `products_excess_s` is what the bytes of operators with FLOPs take longer than these, None where it is not known.
     """
 
     model_flops: int
@@ -30,6 +31,7 @@ class Demand:
     expected_s: float | None
     source: CountSource
     batched: Batched | None = None
+    products_excess_s: float | None = None
 
     def __add__(self, other: Demand) -> Demand:
         by_dtype = dict(self.by_dtype)
@@ -47,6 +49,7 @@ class Demand:
             self.priced_bytes + other.priced_bytes,
             (self.expected_s or 0.0) + (other.expected_s or 0.0) if both_expected else None,
             source,
+            products_excess_s=_both(self.products_excess_s, other.products_excess_s),
         )
 
     def times(self, number: int) -> Demand:
@@ -68,9 +71,14 @@ class Demand:
             self.priced_bytes * factor,
             None if self.expected_s is None else self.expected_s * factor,
             self.source,
+            products_excess_s=None if self.products_excess_s is None else self.products_excess_s * factor,
         )
 
     @classmethod
     def nothing(cls, dtype: str) -> Demand:
         """No work at all, to be held against the peak of `dtype`."""
-        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached")
+        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached", products_excess_s=0.0)
+
+
+def _both(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other

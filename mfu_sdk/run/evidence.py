@@ -1,20 +1,33 @@
-"""Gathers a run's evidence for its waterfall: running sums over the timed steps, and what some steps tell of all."""
+"""Gathers a run's evidence for its waterfall: running sums over the timed steps, and what some steps tell of all.
+
+Each phase has its own: a training step exchanges gradients and an evaluation does not, a prompt is bound by arithmetic
+and its answer by memory. What was timed of some steps of a phase is taken for that phase's steps alone, so that the
+seconds of a run are those of its windows, which have one phase each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import reduce
+from math import fsum
+from operator import add
+from typing import Final, TypeVar
 
 from mfu_sdk.counting.collective_time import seconds
 from mfu_sdk.counting.exchanges import Sent, sent
-from mfu_sdk.counting.expect import memory_bytes_per_s
-from mfu_sdk.records import Count, Expectation, Peaks, Phase
+from mfu_sdk.records import PHASES, Count, Expectation, Peaks, Phase
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.waterfall import Evidence
 
+_Of = TypeVar("_Of", "Worked", "tuple[Worked, ...]")
+
+SERVED: frozenset[Phase] = frozenset({"prefill", "decode", "inference"})
+"""Phases of request handlers, which differ too much to stand for one another."""
 LATEST: Final = 16
 """Of what was timed of some steps, so many are taken for a window: more would tell of times that are long past."""
+MOST_GAPS = 8192
+"""Steps of a handler whose gaps are kept for their windows: as many as may be on their way to the exporter."""
 
 
 @dataclass(slots=True)
@@ -76,6 +89,56 @@ class Worked:
         return self.products_s * scale, self.streaming_s * scale
 
 
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What a counted step of a phase sent to other ranks.
+
+    `transfer_s`: what all of its gradients take by the measured rate of their links, None where that was not measured;
+    `only_reduces`: whether all that it sent were these.
+    """
+
+    sent: Sent
+    sends: bool
+    transfer_s: float | None
+    only_reduces: bool
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Sums over the timed steps of one phase, weighted with their peaks (`Gathered`)."""
+
+    steps: int = 0
+    time_s: float = 0.0
+    model_flops: int = 0
+    hardware_flops: int = 0
+    available_flops: float = 0.0
+    waited: _Sum = field(default_factory=_Sum)
+    extra: _Sum = field(default_factory=_Sum)
+    memory: _Sum = field(default_factory=_Sum)
+    products_memory: _Sum = field(default_factory=_Sum)
+    clock: _Sum = field(default_factory=_Sum)
+    idle: float = 0.0
+
+    def add(self, kind: Kind) -> None:
+        held = kind.held
+        assert held is not None
+        peak, demand, ratio, steps = held.peak_flops_per_s, held.demand, held.clock_ratio, kind.steps
+        assert peak is not None
+        self.steps += steps
+        self.time_s += kind.time_s
+        self.model_flops += steps * demand.model_flops
+        self.hardware_flops += steps * demand.hardware_flops
+        self.available_flops += peak * kind.time_s
+        if not demand.hardware_flops and not demand.bytes_moved:
+            self.idle += peak * (kind.time_s - kind.waited_s)
+        excess_s = demand.products_excess_s
+        self.waited.add(kind.waited_s * peak if kind.waits_known else None)
+        self.extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
+        self.memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
+        self.products_memory.add(None if excess_s is None else steps * excess_s * peak)
+        self.clock.add(None if ratio is None else steps * demand.model_flops / ratio)
+
+
 @dataclass(slots=True)
 class Gathered:
     """What is known so far. Memory does not grow with the run.
@@ -88,82 +151,66 @@ class Gathered:
 
     ranks: int
     listen: Callable[[], None] | None = None
-    steps: int = 0
-    time_s: float = 0.0
-    model_flops: int = 0
-    hardware_flops: int = 0
-    available_flops: float = 0.0
-    _waited: _Sum = field(default_factory=_Sum)
-    _extra: _Sum = field(default_factory=_Sum)
-    _memory: _Sum = field(default_factory=_Sum)
-    _clock: _Sum = field(default_factory=_Sum)
-    _idle: float = 0.0
-    # Of counted steps: which operators have FLOPs, these FLOPs, and the seconds of `_products_memory_s`.
+    _steps: dict[Phase, _Steps] = field(default_factory=dict)
+    # Of counted steps: which operators have FLOPs.
     _products: set[str] = field(default_factory=set)
-    _counted_flops: int = 0
-    _products_memory: _Sum = field(default_factory=_Sum)
-    _worked: Worked = Worked()
-    # The latest of these steps, each by itself.
-    _latest: tuple[Worked, ...] = ()
-    # By phase, and of all of them.
-    _exchanged: dict[Phase | None, Exchanged] = field(default_factory=dict)
-    # What the last counted step of a phase sent.
-    _sent: dict[Phase, Sent] = field(default_factory=dict)
-    # The shortest that any rank timed, as far as this one has heard.
+    _worked: dict[Phase, Worked] = field(default_factory=dict)
+    # The latest of these steps of a phase, each by itself.
+    _latest: dict[Phase, tuple[Worked, ...]] = field(default_factory=dict)
+    _exchanged: dict[Phase, Exchanged] = field(default_factory=dict)
+    # Of the last counted step of a phase that sent anything, else of the last.
+    _links: dict[Phase, Links] = field(default_factory=dict)
+    # By the numbers of a handler's last steps: seconds between the calls of its model.
+    _gaps: dict[int, float] = field(default_factory=dict)
+    # The shortest that any rank timed in the phase that is told to others, as far as this one has heard.
     _anywhere_s: float | None = None
-    # Whether that was all exchanges of a step, and whether these were all-reductions.
+    # Whether that was all exchanges of a step.
     _of_all: bool = False
-    _only_reduces: bool = False
-    # What all of a step's gradients take by the measured rate of their links, where that was measured.
-    _transfer_s: float | None = None
 
     def add(self, kind: Kind) -> None:
         """Enter timed steps of one kind; nothing where their FLOPs or their peak is not known."""
-        held = kind.held
-        if held is None or held.peak_flops_per_s is None:
+        if kind.held is None or kind.held.peak_flops_per_s is None:
             return
-        peak, demand, ratio, steps = held.peak_flops_per_s, held.demand, held.clock_ratio, kind.steps
-        self.steps += steps
-        self.time_s += kind.time_s
-        self.model_flops += steps * demand.model_flops
-        self.hardware_flops += steps * demand.hardware_flops
-        self.available_flops += peak * kind.time_s
-        if not demand.hardware_flops and not demand.bytes_moved:
-            self._idle += peak * (kind.time_s - kind.waited_s)
-        self._waited.add(kind.waited_s * peak if kind.waits_known else None)
-        self._extra.add(None if held.extra_s is None else steps * held.extra_s * peak)
-        self._memory.add(None if held.memory_s is None else steps * held.memory_s * peak)
-        self._clock.add(None if ratio is None else steps * demand.model_flops / ratio)
+        of_phase = self._steps.get(kind.phase)
+        if of_phase is None:
+            of_phase = self._steps[kind.phase] = _Steps()
+        of_phase.add(kind)
 
     def counted(
         self, count: Count, peaks: Peaks, phase: Phase = "train", expectation: Expectation | None = None
     ) -> None:
-        """Learn from a counted step which operators are products, how far memory holds those up, and what was sent."""
-        if self.ranks > 1:
-            self._sent[phase] = sent(count, peaks, self.ranks, expectation)
+        """Learn from a counted step which operators are products, and what was sent."""
         self._products |= {op.op for op in count.ops if op.flops}
-        self._counted_flops += count.hardware_flops
-        self._products_memory.add(_products_memory_s(count, peaks))
-        sent_bytes = count.comm_bytes.get("allreduce")
-        self._only_reduces = not any(sent for name, sent in count.comm_bytes.items() if name != "allreduce")
-        for rate in peaks.collectives.values() if sent_bytes else ():
+        if self.ranks == 1:
+            return
+        before = self._links.get(phase)
+        sends = any(count.comm_bytes.values())
+        if not sends and before is not None and before.sends:
+            return
+        reduced_bytes = count.comm_bytes.get("allreduce")
+        transfer_s = None if before is None else before.transfer_s
+        for rate in peaks.collectives.values() if reduced_bytes else ():
             if rate.collective == "all_reduce" and (rate.ranks, rate.groups) == (self.ranks, 1):
-                self._transfer_s = seconds(rate, sent_bytes or 0)
+                transfer_s = seconds(rate, reduced_bytes or 0)
+        self._links[phase] = Links(
+            sent(count, peaks, self.ranks, expectation),
+            sends,
+            transfer_s,
+            not any(handed for name, handed in count.comm_bytes.items() if name != "allreduce"),
+        )
 
-    def ran(self, op_seconds: Mapping[str, float], hardware_flops: int) -> None:
+    def ran(self, op_seconds: Mapping[str, float], hardware_flops: int, phase: Phase = "train") -> None:
         """Enter a step whose operators were timed, by the names that counts have for them."""
         products_s = sum(taken_s for op, taken_s in op_seconds.items() if op in self._products)
-        self.worked(products_s, sum(op_seconds.values()) - products_s, hardware_flops)
+        self.worked(products_s, sum(op_seconds.values()) - products_s, hardware_flops, phase)
 
-    def worked(self, products_s: float, streaming_s: float, hardware_flops: int) -> None:
+    def worked(self, products_s: float, streaming_s: float, hardware_flops: int, phase: Phase = "train") -> None:
         """Enter what the device worked in a step of so many FLOPs: on products, and on everything else."""
         if not hardware_flops or products_s + streaming_s <= 0:
             return
-        before = self._worked
-        self._worked = Worked(
-            before.hardware_flops + hardware_flops, before.products_s + products_s, before.streaming_s + streaming_s
-        )
-        self._latest = (*self._latest, Worked(hardware_flops, products_s, streaming_s))[-LATEST:]
+        found = Worked(hardware_flops, products_s, streaming_s)
+        self._worked[phase] = self._worked.get(phase, Worked()) + found
+        self._latest[phase] = (*self._latest.get(phase, ()), found)[-LATEST:]
 
     def exchanged(
         self, exposed_s: float, *, of_all: bool = False, phase: Phase = "train", whole_s: float | None = None
@@ -173,66 +220,145 @@ class Gathered:
         `whole_s`: how long the exchange took, hidden or not, where that is known too.
         """
         self._of_all = of_all
-        for key in (phase, None):
-            before = self._exchanged.get(key)
-            self._exchanged[key] = (
-                Exchanged(1, exposed_s, exposed_s, whole_s, (exposed_s,))
-                if before is None
-                else before.and_one(exposed_s, whole_s)
-            )
+        before = self._exchanged.get(phase)
+        self._exchanged[phase] = (
+            Exchanged(1, exposed_s, exposed_s, whole_s, (exposed_s,))
+            if before is None
+            else before.and_one(exposed_s, whole_s)
+        )
+
+    def handled(self, step: int, phase: Phase, gap_s: float, idle_flops: float) -> None:
+        """Enter a step of a handler's: in `gap_s` of it requests were under way and no call of the model was.
+
+        `idle_flops` are what the device could have done in that time, 0 where it is entered as idle otherwise, or
+        where its peak is not known.
+        """
+        if len(self._gaps) >= MOST_GAPS:
+            del self._gaps[next(iter(self._gaps))]
+        self._gaps[step] = gap_s
+        of_phase = self._steps.get(phase)
+        if of_phase is None:
+            of_phase = self._steps[phase] = _Steps()
+        of_phase.idle += idle_flops
+
+    def between_s(self, steps: Iterable[int]) -> float | None:
+        """Seconds between the calls of the model in these steps of a handler, None where one is not known."""
+        gaps = [self._gaps.get(step) for step in steps]
+        return None if not gaps or None in gaps else fsum(gap_s or 0.0 for gap_s in gaps)
+
+    @property
+    def told_phase(self) -> Phase | None:
+        """The phase whose exchanges are told to other ranks: the first of all phases that has any."""
+        return next((phase for phase in PHASES if phase in self._exchanged), None)
 
     @property
     def exchange(self) -> tuple[float, float] | None:
-        """Seconds that a step waited for other ranks' data, the mean and the least; None where none told."""
-        found = self._exchanged.get(None)
-        return None if found is None else (found.sum_s / found.steps, found.least_s)
+        """Seconds that a step of that phase waited for other ranks' data, the mean and the least; None of none."""
+        phase = self.told_phase
+        if phase is None:
+            return None
+        found = self._exchanged[phase]
+        return found.sum_s / found.steps, found.least_s
 
     def heard(self, least_s: float | None) -> None:
         """Enter the shortest exchange that any rank has timed."""
         self._anywhere_s = least_s
 
-    def evidence(self) -> Evidence | None:
-        """What is known of the steps entered, None where there was no time in them."""
-        if not self.available_flops > 0 or not self.time_s > 0:
+    @property
+    def data_wait_s(self) -> float | None:
+        """Seconds that a step waited for its data, in the mean; None where a step does not tell or none was timed."""
+        steps = sum(each.steps for each in self._steps.values())
+        waited = [each.waited.value for each in self._steps.values() if each.steps]
+        available, time_s = self._available
+        if not steps or None in waited or not available:
             return None
-        # Seconds at the mean peak.
-        peak = self.available_flops / self.time_s
-        communication_s, skew_s = self._between_ranks(self.steps, None)
+        return sum(each or 0.0 for each in waited) / (available / time_s) / steps
+
+    @property
+    def _available(self) -> tuple[float, float]:
+        """Σ peak × time, and Σ time."""
+        found = self._steps.values()
+        return sum(each.available_flops for each in found), sum(each.time_s for each in found)
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What is known of the steps entered, for each phase that has any; seconds are those at the run's mean peak."""
+        available, time_s = self._available
+        if not available > 0 or not time_s > 0:
+            return ()
+        peak = available / time_s
+        return tuple(
+            self._evidence(phase, of_phase, peak)
+            for phase, of_phase in self._steps.items()
+            if of_phase.available_flops > 0
+        )
+
+    def _evidence(self, phase: Phase, of: _Steps, peak: float) -> Evidence:
+        # From seconds of this phase's to those at the run's mean peak.
+        scale = of.available_flops / of.time_s / peak
+        communication_s, skew_s = self._between_ranks(of.steps, phase)
         products_s = streaming_s = products_memory_s = None
-        if (worked := self.worked_s(self.hardware_flops)) is not None:
-            products_s, streaming_s = worked
-            memory_s = self._products_memory.value or 0.0
-            products_memory_s = memory_s * self.hardware_flops / self._counted_flops if self._counted_flops else 0.0
-        clock = self._clock.value
+        idle_s = min(of.idle / peak, of.available_flops / peak)
+        sampled = False
+        if (worked := self.worked_s(of.hardware_flops, phase)) is not None:
+            products_s, streaming_s = (each_s * scale for each_s in worked)
+            products_memory_s = (of.products_memory.value or 0.0) / peak
+            if phase in SERVED and self._gaps:
+                # A handler waits for no loader: what its calls did not work was the host's.
+                idle_s += max(0.0, of.available_flops / peak - idle_s - products_s - streaming_s)
+                sampled = True
+        clock = of.clock.value
         return Evidence(
-            step_s=self.time_s,
-            useful_s=self.model_flops / peak,
-            data_wait_s=None if self._waited.value is None else self._waited.value / peak,
-            communication_s=communication_s,
-            skew_s=skew_s,
-            extra_s=None if self._extra.value is None else self._extra.value / peak,
-            memory_s=None if self._memory.value is None else self._memory.value / peak,
+            step_s=of.available_flops / peak,
+            useful_s=of.model_flops / peak,
+            data_wait_s=None if of.waited.value is None else of.waited.value / peak,
+            communication_s=None if communication_s is None else communication_s * scale,
+            skew_s=None if skew_s is None else skew_s * scale,
+            extra_s=None if of.extra.value is None else of.extra.value / peak,
+            memory_s=None if of.memory.value is None else of.memory.value / peak,
             products_s=products_s,
             streaming_s=streaming_s,
             products_memory_s=products_memory_s,
-            clock_ratio=self.model_flops / clock if clock else None,
-            idle_s=self._idle / peak,
+            clock_ratio=of.model_flops / clock if clock else None,
+            idle_s=idle_s,
+            idle_sampled=sampled,
         )
 
-    def worked_s(self, hardware_flops: int) -> tuple[float, float] | None:
-        """The device's seconds on products and on everything else for so many FLOPs, by the steps that were timed."""
-        return self._worked.scaled(hardware_flops)
+    def worked_s(self, hardware_flops: int, phase: Phase) -> tuple[float, float] | None:
+        """The device's seconds on products and on everything else for so many FLOPs, by the steps that were timed.
+
+        Where none of a phase was, training stands for evaluation, and it for training; handlers' phases stand alone.
+        """
+        return self._like(phase, self._worked, Worked()).scaled(hardware_flops)
+
+    def _like(self, phase: Phase, of_phases: Mapping[Phase, _Of], none: _Of) -> _Of:
+        """That of the phase, or of what stands for it (`worked_s`), `none` where there is nothing."""
+        found = of_phases.get(phase)
+        if found is None and phase not in SERVED:
+            found = reduce(add, [each for of, each in tuple(of_phases.items()) if of not in SERVED], none)
+        return none if found is None else found
 
     def waits_of(
-        self, steps: int, step_s: float, data_wait_s: float | None, hardware_flops: int | None, phase: Phase
+        self,
+        steps: int,
+        step_s: float,
+        data_wait_s: float | None,
+        hardware_flops: int | None,
+        phase: Phase,
+        gap_s: float | None = None,
     ) -> Evidence:
         """The evidence of some steps of one phase for where they waited, `step_s` seconds together, above 0.
 
         What was timed of the latest few steps is taken for these too; of FLOPs only the time that they take is told.
+        `gap_s`: what passed in them between the calls of a handler's model (`between_s`).
         """
-        communication_s, skew_s = self._between_ranks(steps, phase)
-        latest = self._latest
+        communication_s, skew_s = self._between_ranks(steps, phase, latest=True)
+        latest: tuple[Worked, ...] = self._like(phase, self._latest, ())
         worked = None if hardware_flops is None else sum(latest, Worked()).scaled(hardware_flops)
+        idle_s = max(0.0, step_s - (data_wait_s or 0.0)) if hardware_flops == 0 else 0.0
+        if gap_s is not None:
+            idle_s = min(gap_s, step_s)
+            if worked is not None:
+                idle_s += max(0.0, step_s - idle_s - sum(worked))
         return Evidence(
             step_s=step_s,
             useful_s=0.0,
@@ -242,47 +368,35 @@ class Gathered:
             products_s=None if worked is None else worked[0],
             streaming_s=None if worked is None else worked[1],
             products_memory_s=None if worked is None else 0.0,
-            idle_s=max(0.0, step_s - (data_wait_s or 0.0)) if hardware_flops == 0 else 0.0,
+            idle_s=idle_s,
         )
 
     def sent(self, phase: Phase) -> tuple[Sent | None, float | None]:
         """What a step of this phase sends to other ranks, and the bus rate in bytes/s at which it was seen to."""
-        found, exchanged = self._sent.get(phase), self._exchanged.get(phase)
+        links, exchanged = self._links.get(phase), self._exchanged.get(phase)
+        found = None if links is None else links.sent
         if found is None or not found.bus_bytes or exchanged is None or not exchanged.least_whole_s:
             return found, None
         return found, found.bus_bytes / exchanged.least_whole_s
 
-    def _between_ranks(self, steps: int, phase: Phase | None) -> tuple[float | None, float | None]:
+    def _between_ranks(self, steps: int, phase: Phase, *, latest: bool = False) -> tuple[float | None, float | None]:
         """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it, in `steps`.
 
         An exchange ends when the last rank has come and its bytes have passed. The shortest one that any rank timed,
         as far as they have told, is taken for the bytes, or what they take by the link's measured rate where that is
         less, and what others took longer for peers that came late. Where other ranks are not heard of and no rate was
         measured (`mfu.calibrate(collectives=True)`), a rank that is late by as much in every step reads as a slow link.
+        An evaluation that sent nothing where it was counted waits for nobody.
         """
         if self.ranks == 1:
             return 0.0, 0.0
-        exchanged = self._exchanged.get(phase)
+        exchanged, links = self._exchanged.get(phase), self._links.get(phase)
         if exchanged is None:
-            return None, None
-        # Of a phase it is a window that asks, of none the run.
+            return (0.0, 0.0) if phase == "eval" and links is not None and not links.sends else (None, None)
         latest_s = exchanged.latest_s
-        mean_s = exchanged.sum_s / exchanged.steps if phase is None else sum(latest_s) / len(latest_s)
-        transfer_s = None if self._of_all and not self._only_reduces else self._transfer_s
-        least_s = min(s for s in (exchanged.least_s, self._anywhere_s, transfer_s) if s is not None)
+        mean_s = sum(latest_s) / len(latest_s) if latest else exchanged.sum_s / exchanged.steps
+        transfer_s = None if links is None or (self._of_all and not links.only_reduces) else links.transfer_s
+        anywhere_s = self._anywhere_s if phase == self.told_phase else None
+        least_s = min(s for s in (exchanged.least_s, anywhere_s, transfer_s) if s is not None)
         # A mean of equal numbers may be rounded below them.
         return least_s * steps, max(0.0, mean_s - least_s) * steps
-
-
-def _products_memory_s(count: Count, peaks: Peaks) -> float | None:
-    """Σ over operators with FLOPs of what their bytes take longer than these; None where a rate is not known."""
-    excess_s = 0.0
-    for op in count.ops:
-        if not op.flops:
-            continue
-        rate = peaks.achievable.get(op.dtype) or peaks.theoretical.get(op.dtype)
-        memory = memory_bytes_per_s(peaks, op.bytes_moved)
-        if rate is None or memory is None:
-            return None
-        excess_s += op.calls * max(0.0, op.bytes_moved / memory - op.flops / rate.flops_per_s)
-    return excess_s

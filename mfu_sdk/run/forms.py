@@ -11,6 +11,11 @@ of new sizes is predicted from them where three things hold, in exact arithmetic
 - no count contradicts: where one does, the calls are cut along one size, as a sliding window cuts them, into few
   pieces of which each has to earn its trust alone.
 
+A whole number that counts the steps (the index of a batch, which Lightning hands on through DDP) never lies between two
+of them. Where `counters` may be among the numbers, and three counts that were alike in all else had another one each
+and cost the same, it is no size from the least of them on, until a count says otherwise. A handler's numbers are
+lengths, and lengths that are padded to blocks cost the same for a while.
+
 A window's edge among four counts along a line is always seen: their third divided difference is then the value of a
 B-spline, which is positive. What bends between two counts and bends back before the next nothing can see, nor chunks
 where all counts lie alike to their edges; therefore counted steps go on checking what was predicted for them.
@@ -52,7 +57,8 @@ Values = tuple[int, ...]
 class Forms:
     """The closed forms of one run. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counters: bool = False) -> None:
+        self._counters = counters
         self._families: OrderedDict[Hashable, _Family] = OrderedDict()
 
     def learn(self, key: Hashable, demand: Demand) -> bool:
@@ -60,10 +66,10 @@ class Forms:
 
         Returns whether a form that was trusted turned out wrong, so that earlier predictions no longer hold.
         """
-        structure, sizes, squares = _taken_apart(key)
+        structure, sizes, squares, numbers = _taken_apart(key)
         family = self._families.get(structure)
         if family is None:
-            family = self._families[structure] = _Family(squares)
+            family = self._families[structure] = _Family(squares, numbers if self._counters else frozenset())
             if len(self._families) > MOST_FAMILIES:
                 self._families.popitem(last=False)
         self._families.move_to_end(structure)
@@ -71,7 +77,7 @@ class Forms:
 
     def predict(self, key: Hashable) -> Demand | None:
         """The demand of a call like counted ones but for its sizes, or None where no form is trusted for it."""
-        structure, sizes, _ = _taken_apart(key)
+        structure, sizes, _, _ = _taken_apart(key)
         family = self._families.get(structure)
         return None if family is None else family.predict(sizes)
 
@@ -79,10 +85,25 @@ class Forms:
 class _Family:
     """Counted calls of one structure, and the forms that they support."""
 
-    __slots__ = ("_chart", "_forms", "_names", "_samples", "_squares", "_whole", "_wrong")
+    __slots__ = (
+        "_chart",
+        "_forms",
+        "_idle",
+        "_least",
+        "_names",
+        "_numbers",
+        "_samples",
+        "_squares",
+        "_whole",
+        "_wrong",
+    )
 
-    def __init__(self, squares: frozenset[int]) -> None:
+    def __init__(self, squares: frozenset[int], numbers: frozenset[int]) -> None:
         self._squares = squares
+        # Which sizes are whole numbers that were given as arguments; and which of these do not matter.
+        self._numbers = numbers
+        self._idle: frozenset[int] = frozenset()
+        self._least: Sizes = ()
         self._samples: dict[Sizes, Demand] = {}
         self._chart: _Chart | None = None
         self._forms: list[_Form] = []
@@ -99,6 +120,8 @@ class _Family:
         if expected is not None:
             # Not a matter of its sizes alone, or no longer: trust begins again from here.
             self._wrong += 1
+            if self._idle:
+                self._numbers = self._idle = frozenset()
             self._samples.clear()
         was_whole = self._whole
         self._samples[sizes] = demand
@@ -108,7 +131,9 @@ class _Family:
         return expected is not None or (was_whole and not self._whole)
 
     def predict(self, sizes: Sizes) -> Demand | None:
-        if not self._forms or self._chart is None or (point := self._chart.point(sizes)) is None:
+        if not self._forms or self._chart is None or (point := self._chart.point(self._kept(sizes))) is None:
+            return None
+        if any(sizes[i] < self._least[i] for i in self._idle):
             return None
         found = {values: form for form in self._forms if (values := form.at(point)) is not None}
         if len(found) != 1:
@@ -120,13 +145,17 @@ class _Family:
         self._forms, self._whole = [], False
         if self._wrong > MOST_WRONG or len(self._samples) <= CONFIRMED:
             return
-        self._chart = chart = _Chart(list(self._samples), self._squares)
+        self._idle = self._without_effect()
+        self._least = tuple(map(min, zip(*self._samples, strict=True)))
+        rows = [self._kept(sizes) for sizes in self._samples]
+        squares = frozenset(index - sum(i < index for i in self._idle) for index in self._squares)
+        self._chart = chart = _Chart(rows, squares)
         if len(chart.monomials) > MOST_MONOMIALS:
             return
         self._names = tuple(sorted({name for demand in self._samples.values() for name in demand.by_dtype}))
         samples = [
-            _Sample(tuple(sizes[i] for i in chart.free), _values(demand, self._names), demand)
-            for sizes, demand in self._samples.items()
+            _Sample(tuple(row[i] for i in chart.free), _values(demand, self._names), demand)
+            for row, demand in zip(rows, self._samples.values(), strict=True)
         ]
         if (whole := _pieces(samples, chart.monomials, 1)) is not None:
             self._forms = whole
@@ -137,6 +166,22 @@ class _Family:
             forms = _pieces(in_order, chart.monomials, MOST_PIECES)
             if forms and sum(form.size for form in forms) > sum(form.size for form in self._forms):
                 self._forms = forms
+
+    def _kept(self, sizes: Sizes) -> Sizes:
+        """The sizes that may matter."""
+        return tuple(size for i, size in enumerate(sizes) if i not in self._idle) if self._idle else sizes
+
+    def _without_effect(self) -> frozenset[int]:
+        """The numbers that were others in counts that were alike in all else, and cost the same."""
+        columns = list(zip(*self._samples, strict=True))
+        varied = frozenset(i for i in self._numbers if len(set(columns[i])) > 1)
+        alike: dict[Sizes, list[Demand]] = {}
+        for sizes, demand in self._samples.items() if varied else ():
+            alike.setdefault(tuple(size for i, size in enumerate(sizes) if i not in varied), []).append(demand)
+        groups = alike.values()
+        if any(not _same(group[0], each) for group in groups for each in group):
+            return frozenset()
+        return varied if any(len(group) > CONFIRMED for group in groups) else frozenset()
 
 
 class _Chart:
@@ -259,8 +304,13 @@ class _Form:
         moved = round(near.bytes_moved + share * (far.bytes_moved - near.bytes_moved))
         priced = min(each.priced_bytes / each.bytes_moved if each.bytes_moved else 1.0 for each in (near, far))
         by_dtype = {name: flops for name, flops in zip(names, split, strict=True) if flops}
+        excess_s = None
+        if near.products_excess_s is not None and far.products_excess_s is not None:
+            excess_s = near.products_excess_s + share * (far.products_excess_s - near.products_excess_s)
         batched = None if near.batched is None or far.batched is None else Between(near.batched, far.batched, share)
-        return Demand(model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched)
+        return Demand(
+            model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched, excess_s
+        )  # fmt: skip
 
 
 class _Echelon:
@@ -327,18 +377,19 @@ def _same(one: Demand, other: Demand) -> bool:
     return _values(one, names) == _values(other, names)
 
 
-def _taken_apart(key: Hashable) -> tuple[Hashable, Sizes, frozenset[int]]:
-    """What of a signature is structure, the sizes in it, and which of them are sums of squares.
+def _taken_apart(key: Hashable) -> tuple[Hashable, Sizes, frozenset[int], frozenset[int]]:
+    """What of a signature is structure, the sizes in it, and which of them are sums of squares, which arguments.
 
     Sizes are those of tensors, whole numbers given as arguments, and what packed lengths add up to.
     """
     sizes: list[int] = []
     squares: set[int] = set()
-    structure = _structure(key, sizes, squares)
-    return structure, tuple(sizes), frozenset(squares)
+    numbers: set[int] = set()
+    structure = _structure(key, sizes, squares, numbers)
+    return structure, tuple(sizes), frozenset(squares), frozenset(numbers)
 
 
-def _structure(part: Any, sizes: list[int], squares: set[int]) -> Hashable:
+def _structure(part: Any, sizes: list[int], squares: set[int], numbers: set[int]) -> Hashable:
     if isinstance(part, torch.Size):
         sizes.extend(part)
         return "size", len(part)
@@ -349,7 +400,8 @@ def _structure(part: Any, sizes: list[int], squares: set[int]) -> Hashable:
     if isinstance(part, tuple):
         # `plan.signature` gives an argument that is a whole number as (int, its value).
         if len(part) == 2 and part[0] is int:
+            numbers.add(len(sizes))
             sizes.append(part[1])
             return "whole"
-        return tuple([_structure(each, sizes, squares) for each in part])
+        return tuple([_structure(each, sizes, squares, numbers) for each in part])
     return part if isinstance(part, Hashable) else repr(part)

@@ -78,7 +78,7 @@ class HandlerRun:
         self._opening = threading.Lock()
         self._failed = False
         self._ledger: Ledger | None = None
-        self._calls = ModelCalls(model, convention, self)
+        self._calls = ModelCalls(model, convention, self, settings.profile)
         self._hooks: list[Callable[[], None]] = []
         self._active: dict[Request, None] = {}
         self._device: DeviceTime | None = None
@@ -184,6 +184,9 @@ class HandlerRun:
         assert self._device is not None
         end, ended_ns = ledger.clock.mark(), now_ns()
         slices = self._device.take(end)
+        if not self._calls.under_way:
+            period.without_calls(slices)
+            slices = []
         load = None if self.load is None else self.load.latest()
         works = period.works(end, slices, ended_ns, self._numbers, load, self._calls.dtype)
         if self._active:
@@ -200,6 +203,11 @@ class HandlerRun:
     def active(self) -> Collection[Request]:
         """The requests under way."""
         return self._active
+
+    def calling(self, start: Mark) -> None:
+        """A call of the model begins, and no other is under way; in turn."""
+        if self._period is not None and self._device is not None:
+            self._period.without_calls(self._device.take(start))
 
     def called(self, call: Call, phase: Phase, demand: Demand | None, end: Mark) -> None:
         """Enter a call of the model that has ended into the books of its request and of the busy period; in turn."""

@@ -98,7 +98,7 @@ class KernelTimes:
         if found is None or not found.is_told:
             return Ran(kernels, None, hardware_flops)
         streaming_s = found.streaming_s + found.unknown_s
-        gathered.worked(found.products_s, streaming_s, hardware_flops)
+        gathered.worked(found.products_s, streaming_s, hardware_flops, phase)
         if gathered.ranks == 1:
             return Ran(kernels, found.products_s + streaming_s, hardware_flops)
         gathered.exchanged(found.communication_s, of_all=True, phase=phase)

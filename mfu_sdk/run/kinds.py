@@ -1,8 +1,9 @@
-"""Steps that are alike: of one demand, held against one peak, summed up on the path of the step."""
+"""Steps that are alike: of one phase and demand, held against one peak, summed up on the path of the step."""
 
 from __future__ import annotations
 
 from mfu_sdk.drift.account import Asked
+from mfu_sdk.records import Phase
 from mfu_sdk.run.held import Held
 
 
@@ -21,6 +22,7 @@ class Kind:
         "beyond",
         "doubtful_below_s",
         "held",
+        "phase",
         "steps",
         "time_s",
         "token_time_s",
@@ -29,8 +31,9 @@ class Kind:
         "waits_known",
     )
 
-    def __init__(self, held: Held | None) -> None:
+    def __init__(self, held: Held | None, phase: Phase = "train") -> None:
         self.held = held
+        self.phase: Phase = phase
         self.asked: Asked | None = None
         self.doubtful_below_s = 0.0
         if held is not None and held.peak_flops_per_s:

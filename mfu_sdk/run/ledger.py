@@ -10,7 +10,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.batched import batched
-from mfu_sdk.counting.expect import expect
+from mfu_sdk.counting.expect import expect, products_excess_s
 from mfu_sdk.guard import shield, warn_once
 from mfu_sdk.ranks import Counted, RankTotals
 from mfu_sdk.records import (
@@ -33,7 +33,7 @@ from mfu_sdk.run.held import Held, hold
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.rows import rows_for
 from mfu_sdk.run.totals import Totals
-from mfu_sdk.run.waterfall import waterfall
+from mfu_sdk.run.waterfall import together, waterfall
 from mfu_sdk.run.work import Timed, Work
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Ledger:
         self.peaks = peaks
         self.telemetry = telemetry
         self.clock = clock
-        self._devices = devices
+        self.devices = devices
         self._convention: Convention = convention
         self._expected = expected
         self._on_step = on_step
@@ -109,7 +109,7 @@ class Ledger:
         found = self._priced(count, source, expect(count, self.peaks))
         if not at_other_batches or found.expected_s is None or count.comm_bytes:
             return found
-        return replace(found, batched=batched(count.ops, self.peaks, self._devices))
+        return replace(found, batched=batched(count.ops, self.peaks, self.devices))
 
     def _enter_uncounted(self, count: Count) -> None:
         for entry in count.uncounted:
@@ -119,6 +119,7 @@ class Ledger:
     def _priced(self, count: Count, source: CountSource, expectation: Expectation | None) -> Demand:
         for what in () if expectation is None else expectation.missing:
             self.note(f"the expectation leaves out {what.partition(' of ')[0]}: no rate of it was measured here")
+        excess_s = products_excess_s(count, self.peaks)
         return Demand(
             count.model_flops,
             count.hardware_flops,
@@ -127,8 +128,9 @@ class Ledger:
             count.attention_flops_full,
             count.bytes_moved,
             count.coverage * count.bytes_moved,
-            None if expectation is None else expectation.time_s / self._devices,
+            None if expectation is None else expectation.time_s / self.devices,
             source,
+            products_excess_s=None if excess_s is None else excess_s / self.devices,
         )
 
     def counted(self, count: Count, phase: Phase) -> Demand:
@@ -178,7 +180,7 @@ class Ledger:
                     break
                 pending.popleft()
                 waited_s = None if work.waits is None else self._waited_s(work.waits)
-                kind = self._kind(work.demand)
+                kind = self._kind(work.demand, work.phase)
                 totals.steps += 1
                 if passed is not None:
                     passed.append(Timed(work, kind.held, duration_s, waited_s))
@@ -186,6 +188,8 @@ class Ledger:
                     totals.tokens = (totals.tokens or 0) + work.tokens
                 if not (work.counting or work.profiled or work.error_type is not None):
                     kind.add(duration_s, work.tokens, waited_s)
+                    if work.between is not None:
+                        self._handled(work, kind, duration_s)
                     if (drift := self.drift) is not None:
                         drift.rest_s -= duration_s
                         # A time that is no number is looked at, and ignored there.
@@ -201,6 +205,14 @@ class Ledger:
         if self.live is not None and self.live.due:
             with shield("the live line"):
                 self.live.show(self.summary())
+
+    def _handled(self, work: Work, kind: Kind, duration_s: float) -> None:
+        """Enter how much of a handler's time passed between the calls of its model."""
+        held, gap_s = kind.held, min(work.between_s(self.clock), duration_s)
+        peak = None if held is None else held.peak_flops_per_s
+        # Time in which nothing was asked at all is entered as such with its kind.
+        asked = held is not None and (held.demand.hardware_flops or held.demand.bytes_moved)
+        self.gathered.handled(work.index, work.phase, gap_s, gap_s * peak if peak and asked else 0.0)
 
     def _tell(self, passed: Sequence[Timed]) -> None:
         """Report steps; those that `on_step` does not wait for are built where they are read, off the path."""
@@ -271,16 +283,16 @@ class Ledger:
             expected_feasible_mfu=None if work.fitting is None else timed.expected_feasible_mfu,
         )
 
-    def _kind(self, demand: Demand | None) -> Kind:
-        """What is summed up of the steps that ask for `demand`; it keeps the demand alive, and so its identity."""
+    def _kind(self, demand: Demand | None, phase: Phase) -> Kind:
+        """What is summed up of the steps of `phase` that ask for `demand`; it keeps that alive, and so its identity."""
         if demand is None:
             return self._unknown
         kind = self._kinds.get(id(demand))
-        if kind is None:
-            if len(self._kinds) >= MOST_KINDS:
+        if kind is None or kind.phase != phase:
+            if kind is not None or len(self._kinds) >= MOST_KINDS:
                 self._enter_kinds()
                 self._kinds.clear()
-            kind = self._kinds[id(demand)] = Kind(hold(demand, self.peaks, self._devices))
+            kind = self._kinds[id(demand)] = Kind(hold(demand, self.peaks, self.devices), phase)
         return kind
 
     def _waited_s(self, waits: Sequence[tuple[Mark, Mark]]) -> float:
@@ -313,6 +325,7 @@ class Ledger:
         totals.available_flops += available
         denominator = (held.peak_dtype, held.peak_source, peak)
         totals.peaks[denominator] = totals.peaks.get(denominator, 0.0) + available
+        totals.known_s += kind.time_s
         totals.bytes_moved += kind.steps * demand.bytes_moved
         totals.priced_bytes += kind.steps * demand.priced_bytes
         expected = self._expected_mfu(held)
@@ -331,8 +344,7 @@ class Ledger:
     def standing(self, step: int, counted: Counted | None, *, closed: bool = False) -> RankTotals:
         """What this rank tells the others: its totals up to `step`, and what it counted last."""
         self._enter_kinds()
-        totals, exchange, evidence = self._totals, self.gathered.exchange, self.gathered.evidence()
-        waited_s = None if evidence is None else evidence.data_wait_s
+        totals, exchange = self._totals, self.gathered.exchange
         return RankTotals(
             rank=self.identity.rank,
             step=step,
@@ -343,7 +355,7 @@ class Ledger:
             hardware_flops=totals.hardware_flops,
             available_flops=totals.available_flops,
             tokens=totals.tokens,
-            data_wait_s=None if waited_s is None else waited_s / self.gathered.steps,
+            data_wait_s=self.gathered.data_wait_s,
             exchange_s=None if exchange is None else exchange[0],
             exchange_least_s=None if exchange is None else exchange[1],
             counted=counted,
@@ -367,7 +379,7 @@ class Ledger:
         if mfu is not None and totals.priced_bytes < 0.9995 * totals.bytes_moved:
             notes.append("some operators have no price (not counted, above), so MFU is a lower bound")
         evidence = self.gathered.evidence()
-        parts = None if mfu is None or evidence is None else waterfall(evidence)
+        parts = None if mfu is None or not evidence else together([waterfall(each) for each in evidence])
         # A counted step costs its own duration less what a timed one takes.
         typical_s = totals.time_s / totals.timed if totals.timed else 0.0
         counting_s = max(0.0, totals.counted_s - totals.counted * typical_s) if totals.timed else 0.0
@@ -399,11 +411,23 @@ class Ledger:
             peak_source=source,
             device=self.identity.device_name,
             convention=self._convention,
-            peak_memory_bytes_per_s=None if self.peaks.memory is None else self.peaks.memory.bytes_per_s,
+            peak_memory_bytes_per_s=self._memory_bytes_per_s(),
             calibration_id=self.peaks.calibration_id,
             notes=tuple(notes) if self.drift is None else (*notes, *self.drift.notes()),
             drift=() if self.drift is None else self.drift.events,
+            mbu=self._mbu(),
         )
+
+    def _mbu(self) -> float | None:
+        """What the operators moved, over what memory could have moved in the time."""
+        rate, totals = self._memory_bytes_per_s(), self._totals
+        if rate is None or not totals.bytes_moved or not totals.known_s:
+            return None
+        return totals.bytes_moved / (rate * totals.known_s)
+
+    def _memory_bytes_per_s(self) -> float | None:
+        memory = self.peaks.memory
+        return None if memory is None else memory.bytes_per_s * self.devices
 
     def _why_unknown(self) -> list[str]:
         totals = self._totals

@@ -7,7 +7,7 @@ under way; where several are, it is the device's work, and their FLOPs are unkno
 Counts are kept for each call of the model, by the shapes of its inputs: the first call with new shapes runs under the
 counting mode, which makes its part of the busy period untimed; later ones cost a look-up, and lengths between counted
 ones follow from a closed form (`forms`). Where shapes never end, few calls are counted, and parts with calls of unknown
-cost are in no sum of FLOPs.
+cost are in no sum of FLOPs. On a processor the operators of a few calls are timed (`call_times`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mfu_sdk.guard import shield
 from mfu_sdk.records import Convention, Phase
 from mfu_sdk.run import graphed
 from mfu_sdk.run.call_costs import CallCosts
+from mfu_sdk.run.call_times import CallTimes, call_times
 from mfu_sdk.run.hooks import Hook
 from mfu_sdk.run.innermost import current
 from mfu_sdk.run.phases import CallShape, phase_of, shape_of
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mfu_sdk.run.ledger import Ledger
     from mfu_sdk.run.load import LoadSampler
     from mfu_sdk.run.request import Request
+    from mfu_sdk.settings import Profiling
 
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Mapping[str, Any] = {}
@@ -50,7 +52,7 @@ _NO_SHAPE = CallShape(0, None, None)
 class Call:
     """A call of the model that is running in this thread: whose it is, or whose it may be."""
 
-    __slots__ = ("key", "mode", "owner", "shape", "start", "suspects")
+    __slots__ = ("key", "mode", "owner", "shape", "start", "suspects", "times")
 
     def __init__(self, owner: Request | None, suspects: tuple[Request, ...]) -> None:
         self.owner = owner
@@ -58,7 +60,15 @@ class Call:
         self.key: Hashable = None
         self.shape = _NO_SHAPE
         self.mode: CountingMode | None = None
+        self.times: CallTimes | None = None
         self.start: Mark = None
+
+    def stop(self) -> None:
+        """In its own thread: count no more of it, and time no more."""
+        if self.mode is not None:
+            self.mode.stop()
+        if self.times is not None:
+            self.times.stop()
 
 
 class Caller(Protocol):
@@ -74,6 +84,10 @@ class Caller(Protocol):
         """Who asks the server for its load, where the caller gave a way to."""
         ...
 
+    def calling(self, start: Mark) -> None:
+        """A call begins while no other is under way; said in turn."""
+        ...
+
     def called(self, call: Call, phase: Phase, demand: Demand | None, end: Mark) -> None:
         """A call has ended; said in turn."""
         ...
@@ -82,12 +96,16 @@ class Caller(Protocol):
 class ModelCalls:
     """Sees the calls of one run's model, from `watch` until what that returned is called."""
 
-    def __init__(self, model: nn.Module, convention: Convention, run: Caller) -> None:
+    def __init__(self, model: nn.Module, convention: Convention, run: Caller, profiling: Profiling) -> None:
         self._model = model
         self._convention: Convention = convention
         self._run = run
+        self._profiling: Profiling = profiling
         self._ledger: Ledger | None = None
         self._costs = CallCosts()
+        self._times: CallTimes | None = None
+        self.under_way = 0
+        """The calls that run now, in all threads. Changed in turn."""
         self._local = threading.local()
 
     @property
@@ -98,6 +116,7 @@ class ModelCalls:
     def watch(self, ledger: Ledger) -> list[Callable[[], None]]:
         """Begin: hooks on the model, and what takes them away."""
         self._ledger = ledger
+        self._times = call_times(ledger.clock, self._profiling)
         undo: list[Callable[[], None]] = [
             watch(self._model),
             # What is compiled or captured between counted calls is known in those.
@@ -124,8 +143,13 @@ class ModelCalls:
         """Drop calls in this thread that never came back: their hook was removed, or another raised before it."""
         with shield("ending a request"):
             while self._running:
-                if (mode := self._running.pop().mode) is not None:
-                    mode.stop()
+                call = self._running.pop()
+                call.stop()
+                if call.start is not None:
+                    with turns:
+                        self.under_way -= 1
+                        if call.times is not None:
+                            call.times.forget()
 
     def _before_call(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
         # Inside of a compiled model this folds to nothing: no graph break, and no call either.
@@ -146,8 +170,15 @@ class ModelCalls:
             call.shape = shape_of(args, kwargs)
             with turns:
                 counts = self._costs.should_count(call.key)
+                if not counts and self._times is not None and self._times.due(call.shape):
+                    call.times = self._times
+                call.start = ledger.clock.mark()
+                if not self.under_way:
+                    self._run.calling(call.start)
+                self.under_way += 1
                 ledger.overhead_ns += time.perf_counter_ns() - began_ns
-            call.start = ledger.clock.mark()
+            if call.times is not None:
+                call.times.start()
             if counts:
                 call.mode = CountingMode(
                     self._model, convention=self._convention, others=partial(others_than, self._model)
@@ -180,28 +211,32 @@ class ModelCalls:
             ledger = self._ledger
             if self._running or ledger is None:
                 return
-            if call.mode is not None:
-                call.mode.stop()
+            call.stop()
             began_ns = time.perf_counter_ns()
             with turns:
                 self._ended(ledger, call, output)
                 ledger.overhead_ns += time.perf_counter_ns() - began_ns
 
     def _ended(self, ledger: Ledger, call: Call, output: Any) -> None:
+        if call.start is not None:
+            self.under_way -= 1
+        owner = call.owner
+        phase = phase_of(call.shape, output, prompted=owner is None or owner.prompted)
         # One that raised has no output, and is not what its shapes cost.
         if call.mode is not None and output is not None:
-            self._costs.learn(
-                call.key, ledger.price(call.mode.result(), "cached", at_other_batches=self._run.load is not None)
-            )
+            count = call.mode.result()
+            ledger.gathered.counted(count, ledger.peaks, phase)
+            self._costs.learn(call.key, ledger.price(count, "cached", at_other_batches=self._run.load is not None))
         if call.suspects:
             ledger.note(
                 "the model was called outside of any request's context while several were handled: such calls are in "
                 "the device's FLOPs and in no request's (take the context along with asyncio.to_thread or "
                 "contextvars.copy_context)"
             )
-        owner = call.owner
-        phase = phase_of(call.shape, output, prompted=owner is None or owner.prompted)
-        self._run.called(call, phase, self._costs.of(call.key), ledger.clock.mark())
+        demand = self._costs.of(call.key)
+        if call.times is not None:
+            call.times.tell(ledger.gathered, None if output is None else demand, phase)
+        self._run.called(call, phase, demand, ledger.clock.mark())
 
 
 _watching: list[ModelCalls] = []

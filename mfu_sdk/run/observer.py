@@ -27,13 +27,16 @@ _NOTHING: Final = Seen(None, None, None)
 class Observer:
     """One collector's observer of one run (`export.signals.Observer`); `looks` are None without a driver to ask.
 
-    `peaks` gives the run's peaks, which an in-situ calibration may replace.
+    `peaks` gives the run's peaks, of one of its `devices`, which an in-situ calibration may replace.
     """
 
-    def __init__(self, gathered: Gathered, peaks: Callable[[], Peaks], looks: Looks | None) -> None:
+    def __init__(
+        self, gathered: Gathered, peaks: Callable[[], Peaks], looks: Looks | None, *, devices: int = 1
+    ) -> None:
         self._gathered = gathered
         self._peaks = peaks
         self._looks = looks
+        self._devices = devices
 
     def look(self, now_unix_ns: int) -> None:
         """Look at the device, and listen to the other ranks."""
@@ -50,8 +53,8 @@ class Observer:
     def signals(self, window: Window, total: Sums) -> Signals:
         """What is known of `window`. A window whose steps were all counted has no time to divide."""
         seen = _NOTHING if self._looks is None else self._looks.between(window.start_unix_ns, window.end_unix_ns)
-        dtype = window.denominator.peak_dtype
-        peak_mhz = None if dtype is None else clock_of_peak_mhz(dtype, self._peaks())
+        dtype, peaks = window.denominator.peak_dtype, self._peaks()
+        peak_mhz = None if dtype is None else clock_of_peak_mhz(dtype, peaks)
         clock_ratio = seen.clock_mhz / peak_mhz if seen.clock_mhz and peak_mhz else None
         witness = None
         if clock_ratio is not None and seen.tensor_share is not None and dtype not in _WITHOUT_TENSOR_PIPES:
@@ -67,6 +70,7 @@ class Observer:
             bus_bytes_per_s=bus_bytes_per_s,
             bus_peak_bytes_per_s=None if sent is None else sent.peak_bytes_per_s,
             ideal_ratio=None if sent is None else sent.ideal_ratio,
+            memory_bytes_per_s=None if peaks.memory is None else peaks.memory.bytes_per_s * self._devices,
             clock_ratio=clock_ratio,
             throttled=seen.reasons,
             witness=witness,
@@ -79,6 +83,11 @@ class Observer:
         # What steps asked for is known where all of them tell it.
         hardware_flops = total.hardware_flops if total.counted == total.timed else None
         evidence = self._gathered.waits_of(
-            total.timed, total.time_s, total.data_wait_s, hardware_flops, window.denominator.phase
+            total.timed,
+            total.time_s,
+            total.data_wait_s,
+            hardware_flops,
+            window.denominator.phase,
+            self._gathered.between_s(step.index for step in window.steps if step.timed),
         )
         return {bar.name: bar.seconds for bar in waterfall(evidence).bars}

@@ -70,7 +70,11 @@ class OpTimes(TorchDispatchMode):
 
         Of one that is `wanted` the price does not matter.
         """
-        if step < FIRST or (step - FIRST) % EVERY or not _KEEPS_COMPILATION:
+        return step >= FIRST and not (step - FIRST) % EVERY and self.earned(wanted=wanted)
+
+    def earned(self, *, wanted: bool = False) -> bool:
+        """Whether nothing speaks against it now, and the run has lasted long enough for what it costs, or it is wanted."""
+        if not _KEEPS_COMPILATION:
             return False
         # A profiler of the user's would show a mode in some steps that is not theirs.
         if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
@@ -111,7 +115,7 @@ class OpTimes(TorchDispatchMode):
         """
         seconds = self.seconds() or {}
         if seconds:
-            gathered.ran(seconds, hardware_flops)
+            gathered.ran(seconds, hardware_flops, phase)
         waited_s = self.exchanged_s() if self.sees_waits else None
         if waited_s is not None:
             gathered.exchanged(waited_s, of_all=True, phase=phase, whole_s=waited_s)

@@ -121,7 +121,7 @@ def open_ledger(
 
 def _observer(ledger: Ledger, device: Device) -> Observer:
     looks = Looks(device.uuid) if device.vendor == "NVIDIA" and device.uuid is not None else None
-    return Observer(ledger.gathered, lambda: ledger.peaks, looks)
+    return Observer(ledger.gathered, lambda: ledger.peaks, looks, devices=ledger.devices)
 
 
 def tuning(settings: Settings) -> Tuning:

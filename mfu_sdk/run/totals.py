@@ -25,6 +25,8 @@ class Totals:
     tokens: int | None = None
     counted_s: float = 0.0
     counted: int = 0
+    # Seconds of the timed steps that are in sums of FLOPs, and what these moved.
+    known_s: float = 0.0
     bytes_moved: float = 0.0
     priced_bytes: float = 0.0
     uncounted: dict[tuple[str, str], int] = field(default_factory=dict)

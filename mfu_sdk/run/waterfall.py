@@ -10,6 +10,9 @@ T: since available FLOPs are peak × T, shares of time and shares of available F
 (exposed communication), for ranks that come late to it (skew), and what is left of idleness (host gap). These are
 measured, and do not overlap.
 
+*A run of several phases* (training with evaluations; prompts and answers) has an account for each, since what was
+timed of one says nothing of another; its bars are their sums (`together`).
+
 *Time in which it works* is that of the operators. Products (all that has FLOPs) and the rest are told apart.
 
 - MFU: the seconds that the model's FLOPs F take at the peak P, F/P.
@@ -32,13 +35,18 @@ faster than the peak. The bars always add up to one.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mfu_sdk.bars import Bar, Known
 
 _WORTH_SAYING = 0.05
 """By how much operators must have been timed too long for the reader to be told: less is what timings differ by."""
+_SURENESS: tuple[Known, ...] = ("measured", "sampled", "modelled", "rest")
+_ORDER = (
+    "mfu", "data_wait", "host_gap", "exposed_communication", "rank_skew", "recomputation", "memory_bound",
+    "kernel_inefficiency", "clock_and_power",
+)  # fmt: skip
 _SECONDS = (
     "useful_s", "data_wait_s", "communication_s", "skew_s", "memory_s", "products_s", "streaming_s",
     "products_memory_s",
@@ -55,7 +63,8 @@ class Evidence:
     that did not run. `memory_s` is a roofline's excess of bytes over FLOPs, over all operators. `products_s` and
     `streaming_s` are operators' own times, with and without FLOPs, and `products_memory_s` that excess over products
     alone, 0.0 where it is not known: all three are given or none. `clock_ratio` is the clock that ran over the clock
-    of the peak. `idle_s` is the time of steps that asked nothing of the device (a checkpoint that is written).
+    of the peak. `idle_s` is the time in which nothing was asked of the device: steps that wrote a checkpoint, what a
+    handler of requests did between two calls of the model; `idle_sampled` where some of it was not measured each time.
     """
 
     step_s: float
@@ -70,6 +79,7 @@ class Evidence:
     products_memory_s: float | None = None
     clock_ratio: float | None = None
     idle_s: float = 0.0
+    idle_sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ def waterfall(evidence: Evidence) -> Waterfall:
     active_s = _fit_waits(total_s, data, communication, skew)
     idle_s = min(evidence.idle_s, active_s)
     active_s -= idle_s
-    gap = _Part("host_gap", idle_s or None, "measured")
+    gap = _Part("host_gap", idle_s or None, "sampled" if evidence.idle_sampled else "measured")
     products_s, streaming_s = evidence.products_s, evidence.streaming_s
     worked_s, shrunk = 0.0, 1.0
     if products_s is not None and streaming_s is not None:
@@ -152,6 +162,37 @@ def waterfall(evidence: Evidence) -> Waterfall:
     why = "the other bars are too long together: MFU above what was left of the steps" if rest < 0 else None
     bars.append(Bar("unexplained", rest, rest * total_s, "rest", why))
     return Waterfall(tuple(bars))
+
+
+def together(parts: Sequence[Waterfall]) -> Waterfall:
+    """The bars of the parts of a run as one, above none: their seconds add up.
+
+    What is not known of a part has no bar there, and is unexplained in the sum too. A bar is as sure as the least sure
+    of those that it was made of.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    total_s = math.fsum(bar.seconds for part in parts for bar in part.bars)
+    named: dict[str, list[Bar]] = {}
+    for part in parts:
+        for bar in part.bars:
+            named.setdefault(bar.name, []).append(bar)
+    rest = named.pop("unexplained")
+    bars = [_sum(named[name], total_s) for name in _ORDER if name in named]
+    share = math.fsum([1.0, *(-bar.share for bar in bars)])
+    if abs(share) < 1e-12:
+        share = 0.0
+    bars.append(replace(_sum(rest, total_s), share=share, seconds=share * total_s))
+    return Waterfall(tuple(bars))
+
+
+def _sum(bars: Sequence[Bar], total_s: float) -> Bar:
+    seconds = math.fsum(bar.seconds for bar in bars)
+    # What is nothing says nothing of how the others are known.
+    weighty = [bar for bar in bars if bar.seconds] or bars
+    known: Known = max((bar.known for bar in weighty), key=_SURENESS.index)
+    reasons = dict.fromkeys(bar.reason for bar in bars if bar.reason)
+    return Bar(bars[0].name, seconds / total_s, seconds, known, "; ".join(reasons) or None)
 
 
 def _check(evidence: Evidence) -> None:

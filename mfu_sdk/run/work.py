@@ -49,6 +49,8 @@ class Work:
     """What its calls would take with as many sequences as fit, where the server tells how many."""
     # Of a step that had the device to itself in parts only: which, and what share of each; else from start to end.
     slices: tuple[Slice, ...] | None = None
+    # Of a handler's: the parts of that time in which no call of the model was under way.
+    between: tuple[Slice, ...] | None = None
 
     def drain(self, clock: Clock) -> None:
         """Wait until the device has passed all of it."""
@@ -65,6 +67,10 @@ class Work:
         if None in parts_s:
             return None
         return fsum(each.share * (part_s or 0.0) for each, part_s in zip(self.slices, parts_s, strict=True))
+
+    def between_s(self, clock: Clock) -> float:
+        """Seconds of the device's time between the calls of the model, once the device has passed all of it."""
+        return fsum(each.share * (clock.elapsed_s(each.start, each.end) or 0.0) for each in self.between or ())
 
 
 @dataclass(slots=True, eq=False)

@@ -1,22 +1,30 @@
 """A run's books: records and totals by hand."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mfu_sdk.counting.exchanges import sent
+from mfu_sdk.export.signals import Signals
+from mfu_sdk.export.windows import Windows, sums
 from mfu_sdk.records import (
     CollectiveRate,
     CollectiveTime,
     Count,
     OpCost,
     Peaks,
+    Phase,
     Rate,
     RunIdentity,
     StepRecord,
     Uncounted,
 )
 from mfu_sdk.run.ledger import Ledger
+from mfu_sdk.run.observer import Observer
 from mfu_sdk.run.work import Work
 
 IDENTITY = RunIdentity("run", 0, "work", None, 0, 0, 1, "Example", None, None, 0)
@@ -92,6 +100,21 @@ def test_every_ratio_by_hand() -> None:
     assert record.expected_mfu == pytest.approx(600 / (1000 * 1.9))
     assert record.arithmetic_intensity == 800 / 40
     assert record.coverage == 1.0
+
+
+def test_memorys_utilization_by_hand() -> None:
+    """40 bytes a step of two seconds, of 50 a second that each device's memory moves; unknown without a rate."""
+    for devices, mbu in ((1, 0.4), (2, 0.2)):
+        books, _ = ledger(devices=devices)
+        for index in range(3):
+            books.add(work(books, index, 2.0 * index, 2.0 * index + 2))
+        summary = books.close()
+        assert summary.mbu == pytest.approx(mbu)
+        assert summary.peak_memory_bytes_per_s == 50.0 * devices
+    assert "MBU          20.0% of 0 GB/s, by what operators read and write" in str(summary)
+    books = Ledger(IDENTITY, replace(PEAKS, memory=None), LateClock())
+    books.add(work(books, 0, 0.0, 2.0))
+    assert books.close().mbu is None
 
 
 def test_an_expectation_without_its_collectives_says_so() -> None:
@@ -323,3 +346,71 @@ def test_uncounted_operators_are_in_the_summary() -> None:
     assert summary.uncounted == (Uncounted("lib::op", 3, "block"),)
     assert summary.coverage == 0.75
     assert "lib::op ×3" in str(summary)
+
+
+def of_phases(records: list[StepRecord], books: Ledger) -> list[tuple[str, Signals]]:
+    """What the windows of these steps tell, each with its phase."""
+    windows = Windows()
+    for record in records:
+        windows.add(record)
+    observer = Observer(books.gathered, lambda: PEAKS, None)
+    return [(each.denominator.phase, observer.signals(each, sums(each.steps))) for each in windows.close()]
+
+
+def test_each_phase_has_its_own_account() -> None:
+    """Three steps of training and two evaluations, 2 s each: gradients are exchanged in training alone.
+
+    Exchanges of 0.3 and 0.1 s: 0.1 of each step is transfer, 0.1 for a late rank, so 0.3 s each of ten.
+    """
+    records: list[StepRecord] = []
+    books = Ledger(replace(IDENTITY, world_size=2), PEAKS, LateClock(), on_step=records.append)
+    sends = replace(COUNT, comm_bytes={"allreduce": 40})
+    books.gathered.counted(sends, PEAKS, "train")
+    books.gathered.counted(COUNT, PEAKS, "eval")
+    demands = {phase: books.price(COUNT, "cached") for phase in ("train", "eval")}
+    order: tuple[Phase, ...] = ("train", "train", "eval", "train", "eval")
+    for index, phase in enumerate(order):
+        books.add(Work(index, phase, 2.0 * index, 2.0 * index + 2, 0, demands[phase], waits=()))
+    for exposed_s in (0.3, 0.1):
+        books.gathered.exchanged(exposed_s)
+    shares = books.close().waterfall
+    assert shares["exposed_communication"] == pytest.approx(0.3 / 10)
+    assert shares["rank_skew"] == pytest.approx(0.3 / 10)
+    assert [(phase, seen.comm_s, seen.skew_s) for phase, seen in of_phases(records, books)] == [
+        ("train", pytest.approx(0.3), pytest.approx(0.3)),
+        ("eval", 0.0, 0.0),
+    ]
+    # A step that sent nothing, as one of several micro-batches, does not make another's exchange unsaid.
+    books.gathered.counted(COUNT, PEAKS, "train")
+    assert books.gathered.sent("train")[0] == sent(sends, PEAKS, 2, None)
+
+
+phases = st.lists(st.tuples(st.sampled_from(("train", "eval")), st.floats(0.5, 4.0)), min_size=2, max_size=12)
+
+
+@given(phases, st.floats(0, 0.4), st.floats(0, 0.2), st.floats(0, 0.2))
+def test_windows_of_all_phases_add_up(
+    steps: list[tuple[Phase, float]], exposed_s: float, products_s: float, waited_s: float
+) -> None:
+    """Whatever steps of whatever phase a run had: its seconds of transfer, skew, data and host are its windows'."""
+    records: list[StepRecord] = []
+    books = Ledger(replace(IDENTITY, world_size=2), PEAKS, LateClock(), on_step=records.append)
+    light = replace(COUNT, model_flops=100, hardware_flops=100, by_dtype={"bfloat16": 100})
+    counts: dict[Phase, Count] = {"train": replace(COUNT, comm_bytes={"allreduce": 40}), "eval": light}
+    demands = {phase: books.price(each, "cached") for phase, each in counts.items()}
+    for phase, each in counts.items():
+        books.gathered.counted(each, PEAKS, phase)
+        books.gathered.ran({"mm": products_s, "gelu": 0.01}, each.hardware_flops, phase)
+    books.gathered.exchanged(exposed_s)
+    books.gathered.exchanged(exposed_s / 2)
+    at_s = 0.0
+    for index, (phase, duration_s) in enumerate(steps):
+        wait = (at_s, at_s + waited_s)
+        books.add(Work(index, phase, at_s, at_s + duration_s, 0, demands[phase], waits=(wait,)))
+        at_s += duration_s
+    seconds = {bar.name: bar.seconds for bar in books.close().bars}
+    told = [seen for _, seen in of_phases(records, books)]
+    for name, field in (("exposed_communication", "comm_s"), ("rank_skew", "skew_s"), ("host_gap", "host_s")):
+        assert math.fsum(getattr(each, field) for each in told) == pytest.approx(seconds[name], abs=1e-9)
+    assert seconds["data_wait"] == pytest.approx(math.fsum(each.data_wait_s or 0.0 for each in records))
+    assert math.fsum(seconds.values()) == pytest.approx(at_s)

@@ -22,6 +22,8 @@ LINK = CollectiveRate(
     (CollectiveTime(1000, 0.125, 0.125, 0.125, 3),),
 )  # fmt: skip
 PEAKS = Peaks("cpu", {}, {"float32": FAST}, Rate(1e9, 1e9, 1e9, "calibrated", 0.0), None, {})
+RATED = Signals(memory_bytes_per_s=1e9)
+"""What is known of any window: with the memory's rate a reader knows whether it or arithmetic binds."""
 COUNT = Count(
     model_flops=1000,
     hardware_flops=1000,
@@ -142,9 +144,9 @@ def test_one_rank() -> None:
     """It waits for nobody; its host's share needs no more than the times of operators."""
     gathered = Gathered(ranks=1)
     gathered.counted(COUNT, PEAKS)
-    assert told(gathered, step(0, 1.0)) == Signals(comm_s=0.0, skew_s=0.0)
+    assert told(gathered, step(0, 1.0)) == replace(RATED, comm_s=0.0, skew_s=0.0)
     gathered.ran({"mm": 0.6}, 1000)
-    assert told(gathered, step(0, 1.0)) == Signals(comm_s=0.0, skew_s=0.0, host_s=pytest.approx(0.3))
+    assert told(gathered, step(0, 1.0)) == replace(RATED, comm_s=0.0, skew_s=0.0, host_s=pytest.approx(0.3))
     # Without a loader that is seen, waiting for data would be in it.
     assert told(gathered, step(0, 1.0, None)).host_s is None
 
@@ -165,8 +167,16 @@ def test_what_is_long_past_is_no_windows() -> None:
         gathered.exchanged(0.4)
     found = told(gathered, step(0, 1.0))
     assert (found.comm_s, found.skew_s, found.host_s) == pytest.approx((0.1, 0.3, 0.2))
-    assert gathered.worked_s(1016 * 1000) == pytest.approx((504.8, 0.0))
+    assert gathered.worked_s(1016 * 1000, "train") == pytest.approx((504.8, 0.0))
     assert gathered.exchange == pytest.approx((106.4 / 1016, 0.1))
+
+
+def test_the_memorys_rate_is_that_of_all_devices() -> None:
+    """As the denominator is; unknown where no calibration told it."""
+    of = window(step(0, 1.0))
+    for peaks, rate in ((PEAKS, 2e9), (replace(PEAKS, memory=None), None)):
+        found = Observer(Gathered(ranks=1), lambda peaks=peaks: peaks, None, devices=2).signals(of, sums(of.steps))
+        assert found.memory_bytes_per_s == rate
 
 
 def test_a_checkpoint_is_the_hosts() -> None:
@@ -181,7 +191,7 @@ def test_no_time_to_divide() -> None:
     gathered = Gathered(ranks=2)
     gathered.counted(COUNT, PEAKS)
     gathered.exchanged(0.2)
-    assert told(gathered, replace(step(0, 1.0), count_source="measured")) == Signals()
+    assert told(gathered, replace(step(0, 1.0), count_source="measured")) == RATED
 
 
 seconds = st.floats(0.0, 10.0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfu_sdk.bars import Bar, drawn
-from mfu_sdk.run.waterfall import Evidence, waterfall
+from mfu_sdk.run.waterfall import Evidence, together, waterfall
 
 ALL = Evidence(
     step_s=10.0,
@@ -155,7 +155,7 @@ def test_bars_add_up_to_one(given_evidence: Evidence) -> None:
 @given(evidence(), st.floats(0.1, 10))
 def test_shares_do_not_depend_on_the_unit(given_evidence: Evidence, factor: float) -> None:
     """Twice the run with all its parts twice as long has the same shares."""
-    names = [name for name in Evidence.__slots__ if name != "clock_ratio"]
+    names = [name for name in Evidence.__slots__ if name not in ("clock_ratio", "idle_sampled")]
     values = {name: getattr(given_evidence, name) for name in names}
     longer = replace(given_evidence, **{name: None if v is None else v * factor for name, v in values.items()})
     shares = waterfall(given_evidence).shares
@@ -226,3 +226,32 @@ def test_steps_that_asked_for_nothing_are_the_hosts() -> None:
     assert waterfall(replace(ALL, step_s=12.0, idle_s=2.0)).shares["host_gap"] == pytest.approx((1.25 + 2.0) / 12)
     # No more than the waits have left.
     assert waterfall(Evidence(step_s=1.0, useful_s=0.0, data_wait_s=0.75, idle_s=2.0)).shares["host_gap"] == 0.25
+
+
+@given(st.lists(evidence(), min_size=1, max_size=4))
+def test_parts_of_a_run_add_up(parts: list[Evidence]) -> None:
+    """Seconds of every bar are the sums over the parts that know it, and the shares of all are one again."""
+    each = [waterfall(part) for part in parts]
+    found = together(each)
+    total_s = math.fsum(part.step_s for part in parts)
+    largest = max(1.0, *(abs(bar.share) for bar in found.bars))
+    assert abs(math.fsum(found.shares.values()) - 1) <= 1e-9 * largest
+    assert [bar.name for bar in found.bars] == [name for name in ORDER if name in found.shares]
+    for bar in found.bars:
+        summed = math.fsum(b.seconds for part in each for b in part.bars if b.name == bar.name)
+        assert bar.seconds == pytest.approx(summed, rel=1e-6, abs=1e-6 * total_s * largest)
+        assert bar.share >= -1e-9 or bar.reason
+
+
+def test_a_sum_is_as_sure_as_its_least_sure_part() -> None:
+    """A gap that was measured in one phase and sampled in another is sampled; one of nothing says nothing."""
+    measured = waterfall(Evidence(4.0, 1.0, idle_s=1.0))
+    sampled = waterfall(Evidence(4.0, 1.0, idle_s=2.0, idle_sampled=True))
+    assert together([measured]) is measured
+    for parts, known in (((measured, measured), "measured"), ((measured, sampled), "sampled")):
+        bars = {bar.name: bar for bar in together(parts).bars}
+        assert bars["host_gap"].known == known
+    assert bars["host_gap"].seconds == 3.0
+    assert bars["host_gap"].share == 3 / 8
+    waits = [waterfall(Evidence(4.0, 1.0, communication_s=each_s, skew_s=0.0)) for each_s in (1.0, 0.0)]
+    assert {bar.name: bar.known for bar in together(waits).bars}["exposed_communication"] == "sampled"

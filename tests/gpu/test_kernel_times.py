@@ -39,8 +39,8 @@ def test_products_and_the_rest_as_events_time_them() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     ran = kernels.tell(gathered, 20 * 2 * 4096**3)
-    assert gathered._worked.products_s == pytest.approx(marks[0].elapsed_time(marks[1]) / 1e3, rel=0.1)
-    assert gathered._worked.streaming_s == pytest.approx(marks[1].elapsed_time(marks[2]) / 1e3, rel=0.1)
+    assert gathered._worked["train"].products_s == pytest.approx(marks[0].elapsed_time(marks[1]) / 1e3, rel=0.1)
+    assert gathered._worked["train"].streaming_s == pytest.approx(marks[1].elapsed_time(marks[2]) / 1e3, rel=0.1)
     # By names that a configuration can hold.
     assert {kind_of(name) for name in ran.kernels} == {"product", "streaming"}
     assert not any("kernel~" in name for name in ran.kernels)

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 from mfu_sdk.records import Peaks, Rate
 
@@ -42,10 +43,11 @@ def run(tmp_path: Path) -> Run:
 
 
 class Receiver:
-    """An OTLP/HTTP receiver on loopback: the attributes of each span that came, by the span's name."""
+    """An OTLP/HTTP receiver on loopback: the attributes of each span that came, by its name, and of its resource."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, dict[str, object]]] = []
+        self.resources: list[tuple[str, dict[str, object]]] = []
         self._arrived = threading.Condition()
         receiver = self
 
@@ -69,12 +71,16 @@ class Receiver:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def take(self, body: bytes) -> None:
+        def told(attributes: Iterable[KeyValue]) -> dict[str, object]:
+            return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
+
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            of = told(resource.resource.attributes)
             for scope in resource.scope_spans:
                 for span in scope.spans:
-                    found = {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
                     with self._arrived:
-                        self.spans.append((span.name, found))
+                        self.spans.append((span.name, told(span.attributes)))
+                        self.resources.append((span.name, of))
                         self._arrived.notify_all()
 
     def wait_for(self, name: str, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The vLLM stat logger, told what vLLM tells: stand-ins with the names of its published interface (2026-05)."""
+"""The vLLM stat logger, told what vLLM tells: stand-ins with the names of its published interface (2026-08)."""
 
 import logging
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ class PerfStats:
 class SchedulerStats:
     num_running_reqs: int = 0
     num_waiting_reqs: int = 0
+    num_skipped_waiting_reqs: int = 0
     step_counter: int = 0
     current_wave: int = 0
     kv_cache_usage: float = 0.0
@@ -138,7 +139,7 @@ def test_a_second_by_hand(logger: MFUStatLogger, sink: Sink, clock: testing.Fake
     for _ in range(10):
         clock.advance(0.1)
         tokens = IterationStats(8, PromptTokenStats(computed=2, cached_tokens=5, total=7))
-        logger.record(busy(num_waiting_reqs=3), tokens, mm_cache_stats=None, engine_idx=0)
+        logger.record(busy(num_waiting_reqs=2, num_skipped_waiting_reqs=1), tokens, mm_cache_stats=None, engine_idx=0)
     [step] = sink.steps
     assert step.phase == "inference"
     assert step.duration_s == pytest.approx(1.0)
@@ -247,3 +248,14 @@ def test_disabled(clock: testing.FakeClock) -> None:
     logger.record(busy(), IterationStats())
     assert logger.summary() is None
     assert logger.close() is None
+
+
+def test_who_waits_for_something_else_waits_too(logger: MFUStatLogger, sink: Sink, clock: testing.FakeClock) -> None:
+    """Nothing runs, and a request stands for its cache to come from elsewhere: the engine is not idle."""
+    logger.record(busy(), None)
+    clock.advance(0.4)
+    logger.record(busy(num_running_reqs=0, num_skipped_waiting_reqs=1), IterationStats(8))
+    clock.advance(0.6)
+    logger.record(busy(), None)
+    [step] = sink.steps
+    assert step.duration_s == pytest.approx(1.0)

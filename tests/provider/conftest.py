@@ -177,7 +177,8 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
 
 @pytest.fixture
 def points_of_a_fleet() -> Callable[[str], tuple[PointRow, ...]]:
-    """What an exporter of that name tells of two GPUs each half minute of five hours, one of them idle, in exact numbers."""
+    """What an exporter of that name tells of two GPUs, one of them idle, each half minute of five hours, in exact numbers.
+    """
     told = {
         "PROF_PIPE_TENSOR_ACTIVE": 0.25, "DEV_SM_CLOCK": 1024.0, "DEV_GPU_UTIL": 0.0, "DEV_XID_ERRORS": 79.0,
     }  # fmt: skip

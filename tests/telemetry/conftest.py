@@ -413,6 +413,7 @@ SEEN = Signals(
     bus_bytes_per_s=4e9,
     bus_peak_bytes_per_s=8e9,
     ideal_ratio=0.1,
+    memory_bytes_per_s=2e10,
     clock_ratio=0.9,
     throttled=("software power cap",),
     witness=0.45,

@@ -54,7 +54,7 @@ def pipeline(identity, spans):
 
 
 def test_caller(identity):
-    """The thread that trains makes two calls for all steps that it hands over at once, and none of them is looked at."""
+    """The thread that trains makes two calls for all steps that it hands over at once, and looks at none of them."""
     worker = Worker("price", None)
     telemetry = Telemetry((Lane(None, worker),), lambda: EPOCH_NS)
     # A thread that takes nothing: what is queued stays there to be counted.

@@ -41,8 +41,10 @@ def be_a_rank(folder: Path) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     import mfu_sdk as mfu
+    from mfu_sdk.export.windows import Windows, sums
     from mfu_sdk.records import Peaks, Rate
     from mfu_sdk.run import board
+    from mfu_sdk.run.observer import Observer
 
     # On a machine that does other things too, a second may not be enough to be heard.
     board.ANSWER_S = board.OTHERS_S = PATIENCE_S
@@ -93,9 +95,37 @@ def be_a_rank(folder: Path) -> None:
             "late": summary.ranks.late,
         }
 
+    def evaluated() -> dict[str, Any]:
+        """Training with an evaluation of two batches behind every fourth step, rank 1 always late in training."""
+        model = DistributedDataParallel(nn.Linear(64, 64, bias=False))
+        records = []
+        with mfu.monitor(model, name="ddp", peaks=peaks, on_step=records.append) as run:
+            for step, x in enumerate(run.batches([torch.randn(16, 64) for _ in range(STEPS)])):
+                with run.step():
+                    if rank == 1:
+                        time.sleep(OFTEN_S)
+                    model(x).sum().backward()
+                for _ in range(2 * (step % 4 == 3)):
+                    with run.step(phase="eval"), torch.no_grad():
+                        model(x)
+            assert run.engine is not None
+            gathered = run.engine.ledger.gathered
+        dist.barrier()
+        windows = Windows()
+        for record in records:
+            windows.add(record)
+        seconds: dict[str, dict[str, float | None]] = {}
+        for window in windows.close():
+            seen = Observer(gathered, lambda: peaks, None).signals(window, sums(window.steps))
+            seconds[window.denominator.phase] = {"exposed_communication": seen.comm_s, "rank_skew": seen.skew_s}
+        bars = {bar.name: bar.seconds for bar in run.summary().bars}
+        timed = [record.phase for record in records if record.timed]
+        return {"bars": bars, "windows": seconds, "train": timed.count("train"), "eval": timed.count("eval")}
+
     told = {fault: train(fault) for fault in ("none", "late rank", "always late", "slow exchange")}
     # Until the first step whose operators are timed.
     told["sharded"] = train("sharded", FIRST + 2)
+    told["evaluated"] = evaluated()
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
@@ -152,6 +182,24 @@ def test_a_slow_exchange_is_communication_on_both(ranks: list[dict[str, Any]]) -
         assert bars["rank_skew"] < bars["exposed_communication"] / 4
 
 
+@pytest.mark.parametrize(
+    ("fault", "delay_s", "own"),
+    [("slow exchange", DELAY_S, "exposed_communication"), ("always late", OFTEN_S, "rank_skew")],
+    ids=["slow exchange", "always late"],
+)
+def test_a_fault_moves_its_own_bar_alone(fault: str, delay_s: float, own: str, ranks: list[dict[str, Any]]) -> None:
+    """On the rank that waits, beside the same loop without a fault: its bar by what was injected, the others by less.
+
+    As less a quarter of that is taken, since the machine does other things too.
+    """
+    plain, faulty = ranks[0]["none"]["bars"], ranks[0][fault]["bars"]
+    injected_s = len(TIMED) * delay_s
+    moved = {name: (faulty[name] - plain[name]) / injected_s for name in plain}
+    assert plain.keys() == faulty.keys()
+    assert moved.pop(own) == pytest.approx(1, abs=0.25)
+    assert max(map(abs, moved.values())) < 0.25, moved
+
+
 def test_sharded_ranks_wait_too(ranks: list[dict[str, Any]]) -> None:
     """FSDP2: what gathering weights and scattering gradients took in the step whose operators were timed."""
     waiting, late = (rank["sharded"] for rank in ranks)
@@ -167,11 +215,28 @@ def test_sharded_ranks_wait_too(ranks: list[dict[str, Any]]) -> None:
 def test_bars_of_ranks_add_up(ranks: list[dict[str, Any]]) -> None:
     """On every rank and with every fault, and without a fault the exchange is known too."""
     for rank in ranks:
-        for fault, told in rank.items():
+        for fault in ("none", "late rank", "always late", "slow exchange", "sharded"):
+            told = rank[fault]
             assert told["sum"] == pytest.approx(1, abs=1e-9)
             assert {"exposed_communication", "rank_skew", "data_wait"} <= set(told["bars"])
             # No operator was timed in twelve steps, so that nothing idle is called the host's.
             assert ("host_gap" in told["bars"]) == (fault == "sharded")
+
+
+def test_evaluations_exchange_nothing(ranks: list[dict[str, Any]]) -> None:
+    """What training waits for is not laid upon the steps of an evaluation: a run's seconds are those of its windows.
+
+    The evaluation was counted, and sent nothing: its zero is known.
+    """
+    for rank in ranks:
+        told = rank["evaluated"]
+        assert told["eval"] >= 2
+        assert told["windows"]["eval"] == {"exposed_communication": 0.0, "rank_skew": 0.0}
+        for name in ("exposed_communication", "rank_skew"):
+            assert told["bars"][name] == pytest.approx(told["windows"]["train"][name])
+    waiting, late = (rank["evaluated"] for rank in ranks)
+    assert 0.5 * OFTEN_S < waiting["bars"]["rank_skew"] / waiting["train"] < 2 * OFTEN_S
+    assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 4
 
 
 @pytest.fixture

@@ -427,3 +427,52 @@ def test_other_packs_of_known_shapes_are_a_sample() -> None:
         costs.learn(Shown("train", 0, calls, packed(lengths)), count)
     told = [costs.of(Shown("train", 0, calls, packed(lengths))) for lengths in ([8, 4], [6, 6])]
     assert [each and (each.model_flops, each.source) for each in told] == [(2, "cached"), (2, "sampled")]
+
+
+def numbered(number: int, *shape: int) -> object:
+    return signature(MODULE, (torch.empty(shape, device="meta"), number), {})
+
+
+def counting(costs: dict[int, int], *, counters: bool = True) -> Callable[[int], int | None]:
+    """What is told of calls of one shape with other numbers, after these were counted."""
+    forms = Forms(counters=counters)
+    for number, flops in costs.items():
+        forms.learn(numbered(number, 4, 8), demand(flops))
+
+    def ask(number: int) -> int | None:
+        found = forms.predict(numbered(number, 4, 8))
+        return None if found is None else found.model_flops
+
+    return ask
+
+
+def test_a_number_that_counts_is_no_size() -> None:
+    """Three counts of the same cost with another number each: from the least of them on it does not matter."""
+    ask = counting({2: 10, 3: 10, 4: 10})
+    assert [ask(number) for number in (1, 2, 5, 10**6)] == [None, 10, 10, 10]
+    assert counting({2: 10, 3: 10})(5) is None
+    # Where it does matter it is a size like any other, and nothing lies beyond what was counted.
+    assert [counting({n: 3 * n for n in range(2, 8)})(number) for number in (5, 8)] == [15, None]
+    # A handler's number is a length.
+    assert counting({2: 10, 3: 10, 4: 10}, counters=False)(5) is None
+
+
+def test_a_number_that_begins_to_matter_is_a_size_again() -> None:
+    """A count that contradicts ends it for good."""
+    forms = Forms(counters=True)
+    for number in range(3):
+        assert not forms.learn(numbered(number, 4, 8), demand(10))
+    assert forms.learn(numbered(8, 4, 8), demand(20))
+    for number in range(9, 12):
+        forms.learn(numbered(number, 4, 8), demand(20))
+    assert forms.predict(numbered(100, 4, 8)) is None
+
+
+def test_a_number_beside_lengths() -> None:
+    """Batches of some lengths, each with its index: once one length was counted three times the index is left out."""
+    forms = Forms(counters=True)
+    for number, length in enumerate((2, 11, 11, 11, 23, 30, 50)):
+        forms.learn(numbered(number, 4, length), demand(length * length))
+    found = forms.predict(numbered(99, 4, 17))
+    assert found is not None
+    assert found.model_flops == 17 * 17

@@ -75,7 +75,7 @@ def test_a_trace_becomes_evidence() -> None:
     kernels.stop()
     gathered = Gathered(ranks=2)
     ran = kernels.tell(gathered, 1000)
-    assert gathered._worked == Worked(1000, 4.0, 3.0)
+    assert gathered._worked == {"train": Worked(1000, 4.0, 3.0)}
     # By names that are the same in every launch; copies and fills are no kernels.
     assert ran == Ran(
         {
@@ -90,7 +90,7 @@ def test_a_trace_becomes_evidence() -> None:
     assert gathered.exchange == (2.0, 2.0)
     # A trace is told once.
     assert kernels.tell(gathered, 1000) == Ran({}, None, 1000)
-    assert gathered._worked.hardware_flops == 1000
+    assert gathered._worked["train"].hardware_flops == 1000
 
 
 def test_it_costs_less_than_its_budget() -> None:
@@ -136,7 +136,7 @@ def test_one_that_does_not_start() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     kernels.tell(gathered, 1000)
-    assert gathered._worked == Worked()
+    assert gathered._worked == {}
     clock.advance(1.0 / MOST_OF_RUN)
     assert not kernels.due(FIRST)
 
@@ -149,7 +149,7 @@ def test_torchs_own_profiler_on_a_processor() -> None:
     kernels.stop()
     gathered = Gathered(ranks=1)
     kernels.tell(gathered, 1000)
-    assert gathered._worked == Worked()
+    assert gathered._worked == {}
 
 
 def test_who_times_what() -> None:

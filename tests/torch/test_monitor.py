@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from math import isqrt
 
 import pytest
@@ -920,3 +921,69 @@ def test_an_optimizer_around_another(model: nn.Module, clock: testing.FakeClock)
             wrapping.step()
             clock.advance(0.5)
     assert [r.model_flops for r in records] == [TRAIN] * 4
+
+
+def test_a_closure_that_runs_several_times(model: nn.Module, clock: testing.FakeClock) -> None:
+    """LBFGS evaluates its closure as often as it likes: all of that is the one step, in a loop that marks nothing."""
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3, tolerance_change=0.0, tolerance_grad=0.0)
+    x, ran = torch.randn(BATCH, WIDE), []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        ran[-1] += 1
+        clock.advance(0.5)
+        return loss
+
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append):
+        for _ in range(4):
+            ran.append(0)
+            optimizer.step(closure)
+    assert min(ran) > 1
+    # What LBFGS multiplies itself, vectors of the weights' length, is no work of the model's.
+    assert [record.model_flops for record in records] == [times * TRAIN for times in ran]
+    assert [record.duration_s for record in records] == [times * 0.5 for times in ran]
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
+def test_a_step_that_the_scaler_skips(marked: bool, model: nn.Module, clock: testing.FakeClock) -> None:
+    """Gradients that are not finite: the optimizer does not step. A marked step stands; else the next one holds it.
+
+    Of that one it is known how long it was, and, since no step of two calls was counted, not what it cost.
+    """
+    optimizer, scaler = make_optimizer(model), torch.amp.GradScaler("cpu")
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for scale in (1.0, 1.0, 1.0, float("inf"), 1.0, 1.0):
+            with run.step() if marked else nullcontext():
+                optimizer.zero_grad()
+                scaler.scale(scale * model(torch.randn(BATCH, WIDE)).square().mean()).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                clock.advance(1.0)
+    expected = [TRAIN] * 6 if marked else [TRAIN, TRAIN, TRAIN, None, TRAIN]
+    assert [record.model_flops for record in records] == expected
+    # Nothing marks when the first one began but its forward pass, nor when the last one ended but its optimizer.
+    lasted = [1.0] * 6 if marked else [1.0, 1.0, 1.0, 2.0, 0.0]
+    assert [record.duration_s for record in records] == lasted
+
+
+def test_a_step_that_never_ends(model: nn.Module, clock: testing.FakeClock) -> None:
+    """One that is entered and never left is no step when the run closes: nothing of it is guessed, no hook is left."""
+    optimizer = make_optimizer(model)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in range(4):
+            with run.step():
+                train_once(model, optimizer)
+                clock.advance(1.0)
+        run.step().__enter__()
+        train_once(model, optimizer)
+        clock.advance(9.0)
+        assert run.summary().steps == 4
+    assert [record.duration_s for record in records] == [1.0] * 4
+    assert run.summary().duration_s == 1.0
+    assert torch._C._len_torch_dispatch_stack() == 0
+    assert not model._forward_pre_hooks

@@ -887,6 +887,24 @@ def test_numbers_that_drift_are_no_shapes() -> None:
     assert [r.model_flops for r in records] == [1024] * 20
 
 
+def test_numbers_that_count_are_no_shapes() -> None:
+    """The index of a batch, as Lightning hands it through DDP: three counts show that it does not matter."""
+
+    class Indexed(nn.Linear):
+        def forward(self, rows: torch.Tensor, index: int = 0) -> torch.Tensor:
+            return super().forward(rows)
+
+    model = Indexed(8, 8, bias=False)
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for index in range(20):
+            with run.step():
+                model(torch.randn(4, 8), index).sum().backward()
+    assert [r.model_flops for r in records] == [1024] * 20
+    # None is counted out of turn: the fourth is predicted.
+    assert [r.index for r in records if r.count_source == "measured"] == [0, 1, 2, 4, 8, 16]
+
+
 def test_a_finaliser_that_runs_operators_while_a_count_is_read() -> None:
     """The lock is entered again by the thread that holds it: nothing hangs."""
 
