@@ -94,7 +94,8 @@ class Sums:
     sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
     long as the peaks stand still, and `batch_running` is a mean over time. So are what a server tells of its load and
-    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs.
+    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs. The ends of
+    the expected MFU's interval are over the same steps as the MFU itself, all of which must know theirs.
     `coverage` is the least of any step.
     """
 
@@ -154,6 +155,7 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
     available = _real(map(mul, _column(counted, "peak_flops_per_s"), counted_s))
     could_flops = list(map(mul, _column(expecting, "peak_flops_per_s"), _column(expecting, "duration_s")))
     expected = _real(map(mul, _column(expecting, "expected_mfu"), could_flops))
+    could = _real(could_flops)
     return Sums(
         steps=len(steps),
         finished=len(finished),
@@ -171,12 +173,12 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
         hardware_flops=hardware,
         available_flops=available,
         expected_flops=expected,
-        expected_available_flops=_real(could_flops),
+        expected_available_flops=could,
         attention_flops_exact=_whole(_column(counted, "attention_flops_exact")),
         attention_flops_full=_whole(_column(counted, "attention_flops_full")),
         mfu=ratio(model, available),
         hfu=ratio(hardware, available),
-        expected_mfu=ratio(expected, _real(could_flops)),
+        expected_mfu=ratio(expected, could),
         achievable_mfu=_mean(_column(counted, "achievable_mfu"), counted_s),
         mfu_by_dtype=_mean(_column(counted, "mfu_by_dtype"), counted_s),
         batch_running=_mean(_column(timed, "batch_running"), time_s),
@@ -190,6 +192,8 @@ def sums(steps: Sequence[StepRecord]) -> Sums:
         expected_feasible_mfu=_mean_of_known(
             _column(counted, "expected_feasible_mfu"), list(map(mul, _column(counted, "peak_flops_per_s"), counted_s))
         ),
+        expected_low_mfu=ratio(_real(map(mul, _column(expecting, "expected_low_mfu"), could_flops)), could),
+        expected_high_mfu=ratio(_real(map(mul, _column(expecting, "expected_high_mfu"), could_flops)), could),
     )
 
 

@@ -26,10 +26,10 @@ Parameter = str | int | float | None | Sequence[str] | Sequence[int]
 Row = dict[str, Any]
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
-    "heard", "unused", "exporter", "windows", "window_counts", "findings", "finding_states", "judged_days",
+    "heard", "unused", "windows", "window_counts", "findings", "finding_states", "judged_days",
     "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
-    "gpus", "gpu_errors", "failures", "watched", "witnessed",
+    "gpus", "gpu_errors", "failures", "watched", "witnessed", "attempts", "redone", "total_flop", "outside",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]

@@ -16,8 +16,9 @@ _LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measu
 class Demand:
     """FLOPs, bytes and roofline time of one or many pieces of work, on one run's devices.
 
-    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing. `batched` is the
-    same at other batches, of one call alone and where somebody asks for it; sums and shares have none.
+    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing; `interval_s` are the
+    least and most that it may be, None where either is not known. `batched` is the roofline at other batches, of one call
+    alone and where somebody asks for it; sums and shares have none.
     """
 
     model_flops: int
@@ -30,12 +31,14 @@ class Demand:
     expected_s: float | None
     source: CountSource
     batched: Batched | None = None
+    interval_s: tuple[float, float] | None = None
 
     def __add__(self, other: Demand) -> Demand:
         by_dtype = dict(self.by_dtype)
         for dtype, flops in other.by_dtype.items():
             by_dtype[dtype] = by_dtype.get(dtype, 0) + flops
         source = _LEAST_SURE[max(map(_LEAST_SURE.index, (self.source, other.source)))]
+        mine, others = self.interval_s, other.interval_s
         both_expected = self.expected_s is not None and other.expected_s is not None
         return Demand(
             self.model_flops + other.model_flops,
@@ -47,6 +50,7 @@ class Demand:
             self.priced_bytes + other.priced_bytes,
             (self.expected_s or 0.0) + (other.expected_s or 0.0) if both_expected else None,
             source,
+            interval_s=None if mine is None or others is None else (mine[0] + others[0], mine[1] + others[1]),
         )
 
     def times(self, number: int) -> Demand:
@@ -58,6 +62,7 @@ class Demand:
         return self._scaled(lambda value: value // number, 1 / number)
 
     def _scaled(self, flops: Callable[[int], int], factor: float) -> Demand:
+        ends = self.interval_s
         return Demand(
             flops(self.model_flops),
             flops(self.hardware_flops),
@@ -68,9 +73,10 @@ class Demand:
             self.priced_bytes * factor,
             None if self.expected_s is None else self.expected_s * factor,
             self.source,
+            interval_s=None if ends is None else (ends[0] * factor, ends[1] * factor),
         )
 
     @classmethod
     def nothing(cls, dtype: str) -> Demand:
         """No work at all, to be held against the peak of `dtype`."""
-        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached")
+        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached", interval_s=(0.0, 0.0))

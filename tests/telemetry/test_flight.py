@@ -75,7 +75,7 @@ def test_nothing_known():
     bare = make_step(
         0, model_flops=None, hardware_flops=None, peak_flops_per_s=None, mfu=None, hfu=None, mfu_by_dtype=None,
         expected_mfu=None, achievable_mfu=None, count_source=None, attention_flops_exact=None,
-        attention_flops_full=None, arithmetic_intensity=None,
+        attention_flops_full=None, arithmetic_intensity=None, expected_low_mfu=None, expected_high_mfu=None,
     )  # fmt: skip
     assert flight.read(bytes(image([bare])), "x").entries[0].step == bare
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import median
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from mfu_sdk.errors import ConfigurationError
@@ -105,22 +104,17 @@ def gather(
     signs: Mapping[Unit, Sequence[Sign]],
     drifts: Mapping[Unit, tuple[Drift, ...]],
     answers: Mapping[tuple[str, str | None], tuple[float | None, float | None]],
-    exporter: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Gathered]:
     """What each unit tells of itself. `answers` are seconds per token and per request by tenant and workload.
-
-    `exporter`: tensor pipes busy × MHz by device, as the provider's own exporter saw them at work.
 
     A configuration with less than 5 % of its workload's time is none of its causes.
     """
     groups: dict[Unit, list[Usage]] = {}
     of_job: dict[object, float] = {}
     of_prompts: dict[object, float] = {}
-    users: dict[str, set[Unit]] = {}
     for usage in usages:
         if usage.phase in JUDGED and usage.sums.device_s:
             groups.setdefault(unit_of(usage), []).append(usage)
-            users.setdefault(usage.device, set()).add(unit_of(usage))
             of_job[usage.job] = of_job.get(usage.job, 0.0) + usage.sums.device_s
             if usage.phase == "prefill":
                 of_prompts[usage.job] = of_prompts.get(usage.job, 0.0) + usage.sums.device_s
@@ -133,12 +127,7 @@ def gather(
         answer_s = token_s if unit.phase == "decode" else request_s
         made = _one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s)
         prefill = of_prompts.get(parts[0].job, 0.0) / of_job[parts[0].job]
-        evidence = replace(made.evidence, prefill=prefill)
-        # An exporter does not tell whose work it saw.
-        if all(part.device in exporter and len(users[part.device]) == 1 for part in parts):
-            busy_mhz = sum(exporter[part.device] for part in parts) / len(parts)
-            evidence = replace(evidence, **_exported(evidence, sums, busy_mhz))
-        found.append(replace(made, evidence=evidence))
+        found.append(replace(made, evidence=replace(made.evidence, prefill=prefill)))
     return found
 
 
@@ -151,7 +140,7 @@ def witnessed(of: Gathered, by: Witness | None) -> Gathered:
         witness=by.utilization,
         witnessed_mfu=by.hardware_mfu,
         watched_gpu_hours=by.gpu_hours,
-        exported=False,
+        watched_devices=by.device_hours,
     )
     return replace(of, evidence=evidence)
 
@@ -258,20 +247,6 @@ def _one(
     )
 
 
-def _exported(e: Evidence, sums: Sums, busy_mhz: float) -> dict[str, Any]:
-    """The provider's own witness instead of the tenant's, and the count that it is held against."""
-    spec, counted = _spec(e.gpu_type), ratio(sums.hardware_flops, sums.available_flops)
-    if (
-        spec is None
-        or counted is None
-        or e.peak_dtype is None
-        or e.peak_dtype not in spec.flops_per_mhz.keys() & spec.peaks
-    ):
-        return {}
-    witness = busy_mhz * spec.flops_per_mhz[e.peak_dtype] / spec.peaks[e.peak_dtype]
-    return {"witness": witness, "witnessed_mfu": counted, "exported": True}
-
-
 def _share(seconds: float | None, known_s: float | None, sums: Sums) -> float | None:
     if not known_s or not sums.device_s or known_s < KNOWN_SHARE * sums.device_s:
         return None
@@ -340,7 +315,6 @@ class Spec:
     peaks: Mapping[str, float]
     reference_flops_per_s: float | None
     memory_bytes_per_s: float
-    flops_per_mhz: Mapping[str, float]
 
 
 @lru_cache(maxsize=1024)
@@ -356,6 +330,4 @@ def _spec(gpu_type: str | None) -> Spec | None:
     peaks = {dtype: rate.flops_per_s for dtype, rate in {**theory.reference, **theory.at_max_clock}.items()}
     reference = theory.headline.get("bfloat16")
     memory = kinds[0].memory_bytes_per_s if len({kind.memory_bytes_per_s for kind in kinds}) == 1 else 0.0
-    by_clock = theoretical(replace(kinds[0].silicon, max_clock_mhz=1)).at_max_clock
-    per_mhz = {dtype: rate.flops_per_s for dtype, rate in by_clock.items()}
-    return Spec(peaks, None if reference is None else reference.flops_per_s, memory, per_mhz)
+    return Spec(peaks, None if reference is None else reference.flops_per_s, memory)

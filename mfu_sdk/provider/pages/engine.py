@@ -64,6 +64,7 @@ class Engine:
             words.si,
             words.line,
             words.money,
+            words.figure,
             words.evidence,
             told,
             coded,
