@@ -391,6 +391,8 @@ class StepRecord:
     kv_cache_free_ratio: float | None = None
     latency_target_s: float | None = None
     expected_feasible_mfu: float | None = None
+    expected_low_mfu: float | None = None
+    expected_high_mfu: float | None = None
 
     @property
     def timed(self) -> bool:

@@ -94,8 +94,8 @@ class Sums:
     sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
     long as the peaks stand still, and `batch_running` is a mean over time. So are what a server tells of its load and
-    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs. The ends of
-    the expected MFU's interval are over the same steps as the MFU itself, all of which must know theirs.
+    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs. The ends
+    of the expected MFU's interval are over the same steps as the MFU itself, all of which must know theirs.
     `coverage` is the least of any step.
     """
 
@@ -132,6 +132,8 @@ class Sums:
     kv_cache_free_ratio: float | None = None
     latency_target_s: float | None = None
     expected_feasible_mfu: float | None = None
+    expected_low_mfu: float | None = None
+    expected_high_mfu: float | None = None
 
     @property
     def unknown(self) -> int:

@@ -10,7 +10,7 @@ are in no figure, nor is the time between two attempts, which has no steps.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mfu_sdk.provider.rollup import Range, Usage, usage_of
+from mfu_sdk.provider.rollup import Range, usage_of
 from mfu_sdk.provider.store import Row, Store
 
 Steps = tuple[int, int]
@@ -27,7 +27,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Redone:
-    """What was lost of each row of use, by `Usage.identity`; how many runs began again at step 0, which tells nothing."""
+    """What was lost of each row of use, by `Usage.identity`; how many runs began again at step 0."""
 
     lost: Mapping[tuple[object, ...], Lost]
     untold_runs: int = 0
@@ -38,8 +38,8 @@ class Redone:
         if not self.untold_runs:
             return ()
         return (
-            f"{self.untold_runs:,} runs began at step 0 again after a restart: whether they resumed from a checkpoint is"
-            " not told, and none of their work counts as lost. Let the loop say where it resumes, by `start_step=`.",
+            f"{self.untold_runs:,} runs began at step 0 again after a restart: whether they resumed from a checkpoint"
+            " is not told, and none of their work counts as lost. Let the loop say where it resumes, by `start_step=`.",
         )
 
 
@@ -73,7 +73,9 @@ def reckoned(rows: Iterable[Row], attempts: Mapping[tuple[str, str], Mapping[int
         before = lost.get(key, Lost(0.0, None))
         tokens = before.tokens if row["tokens"] is None else (before.tokens or 0.0) + share * row["tokens"]
         lost[key] = Lost(before.seconds + share * row["step_time_s"], tokens)
-    untold = sum(any(first == 0 for number, (first, _) in run.items() if number > min(run)) for run in attempts.values())
+    untold = sum(
+        any(first == 0 for number, (first, _) in run.items() if number > min(run)) for run in attempts.values()
+    )
     return Redone(lost, untold)
 
 

@@ -38,8 +38,8 @@ class Sums:
     timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `expected_interval_flops`
     are those of the steps that tell the interval of theirs, `expected_low_flops` and `expected_high_flops` the same at
     its ends. `device_s` is the Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over
-    `batch_device_s`. `tokens` are those of all steps that did not fail, timed or not. `hardware_flops` are over the steps
-    of `model_flops` that know them.
+    `batch_device_s`. `tokens` are those of all steps that did not fail, timed or not. `hardware_flops` are over the
+    steps of `model_flops` that know them.
 
     For each component of a step (data, comm, skew, host), `x_s` is Σ of its seconds, over steps of `x_known_s` seconds
     in all. For each load or quality, `x_weighted` is Σ value × step seconds over `x_s`, the seconds of the steps that

@@ -393,11 +393,16 @@ def _session(path: Path) -> Any:
 def _run(session: Any, sql: str, parameters: Mapping[str, Parameter]) -> list[Row]:
     values = {name: _parameter(value) for name, value in parameters.items()}
     try:
-        text = str(session.query(sql, "JSONEachRow", params=values or None))
+        text = str(session.query(sql, "JSONCompactEachRowWithNames", params=values or None))
     except RuntimeError as error:
         raise _QueryError(f"the store refused a query ({_one_line(error)}); check the disk and the query") from error
-    # Not splitlines(): a value may hold U+0085 or U+2028, which JSON leaves as they are.
-    return [json.loads(line) for line in text.split("\n") if line]
+    # Not splitlines(): a value may hold U+0085 or U+2028, which JSON leaves as they are. All at once, so that names are
+    # read once and not in every row: a fleet's sums are ten thousand rows of seventy columns.
+    lines = [line for line in text.split("\n") if line]
+    if not lines:
+        return []
+    names, *rows = json.loads(f"[{','.join(lines)}]")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _parameter(value: Parameter) -> str:

@@ -16,9 +16,9 @@ _LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measu
 class Demand:
     """FLOPs, bytes and roofline time of one or many pieces of work, on one run's devices.
 
-    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing; `interval_s` are the
-    least and most that it may be, None where either is not known. `batched` is the roofline at other batches, of one call
-    alone and where somebody asks for it; sums and shares have none.
+    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing; `interval_s` are
+    the least and most that it may be, None where either is not known. `batched` is the roofline at other batches, of
+    one call alone and where somebody asks for it; sums and shares have none.
     """
 
     model_flops: int

@@ -14,7 +14,7 @@ class Held:
     """Where a demand stands against the peaks of the devices that share it.
 
     `achievable_high_flops_per_s` is the upper end of the measured rate's interval: nothing should be faster.
-    `expected_low_mfu` and `expected_high_mfu` are the ends of the expected MFU's interval, which follows from the peaks'.
+    `expected_low_mfu` and `expected_high_mfu` are the ends of the expected MFU's interval, by that of the peaks.
     `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
     `extra_s` are the seconds of the FLOPs that ran beyond the model's, at the measured rate of the peak's dtype.
     `memory_s` is how much longer the roofline takes than all FLOPs do at measured rates. `clock_ratio` is the clock at

@@ -21,9 +21,7 @@ MOST_TERMS = 4096
 """Demands whose packed terms are kept."""
 
 
-def rows_for(
-    telemetry: Telemetry | None, convention: Convention, expectation: Expected
-) -> Rows | None:
+def rows_for(telemetry: Telemetry | None, convention: Convention, expectation: Expected) -> Rows | None:
     """What makes the rows of a run, None where no recorder takes them."""
     if telemetry is None or telemetry.recorder is None:
         return None
@@ -33,9 +31,7 @@ def rows_for(
 class Rows:
     """Makes rows: what a demand has in common with all steps like it is packed once, the rest are eleven numbers."""
 
-    def __init__(
-        self, recorder: Recorder, convention: Convention, expectation: Expected
-    ) -> None:
+    def __init__(self, recorder: Recorder, convention: Convention, expectation: Expected) -> None:
         # OpenTelemetry is loaded by now: there is a way out.
         from mfu_sdk.export import flight
 

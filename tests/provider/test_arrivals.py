@@ -320,14 +320,17 @@ def test_more_flops_than_available(store: Store, add: Add, tenants: tuple[str, s
 
 
 def test_a_span_without_a_resource(store: Store, arrivals: Arrivals, add: Add, tenants: tuple[str, str]) -> None:
-    """A span of nobody's process is its token's: stored and counted without a name, and its neighbours are as they are."""
+    """A span of nobody's process is its token's: stored and counted without a name; its neighbours stay as they are."""
     bare = request(spans=2)
     bare.resource_spans[0].ClearField("resource")
     assert same(store, arrivals, bare.SerializeToString())
     one, other = tenants
     bare = request(lambda span: span.attributes.add(key="mfu.available.flop").value.__setattr__("double_value", 2.0))
     bare.resource_spans[0].ClearField("resource")
-    assert add((one, bare.SerializeToString()), (other, request().SerializeToString())) == [Stored(1, {}), Stored(1, {})]
+    assert add((one, bare.SerializeToString()), (other, request().SerializeToString())) == [
+        Stored(1, {}),
+        Stored(1, {}),
+    ]
     [row] = stored(store, one)
     assert (row["ServiceName"], row["ResourceAttributes"]) == ("", {})
     (usage,) = rollup.usages(store, Range(NOW - 3600 * 10**9, NOW + 1), one)

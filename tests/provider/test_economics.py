@@ -485,8 +485,8 @@ def test_intervals(tmp_path: Path) -> None:
 def test_stage_intervals() -> None:
     """Two stages are intervals where the expectation is one: what one has more, the other has less, to the cent.
 
-    24 h at an MFU of 0.3, expected 0.6 (0.5 to 0.75): useful 7.2; out of reach 7.2 × (1 / e − 1) = 2.4, 4.8 and 7.2, and
-    the gap what is left of 16.8: 14.4, 12 and 9.6. An hour costs 2.
+    24 h at an MFU of 0.3, expected 0.6 (0.5 to 0.75): useful 7.2; out of reach 7.2 × (1 / e − 1) = 2.4, 4.8 and 7.2,
+    and the gap what is left of 16.8: 14.4, 12 and 9.6. An hour costs 2.
     """
     row = replace(used(mfu=0.3), expected_mfu=0.6, expected_low=0.5, expected_high=0.75)
     exact = replace(used(mfu=0.3, held=1, device="GPU-1"), expected_mfu=0.6)
@@ -511,7 +511,9 @@ def test_stage_intervals() -> None:
 @settings(max_examples=50)
 def test_interval_ends_are_other_expectations(mfu: float, mid: float, low: float, high: float, wait: float) -> None:
     """What a stage is at an end is what it is where that end is expected, whatever else took its part."""
-    row = replace(used(mfu=mfu, data_s=wait * 86_400), expected_mfu=mid, expected_low=low * mid, expected_high=high * mid)
+    row = replace(
+        used(mfu=mfu, data_s=wait * 86_400), expected_mfu=mid, expected_low=low * mid, expected_high=high * mid
+    )
     least, most = split(row, DAY).unattainable_ns
     assert least <= split(row, DAY).gpu_ns["unattainable"] <= most
     for end, ns in ((row.expected_high, least), (row.expected_low, most)):

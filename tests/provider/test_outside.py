@@ -44,9 +44,7 @@ def held(tenant: str, *spans: tuple[int, int], host: str = "node-1") -> Holdings
     ],
     ids=["all along", "in two parts", "exactly", "a part", "two parts", "overlapping", "never in the range"],
 )
-def test_by_hand(
-    store: Store, tenant: str, window: Make, spans: list[tuple[int, int]], seconds: float | None
-) -> None:
+def test_by_hand(store: Store, tenant: str, window: Make, spans: list[tuple[int, int]], seconds: float | None) -> None:
     """What steps have beyond the time held, hour by hour."""
     who = {semconv.HW_ID: f"GPU-{tenant}"}
     store.insert_spans(tenant, [window(300 * n, resource=who, mfu__step__time=300.0) for n in range(24)])

@@ -543,9 +543,7 @@ def test_interval_of_the_expectation(store: Store, tenant: str, window: Make, ho
     [(None, None), (0.4, None), (0.6, 0.7), (0.3, 0.4), ("nan", 0.6), (0.4, "inf"), (-1, 0.6)],
     ids=["not told", "one end", "above", "below", "no number", "endless", "negative"],
 )
-def test_ends_that_are_none(
-    store: Store, tenant: str, window: Make, hour: Range, low: object, high: object
-) -> None:
+def test_ends_that_are_none(store: Store, tenant: str, window: Make, hour: Range, low: object, high: object) -> None:
     """An interval that is not told, or on the wrong side of what is expected, is that of the steps that tell theirs."""
     kept = {name: value for name, value in told(low, 0.5, high).items() if value is not None}
     store.insert_spans(tenant, [window(0, **kept)])

@@ -40,7 +40,7 @@ def test_a_slot_holds_its_parts():
     assert len(part) <= flight.joined_at(1) - flight.slot_at(1)
     assert len(flight.pack_joined(1, 0, None)) <= flight.arrived_at(1) - flight.joined_at(1)
     assert flight.arrived_at(1) + len(flight.pack_arrived(1)) == flight.slot_at(2)
-    assert flight.FILE_BYTES == 28672 + 8192 * 256
+    assert flight.FILE_BYTES == 28672 + 8192 * 272
 
 
 def test_round_trip():

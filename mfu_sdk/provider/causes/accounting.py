@@ -48,7 +48,7 @@ _Found = tuple[float, float, dict[str, float | str], str]
 
 
 def compared(e: Evidence) -> tuple[float, float] | None:
-    """What was counted and what the device's counters saw, as shares of the peak on paper; None where either is unknown."""
+    """What was counted and what the counters saw, as shares of the peak on paper; None where either is unknown."""
     # Pipes are busy with products in some dtypes only, and know nothing of a peak that was measured lower.
     if e.witnessed_mfu is None or e.witness is None or e.claimed_peak is None or e.peak_dtype not in TENSOR:
         return None

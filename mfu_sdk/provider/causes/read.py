@@ -46,9 +46,7 @@ def evidence(
     }
     usages = rollup.usages(store, span, None) if usages is None else usages
     watched = fleet.witnessed(store, span)
-    gathered = [
-        witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers)
-    ]
+    gathered = [witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers)]
     since = max(0, span.since_unix_ns - HISTORY_NS)
     runs: dict[tuple[object, ...], list[Run]] = {}
     for row in store.read("history", since=since, until=span.until_unix_ns):

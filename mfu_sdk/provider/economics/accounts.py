@@ -93,8 +93,8 @@ def attained(splits: Iterable[Split]) -> float | None:
 def worth(ledger: Ledger, found: Waterfall) -> Worth | None:
     """Delivered value and efficiency gap at list over observed hours; None where a list price or all expectation lacks.
 
-    Hours whose expectation is unknown are in neither; one without an interval counts as exact. Work is worth at most the
-    hours that it took.
+    Hours whose expectation is unknown are in neither; one without an interval counts as exact. Work is worth at most
+    the hours that it took.
     """
     delivered = [0.0, 0.0, 0.0]
     whole = 0.0

@@ -93,7 +93,9 @@ def adapted(
             placed += [(row, index, weight) for index, weight in places.of(usage, host, row)]
     ledger = places.ledger()
     used = _used(ledger, placed, places.recorded, beyond)
-    return Adapted(ledger, used, (*_stray(strays), *places.notes(), *_beyond(beyond), *_gainsaid(used), *done_again.notes))
+    return Adapted(
+        ledger, used, (*_stray(strays), *places.notes(), *_beyond(beyond), *_gainsaid(used), *done_again.notes)
+    )
 
 
 def claims_of(findings: Iterable[Mapping[str, Any]]) -> tuple[Claim, ...]:
@@ -299,8 +301,8 @@ def _used(
     """The rows under their allocations, and what stands behind them.
 
     Those that contradict nothing known are `consistent`, or `witnessed` where they are: allocated, within the time that
-    is held, at that time (not `beyond`), of no more time than passed on their device, and of an MFU that is possible at a
-    peak that it can have.
+    is held, at that time (not `beyond`), of no more time than passed on their device, and of an MFU that is possible at
+    a peak that it can have.
     """
     step_ns: dict[int, float] = {}
     device_s: dict[str, float] = {}
@@ -335,8 +337,8 @@ def _beyond(seconds: Mapping[tuple[str, str], float]) -> list[str]:
     for (tenant, _), each in seconds.items():
         hours[tenant] = hours.get(tenant, 0.0) + each / 3600
     return [
-        f"{each:,.1f} GPU-hours of steps of {tenant} lie outside of the time that it held their hosts: no advice on prices"
-        " is built on what these GPUs did. Correct the allocations' times, or look who runs there."
+        f"{each:,.1f} GPU-hours of steps of {tenant} lie outside of the time that it held their hosts: no advice on"
+        " prices is built on what these GPUs did. Correct the allocations' times, or look who runs there."
         for tenant, each in hours.items()
     ]
 

@@ -48,8 +48,8 @@ def assess(
     """What the books and `usages`, the sums of all tenants in [since, until), say together.
 
     `findings` are over the same time, mappings with the keys of the report's `causes`; `growth` is the share by which
-    model FLOPs grew over the range before; `done_again` is what of them later attempts did again, `testimony`
-    what is known of rows beside their tenants' word, `outside_s` are seconds of steps, by tenant, host and device, at times
+    model FLOPs grew over the range before; `done_again` is what of them later attempts did again, `testimony` what is
+    known of rows beside their tenants' word, `outside_s` are seconds of steps, by tenant, host and device, at times
     when the tenant held nothing there.
     """
     if books.inventory is None:

@@ -14,8 +14,8 @@ PFLOP_HOUR: Final = 3.6e18
 """FLOPs of one PFLOP/s for one hour."""
 
 Trust = Literal["witnessed", "consistent", "claimed", "contradicted"]
-"""What stands behind a row: the provider's own counters; that it contradicts nothing the provider knows; its word alone,
-which does not fit the provider's records of who held what; nothing, for its figures cannot be right together."""
+"""What stands behind a row: the provider's own counters; that it contradicts nothing the provider knows; its word
+alone, which does not fit the provider's records of who held what; nothing, for its figures cannot be right together."""
 
 
 @dataclass(frozen=True, slots=True)

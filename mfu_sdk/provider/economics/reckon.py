@@ -22,9 +22,9 @@ MOSTLY_OBSERVED: Final = 0.9
 class Stage:
     """One stage of the waterfall: its hours, what they cost, and its share of the owned hours.
 
-    `cost` is None without a cost book that covers all of the hours. The `low` and `high` ends are of stages that hang on
-    the expected MFU (unattainable, kernel_gap), where that came with an interval: what one of the two has less, the other
-    has more, so that the ends do not add up beside one another.
+    `cost` is None without a cost book that covers all of the hours. The `low` and `high` ends are of stages that hang
+    on the expected MFU (unattainable, kernel_gap), where that came with an interval: what one of the two has less, the
+    other has more, so that the ends do not add up beside one another.
     """
 
     stage: str
@@ -190,7 +190,7 @@ def _rounded(amount: Fraction | None) -> float | None:
 
 
 def _trust(found: Waterfall) -> dict[str, float]:
-    hours: dict[str, float] = {trust: 0.0 for trust in get_args(Trust)}
+    hours: dict[str, float] = dict.fromkeys(get_args(Trust), 0.0)
     for one in found.splits:
         hours[one.used.trust] += (one.step_ns + one.gpu_ns["unobserved"]) / HOUR_NS
     return hours
@@ -263,8 +263,8 @@ def _doubts(found: Waterfall) -> list[str]:
     exact = sum(one.step_ns for one in found.splits if one.expected and not one.used.has_interval)
     if exact and found.unattainable is not None:
         sentences.append(
-            f"{exact / HOUR_NS:,.1f} GPU-hours of steps have an expected MFU without an interval, and are taken at it in every"
-            " interval."
+            f"{exact / HOUR_NS:,.1f} GPU-hours of steps have an expected MFU without an interval, and are taken at it"
+            " in every interval."
         )
     blind = sum(one.step_ns for one in found.splits if not one.expected)
     if blind:

@@ -54,8 +54,8 @@ class Split:
     """One row's time by stage; `expected` is whether its unattainable part is known.
 
     `step_ns` are its steps of known FLOPs. `claimed_flops` are its model FLOPs less those of time that does not fit;
-    `useful_flops` less those of lost work too, and at most what the peak can do. `unattainable_ns` are the least and the
-    most of its unattainable time, at the ends of the expected MFU's interval.
+    `useful_flops` less those of lost work too, and at most what the peak can do. `unattainable_ns` are the least and
+    the most of its unattainable time, at the ends of the expected MFU's interval.
     """
 
     used: Used

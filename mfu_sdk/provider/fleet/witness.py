@@ -48,8 +48,7 @@ def _witness(gpu_type: str | None, rows: Sequence[Mapping[str, Any]]) -> Witness
     known = reference(gpu_type)
     assert known is not None
     hardware, available, step_s, wall_s, mhz_s = (
-        sum(row[name] for row in rows)
-        for name in ("hardware_flop", "available_flop", "step_time_s", "wall_s", "mhz_s")
+        sum(row[name] for row in rows) for name in ("hardware_flop", "available_flop", "step_time_s", "wall_s", "mhz_s")
     )
     # Available FLOPs are of steps; over wall time the time between them counts too.
     counted = hardware / available * step_s / wall_s

@@ -22,6 +22,5 @@ def _tip(stage: Stage, currency: str | None) -> str:
     between = ""
     if stage.gpu_hours_low is not None and stage.gpu_hours_high is not None:
         between = f" ({words.hours(stage.gpu_hours_low)} to {words.hours(stage.gpu_hours_high)})"
-    return (
-        f"{told(stage.stage)}: {words.hours(stage.gpu_hours)}{between}, {words.percent(stage.share)} of what is owned{cost}"
-    )
+    share = f"{words.percent(stage.share)} of what is owned"
+    return f"{told(stage.stage)}: {words.hours(stage.gpu_hours)}{between}, {share}{cost}"

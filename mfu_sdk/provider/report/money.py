@@ -121,7 +121,7 @@ def _waterfall(console: Console, stages: Sequence[Stage], currency: str | None) 
         Column("share", (*(words.percent(stage.share) for stage in shown), words.percent(1.0))),
     ]
     if any(stage.gpu_hours_low is not None for stage in shown):
-        columns.append(Column("at the ends", tuple(_ends(stage, currency) for stage in shown) + ("",), drop=1))
+        columns.append(Column("at the ends", (*(_ends(stage, currency) for stage in shown), ""), drop=1))
     if currency is not None:
         total = sum(round((stage.cost or 0.0) * 100) for stage in stages) / 100
         columns.append(Column(f"cost, {currency}", (*(_money(stage.cost) for stage in shown), _money(total))))
@@ -132,7 +132,7 @@ def _waterfall(console: Console, stages: Sequence[Stage], currency: str | None) 
 
 
 def _ends(stage: Stage, currency: str | None) -> str:
-    """What a stage is at the ends of the interval that the expected MFU has; nothing for one that does not hang on it."""
+    """What a stage is at the ends of the expected MFU's interval; nothing for one that does not hang on it."""
     low, high = stage.cost_low, stage.cost_high
     if currency is None:
         low, high = stage.gpu_hours_low, stage.gpu_hours_high

@@ -428,12 +428,14 @@ def test_nonsense(told: Told) -> None:
 
 @sends
 def of_exported() -> Rows:
-    seen: dict[str, object] = {"mfu__utilization": 0.45, "mfu__dtype__utilization": 0.45, "mfu__witness__utilization": 0.45}
+    seen: dict[str, object] = {
+        "mfu__utilization": 0.45,
+        "mfu__dtype__utilization": 0.45,
+        "mfu__witness__utilization": 0.45,
+    }
     who: dict[str, object] = {semconv.HW_ID: "GPU-x"}
     # Half of each minute from 21:00 to 22:00.
-    return [
-        rank(0, 1800 + 60 * n, resource=who, mfu__hardware__flop=0.45 * PEAK * 30, **seen) for n in range(60)
-    ]
+    return [rank(0, 1800 + 60 * n, resource=who, mfu__hardware__flop=0.45 * PEAK * 30, **seen) for n in range(60)]
 
 
 def test_exporter(store: Store, told: Told) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from mfu_sdk.provider.causes import Evidence, testimony
+from mfu_sdk.provider import causes
+from mfu_sdk.provider.causes import Evidence
 from mfu_sdk.provider.causes.accounting import borne_out
 from mfu_sdk.provider.causes.gather import unit_of
 from mfu_sdk.provider.rollup import Sums, Usage
@@ -76,7 +77,7 @@ def test_testimony(train: Make, changes: dict[str, Any], words: dict[str, str]) 
     e = train(**told | changes)
     rows = [usage(e, "GPU-0", 40.0), usage(e, "GPU-1", 40.5), usage(e, "GPU-2", 40.0)]
     assert unit_of(rows[0])[:2] == (e.tenant, e.workload)
-    found = testimony([e], rows)
+    found = causes.testimony([e], rows)
     assert {row.device: found[row.identity] for row in rows if row.identity in found} == words
 
 
@@ -84,4 +85,4 @@ def test_other_work_is_untouched(train: Make) -> None:
     """Another configuration's rows, or another tenant's, have nothing of this one's testimony."""
     e = train(mfu=1.5)
     others = [usage(train(tenant="another"), "GPU-0", 1.0), usage(train(fingerprint="another"), "GPU-0", 1.0)]
-    assert testimony([e], others) == {}
+    assert causes.testimony([e], others) == {}
