@@ -16,7 +16,7 @@ from mfu_sdk.peak import catalogue
 from mfu_sdk.peak.theory import theoretical
 from mfu_sdk.provider.causes.evidence import LINKS, Drift, Earlier, Evidence
 from mfu_sdk.provider.fleet import Witness
-from mfu_sdk.provider.rollup import Sums, Usage, ratio
+from mfu_sdk.provider.rollup import Sums, Usage, ratio, total
 
 KNOWN_SHARE: Final = 0.25
 """A component of the time is known where at least this share of the steps tells it."""
@@ -120,7 +120,7 @@ def gather(
                 of_prompts[usage.job] = of_prompts.get(usage.job, 0.0) + usage.sums.device_s
     found = []
     for unit, parts in groups.items():
-        sums = sum((part.sums for part in parts), Sums())
+        sums = total(part.sums for part in parts)
         if (sums.device_s or 0.0) < 0.05 * of_job[parts[0].job]:
             continue
         token_s, request_s = answers.get((unit.tenant, unit.workload), (None, None))

@@ -99,6 +99,7 @@ def worth(ledger: Ledger, found: Waterfall) -> Worth | None:
     delivered = [0.0, 0.0, 0.0]
     whole = 0.0
     seen = has_interval = False
+    prices: dict[int, float] = {}
     for one in found.splits:
         held = ledger.held[one.used.held]
         reachable = one.used.reachable
@@ -107,7 +108,9 @@ def worth(ledger: Ledger, found: Waterfall) -> Worth | None:
         if held.list_value is None:
             return None
         seen = True
-        price = float(held.list_value) / held.gpu_ns
+        price = prices.get(one.used.held)
+        if price is None:
+            price = prices[one.used.held] = float(held.list_value) / held.gpu_ns
         whole += price * one.step_ns
         has_interval = has_interval or one.used.has_interval
         # The less is expected, the more of it was delivered.
@@ -146,7 +149,7 @@ def accounts(ledger: Ledger, found: Waterfall, level: Level) -> tuple[Account, .
     for one in found.splits:
         held = ledger.held[one.used.held]
         splits.setdefault(name(held.gpu_type, held.host, held.tenant, one.used.workload), []).append(one)
-    costs = [sum((cell.cost or Fraction(0) for cell in members), Fraction(0)) for members in cells.values()]
+    costs = [_cost(ledger, members) for members in cells.values()]
     in_cents = apportioned(costs)
     rows = [
         _account(ledger, key, members, splits.get(key, []), cost)
@@ -184,6 +187,22 @@ def _account(ledger: Ledger, name: _Name, cells: Sequence[Cell], splits: Sequenc
         cost * 1e6 / tokens if tokens else None,
         worst,
     )
+
+
+def _cost(ledger: Ledger, cells: Iterable[Cell]) -> Fraction:
+    """What cells cost, those of one allocation together: fractions are slow, and a fleet has many cells."""
+    ns: dict[int, int] = {}
+    total = Fraction(0)
+    for cell in cells:
+        if cell.held is None:
+            total += cell.cost or Fraction(0)
+        else:
+            ns[cell.held] = ns.get(cell.held, 0) + cell.gpu_ns
+    for index, gpu_ns in ns.items():
+        held = ledger.held[index]
+        if held.cost is not None and held.gpu_ns:
+            total += held.cost * gpu_ns / held.gpu_ns
+    return total
 
 
 def _tokens(splits: Iterable[Split]) -> float | None:

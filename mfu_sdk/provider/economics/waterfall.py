@@ -180,23 +180,30 @@ def split(row: Used, step_ns: int, unknown_ns: int = 0) -> Split:
 
 
 def _bounds(ledger: Ledger, splits: Iterable[Split]) -> Bounds | None:
-    least = most = 0
-    least_cost: Fraction | None = Fraction(0)
-    most_cost: Fraction | None = Fraction(0)
+    ends: dict[int, tuple[int, int]] = {}
     has_interval = False
     for one in splits:
         has_interval = has_interval or one.used.has_interval
-        held = ledger.held[one.used.held]
-        low, high = one.unattainable_ns
-        least, most = least + low, most + high
-        if not high:
+        low, high = ends.get(one.used.held, (0, 0))
+        ends[one.used.held] = low + one.unattainable_ns[0], high + one.unattainable_ns[1]
+    if not has_interval:
+        return None
+    costs: list[tuple[Fraction, Fraction]] | None = []
+    for index, (low, high) in ends.items():
+        held = ledger.held[index]
+        if not high or costs is None:
             continue
-        if held.cost is None or least_cost is None or most_cost is None:
-            least_cost = most_cost = None
+        if held.cost is None:
+            costs = None
         else:
-            least_cost += held.cost * low / held.gpu_ns
-            most_cost += held.cost * high / held.gpu_ns
-    return Bounds(least, most, least_cost, most_cost) if has_interval else None
+            rate = held.cost / held.gpu_ns
+            costs.append((rate * low, rate * high))
+    return Bounds(
+        sum(low for low, _ in ends.values()),
+        sum(high for _, high in ends.values()),
+        None if costs is None else sum((low for low, _ in costs), Fraction(0)),
+        None if costs is None else sum((high for _, high in costs), Fraction(0)),
+    )
 
 
 def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, int]) -> list[Cell]:
@@ -209,8 +216,9 @@ def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, i
             key = (stage, one.used.workload)
             sums[key] = sums.get(key, 0) + ns
 
-    def valued(amount: Fraction | None, ns: int) -> Fraction | None:
-        return None if amount is None else amount * ns / held.gpu_ns
+    # A nanosecond's, once: a fraction is reduced every time that it is divided.
+    cost = None if held.cost is None or not held.gpu_ns else held.cost / held.gpu_ns
+    list_value = None if held.list_value is None or not held.gpu_ns else held.list_value / held.gpu_ns
 
     return [
         Cell(
@@ -221,8 +229,8 @@ def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, i
             held.host,
             held.gpu_type,
             ns,
-            valued(held.cost, ns),
-            valued(held.list_value, ns),
+            None if cost is None else cost * ns,
+            None if list_value is None else list_value * ns,
             index,
         )
         for (stage, workload), ns in sums.items()

@@ -229,11 +229,12 @@ def _fleet(observed: Observed, money: Assessment) -> Fleet:
 
 
 def _trend(moments: Sequence[Moment], bucket_s: int) -> tuple[TrendPoint, ...]:
-    buckets: dict[int, Sums] = {}
+    parts: dict[int, list[Sums]] = {}
     for moment in moments:
-        buckets[moment.start_unix_s] = buckets.get(moment.start_unix_s, Sums()) + moment.sums
-    if not buckets:
+        parts.setdefault(moment.start_unix_s, []).append(moment.sums)
+    if not parts:
         return ()
+    buckets = {start: rollup.total(each) for start, each in parts.items()}
     # Gaps are points without a value, so that nobody draws a line through time in which nothing was seen.
     starts = range(min(buckets), max(buckets) + 1, bucket_s)
     sums = [(start, buckets.get(start, Sums())) for start in starts]
