@@ -127,6 +127,7 @@ class Store:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._sessions: list[Any] = []
+        self._stages: set[str] = set()
         try:
             self._writer = _session(self.path / _ENGINE)
             try:
@@ -251,12 +252,32 @@ class Store:
         if not lines:
             return
         names = ", ".join(f"`{name}`" for name in json.loads(lines[0]))
+        # In two steps: what is streamed in is acknowledged by the engine even where its disk takes none of it, what is
+        # selected is not.
         try:
-            with self._writer.send_insert(f"INSERT INTO otel.{table} ({names})", "JSONEachRow") as inserter:
+            _run(self._writer, self._staged(table), {})
+            with self._writer.send_insert(f"INSERT INTO staged.{table} ({names})", "JSONEachRow") as inserter:
                 inserter.append("\n".join(lines) + "\n")
                 inserter.finish()
-        except RuntimeError as error:
-            raise StoreError(f"{self.path}: {table} took no rows ({_one_line(error)}); check the disk") from error
+            _run(self._writer, f"INSERT INTO otel.{table} ({names}) SELECT {names} FROM staged.{table}", {})  # noqa: S608 - our own names
+        except (RuntimeError, StoreError) as error:
+            why = _one_line(error.__cause__ or error)
+            raise StoreError(f"{self.path}: {table} took no rows ({why}); check the disk") from error
+
+    def _staged(self, table: str) -> str:
+        """The statement that makes or empties the table in memory through which rows of `table` go."""
+        if table in self._stages:
+            return f"TRUNCATE TABLE staged.{table}"
+        rows = _run(
+            self._writer,
+            "SELECT name, type FROM system.columns WHERE database = 'otel' AND table = {table:String}"
+            " AND default_kind NOT IN ('MATERIALIZED', 'ALIAS') ORDER BY position",
+            {"table": table},
+        )
+        _run(self._writer, "CREATE DATABASE IF NOT EXISTS staged ENGINE = Memory", {})
+        self._stages.add(table)
+        columns = ", ".join(f"`{row['name']}` {row['type']}" for row in rows)
+        return f"CREATE TABLE staged.{table} ({columns}) ENGINE = Memory"
 
     def _migrate(self) -> None:
         _run(self._writer, "CREATE DATABASE IF NOT EXISTS otel", {})

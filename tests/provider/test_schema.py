@@ -182,6 +182,8 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
             semconv.DIST_RANK: gpu,
             semconv.DIST_WORLD_SIZE: 1 + gpu % 2,
             semconv.RUN_ID: f"run-{gpu}",
+            # The second attempt begins a hundred steps before the first one's end.
+            semconv.RUN_ATTEMPT: number // 60,
             semconv.CONFIG_FINGERPRINT: "00000000000000ff",
         }
         at_s = 150.0 * number
@@ -193,8 +195,12 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
                 window(
                     at_s,
                     resource=resource,
+                    mfu__expected=0.5,
+                    mfu__expected__low=0.375,
+                    mfu__expected__high=0.625,
                     mfu__expected__flop=2e15,
                     mfu__expected__available__flop=4e15,
+                    mfu__window__step__first=10 * number - 100 * (number // 60),
                     mfu__batch__running=4.0,
                     mfu__batch__feasible=16.0,
                     mfu__expected__feasible=0.5,
@@ -290,6 +296,8 @@ def test_two_shards_answer_as_one(
         asked: dict[str, Any] = {**scope, "bucket_s": 3600, "fingerprint": "00000000000000ff"}
         asked |= {"run_id": "run-0", "host": "node-1", "keys": ["GPU-0"], "shares": ["1"]}
         asked |= {"since_ns": [str(scope["since"])], "until_ns": [str(scope["until"])]}
+        asked |= {"tenants": [tenant], "hosts": ["node-1"], "since_s": [str(T0 // 10**9)]}
+        asked |= {"until_s": [str(T0 // 10**9 + 1800)]}
         asked = {key: value for key, value in asked.items() if f"{{{key}:" in text}
         one = store.query(text, **asked)
         two = store.query(text.replace("otel.", "both."), **asked)

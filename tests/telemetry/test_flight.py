@@ -131,7 +131,7 @@ def test_the_end_of_a_run():
         (lambda data: data[:100], "header is torn"),
         (lambda data: b"hello", "is no flight recorder's file; give one that ends in .mfurec"),
         (lambda data: b"", "is no flight recorder's file"),
-        (lambda data: data[:8] + struct.pack("<H", 1) + data[10:], "has version 1 of the layout and this SDK reads 2"),
+        (lambda data: data[:8] + struct.pack("<H", 1) + data[10:], "has version 1 of the layout and this SDK reads 3"),
         (lambda data: data[:70] + b"x" + data[71:], "header is torn, so nothing tells whose steps it holds; delete it"),
     ],
 )

@@ -32,6 +32,7 @@ _WORDS: Final = {
     "comm_topology": "communication: topology",
     "comm_scale": "communication: scale",
     "under_batch": "under-batching",
+    "kernel_gap": "kernels and host",
     "clock": "clock held down",
     "unattainable": "beyond reach, by roofline",
     "on_demand": "on demand",
