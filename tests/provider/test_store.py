@@ -309,7 +309,7 @@ def run(body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_disk_that_fills(data_dir: Path) -> None:
-    """What a full disk does not take is not acknowledged, and one line says why; with room again a retry stores it once.
+    """What a full disk does not take is not acknowledged, and one line says why; with room a retry stores it once.
 
     The engine is told to keep more free than any disk has, which its next write finds as it would find none.
     """
@@ -330,7 +330,8 @@ def test_a_disk_that_fills(data_dir: Path) -> None:
             print(flop(store, "mfu_span_sums"), flop(store, "mfu_sums_5m"), flush=True)
         def keep_free(bytes):
             for table in ("otel_traces", "mfu_sums_5m", "mfu_sums_1h", "mfu_counting_1h"):
-                store._writer.query(f"ALTER TABLE otel.{table} MODIFY SETTING min_free_disk_bytes_to_perform_insert = {bytes}")
+                setting = f"min_free_disk_bytes_to_perform_insert = {bytes}"
+                store._writer.query(f"ALTER TABLE otel.{table} MODIFY SETTING {setting}")
         with Store(sys.argv[1]) as store:
             arrivals = Arrivals(store, 0, AttributeLimits(64, 64, 2000))
             print(store.insert_spans("acme", [row(n) for n in range(1, 11)]), flush=True)
