@@ -169,8 +169,8 @@ def asked(store: Store) -> dict[str, float]:
     }  # fmt: skip
     more: dict[str, Parameter] = {
         "bucket_s": 21_600, "fingerprint": FINGERPRINT, "run_id": "run-0-0", "host": "node-0", "keys": [],
-        "since_ns": [], "until_ns": [], "shares": [], "tenants": ["tenant-0"], "hosts": ["node-0"], "since_s": ["0"], "until_s": ["0"],
-        "first": "2026-05-28", "last": "2026-06-10",
+        "since_ns": [], "until_ns": [], "shares": [], "tenants": ["tenant-0"], "hosts": ["node-0"],
+        "since_s": ["0"], "until_s": ["0"], "first": "2026-05-28", "last": "2026-06-10",
     }  # fmt: skip
     found: dict[str, float] = {}
     for name in get_args(Reading):

@@ -14,6 +14,8 @@ from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
 
 Make = Callable[..., SpanRow]
+approx: Any = pytest.approx
+"""Its own type is equal to nothing in mypy's eyes."""
 SPANS = st.tuples(st.integers(0, 60), st.integers(0, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
@@ -37,7 +39,7 @@ SPANS = st.tuples(st.integers(0, 60), st.integers(0, 20)).map(lambda pair: (pair
 )
 def test_share_by_hand(steps: Steps, later: list[Steps], share: float) -> None:
     """The share of a row's steps that is in any later attempt's."""
-    assert share_done_again(steps, later) == pytest.approx(share)
+    assert share_done_again(steps, later) == approx(share)
 
 
 @given(SPANS, st.lists(SPANS, max_size=4))
@@ -45,7 +47,7 @@ def test_share_is_that_of_the_union(steps: Steps, later: list[Steps]) -> None:
     """However attempts lie, the share is that of the numbers that are in any of them, whatever their order."""
     done = {number for first, last in later if first > 0 for number in range(first, last + 1)}
     mine = set(range(steps[0], steps[1] + 1))
-    assert share_done_again(steps, later) == pytest.approx(len(mine & done) / len(mine))
+    assert share_done_again(steps, later) == approx(len(mine & done) / len(mine))
     assert share_done_again(steps, later[::-1]) == share_done_again(steps, later)
 
 
@@ -74,7 +76,7 @@ def test_a_run_that_was_restarted(store: Store, tenant: str, window: Make, hour:
     rows += [window(600 + 60 * n, **of(1, 25 + 10 * n, resource=who)) for who in ranks for n in range(4)]
     store.insert_spans(tenant, rows)
     # All of the attempt's steps of the hour are one row, 0 to 39: 15 of 40 of 120 s and of 4,000 tokens.
-    lost = Lost(pytest.approx(45.0), pytest.approx(1500.0))
+    lost = Lost(approx(45.0), approx(1500.0))
     assert found(store, hour, tenant) == {"GPU-0": lost, "GPU-1": lost}
 
 
@@ -101,6 +103,6 @@ def test_other_runs_and_phases(store: Store, tenant: str, window: Make, hour: Ra
 def test_lost_once_it_is_done_again(store: Store, tenant: str, window: Make, hour: Range) -> None:
     """The restart may come after the range: what it did again was lost within it all the same."""
     store.insert_spans(tenant, [window(0, **of(0, 10)), window(7200, **of(1, 15))])
-    assert found(store, hour, tenant) == {"node-1/0": Lost(pytest.approx(15.0), pytest.approx(500.0))}
+    assert found(store, hour, tenant) == {"node-1/0": Lost(approx(15.0), approx(500.0))}
     later = Range(hour.until_unix_ns, hour.until_unix_ns + 2 * 3600 * 10**9)
     assert found(store, later, tenant) == {}
