@@ -28,7 +28,6 @@ import math
 import multiprocessing
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -125,7 +124,7 @@ SELECT
         'mfu.model.flop', toString(mfu * peak * seconds),
         'mfu.hardware.flop', toString(1.1 * mfu * peak * seconds),
         'mfu.available.flop', toString(peak * seconds),
-        'mfu.expected', '0.45',
+        'mfu.expected', '0.45', 'mfu.expected.low', '0.43', 'mfu.expected.high', '0.47',
         'mfu.expected.flop', toString(0.45 * peak * seconds),
         'mfu.expected.available.flop', toString(peak * seconds),
         'mfu.peak.source', 'calibrated',
@@ -138,6 +137,7 @@ SELECT
         'mfu.step.skew_time', toString(0.01 * seconds),
         'mfu.step.host_time', toString(0.01 * seconds),
         'mfu.step.time', toString(seconds),
+        'mfu.window.step.first', toString(30 * turn),
         'mfu.window.step.count', '30', 'mfu.window.step.timed', '30', 'mfu.window.step.unknown', '0',
         'mfu.token.count', toString(toUInt64(mfu * peak * seconds / 6e9 / (model + 1))),
         'mfu.clock.ratio', toString(0.97 + 0.02 * noise),
@@ -179,17 +179,17 @@ def asked(store: Store) -> dict[str, float]:
     scope: dict[str, Parameter] = {
         "since": SPAN.since_unix_ns, "until": SPAN.until_unix_ns, "everyone": 1, "tenant": "",
     }  # fmt: skip
-    more: dict[Reading, dict[str, Parameter]] = {
-        "trend": {"bucket_s": 21_600},
-        "low_workloads": {"bucket_s": 21_600},
-        "change": {"bucket_s": 21_600},
-        "baseline": {"fingerprint": FINGERPRINT},
-    }
+    more: dict[str, Parameter] = {
+        "bucket_s": 21_600, "fingerprint": FINGERPRINT, "run_id": "run-0-0", "host": "node-0", "keys": [],
+        "since_ns": [], "until_ns": [], "shares": [], "tenants": ["tenant-0"], "hosts": ["node-0"],
+        "since_s": ["0"], "until_s": ["0"], "first": "2026-05-28", "last": "2026-06-10",
+    }  # fmt: skip
     texts = {name: (schema.SQL / "read" / f"{name}.sql").read_text("utf-8") for name in get_args(Reading)}
-    given = {name: {**scope, **more.get(name, {})} for name in get_args(Reading)}
-    # The others are of one run, node or set of holdings.
-    whole = [name for name, text in texts.items() if set(re.findall(r"\{(\w+):", text)) <= given[name].keys()]
-    return {name: cpu_of(partial(store.read, name, **given[name])) for name in whole}
+    given = {
+        name: {key: value for key, value in (scope | more).items() if f"{{{key}:" in text}
+        for name, text in texts.items()
+    }
+    return {name: cpu_of(partial(store.read, name, **given[name])) for name in texts}
 
 
 def answered(store: Store, span: Range) -> dict[str, float]:

@@ -340,7 +340,7 @@ class StepRecord:
     The step runs from the end of its predecessor to its own end, data wait included. `mfu` = `model_flops` /
     (`peak_flops_per_s` × `duration_s`); `hfu` the same with `hardware_flops`; `mfu_by_dtype` = Σ FLOPs_d / peak_d
     over `duration_s`; `achievable_mfu` divides by the measured peak; `expected_mfu` is what a roofline over the
-    counted operators allows (`Expectation`).
+    counted operators allows (`Expectation`), `expected_low_mfu` and `expected_high_mfu` are the ends of its interval.
     A busy period of inference is a step for each phase that the model's calls were in, and `duration_s` is that
     phase's own part of the device's time (`run.busy`). `requests` that ended in it took `requests_s` together, more
     than `duration_s` where they overlapped; `requests_running` were under way, the mean over the whole period.
@@ -391,6 +391,8 @@ class StepRecord:
     kv_cache_free_ratio: float | None = None
     latency_target_s: float | None = None
     expected_feasible_mfu: float | None = None
+    expected_low_mfu: float | None = None
+    expected_high_mfu: float | None = None
 
     @property
     def timed(self) -> bool:

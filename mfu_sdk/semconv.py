@@ -215,6 +215,22 @@ DTYPE_UTILIZATION: Final = _attribute(
 EXPECTED: Final = _attribute(
     "mfu.expected", "double", "1", "MFU reachable by this work at this load, by roofline", "step", "window", "run"
 )
+EXPECTED_LOW: Final = _attribute(
+    "mfu.expected.low",
+    "double",
+    "1",
+    "the expected MFU with every rate at the lower end of its interval and nothing of the communication hidden",
+    "step",
+    "window",
+)
+EXPECTED_HIGH: Final = _attribute(
+    "mfu.expected.high",
+    "double",
+    "1",
+    "the expected MFU with every rate at the upper end of its interval and all communication hidden that can be",
+    "step",
+    "window",
+)
 MODEL_FLOP: Final = _attribute(
     "mfu.model.flop",
     "double",

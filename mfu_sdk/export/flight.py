@@ -26,12 +26,12 @@ from mfu_sdk.records import PHASES, Convention, CountSource, StepRecord
 from mfu_sdk.settings import Spans
 
 MAGIC: Final = b"MFUFLGHT"
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised with every change of the layout: a reader refuses every other."""
 
 CAPACITY: Final = 8192
 """Steps in the ring: as many as the export thread's queue may hold."""
-SLOT_BYTES: Final = 256
+SLOT_BYTES: Final = 272
 NAMES_AT: Final = 8192
 NAME_BYTES: Final = 256
 MOST_NAMES: Final = 64
@@ -41,9 +41,9 @@ RING_AT: Final = 28672
 FILE_BYTES: Final = RING_AT + CAPACITY * SLOT_BYTES
 
 _HEADER = struct.Struct("<8sHHIIIqBII")
-_STEP = struct.Struct("<QqqddqqddBB64s84s")
+_STEP = struct.Struct("<QqqddqqddBB64s100s")
 _REQUESTS = struct.Struct("<iiddddddd")
-_TERMS = struct.Struct("<ddddddddddBBBB")
+_TERMS = struct.Struct("<ddddddddddddBBBB")
 _JOINED = struct.Struct("<QqBB")
 _END = struct.Struct("<qqdddddddddqBBB40s")
 _CHECK = struct.Struct("<I")
@@ -53,8 +53,8 @@ pack_body: Final = _STEP.pack
 """The first part of a slot without its checksum: a step's number, which begins at 1, and its row."""
 put_checked: Final = _CHECKED.pack_into
 """Put that part into a mapped file: where, the checksum (`zlib.crc32`), the body."""
-_JOINED_AT: Final = 226
-_ARRIVED_AT: Final = 248
+_JOINED_AT: Final = 242
+_ARRIVED_AT: Final = 264
 _IDENTITY_AT: Final = 64
 
 _SOURCES: Final[tuple[CountSource | None, ...]] = (None, "measured", "cached", "predicted", "sampled")
@@ -94,6 +94,8 @@ class Terms(NamedTuple):
     expected_mfu: float | None
     coverage: float | None
     arithmetic_intensity: float | None
+    expected_low_mfu: float | None
+    expected_high_mfu: float | None
     count_source: CountSource | None
     convention: Convention
     name: int | None
@@ -101,7 +103,7 @@ class Terms(NamedTuple):
     def pack(self) -> bytes:
         """As it lies in a slot: packed once for all the steps that share it."""
         return _TERMS.pack(
-            *map(_real, self[:10]),
+            *map(_real, self[:12]),
             _SOURCES.index(self.count_source),
             _CONVENTIONS.index(self.convention),
             _NO_NAME if self.name is None else self.name,
@@ -179,6 +181,8 @@ def row_of(step: StepRecord, name: int | None) -> Row:
         step.expected_mfu,
         step.coverage,
         step.arithmetic_intensity,
+        step.expected_low_mfu,
+        step.expected_high_mfu,
         step.count_source,
         step.convention,
         name,
@@ -405,7 +409,10 @@ def _entry(data: bytes, at: int, names: list[_Name]) -> Entry | None:
 def step_of(row: Row, names: Sequence[_Name]) -> StepRecord | None:
     """The record that `row` was made of, None where that cannot be; `names` are the denominators'."""
     *numbers, source, convention, name, _ = _TERMS.unpack(row.terms)
-    model, hardware, exact, full, peak, achievable, by_dtype_s, expected, coverage, intensity = map(_known, numbers)
+    (
+        model, hardware, exact, full, peak, achievable, by_dtype_s, expected, coverage, intensity, expected_low,
+        expected_high,
+    ) = map(_known, numbers)  # fmt: skip
     requests, failed, requests_s, running, feasible, waiting, free, latency_s, fitting = _REQUESTS.unpack(row.requests)
     if row.phase >= len(PHASES) or source >= len(_SOURCES) or convention >= len(_CONVENTIONS):
         return None
@@ -450,6 +457,8 @@ def step_of(row: Row, names: Sequence[_Name]) -> StepRecord | None:
         kv_cache_free_ratio=_known(free),
         latency_target_s=_known(latency_s),
         expected_feasible_mfu=_known(fitting),
+        expected_low_mfu=expected_low,
+        expected_high_mfu=expected_high,
     )
 
 

@@ -71,6 +71,8 @@ _STEP_FIELDS: Final[Mapping[str, str]] = {
     semconv.ACHIEVABLE_UTILIZATION: "achievable_mfu",
     semconv.DTYPE_UTILIZATION: "mfu_by_dtype",
     semconv.EXPECTED: "expected_mfu",
+    semconv.EXPECTED_LOW: "expected_low_mfu",
+    semconv.EXPECTED_HIGH: "expected_high_mfu",
     semconv.EXPECTED_FEASIBLE: "expected_feasible_mfu",
     semconv.MODEL_FLOP: "model_flops",
     semconv.HARDWARE_FLOP: "hardware_flops",
@@ -101,9 +103,10 @@ _STEP_FIELDS: Final[Mapping[str, str]] = {
 }
 # What steps of the same work against the same peak have alike.
 _STEP_COMMON: Final = frozenset({
-    semconv.PHASE, semconv.EXPECTED, semconv.MODEL_FLOP, semconv.HARDWARE_FLOP, semconv.ATTENTION_FLOP_EXACT,
-    semconv.ATTENTION_FLOP_FULL, semconv.PEAK_FLOP_RATE, semconv.PEAK_SOURCE, semconv.PEAK_DTYPE, semconv.COUNT_SOURCE,
-    semconv.COUNT_COVERAGE, semconv.CONVENTION, semconv.TOKEN_COUNT, semconv.SAMPLE_COUNT, semconv.ARITHMETIC_INTENSITY,
+    semconv.PHASE, semconv.EXPECTED, semconv.EXPECTED_LOW, semconv.EXPECTED_HIGH, semconv.MODEL_FLOP,
+    semconv.HARDWARE_FLOP, semconv.ATTENTION_FLOP_EXACT, semconv.ATTENTION_FLOP_FULL, semconv.PEAK_FLOP_RATE,
+    semconv.PEAK_SOURCE, semconv.PEAK_DTYPE, semconv.COUNT_SOURCE, semconv.COUNT_COVERAGE, semconv.CONVENTION,
+    semconv.TOKEN_COUNT, semconv.SAMPLE_COUNT, semconv.ARITHMETIC_INTENSITY,
 })  # fmt: skip
 # What only steps of inference tell.
 _STEP_LOAD: Final = frozenset({
@@ -181,6 +184,8 @@ class Spans:
                     semconv.ACHIEVABLE_UTILIZATION: total.achievable_mfu,
                     semconv.DTYPE_UTILIZATION: total.mfu_by_dtype,
                     semconv.EXPECTED: total.expected_mfu,
+                    semconv.EXPECTED_LOW: total.expected_low_mfu,
+                    semconv.EXPECTED_HIGH: total.expected_high_mfu,
                     semconv.EXPECTED_FEASIBLE: total.expected_feasible_mfu,
                     semconv.MODEL_FLOP: total.model_flops,
                     semconv.HARDWARE_FLOP: total.hardware_flops,

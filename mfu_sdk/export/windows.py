@@ -94,7 +94,8 @@ class Sums:
     sums of requests are None where no step tells of any. The ratios are
     Σ numerator / Σ denominator; `mfu_by_dtype` and `achievable_mfu` are weighted by time, which is that ratio as
     long as the peaks stand still, and `batch_running` is a mean over time. So are what a server tells of its load and
-    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs.
+    `requests_running`, over the steps that have them; `expected_feasible_mfu` is weighted by available FLOPs. The ends
+    of the expected MFU's interval are over the same steps as the MFU itself, all of which must know theirs.
     `coverage` is the least of any step.
     """
 
@@ -131,6 +132,8 @@ class Sums:
     kv_cache_free_ratio: float | None = None
     latency_target_s: float | None = None
     expected_feasible_mfu: float | None = None
+    expected_low_mfu: float | None = None
+    expected_high_mfu: float | None = None
 
     @property
     def unknown(self) -> int:
@@ -169,9 +172,15 @@ def sums(steps: Sequence[StepRecord], breathe: Callable[[], object] = _nothing) 
     hardware = _whole(held["hardware_flops"])
     available_each = list(map(mul, held["peak_flops_per_s"], counted_s))
     available = _real(available_each)
-    expecting = [pair for pair in zip(held["expected_mfu"], available_each, strict=True) if pair[0] is not None]
-    could = _real([flops for _, flops in expecting])
-    expected = _real([share * flops for share, flops in expecting])
+    expecting = [
+        row
+        for row in zip(
+            held["expected_mfu"], held["expected_low_mfu"], held["expected_high_mfu"], available_each, strict=True
+        )
+        if row[0] is not None
+    ]
+    could = _real([flops for *_, flops in expecting])
+    expected = _real([share * flops for share, *_, flops in expecting])
     return Sums(
         steps=len(steps),
         finished=len(finished_rows),
@@ -206,6 +215,8 @@ def sums(steps: Sequence[StepRecord], breathe: Callable[[], object] = _nothing) 
         kv_cache_free_ratio=_mean_of_known(took["kv_cache_free_ratio"], time_s),
         latency_target_s=_mean_of_known(took["latency_target_s"], time_s),
         expected_feasible_mfu=_mean_of_known(held["expected_feasible_mfu"], available_each),
+        expected_low_mfu=ratio(_real(low * flops for _, low, _, flops in expecting), could),
+        expected_high_mfu=ratio(_real(high * flops for _, _, high, flops in expecting), could),
     )
 
 
@@ -220,6 +231,7 @@ _TIMED_FIELDS: Final = (
 _COUNTED_FIELDS: Final = (
     "duration_s", "model_flops", "hardware_flops", "peak_flops_per_s", "expected_mfu", "attention_flops_exact",
     "attention_flops_full", "achievable_mfu", "mfu_by_dtype", "arithmetic_intensity", "expected_feasible_mfu",
+    "expected_low_mfu", "expected_high_mfu",
 )  # fmt: skip
 _OF_FINISHED: Final = attrgetter(*_FINISHED_FIELDS)
 _OF_TIMED: Final = attrgetter(*_TIMED_FIELDS)

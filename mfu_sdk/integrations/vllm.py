@@ -47,6 +47,7 @@ else:
         # Without vLLM there is nobody to ask whether this is one; with it, plugins are asked.
         StatLoggerBase = object
 
+_NO_TIME = (0.0, 0.0, 0.0)
 PERIOD_S = 1.0
 """A step of ours is as long as this at least, while the engine works."""
 
@@ -93,7 +94,7 @@ class MFUStatLogger(StatLoggerBase):
         self._running_ns = self._finished_s = 0.0
         self._load: Load | None = None
         self._told = True
-        self._expected_s: float | None = 0.0
+        self._expected: tuple[float, float, float] | None = _NO_TIME
 
     # --- what vLLM calls ---------------------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class MFUStatLogger(StatLoggerBase):
         self._running_ns = self._finished_s = 0.0
         self._load = None
         self._told = True
-        self._expected_s = 0.0
+        self._expected = _NO_TIME
 
     def _end_period(self, ledger: Ledger, now: int) -> None:
         from mfu_sdk.run.work import Work
@@ -229,8 +230,9 @@ class MFUStatLogger(StatLoggerBase):
             attention_flops_full=0,
             bytes_moved=self._bytes,
             priced_bytes=float(self._bytes),
-            expected_s=self._expected_s,
+            expected_s=None if self._expected is None else self._expected[0],
             source="predicted",
+            interval_s=None if self._expected is None else self._expected[1:],
         )
 
     def _demand_of(self, ledger: Ledger, perf: Any) -> None:
@@ -244,12 +246,17 @@ class MFUStatLogger(StatLoggerBase):
         self._flops += int(flops) * self._gpus
         self._bytes += int(moved) * self._gpus
         headline, memory = ledger.peaks.headline(self._dtype), ledger.peaks.memory
-        if headline is None or memory is None or self._expected_s is None:
-            self._expected_s = None
+        if headline is None or memory is None or self._expected is None:
+            self._expected = None
             return
         rate = ledger.peaks.achievable.get(headline[0]) or headline[1]
-        # The roofline of a step: all GPUs do their parts at once.
-        self._expected_s += max(flops / rate.flops_per_s, moved / memory.bytes_per_s)
+        # The roofline of a step: all GPUs do their parts at once. Least and most where all rates are high, or low.
+        value, least, most = self._expected
+        self._expected = (
+            value + max(flops / rate.flops_per_s, moved / memory.bytes_per_s),
+            least + max(flops / rate.high, moved / memory.high),
+            most + max(flops / rate.low, moved / memory.low),
+        )
 
     def _requests(self, iteration: Any) -> None:
         if iteration is None:

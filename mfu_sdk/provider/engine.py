@@ -82,6 +82,13 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def add(self, table: str, names: str, rows: bytes) -> None:
+        """Insert rows in JSON, one a line, into the columns `names` of a table of the store. On disk when it returns.
+
+        Raises `StoreError` where that is not so or not known.
+        """
+
+    @abstractmethod
     def another(self) -> "Engine":
         """Another line to the same, which ends when this one is closed."""
 

@@ -155,6 +155,10 @@ class Remote(Engine):
             else:
                 return
 
+    def add(self, table: str, names: str, rows: bytes) -> None:
+        """See `Engine`."""
+        self.insert(f"INSERT INTO otel.{table} ({names})", "JSONEachRow", rows)
+
     def another(self) -> "Remote":
         """See `Engine`."""
         return self

@@ -35,9 +35,11 @@ class Sums:
     """Additive quantities; None where nothing that was summed knew its part.
 
     `model_flops` and `available_flops` are over the same steps: timed, and with both known; `unknown_steps` are the
-    timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `device_s` is the
-    Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over `batch_device_s`. `tokens` are those
-    of all steps that did not fail, timed or not. `hardware_flops` are over the steps of `model_flops` that know them.
+    timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `expected_interval_flops`
+    are those of the steps that tell the interval of theirs, `expected_low_flops` and `expected_high_flops` the same at
+    its ends. `device_s` is the Σ duration of timed steps over devices; `batch_s` is Σ batch × duration over
+    `batch_device_s`. `tokens` are those of all steps that did not fail, timed or not. `hardware_flops` are over the
+    steps of `model_flops` that know them.
 
     For each component of a step (data, comm, skew, host), `x_s` is Σ of its seconds, over steps of `x_known_s` seconds
     in all. For each load or quality, `x_weighted` is Σ value × step seconds over `x_s`, the seconds of the steps that
@@ -88,6 +90,9 @@ class Sums:
     feasible_mfu_s: float | None = None
     latency_target_weighted: float | None = None
     latency_target_s: float | None = None
+    expected_low_flops: float | None = None
+    expected_high_flops: float | None = None
+    expected_interval_flops: float | None = None
 
     def __add__(self, other: "Sums") -> "Sums":
         return total((self, other))
@@ -101,6 +106,16 @@ class Sums:
     def expected_mfu(self) -> float | None:
         """Σ expected FLOPs / Σ available FLOPs, over the steps that have an expectation."""
         return ratio(self.expected_flops, self.expected_available_flops)
+
+    @property
+    def expected_low_mfu(self) -> float | None:
+        """The lower end of the expected MFU's interval: as far below it as in the steps that tell theirs."""
+        return _scaled(self.expected_mfu, ratio(self.expected_low_flops, self.expected_interval_flops))
+
+    @property
+    def expected_high_mfu(self) -> float | None:
+        """The upper end, likewise."""
+        return _scaled(self.expected_mfu, ratio(self.expected_high_flops, self.expected_interval_flops))
 
     @property
     def device_hours(self) -> float | None:
@@ -209,6 +224,14 @@ class Usage:
     allocation_id: str | None = None
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """All but its runs and sums, which no other row of the same range has."""
+        return (
+            self.tenant, self.workload, self.family, self.gpu_type, self.world_size, self.host, self.device, self.phase,
+            self.intent, self.fingerprint, self.link, self.link_best, self.mig_profile, self.parent, self.allocation_id,
+        )  # fmt: skip
+
+    @property
     def job(self) -> "Job":
         """The workload this is a part of."""
         return Job(self.tenant, self.workload, self.gpu_type, self.world_size)
@@ -271,28 +294,37 @@ class Requests:
 
 def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
     """Sums by workload and device over `span`; of `tenant` alone, or of all where it is None."""
-    return tuple(
-        Usage(
-            tenant=row["tenant"],
-            workload=row["workload"] or None,
-            family=row["family"] or None,
-            gpu_type=row["gpu_type"] or None,
-            world_size=_said(row["world_size"]),
-            host=row["host"] or None,
-            device=row["device"],
-            run_ids=tuple(sorted(run_id for run_id in row["run_ids"] if run_id)),
-            sums=sums_of(row),
-            phase=row["phase"] or None,
-            intent=row["intent"] or None,
-            fingerprint=row["fingerprint"] or None,
-            link=row["link"] or None,
-            link_best=row["link_best"] or None,
-            mig_profile=row["mig_profile"] or None,
-            parent=row["parent"] or None,
-            allocation_id=row["allocation_id"] or None,
-        )
-        for row in store.read("levels", **scope(span, tenant))
+    return tuple(usage_of(row) for row in store.read("levels", **scope(span, tenant)))
+
+
+def usage_of(row: Row) -> Usage:
+    """The sums of a row, and whose they are; its runs are `run_ids`, or the one of `run_id`."""
+    return Usage(
+        tenant=row["tenant"],
+        workload=row["workload"] or None,
+        family=row["family"] or None,
+        gpu_type=row["gpu_type"] or None,
+        world_size=_said(row["world_size"]),
+        host=row["host"] or None,
+        device=row["device"],
+        run_ids=tuple(sorted(run_id for run_id in row.get("run_ids") or [row.get("run_id")] if run_id)),
+        sums=sums_of(row),
+        phase=row["phase"] or None,
+        intent=row["intent"] or None,
+        fingerprint=row["fingerprint"] or None,
+        link=row["link"] or None,
+        link_best=row["link_best"] or None,
+        mig_profile=row["mig_profile"] or None,
+        parent=row["parent"] or None,
+        allocation_id=row["allocation_id"] or None,
     )
+
+
+def model_flops(store: Store, span: Range, tenant: str | None) -> float | None:
+    """All model FLOPs over `span`."""
+    (row,) = store.read("total_flop", **scope(span, tenant))
+    found: float | None = row["model_flop"]
+    return found
 
 
 def level(parts: Iterable[Usage]) -> Level:
@@ -361,6 +393,10 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator if numerator is not None and denominator else None
 
 
+def _scaled(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
+
+
 def _said(world_size: int) -> int | None:
     return None if world_size == _UNSAID else world_size
 
@@ -385,6 +421,9 @@ _COLUMNS: Final = {
     "available_flops": "available_flop",
     "expected_flops": "expected_flop",
     "expected_available_flops": "expected_available_flop",
+    "expected_low_flops": "expected_low_flop",
+    "expected_high_flops": "expected_high_flop",
+    "expected_interval_flops": "expected_interval_flop",
     "hardware_flops": "hardware_flop",
     "device_s": "step_time_s",
     "batch_device_s": "batch_time_s",

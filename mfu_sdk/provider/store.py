@@ -39,11 +39,10 @@ Place = str | os.PathLike[str] | Address
 
 Reading = Literal[
     "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
-    "hours", "clocks", "heard", "unused", "exporter", "windows", "window_counts", "first_windows", "findings",
-    "finding_states",
+    "hours", "clocks", "heard", "unused", "windows", "window_counts", "first_windows", "findings", "finding_states",
     "judged_days", "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
-    "gpus", "gpu_errors", "failures", "watched", "witnessed",
+    "gpus", "gpu_errors", "failures", "watched", "witnessed", "attempts", "redone", "total_flop", "outside",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]
@@ -256,7 +255,7 @@ class Store:
         if not lines:
             return
         names = ", ".join(f"`{name}`" for name in json.loads(lines[0]))
-        self._writer.insert(f"INSERT INTO otel.{table} ({names})", "JSONEachRow", ("\n".join(lines) + "\n").encode())
+        self._writer.add(table, names, ("\n".join(lines) + "\n").encode())
 
     def _migrate(self) -> None:
         self._writer.query("CREATE DATABASE IF NOT EXISTS otel")

@@ -16,8 +16,9 @@ _LEAST_SURE: tuple[CountSource, ...] = ("cached", "predicted", "sampled", "measu
 class Demand:
     """FLOPs, bytes and roofline time of one or many pieces of work, on one run's devices.
 
-    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing. `batched` is the
-    same at other batches, of one call alone and where somebody asks for it; sums and shares have none.
+    `expected_s` is the roofline time of the counted operators, None where a rate for it is missing; `interval_s` are
+    the least and most that it may be, None where either is not known. `batched` is the roofline at other batches, of
+    one call alone and where somebody asks for it; sums and shares have none.
     `products_excess_s` is what the bytes of operators with FLOPs take longer than these, None where it is not known.
     """
 
@@ -32,12 +33,14 @@ class Demand:
     source: CountSource
     batched: Batched | None = None
     products_excess_s: float | None = None
+    interval_s: tuple[float, float] | None = None
 
     def __add__(self, other: Demand) -> Demand:
         by_dtype = dict(self.by_dtype)
         for dtype, flops in other.by_dtype.items():
             by_dtype[dtype] = by_dtype.get(dtype, 0) + flops
         source = _LEAST_SURE[max(map(_LEAST_SURE.index, (self.source, other.source)))]
+        mine, others = self.interval_s, other.interval_s
         both_expected = self.expected_s is not None and other.expected_s is not None
         return Demand(
             self.model_flops + other.model_flops,
@@ -50,6 +53,7 @@ class Demand:
             (self.expected_s or 0.0) + (other.expected_s or 0.0) if both_expected else None,
             source,
             products_excess_s=_both(self.products_excess_s, other.products_excess_s),
+            interval_s=None if mine is None or others is None else (mine[0] + others[0], mine[1] + others[1]),
         )
 
     def times(self, number: int) -> Demand:
@@ -61,6 +65,7 @@ class Demand:
         return self._scaled(lambda value: value // number, 1 / number)
 
     def _scaled(self, flops: Callable[[int], int], factor: float) -> Demand:
+        ends = self.interval_s
         return Demand(
             flops(self.model_flops),
             flops(self.hardware_flops),
@@ -72,12 +77,13 @@ class Demand:
             None if self.expected_s is None else self.expected_s * factor,
             self.source,
             products_excess_s=None if self.products_excess_s is None else self.products_excess_s * factor,
+            interval_s=None if ends is None else (ends[0] * factor, ends[1] * factor),
         )
 
     @classmethod
     def nothing(cls, dtype: str) -> Demand:
         """No work at all, to be held against the peak of `dtype`."""
-        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached", products_excess_s=0.0)
+        return cls(0, 0, {dtype: 0}, 0, 0, 0, 0.0, 0.0, "cached", products_excess_s=0.0, interval_s=(0.0, 0.0))
 
 
 def _both(one: float | None, other: float | None) -> float | None:

@@ -298,9 +298,12 @@ class _Form:
         near, far = self._costs[max(0, above - 1)], self._costs[min(above, len(self._costs) - 1)]
         apart = far.hardware_flops - near.hardware_flops
         share = (hardware - near.hardware_flops) / apart if apart else 0.0
-        expected_s = None
+        expected_s = interval_s = None
         if near.expected_s is not None and far.expected_s is not None:
             expected_s = near.expected_s + share * (far.expected_s - near.expected_s)
+        if near.interval_s is not None and far.interval_s is not None:
+            (near_low, near_high), (far_low, far_high) = near.interval_s, far.interval_s
+            interval_s = near_low + share * (far_low - near_low), near_high + share * (far_high - near_high)
         moved = round(near.bytes_moved + share * (far.bytes_moved - near.bytes_moved))
         priced = min(each.priced_bytes / each.bytes_moved if each.bytes_moved else 1.0 for each in (near, far))
         by_dtype = {name: flops for name, flops in zip(names, split, strict=True) if flops}
@@ -309,7 +312,8 @@ class _Form:
             excess_s = near.products_excess_s + share * (far.products_excess_s - near.products_excess_s)
         batched = None if near.batched is None or far.batched is None else Between(near.batched, far.batched, share)
         return Demand(
-            model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched, excess_s
+            model, hardware, by_dtype, exact, full, moved, priced * moved, expected_s, "predicted", batched, excess_s,
+            interval_s,
         )  # fmt: skip
 
 

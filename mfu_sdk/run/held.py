@@ -14,6 +14,7 @@ class Held:
     """Where a demand stands against the peaks of the devices that share it.
 
     `achievable_high_flops_per_s` is the upper end of the measured rate's interval: nothing should be faster.
+    `expected_low_mfu` and `expected_high_mfu` are the ends of the expected MFU's interval, by that of the peaks.
     `by_dtype_s` is Σ FLOPs_d / peak_d in seconds, None where the peak of a dtype that was used is not known.
     `extra_s` are the seconds of the FLOPs that ran beyond the model's, at the measured rate of the peak's dtype.
     `memory_s` is how much longer the roofline takes than all FLOPs do at measured rates. `clock_ratio` is the clock at
@@ -33,6 +34,8 @@ class Held:
     extra_s: float | None = None
     memory_s: float | None = None
     clock_ratio: float | None = None
+    expected_low_mfu: float | None = None
+    expected_high_mfu: float | None = None
 
 
 def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
@@ -48,6 +51,9 @@ def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
     achievable = peaks.achievable.get(dtype)
     reached = (achievable or rate).flops_per_s * devices or None
     extra = demand.hardware_flops - demand.model_flops
+    ends, low, high = demand.interval_s, None, None
+    if ends is not None and ends[0] > 0 and peak:
+        low, high = demand.model_flops / (peak * ends[1]), demand.model_flops / (peak * ends[0])
     return Held(
         demand,
         peak_dtype=dtype,
@@ -62,6 +68,8 @@ def hold(demand: Demand, peaks: Peaks, devices: int) -> Held:
         extra_s=None if reached is None else extra / reached,
         memory_s=_memory_s(demand, peaks, devices, reached),
         clock_ratio=_clock_ratio(dtype, rate, peaks),
+        expected_low_mfu=low,
+        expected_high_mfu=high,
     )
 
 

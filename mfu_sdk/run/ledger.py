@@ -98,7 +98,7 @@ class Ledger:
         self._notes: dict[str, None] = {}
         if telemetry is not None:
             telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
-        self._rows = rows_for(telemetry, convention, self._expected_mfu)
+        self._rows = rows_for(telemetry, convention, self._expectation)
 
     def price(self, count: Count, source: CountSource, *, at_other_batches: bool = False) -> Demand:
         """`count` as a demand, with its roofline time, and its uncounted operators entered into the books.
@@ -131,6 +131,7 @@ class Ledger:
             None if expectation is None else expectation.time_s / self.devices,
             source,
             products_excess_s=None if excess_s is None else excess_s / self.devices,
+            interval_s=_interval_s(expectation, self.devices),
         )
 
     def counted(self, count: Count, phase: Phase) -> Demand:
@@ -243,6 +244,7 @@ class Ledger:
         available = timed.available_flops
         achievable = None if held is None or duration_s <= 0 else held.achievable_flops_per_s
         by_dtype_s = None if held is None or duration_s <= 0 else held.by_dtype_s
+        expected, expected_low, expected_high = self._expectation(held)
         return step_record(
             work.index,
             work.phase,
@@ -254,7 +256,7 @@ class Ledger:
             demand.model_flops / available if demand is not None and available else None,
             demand.hardware_flops / available if demand is not None and available else None,
             None if by_dtype_s is None else by_dtype_s / duration_s,
-            self._expected_mfu(held),
+            expected,
             demand.model_flops / (achievable * duration_s) if demand is not None and achievable else None,
             timed.source,
             None if held is None else held.coverage,
@@ -281,6 +283,8 @@ class Ledger:
             kv_cache_free_ratio=None if work.load is None else work.load.kv_cache_free_ratio,
             latency_target_s=None if work.load is None else work.load.latency_target_s,
             expected_feasible_mfu=None if work.fitting is None else timed.expected_feasible_mfu,
+            expected_low_mfu=expected_low,
+            expected_high_mfu=expected_high,
         )
 
     def _kind(self, demand: Demand | None, phase: Phase) -> Kind:
@@ -299,8 +303,11 @@ class Ledger:
         """Seconds that the device stood waiting for data; a wait that its queued work hid is none."""
         return sum([self.clock.elapsed_s(begin, end) or 0.0 for begin, end in waits])
 
-    def _expected_mfu(self, held: Held | None) -> float | None:
-        return self._expected if held is None or self._expected is not None else held.expected_mfu
+    def _expectation(self, held: Held | None) -> tuple[float | None, float | None, float | None]:
+        """The expected MFU and the ends of its interval: what somebody wrote down has none."""
+        if held is None or self._expected is not None:
+            return self._expected, None, None
+        return held.expected_mfu, held.expected_low_mfu, held.expected_high_mfu
 
     def _enter_kinds(self) -> None:
         """Enter into the totals what was summed up by kinds."""
@@ -328,7 +335,7 @@ class Ledger:
         totals.known_s += kind.time_s
         totals.bytes_moved += kind.steps * demand.bytes_moved
         totals.priced_bytes += kind.steps * demand.priced_bytes
-        expected = self._expected_mfu(held)
+        expected = self._expectation(held)[0]
         if expected is not None:
             totals.expected_flops += expected * available
             totals.expected_available_flops += available
@@ -476,3 +483,9 @@ class Ledger:
             self._report_overhead(self.telemetry)
             self.telemetry.close(summary, error_type=error_type)
         return summary
+
+
+def _interval_s(expectation: Expectation | None, devices: int) -> tuple[float, float] | None:
+    if expectation is None or expectation.low_s is None or expectation.high_s is None:
+        return None
+    return expectation.low_s / devices, expectation.high_s / devices

@@ -73,7 +73,7 @@ class OpTimes(TorchDispatchMode):
         return step >= FIRST and not (step - FIRST) % EVERY and self.earned(wanted=wanted)
 
     def earned(self, *, wanted: bool = False) -> bool:
-        """Whether nothing speaks against it now, and the run has lasted long enough for what it costs, or it is wanted."""
+        """Whether nothing speaks against it now, and the run has lasted long enough for it, or it is wanted."""
         if not _KEEPS_COMPILATION:
             return False
         # A profiler of the user's would show a mode in some steps that is not theirs.

@@ -14,25 +14,24 @@ if TYPE_CHECKING:
     from mfu_sdk.export.recorder import Recorder
     from mfu_sdk.export.telemetry import Telemetry
 
+Expected = Callable[[Held | None], tuple[float | None, float | None, float | None]]
+"""What is expected of a demand: the MFU, and the ends of its interval."""
+
 MOST_TERMS = 4096
 """Demands whose packed terms are kept."""
 
 
-def rows_for(
-    telemetry: Telemetry | None, convention: Convention, expected_mfu: Callable[[Held | None], float | None]
-) -> Rows | None:
+def rows_for(telemetry: Telemetry | None, convention: Convention, expectation: Expected) -> Rows | None:
     """What makes the rows of a run, None where no recorder takes them."""
     if telemetry is None or telemetry.recorder is None:
         return None
-    return Rows(telemetry.recorder, convention, expected_mfu)
+    return Rows(telemetry.recorder, convention, expectation)
 
 
 class Rows:
     """Makes rows: what a demand has in common with all steps like it is packed once, the rest are eleven numbers."""
 
-    def __init__(
-        self, recorder: Recorder, convention: Convention, expected_mfu: Callable[[Held | None], float | None]
-    ) -> None:
+    def __init__(self, recorder: Recorder, convention: Convention, expectation: Expected) -> None:
         # OpenTelemetry is loaded by now: there is a way out.
         from mfu_sdk.export import flight
 
@@ -41,7 +40,7 @@ class Rows:
         self._none = flight.NO_REQUESTS
         self._recorder = recorder
         self._convention: Convention = convention
-        self._expected_mfu = expected_mfu
+        self._expectation = expectation
         self._terms: dict[int, tuple[Held | None, bytes]] = {}
         self._phases = {phase: number for number, phase in enumerate(PHASES)}
 
@@ -74,6 +73,7 @@ class Rows:
 
     def _keep(self, held: Held | None) -> tuple[Held | None, bytes]:
         demand = None if held is None else held.demand
+        expected, low, high = self._expectation(held)
         terms = self._flight.Terms(
             model_flops=None if demand is None else demand.model_flops,
             hardware_flops=None if demand is None else demand.hardware_flops,
@@ -82,11 +82,13 @@ class Rows:
             peak_flops_per_s=None if held is None else held.peak_flops_per_s,
             achievable_flops_per_s=None if held is None else held.achievable_flops_per_s,
             by_dtype_s=None if held is None else held.by_dtype_s,
-            expected_mfu=self._expected_mfu(held),
+            expected_mfu=expected,
             coverage=None if held is None else held.coverage,
             arithmetic_intensity=None if held is None else held.arithmetic_intensity,
             count_source=None if demand is None else demand.source,
             convention=self._convention,
+            expected_low_mfu=low,
+            expected_high_mfu=high,
             name=None if held is None else self._recorder.name(held.peak_dtype, held.peak_source),
         )
         if len(self._terms) >= MOST_TERMS:

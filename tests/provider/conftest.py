@@ -138,6 +138,8 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
             semconv.DIST_RANK: gpu,
             semconv.DIST_WORLD_SIZE: 1 + gpu % 2,
             semconv.RUN_ID: f"run-{gpu}",
+            # The second attempt begins a hundred steps before the first one's end.
+            semconv.RUN_ATTEMPT: number // 60,
             semconv.CONFIG_FINGERPRINT: "00000000000000ff",
         }
         at_s = 150.0 * number
@@ -149,8 +151,12 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
                 window(
                     at_s,
                     resource=resource,
+                    mfu__expected=0.5,
+                    mfu__expected__low=0.375,
+                    mfu__expected__high=0.625,
                     mfu__expected__flop=2e15,
                     mfu__expected__available__flop=4e15,
+                    mfu__window__step__first=10 * number - 100 * (number // 60),
                     mfu__batch__running=4.0,
                     mfu__batch__feasible=16.0,
                     mfu__expected__feasible=0.5,
@@ -177,8 +183,7 @@ def spans_of_a_fleet(window: Make, span: Make) -> list[SpanRow]:
 
 @pytest.fixture
 def points_of_a_fleet() -> Callable[[str], tuple[PointRow, ...]]:
-    """What an exporter of that name tells of two GPUs, one of them idle, each half minute of five hours, in exact numbers.
-    """
+    """What an exporter of that name tells of two GPUs, one of them idle, each half minute of five hours."""
     told = {
         "PROF_PIPE_TENSOR_ACTIVE": 0.25, "DEV_SM_CLOCK": 1024.0, "DEV_GPU_UTIL": 0.0, "DEV_XID_ERRORS": 79.0,
     }  # fmt: skip

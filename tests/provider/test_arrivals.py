@@ -12,9 +12,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from mfu_sdk.provider import rollup
 from mfu_sdk.provider.arrivals import FLAWS, Arrival, Arrivals, AttributeLimits, Outcome, Stored, TooMuchError
 from mfu_sdk.provider.receive.limits import Limits
 from mfu_sdk.provider.receive.otlp import UndecodableError, decode_traces, double_text, time_bounds
+from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import Store
 
 NOW = 1_780_000_200 * 10**9
@@ -315,6 +317,24 @@ def test_more_flops_than_available(store: Store, add: Add, tenants: tuple[str, s
     assert add((tenants[0], claim(3.0)), (tenants[0], claim(2.0))) == [Stored(1, {}, noted), Stored(1, {})]
     assert len(stored(store, tenants[0])) == 2
     assert decode_traces(claim(3.0), "protobuf", "acme", NOW, LIMITS).notes == noted
+
+
+def test_a_span_without_a_resource(store: Store, arrivals: Arrivals, add: Add, tenants: tuple[str, str]) -> None:
+    """A span of nobody's process is its token's: stored and counted without a name; its neighbours stay as they are."""
+    bare = request(spans=2)
+    bare.resource_spans[0].ClearField("resource")
+    assert same(store, arrivals, bare.SerializeToString())
+    one, other = tenants
+    bare = request(lambda span: span.attributes.add(key="mfu.available.flop").value.__setattr__("double_value", 2.0))
+    bare.resource_spans[0].ClearField("resource")
+    assert add((one, bare.SerializeToString()), (other, request().SerializeToString())) == [
+        Stored(1, {}),
+        Stored(1, {}),
+    ]
+    [row] = stored(store, one)
+    assert (row["ServiceName"], row["ResourceAttributes"]) == ("", {})
+    (usage,) = rollup.usages(store, Range(NOW - 3600 * 10**9, NOW + 1), one)
+    assert (usage.workload, usage.gpu_type, usage.host, usage.sums.steps) == (None, None, None, 1)
 
 
 def test_workloads_are_asked_for(store: Store, tenants: tuple[str, str]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfu_sdk.provider import economics
+from mfu_sdk.provider.attempts import Lost, Redone
 from mfu_sdk.provider.books import Holdings, Snapshot, load_inventory, load_prices
 from mfu_sdk.provider.economics import STAGES, Assessment, Economics, Held, Ledger, Losses, Owned, Used
 from mfu_sdk.provider.economics.accounts import revenue_of, worth
@@ -479,6 +480,103 @@ def test_intervals(tmp_path: Path) -> None:
     assert without is not None
     assert (without.gap.low, without.gap.high) == (None, None)
     assert without.gap.mid == pytest.approx(36.0)
+
+
+def test_stage_intervals() -> None:
+    """Two stages are intervals where the expectation is one: what one has more, the other has less, to the cent.
+
+    24 h at an MFU of 0.3, expected 0.6 (0.5 to 0.75): useful 7.2; out of reach 7.2 × (1 / e − 1) = 2.4, 4.8 and 7.2,
+    and the gap what is left of 16.8: 14.4, 12 and 9.6. An hour costs 2.
+    """
+    row = replace(used(mfu=0.3), expected_mfu=0.6, expected_low=0.5, expected_high=0.75)
+    exact = replace(used(mfu=0.3, held=1, device="GPU-1"), expected_mfu=0.6)
+    fixed = ledger((node(), node("n2")), (held(), held("n2")))
+    found = {stage.stage: stage for stage in economics.stages(economics.waterfall(fixed, [row]))}
+    reach, gap = found["unattainable"], found["kernel_gap"]
+    assert (reach.gpu_hours_low, reach.gpu_hours, reach.gpu_hours_high) == pytest.approx((2.4, 4.8, 7.2))
+    assert (gap.gpu_hours_low, gap.gpu_hours, gap.gpu_hours_high) == pytest.approx((9.6, 12.0, 14.4))
+    assert (reach.cost_low, reach.cost, reach.cost_high) == (4.8, 9.6, 14.4)
+    assert (gap.cost_low, gap.cost, gap.cost_high) == (19.2, 24.0, 28.8)
+    assert {s.stage for s in found.values() if s.gpu_hours_low is not None} == {"unattainable", "kernel_gap"}
+    # One without an interval is taken at what it is in every end.
+    both = {stage.stage: stage for stage in economics.stages(economics.waterfall(fixed, [row, exact]))}["unattainable"]
+    assert (both.gpu_hours_low, both.gpu_hours, both.gpu_hours_high) == pytest.approx((7.2, 9.6, 12.0))
+    alone = {stage.stage: stage for stage in economics.stages(economics.waterfall(fixed, [exact]))}["unattainable"]
+    assert (alone.gpu_hours_low, alone.cost_high) == (None, None)
+
+
+@given(
+    st.floats(0.01, 0.99), st.floats(0.02, 0.99), st.floats(0.5, 1.0), st.floats(1.0, 2.0), st.floats(0.0, 0.5),
+)  # fmt: skip
+@settings(max_examples=50)
+def test_interval_ends_are_other_expectations(mfu: float, mid: float, low: float, high: float, wait: float) -> None:
+    """What a stage is at an end is what it is where that end is expected, whatever else took its part."""
+    row = replace(
+        used(mfu=mfu, data_s=wait * 86_400), expected_mfu=mid, expected_low=low * mid, expected_high=high * mid
+    )
+    least, most = split(row, DAY).unattainable_ns
+    assert least <= split(row, DAY).gpu_ns["unattainable"] <= most
+    for end, ns in ((row.expected_high, least), (row.expected_low, most)):
+        assert split(replace(row, expected_mfu=end, expected_low=None, expected_high=None), DAY).gpu_ns[
+            "unattainable"
+        ] == pytest.approx(ns, abs=1)
+
+
+def test_work_done_again(tmp_path: Path) -> None:
+    """A quarter of 24 h was done again: 6 h are lost, three quarters of the tokens count, and half the row's weight."""
+    both = ", ".join(f"{{tenant: acme, host: n1, gpus: 1, contract: on_demand, {ALL_DAY}}}" for _ in range(2))
+    one = usage(24, 0.4, "GPU-0", sums={"tokens": 4e6})
+    again = Redone({one.identity: Lost(6 * 3600.0, 1e6)}, untold_runs=2)
+    found = assessed(books(tmp_path, inventory(both, gpus=2)), [one], done_again=again)
+    assert found.economics is not None
+    stages = {stage.stage: stage.gpu_hours for stage in found.economics.waterfall if stage.gpu_hours}
+    # 18 h at 0.4 are useful for 7.2; nobody held GPU-0 by name, so that its hours are spread over two allocations.
+    assert stages == pytest.approx({"unobserved": 24, "lost_work": 6, "useful": 7.2, "kernel_gap": 10.8})
+    assert found.economics.tenants[0].tokens == pytest.approx(3e6)
+    assert any(note.startswith("2 runs began at step 0 again") for note in found.economics.notes)
+    assert found.waterfall is not None
+    assert [one.used.tokens_good for one in found.waterfall.splits] == [1.5e6, 1.5e6]
+
+
+def test_words_of_others(tmp_path: Path) -> None:
+    """What exporters bear out is witnessed, what cannot be is contradicted and said; the records go before the former.
+
+    b's steps lie outside of its allocation's time for two of its hours, c's device had more steps than a day has, and
+    d's peak is 1.1 times the fastest that an H100 has (fp8).
+    """
+    allocations = ", ".join(
+        f"{{tenant: {tenant}, host: n1, gpus: {gpus}, contract: on_demand, {ALL_DAY}}}"
+        for tenant, gpus in (("acme", 2), ("b", 1), ("c", 2), ("d", 1))
+    )
+    fp8 = 2 * 989_429_760_000_000.0 * 1.1 * 86_400
+    uses = [
+        usage(24, 0.5, "GPU-0"), usage(24, 0.5, "GPU-1"), usage(24, 0.5, "GPU-2", "b"),
+        usage(25, 0.5, "GPU-3", "c"), usage(10, 0.5, "GPU-4", "c"),
+        usage(24, 0.5, "GPU-5", "d", sums={"available_flops": fp8}),
+    ]  # fmt: skip
+    said = {uses[0].identity: "witnessed", uses[1].identity: "contradicted", uses[2].identity: "witnessed"}
+    found = assessed(
+        books(tmp_path, inventory(allocations)), uses, testimony=said, outside_s={("b", "n1", "GPU-2"): 7200.0}
+    )
+    assert found.waterfall is not None
+    assert {one.used.device: one.used.trust for one in found.waterfall.splits} == {
+        "GPU-0": "witnessed", "GPU-1": "contradicted", "GPU-2": "claimed", "GPU-3": "claimed", "GPU-4": "consistent",
+        "GPU-5": "claimed",
+    }  # fmt: skip
+    assert found.economics is not None
+    assert found.economics.trust == pytest.approx(
+        {"witnessed": 24.0, "consistent": 10.0, "claimed": 73.0, "contradicted": 24.0}
+    )
+    notes = " ".join(found.economics.notes)
+    assert "2.0 GPU-hours of steps of b lie outside of the time that it held their hosts" in notes
+    assert "24.0 GPU-hours of steps of acme cannot be as they are told" in notes
+
+
+@pytest.mark.parametrize(("trust", "advises"), [("witnessed", True), ("contradicted", False)])
+def test_witnessed_rows_advise(trust: str, advises: bool) -> None:
+    """Prices are set by what is witnessed, and not by what cannot be right."""
+    books, uses = _priced([("good", 0.48, 3.0)], trust=trust)
+    assert bool(economics.tiers(books, economics.waterfall(books, uses))) is advises
 
 
 def test_revenue_by_token_needs_tokens() -> None:

@@ -34,6 +34,11 @@ allocations:
   - {{tenant: globex, host: node-2, gpus: 1, contract: on_demand,
       from: 2026-05-28T21:00:00Z, until: 2026-05-28T22:00:00Z}}
 """
+PRICES = f"""
+currency: USD
+prices: [{{gpu_type: {H100}, contract: on_demand, per_gpu_hour: 3.00, from: 2026-01-01}}]
+costs: [{{gpu_type: {H100}, per_gpu_hour: 2.00, from: 2026-01-01}}]
+"""
 TOKENS = """
 tenants: {acme: [{token: a}], globex: [{token: g}]}
 operators: {ops: [{token: o}]}
@@ -156,9 +161,10 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     home = tmp_path_factory.mktemp("exporters")
     (home / "tokens.yaml").write_text(TOKENS)
     (home / "inventory.yaml").write_text(INVENTORY)
+    (home / "prices.yaml").write_text(PRICES)
     server = Server(
         home / "data", http=("127.0.0.1", 0), web=("127.0.0.1", 0), tokens=home / "tokens.yaml",
-        inventory=[home / "inventory.yaml"], now_unix_ns=FakeClock(END * 10**9),
+        inventory=[home / "inventory.yaml"], prices=[home / "prices.yaml"], now_unix_ns=FakeClock(END * 10**9),
     )  # fmt: skip
     ready = threading.Event()
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
@@ -271,6 +277,14 @@ def test_the_providers_witness(provider: Provider, use: dict[str, Any]) -> None:
     (found,) = [each for each in provider.report("a")["causes"] if each["cause"] == "accounting"]
     assert found["loss_share"] == pytest.approx(0.5)
     assert found["evidence"]["witness"] == "the provider's exporter"
+
+
+def test_what_clashes_sets_no_price(provider: Provider) -> None:
+    """The hours that acme claims twice the FLOPs of are contradicted: told in the notes, and in no price's tier."""
+    money = provider.report("o")["economics"]
+    assert money["trust"] == {"witnessed": 0.0, "consistent": 0.0, "claimed": 0.0, "contradicted": 2.0}
+    assert "2.0 GPU-hours of steps of acme cannot be as they are told" in " ".join(money["notes"])
+    assert money["tiers"] == []
 
 
 def test_tenants_are_told_of_no_nodes(provider: Provider) -> None:

@@ -186,15 +186,25 @@ def test_every_xid_says_what_to_do() -> None:
 
 
 def test_a_witness_by_hand() -> None:
-    """Steps for half of two hours at 0.6 of the peak count 0.3 over them; pipes at 0.2 × 1830 MHz saw 0.2."""
+    """Steps for half of two hours at 0.6 of the peak count 0.3 over them; pipes at 0.2 × 1830 MHz saw 0.2.
+
+    Another GPU, idle for its hour but for what its exporter saw of it, has its hours in both.
+    """
     row = {
         "tenant": "acme", "workload": "gpt", "family": "", "gpu_type": H100, "world_size": -1, "intent": "",
         "fingerprint": "", "phase": "train", "hardware_flop": 0.6 * PEAK * 3600, "available_flop": PEAK * 3600,
-        "step_time_s": 3600.0, "wall_s": 7200, "mhz_s": 0.2 * 1830 * 7200,
+        "step_time_s": 3600.0, "wall_s": 7200, "mhz_s": 0.2 * 1830 * 7200, "device": "GPU-0",
     }  # fmt: skip
     (found,) = witnesses([row]).items()
     assert found[0] == ("acme", "gpt", None, H100, None, None, None, "train")
     assert found[1].hardware_mfu == pytest.approx(0.3)
     assert found[1].utilization == pytest.approx(0.2)
-    assert found[1].gpu_hours == 2.0
+    assert (found[1].gpu_hours, found[1].device_hours) == (2.0, {"GPU-0": 2.0})
+    idle = {**row, "device": "GPU-1", "step_time_s": 36.0, "wall_s": 3600, "mhz_s": 0.05 * 1830 * 3600}
+    idle |= {"hardware_flop": 0.6 * PEAK * 36, "available_flop": PEAK * 36}
+    ((_, both),) = witnesses([row, idle]).items()
+    # 3,636 s of steps at 0.6 in three hours; 0.2 for two of them and 0.05 for one.
+    assert both.hardware_mfu == pytest.approx(0.6 * 3636 / 10_800)
+    assert both.utilization == pytest.approx(0.45 / 3)
+    assert both.device_hours == {"GPU-0": 2.0, "GPU-1": 1.0}
     assert witnesses([{**row, "gpu_type": "NVIDIA H20"}]) == {}

@@ -59,6 +59,12 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def texts(place: semconv.Place) -> list[str]:
+    """The names of all attributes with texts at `place`, but for who it is."""
+    mine = (semconv.TENANT_ID, semconv.RUN_ID, semconv.SERVICE_NAME)
+    return [a.name for a in semconv.ATTRIBUTES.values() if a.type == "string" and place in a.on and a.name not in mine]
+
+
 def quoted(text: str) -> str:
     return urllib.parse.quote(text, safe="")
 
@@ -75,6 +81,15 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
     for fed in serving(server):
         gpt, hostile = resource("gpt"), resource(HOSTILE, host__name=HOSTILE, hw__name=HOSTILE)
         fed.send([window(n, of, T0) for n, of in itertools.product(range(1, 5), (gpt, hostile))], "a")
+        everything = resource(HOSTILE, **{name.replace(".", "__"): HOSTILE for name in texts("resource")})
+        names: dict[str, semconv.Place] = {
+            semconv.SPAN_WINDOW: "window", semconv.SPAN_STEP: "step", semconv.SPAN_RUN: "run",
+            semconv.SPAN_DRIFT: "drift", semconv.SPAN_CALIBRATION: "calibration",
+        }  # fmt: skip
+        for name, place in names.items():
+            said = dict.fromkeys(texts(place), HOSTILE)
+            told = {semconv.AVAILABLE_FLOP: 30e12, semconv.MODEL_FLOP: 1e12, semconv.STEP_TIME: 30.0, **said}
+            fed.send([span(name, everything, T0 - 900 * 10**9, 30.0, told)], "a")
         fed.send([window(1, resource("wide", host__name=f"wide-{n}", hw__id=f"w{n}"), T0) for n in range(60)], "a")
         drift = {
             semconv.DRIFT_KIND: "drop",

@@ -520,3 +520,63 @@ def test_nothing_is_unknown() -> None:
     assert Sums().mfu is None
     assert Sums(model_flops=0.0, available_flops=0.0).mfu is None
     assert Sums(model_flops=0.0, available_flops=1.0).mfu == 0.0
+
+
+def told(low: object, mid: object, high: object, available: float = 4e15) -> dict[str, object]:
+    """What a window says of its expectation."""
+    return {
+        "mfu__expected": mid, "mfu__expected__low": low, "mfu__expected__high": high, "mfu__available__flop": available,
+        "mfu__expected__flop": float(str(mid)) * available, "mfu__expected__available__flop": available,
+    }  # fmt: skip
+
+
+def test_interval_of_the_expectation(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """0.5 (0.4 to 0.6) of 4 PFLOP and 0.25 (0.2 to 0.4) of 12: 5 of 16, between 4 and 7.2 of them."""
+    store.insert_spans(tenant, [window(0, **told(0.4, 0.5, 0.6)), window(30, **told(0.2, 0.25, 0.4, 12e15))])
+    found = fleet(store, hour, tenant)
+    assert found.expected_mfu == pytest.approx(5 / 16)
+    assert (found.expected_low_mfu, found.expected_high_mfu) == pytest.approx((4 / 16, 7.2 / 16))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(None, None), (0.4, None), (0.6, 0.7), (0.3, 0.4), ("nan", 0.6), (0.4, "inf"), (-1, 0.6)],
+    ids=["not told", "one end", "above", "below", "no number", "endless", "negative"],
+)
+def test_ends_that_are_none(store: Store, tenant: str, window: Make, hour: Range, low: object, high: object) -> None:
+    """An interval that is not told, or on the wrong side of what is expected, is that of the steps that tell theirs."""
+    kept = {name: value for name, value in told(low, 0.5, high).items() if value is not None}
+    store.insert_spans(tenant, [window(0, **kept)])
+    assert (fleet(store, hour, tenant).expected_low_mfu, fleet(store, hour, tenant).expected_mfu) == (None, 0.5)
+    store.insert_spans(tenant, [window(30, **told(0.45, 0.5, 0.6))])
+    found = fleet(store, hour, tenant)
+    assert (found.expected_low_mfu, found.expected_high_mfu) == pytest.approx((0.45, 0.6))
+
+
+def test_interval_of_full_attention(store: Store, tenant: str, window: Make, hour: Range) -> None:
+    """Brought to the exact convention an expectation takes the ends of its interval with it."""
+    attention = {"mfu__convention": "full", "mfu__attention__flop__full": 6e14, "mfu__attention__flop__exact": 1e14}
+    store.insert_spans(tenant, [window(0, **told(0.4, 0.5, 0.6), **attention)])
+    found = fleet(store, hour, tenant)
+    # Half of the 10^15 FLOPs stay.
+    assert (found.expected_low_mfu, found.expected_mfu, found.expected_high_mfu) == pytest.approx((0.2, 0.25, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("mfu.step.time", "device_s"), ("mfu.step.data_time", "data_s"), ("mfu.step.comm_time", "comm_s"),
+        ("mfu.step.skew_time", "skew_s"), ("mfu.step.host_time", "host_s"), ("mfu.model.flop", "model_flops"),
+        ("mfu.available.flop", "available_flops"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["-5", "-inf", "nan", "1e309"])
+def test_what_no_step_can_have(
+    store: Store, tenant: str, window: Make, hour: Range, name: str, field: str, value: str
+) -> None:
+    """A negative time or count of FLOPs, or one that is no number, is not known; a neighbour's is as it was."""
+    told = {"mfu__step__data_time": 3.0, "mfu__step__comm_time": 3.0, "mfu__step__skew_time": 3.0}
+    told["mfu__step__host_time"] = 3.0
+    store.insert_spans(tenant, [window(0, **told), window(30, **told | {name.replace(".", "__"): value})])
+    alone = {"device_s": 27.0, "model_flops": 1e15, "available_flops": 4e15}.get(field, 3.0)
+    assert getattr(fleet(store, hour, tenant), field) == alone

@@ -227,6 +227,8 @@ def test_two_shards_answer_as_one(
         asked: dict[str, Any] = {**scope, "bucket_s": 3600, "fingerprint": "00000000000000ff"}
         asked |= {"run_id": "run-0", "host": "node-1", "keys": ["GPU-0"], "shares": ["1"], "runs": 8, "steps": 2600}
         asked |= {"since_ns": [str(scope["since"])], "until_ns": [str(scope["until"])]}
+        asked |= {"tenants": [tenant], "hosts": ["node-1"], "since_s": [str(T0 // 10**9)]}
+        asked |= {"until_s": [str(T0 // 10**9 + 1800)]}
         asked = {key: value for key, value in asked.items() if f"{{{key}:" in text}
         one = store.query(text, **asked)
         two = store.query(text.replace("otel.", "both."), **asked)

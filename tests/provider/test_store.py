@@ -308,6 +308,54 @@ def run(body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_disk_that_fills(data_dir: Path) -> None:
+    """What a full disk does not take is not acknowledged, and one line says why; with room a retry stores it once.
+
+    The engine is told to keep more free than any disk has, which its next write finds as it would find none.
+    """
+    done = run(
+        """
+        from mfu_sdk.provider.arrivals import Arrival, Arrivals, AttributeLimits
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+        def request(numbers):
+            made = ExportTraceServiceRequest()
+            spans = made.resource_spans.add().scope_spans.add().spans
+            for n in numbers:
+                span = spans.add(name="mfu.window", trace_id=n.to_bytes(16, "big"), span_id=n.to_bytes(8, "big"))
+                span.start_time_unix_nano, span.end_time_unix_nano = T0 + n * 10**9, T0 + (n + 30) * 10**9
+                for name, flop in (("mfu.model.flop", 1.0), ("mfu.available.flop", 4.0)):
+                    span.attributes.add(key=name).value.double_value = flop
+            return [Arrival("acme", made.SerializeToString())]
+        def sums(store):
+            print(flop(store, "mfu_span_sums"), flop(store, "mfu_sums_5m"), flush=True)
+        def keep_free(bytes):
+            for table in ("otel_traces", "mfu_sums_5m", "mfu_sums_1h", "mfu_counting_1h"):
+                setting = f"min_free_disk_bytes_to_perform_insert = {bytes}"
+                store._writer.query(f"ALTER TABLE otel.{table} MODIFY SETTING {setting}")
+        with Store(sys.argv[1]) as store:
+            arrivals = Arrivals(store, 0, AttributeLimits(64, 64, 2000))
+            print(store.insert_spans("acme", [row(n) for n in range(1, 11)]), flush=True)
+            keep_free(2**62)
+            try:
+                print(store.insert_spans("acme", [row(n) for n in range(11, 21)]))
+            except StoreError as error:
+                print(error)
+            [outcome] = arrivals.add(request(range(101, 111)), 0, 2**62)
+            print(outcome)
+            sums(store)
+            keep_free(0)
+            print(store.insert_spans("acme", [row(n) for n in range(1, 21)]))
+            print(arrivals.add(request(range(101, 111)), 0, 2**62)[0].spans)
+            sums(store)
+        """,
+        data_dir,
+    )
+    first, refused, outcome, before, again, arrived, after = done.stdout.splitlines() or [done.stderr]
+    assert (first, before, again, arrived, after) == ("10", "10 10", "10", "10", "30 30")
+    assert re.fullmatch(r".*: otel_traces took no rows \(.*free space.*\); check the disk", refused), refused
+    assert re.fullmatch(r"the store refused a query \(.*free space.*\); check the disk and the query", outcome), outcome
+
+
 def test_kill_after_acknowledgement(data_dir: Path) -> None:
     """What was acknowledged is there after kill -9, in the spans and in the roll-up, and a retry adds nothing."""
     killed = run(

@@ -327,6 +327,8 @@ def make_step(index: int, **changes: object) -> StepRecord:
         attention_flops_full=8,
         batch_running=2.0,
         arithmetic_intensity=10.0,
+        expected_low_mfu=0.7,
+        expected_high_mfu=0.9,
     )
     return dataclasses.replace(record, **changes)
 

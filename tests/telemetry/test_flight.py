@@ -40,7 +40,7 @@ def test_a_slot_holds_its_parts():
     assert len(part) <= flight.joined_at(1) - flight.slot_at(1)
     assert len(flight.pack_joined(1, 0, None)) <= flight.arrived_at(1) - flight.joined_at(1)
     assert flight.arrived_at(1) + len(flight.pack_arrived(1)) == flight.slot_at(2)
-    assert flight.FILE_BYTES == 28672 + 8192 * 256
+    assert flight.FILE_BYTES == 28672 + 8192 * 272
 
 
 def test_round_trip():
@@ -75,7 +75,7 @@ def test_nothing_known():
     bare = make_step(
         0, model_flops=None, hardware_flops=None, peak_flops_per_s=None, mfu=None, hfu=None, mfu_by_dtype=None,
         expected_mfu=None, achievable_mfu=None, count_source=None, attention_flops_exact=None,
-        attention_flops_full=None, arithmetic_intensity=None,
+        attention_flops_full=None, arithmetic_intensity=None, expected_low_mfu=None, expected_high_mfu=None,
     )  # fmt: skip
     assert flight.read(bytes(image([bare])), "x").entries[0].step == bare
 
@@ -131,7 +131,7 @@ def test_the_end_of_a_run():
         (lambda data: data[:100], "header is torn"),
         (lambda data: b"hello", "is no flight recorder's file; give one that ends in .mfurec"),
         (lambda data: b"", "is no flight recorder's file"),
-        (lambda data: data[:8] + struct.pack("<H", 1) + data[10:], "has version 1 of the layout and this SDK reads 2"),
+        (lambda data: data[:8] + struct.pack("<H", 1) + data[10:], "has version 1 of the layout and this SDK reads 3"),
         (lambda data: data[:70] + b"x" + data[71:], "header is torn, so nothing tells whose steps it holds; delete it"),
     ],
 )

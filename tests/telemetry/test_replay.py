@@ -283,7 +283,7 @@ def test_a_window_without_its_first_steps():
     """The ring has gone round over a window's first steps: the rest goes under the window's id."""
     steps = [make_step(index) for index in range(5)]
     data = image(steps, joined={1, 2, 3, 4, 5})
-    data[flight.slot_at(1) : flight.slot_at(3)] = bytes(512)
+    data[flight.slot_at(1) : flight.slot_at(3)] = bytes(2 * flight.SLOT_BYTES)
     missing, _ = spans_of(data)
     (window,) = missing.windows
     assert IDS.window_span(SLOT, window.first) == IDS.window_span(SLOT, steps[0])

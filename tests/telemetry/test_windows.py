@@ -126,6 +126,18 @@ def test_expectation_subset(step):
     assert total.available_flops == 200.0
 
 
+def test_interval_of_the_expectation(step):
+    """Its ends are over the same steps, weighted alike; where one step does not know its own, they are not known."""
+    total = sums([step(0), step(1, duration_s=3.0, expected_mfu=0.4, expected_low_mfu=0.2, expected_high_mfu=0.6)])
+    # 0.7 × 100 + 0.2 × 300 of 400, and 0.9 × 100 + 0.6 × 300.
+    assert (total.expected_low_mfu, total.expected_high_mfu) == pytest.approx((0.325, 0.675))
+    total = sums([step(0), step(1, expected_low_mfu=None)])
+    assert (total.expected_mfu, total.expected_low_mfu, total.expected_high_mfu) == pytest.approx((0.8, None, 0.9))
+    # A step without an expectation has none to know.
+    total = sums([step(0), step(1, expected_mfu=None, expected_low_mfu=None, expected_high_mfu=None)])
+    assert (total.expected_low_mfu, total.expected_high_mfu) == (0.7, 0.9)
+
+
 def test_huge(step):
     """FLOP sums are exact integers beyond 2^63."""
     total = sums([step(0, model_flops=10**19), step(1, model_flops=10**19 + 1)])

@@ -91,6 +91,8 @@ def test_what_would_fit_is_on_the_steps(clock: testing.FakeClock, sink: Sink) ->
     assert counted.count_source == "measured"
     assert step.expected_mfu == pytest.approx(2 * 2 * 64 * 32 / (1e12 * 8.96e-6))
     assert step.expected_feasible_mfu == pytest.approx(2 * 8 * 64 * 32 / (1e12 * 11.264e-6))
+    # Whoever gives a peak without an interval is sure of it.
+    assert step.expected_low_mfu == step.expected_mfu == step.expected_high_mfu
 
 
 def test_without_a_load_nothing_would_fit(clock: testing.FakeClock, sink: Sink) -> None:

@@ -47,22 +47,42 @@ def accounting(e: Evidence) -> Verdict | None:
 _Found = tuple[float, float, dict[str, float | str], str]
 
 
-def _witness(e: Evidence) -> _Found | None:
+def compared(e: Evidence) -> tuple[float, float] | None:
+    """What was counted and what the counters saw, as shares of the peak on paper; None where either is unknown."""
     # Pipes are busy with products in some dtypes only, and know nothing of a peak that was measured lower.
-    if e.witnessed_mfu is None or e.claimed_peak is None or e.peak_dtype not in TENSOR:
+    if e.witnessed_mfu is None or e.witness is None or e.claimed_peak is None or e.peak_dtype not in TENSOR:
         return None
+    counted = e.witnessed_mfu * e.claimed_peak * min(1.0 if e.dtype_mix is None else e.dtype_mix, 1.0)
+    return (counted, e.witness) if max(counted, e.witness) > 0 else None
+
+
+def borne_out(e: Evidence) -> bool | None:
+    """Whether the provider's own counters bear out what was counted: no more than they saw, and half of it at least.
+
+    None where no exporter of the provider's watched, where FLOPs of slower dtypes may have run elsewhere, or where
+    tiles are too empty for pipes to tell.
+    """
+    both = compared(e)
+    if both is None or e.watched_gpu_hours is None or e.dtype_mix is None or e.dtype_mix > MIXED or _fills_no_tile(e):
+        return None
+    counted, witness = both
+    is_over = counted > witness + max(POINTS, MATERIAL_LOSS * counted)
+    return not is_over and witness <= max(UNDER * counted, counted + POINTS)
+
+
+def _witness(e: Evidence) -> _Found | None:
+    both = compared(e)
+    if both is None:
+        return None
+    counted, witness = both
     mix = 1.0 if e.dtype_mix is None else e.dtype_mix
-    counted, witness = e.witnessed_mfu * e.claimed_peak * min(mix, 1.0), e.witness
-    if witness is None or max(counted, witness) <= 0:
-        return None
-    # Products in dtypes slower than the peak's may run elsewhere.
     if e.dtype_mix is not None and counted > witness + POINTS and mix <= MIXED:
         loss = 1 - witness / counted
         remedy = (
             f"The count says {counted:.1%} of the peak, the device's own counter {witness:.1%}: check registered "
             "formulas, sparsity and `mfu verify`, and whether the peak is this device's."
         )
-    elif witness > UNDER * counted and witness > counted + POINTS and not (e.exported or _fills_no_tile(e)):
+    elif witness > UNDER * counted and witness > counted + POINTS and not _fills_no_tile(e):
         loss = 1 - counted / witness
         remedy = (
             f"The device's own counter says {witness:.1%} of the peak, the count {counted:.1%}: look for operators "

@@ -1,7 +1,8 @@
 """What others show of a workload's kind: the clock and the links of its GPU type, and runs of the same work.
 
 Claims are a tenant's word, so that no single workload sets what others are held against: a rate counts as reached
-where two workloads reached it, a clock where four devices are behind the median.
+where two workloads reached it, a clock where four devices are behind the median. A workload whose own figures cannot be
+right together (`accounting`) is no measure for others at all.
 """
 
 from bisect import bisect_left
@@ -11,6 +12,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Final
 
+from mfu_sdk.provider.causes.accounting import accounting
 from mfu_sdk.provider.causes.evidence import LINKS, Earlier, Evidence, Smaller
 from mfu_sdk.provider.causes.gather import Gathered, Run, Unit
 
@@ -33,13 +35,15 @@ def complete(
     `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
     type, `host_links` the best path of each machine, as the inventory has them.
     """
+    sound = {each.unit for each in gathered if accounting(each.evidence) is None}
     clocks: dict[_Kind, list[float]] = {}
     told: dict[object, set[str]] = {}
     observed: dict[str | None, int] = {}
     best: dict[str | None, str] = {gpu_type: link for gpu_type, link in links.items() if link in LINKS}
     for each in gathered:
         e, gpu_type = each.evidence, each.unit.gpu_type
-        clocks.setdefault(_kind(e), []).extend(each.clocks)
+        if each.unit in sound:
+            clocks.setdefault(_kind(e), []).extend(each.clocks)
         for name, value in (("clock", e.clock), ("comm", e.comm), ("skew", e.skew)):
             # One rank has nobody to wait for, which says nothing of what is told.
             if value is not None and (name == "clock" or e.world_size != 1):
@@ -51,7 +55,7 @@ def complete(
             best[gpu_type] = max(best.get(gpu_type, "none"), e.link_best, key=LINKS.index)
     medians = {name: median(values) for name, values in clocks.items() if len(values) >= LEAST_DEVICES}
     machines = {each.unit: _one_machine(each.unit, node_gpus, observed) for each in gathered}
-    rates = _Rates(gathered, machines, best)
+    rates = _Rates([each for each in gathered if each.unit in sound], machines, best)
     fewer = _fewer_ranks(gathered, runs)
     found = []
     for each in gathered:

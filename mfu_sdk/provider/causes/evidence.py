@@ -166,8 +166,8 @@ class Evidence:
     """Hardware FLOPs over available ones in the windows that have a witness; over wall time where it is `watched`."""
     watched_gpu_hours: float | None = None
     """Whole hours in which the provider's own exporter was the witness; None where it is the tenant's word."""
-    exported: bool = False
-    """Whether the witness is the provider's exporter, of the time at work alone; else the tenant's process told it."""
+    watched_devices: Mapping[str, float] = field(default_factory=dict)
+    """The same by device."""
     dtype_mix: float | None = None
     """MFU with each dtype's FLOPs over its own peak, over the plain one: 1 where all are of the peak's dtype."""
     claimed_peak: float | None = None

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import median
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak import catalogue
@@ -18,7 +17,7 @@ from mfu_sdk.peak.theory import theoretical
 from mfu_sdk.provider.causes.evidence import LINKS, Drift, Earlier, Evidence
 from mfu_sdk.provider.causes.hours import KNOWN_SHARE
 from mfu_sdk.provider.fleet import Witness
-from mfu_sdk.provider.rollup import Sums, Usage, ratio
+from mfu_sdk.provider.rollup import Sums, Usage, ratio, total
 
 JUDGED: Final = frozenset({None, "train", "eval", "prefill", "decode", "inference"})
 
@@ -104,40 +103,30 @@ def gather(
     signs: Mapping[Unit, Sequence[Sign]],
     drifts: Mapping[Unit, tuple[Drift, ...]],
     answers: Mapping[tuple[str, str | None], tuple[float | None, float | None]],
-    exporter: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Gathered]:
     """What each unit tells of itself. `answers` are seconds per token and per request by tenant and workload.
-
-    `exporter`: tensor pipes busy × MHz by device, as the provider's own exporter saw them at work.
 
     A configuration with less than 5 % of its workload's time is none of its causes.
     """
     groups: dict[Unit, list[Usage]] = {}
     of_job: dict[object, float] = {}
     of_prompts: dict[object, float] = {}
-    users: dict[str, set[Unit]] = {}
     for usage in usages:
         if usage.phase in JUDGED and usage.sums.device_s:
             groups.setdefault(unit_of(usage), []).append(usage)
-            users.setdefault(usage.device, set()).add(unit_of(usage))
             of_job[usage.job] = of_job.get(usage.job, 0.0) + usage.sums.device_s
             if usage.phase == "prefill":
                 of_prompts[usage.job] = of_prompts.get(usage.job, 0.0) + usage.sums.device_s
     found = []
     for unit, parts in groups.items():
-        sums = sum((part.sums for part in parts), Sums())
+        sums = total(part.sums for part in parts)
         if (sums.device_s or 0.0) < 0.05 * of_job[parts[0].job]:
             continue
         token_s, request_s = answers.get((unit.tenant, unit.workload), (None, None))
         answer_s = token_s if unit.phase == "decode" else request_s
         made = _one(day, unit, parts, sums, signs.get(unit, ()), drifts.get(unit, ()), answer_s)
         prefill = of_prompts.get(parts[0].job, 0.0) / of_job[parts[0].job]
-        evidence = replace(made.evidence, prefill=prefill)
-        # An exporter does not tell whose work it saw.
-        if all(part.device in exporter and len(users[part.device]) == 1 for part in parts):
-            busy_mhz = sum(exporter[part.device] for part in parts) / len(parts)
-            evidence = replace(evidence, **_exported(evidence, sums, busy_mhz))
-        found.append(replace(made, evidence=evidence))
+        found.append(replace(made, evidence=replace(made.evidence, prefill=prefill)))
     return found
 
 
@@ -150,7 +139,7 @@ def witnessed(of: Gathered, by: Witness | None) -> Gathered:
         witness=by.utilization,
         witnessed_mfu=by.hardware_mfu,
         watched_gpu_hours=by.gpu_hours,
-        exported=False,
+        watched_devices=by.device_hours,
     )
     return replace(of, evidence=evidence)
 
@@ -257,20 +246,6 @@ def _one(
     )
 
 
-def _exported(e: Evidence, sums: Sums, busy_mhz: float) -> dict[str, Any]:
-    """The provider's own witness instead of the tenant's, and the count that it is held against."""
-    spec, counted = _spec(e.gpu_type), ratio(sums.hardware_flops, sums.available_flops)
-    if (
-        spec is None
-        or counted is None
-        or e.peak_dtype is None
-        or e.peak_dtype not in spec.flops_per_mhz.keys() & spec.peaks
-    ):
-        return {}
-    witness = busy_mhz * spec.flops_per_mhz[e.peak_dtype] / spec.peaks[e.peak_dtype]
-    return {"witness": witness, "witnessed_mfu": counted, "exported": True}
-
-
 def clock_of(gpu_type: str | None, mhz: float) -> float | None:
     """A clock in MHz over that of the GPU type's peak on paper."""
     spec = _spec(gpu_type)
@@ -343,7 +318,10 @@ def _spread(signs: Sequence[Sign], world_size: int | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A GPU type on paper: peaks in FLOP/s by dtype at the highest clock, the bf16 reference, bytes/s of memory."""
+    """A GPU type on paper: peaks in FLOP/s by dtype at the highest clock, the bf16 reference, bytes/s of memory.
+
+    `flops_per_mhz`: FLOP/s by dtype at a clock of one MHz.
+    """
 
     peaks: Mapping[str, float]
     reference_flops_per_s: float | None

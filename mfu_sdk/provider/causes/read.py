@@ -48,10 +48,7 @@ def evidence(
     }
     usages = rollup.usages(store, span, None) if usages is None else usages
     watched = fleet.witnessed(store, span)
-    exporter = {row["device"]: float(row["busy_mhz"]) for row in store.read("exporter", **bounds)}
-    gathered = [
-        witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers, exporter)
-    ]
+    gathered = [witnessed(each, watched.get(tuple(each.unit))) for each in gather(day, usages, signs, drifts, answers)]
     since = max(0, span.since_unix_ns - HISTORY_NS)
     runs: dict[tuple[object, ...], list[Run]] = {}
     for row in store.read("history", since=since, until=span.until_unix_ns):

@@ -25,7 +25,7 @@ _AT_WORK = ("prefill", "decode", "inference")
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An amount at the expected MFU, and at the ends of its interval; None where the expectation came without one."""
+    """An amount at the expected MFU, and at the ends of its interval; None where no expectation came with one."""
 
     low: float | None
     mid: float
@@ -93,27 +93,29 @@ def attained(splits: Iterable[Split]) -> float | None:
 def worth(ledger: Ledger, found: Waterfall) -> Worth | None:
     """Delivered value and efficiency gap at list over observed hours; None where a list price or all expectation lacks.
 
-    Hours whose expectation is unknown are in neither. Work is worth at most the hours that it took.
+    Hours whose expectation is unknown are in neither; one without an interval counts as exact. Work is worth at most
+    the hours that it took.
     """
-    delivered: list[float | None] = [0.0, 0.0, 0.0]
+    delivered = [0.0, 0.0, 0.0]
     whole = 0.0
-    seen = False
+    seen = has_interval = False
+    prices: dict[int, float] = {}
     for one in found.splits:
         held = ledger.held[one.used.held]
-        if not one.expected or not held.gpu_ns:
+        reachable = one.used.reachable
+        if reachable is None or not held.gpu_ns:
             continue
         if held.list_value is None:
             return None
         seen = True
-        price = float(held.list_value) / held.gpu_ns
+        price = prices.get(one.used.held)
+        if price is None:
+            price = prices[one.used.held] = float(held.list_value) / held.gpu_ns
         whole += price * one.step_ns
-        row = one.used
+        has_interval = has_interval or one.used.has_interval
         # The less is expected, the more of it was delivered.
-        for place, expected in enumerate((row.expected_high, row.expected_mfu, row.expected_low)):
-            known = expected is not None and expected > 0
-            value = price * min(one.step_ns, one.gpu_ns["useful"] / expected) if known and expected else None
-            total = delivered[place]
-            delivered[place] = None if total is None or value is None else total + value
+        for place, expected in enumerate(reversed(reachable)):
+            delivered[place] += price * min(one.step_ns, one.gpu_ns["useful"] / expected)
     if not seen:
         return None
     idle = 0.0
@@ -121,15 +123,10 @@ def worth(ledger: Ledger, found: Waterfall) -> Worth | None:
         if cell.stage == "idle" and cell.list_value is not None:
             idle += float(cell.list_value)
     low, mid, high = delivered
-    assert mid is not None
-    return Worth(
-        Interval(low, mid, high),
-        Interval(
-            None if high is None else whole + idle - high,
-            whole + idle - mid,
-            None if low is None else whole + idle - low,
-        ),
-    )
+    whole += idle
+    if not has_interval:
+        return Worth(Interval(None, mid, None), Interval(None, whole - mid, None))
+    return Worth(Interval(low, mid, high), Interval(whole - high, whole - mid, whole - low))
 
 
 def accounts(ledger: Ledger, found: Waterfall, level: Level) -> tuple[Account, ...]:
@@ -152,7 +149,7 @@ def accounts(ledger: Ledger, found: Waterfall, level: Level) -> tuple[Account, .
     for one in found.splits:
         held = ledger.held[one.used.held]
         splits.setdefault(name(held.gpu_type, held.host, held.tenant, one.used.workload), []).append(one)
-    costs = [sum((cell.cost or Fraction(0) for cell in members), Fraction(0)) for members in cells.values()]
+    costs = [_cost(ledger, members) for members in cells.values()]
     in_cents = apportioned(costs)
     rows = [
         _account(ledger, key, members, splits.get(key, []), cost)
@@ -190,6 +187,22 @@ def _account(ledger: Ledger, name: _Name, cells: Sequence[Cell], splits: Sequenc
         cost * 1e6 / tokens if tokens else None,
         worst,
     )
+
+
+def _cost(ledger: Ledger, cells: Iterable[Cell]) -> Fraction:
+    """What cells cost, those of one allocation together: fractions are slow, and a fleet has many cells."""
+    ns: dict[int, int] = {}
+    total = Fraction(0)
+    for cell in cells:
+        if cell.held is None:
+            total += cell.cost or Fraction(0)
+        else:
+            ns[cell.held] = ns.get(cell.held, 0) + cell.gpu_ns
+    for index, gpu_ns in ns.items():
+        held = ledger.held[index]
+        if held.cost is not None and held.gpu_ns:
+            total += held.cost * gpu_ns / held.gpu_ns
+    return total
 
 
 def _tokens(splits: Iterable[Split]) -> float | None:

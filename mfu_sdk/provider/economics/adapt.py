@@ -5,14 +5,17 @@ decides, and where it tells none the row is spread over them by the hours they h
 never the row's. What no allocation covers is a row of its own in the ledger, taken out of what is unsold.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak import catalogue
 from mfu_sdk.peak.theory import theoretical
+from mfu_sdk.provider.attempts import NOTHING, Lost, Redone
 from mfu_sdk.provider.books import Holdings, mig
 from mfu_sdk.provider.economics.inputs import HOUR_NS, Held, Ledger, Losses, Trust, Used
 from mfu_sdk.provider.economics.pricing import Claim
@@ -28,6 +31,12 @@ _REFERENCE: Final = ("bfloat16", "float16", "float32")
 _MOST_MFU: Final = 1.0
 # Clocks of a tenant's host and of the provider's records differ by seconds; an hour is 3600.
 _SLACK: Final = 1.005
+# Peaks are measured below what is on paper at the highest clock (`causes.accounting.PEAK_BAND`).
+_MOST_OF_PAPER: Final = 1.05
+
+
+Testimony = Mapping[tuple[object, ...], Trust]
+"""By `Usage.identity` what is known of a row beside its own word: "witnessed" or "contradicted"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +68,34 @@ def adapted(
     usages: Sequence[Usage],
     peaks: Mapping[str, float],
     claims: Sequence[Claim] = (),
+    done_again: Redone = NOTHING,
+    testimony: Testimony = MappingProxyType({}),
+    outside_s: Mapping[tuple[str, str, str], float] = MappingProxyType({}),
 ) -> Adapted:
     """Rows of use for `ledger`, whose hosts are those of `holdings`."""
     places = _Places(ledger, holdings)
     about = _About(claims, usages)
     placed: list[tuple[Used, int, float]] = []
     strays: dict[str, int] = {}
+    beyond: dict[tuple[str, str], float] = {}
     for usage in usages:
         host = places.host(usage)
         if host is None or (host, usage.gpu_type) not in places.owned:
             name = usage.host or usage.device
             strays[name] = strays.get(name, 0) + 1
             continue
-        row = _row(usage, host, peaks, about)
+        row = _row(usage, host, peaks, about, done_again.lost.get(usage.identity))
         if row is not None:
+            beyond_s = outside_s.get((usage.tenant, usage.host or "", usage.device), 0.0)
+            if beyond_s > (_SLACK - 1) * (usage.sums.device_s or 0.0):
+                beyond[usage.tenant, usage.device] = beyond_s
+            row = replace(row, trust=testimony.get(usage.identity, "claimed"))
             placed += [(row, index, weight) for index, weight in places.of(usage, host, row)]
     ledger = places.ledger()
-    return Adapted(ledger, _used(ledger, placed, places.recorded), (*_stray(strays), *places.notes()))
+    used = _used(ledger, placed, places.recorded, beyond)
+    return Adapted(
+        ledger, used, (*_stray(strays), *places.notes(), *_beyond(beyond), *_gainsaid(used), *done_again.notes)
+    )
 
 
 def claims_of(findings: Iterable[Mapping[str, Any]]) -> tuple[Claim, ...]:
@@ -214,7 +234,7 @@ class _Places:
         return index
 
 
-def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About) -> Used | None:
+def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About, lost: Lost | None) -> Used | None:
     sums, gpu_type = usage.sums, usage.gpu_type
     if not sums.device_s or gpu_type is None:
         return None
@@ -229,7 +249,8 @@ def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About) -> 
     own = _own_peak(sums, known_s)
     # A run in fp8 may pass the bf16 reference; its hours are split at the faster peak.
     peak = max(peaks.get(gpu_type, 0.0), (own or 0.0) / float(share))
-    expected = sums.expected_mfu
+    # An expectation is over the row's own peak.
+    over = own / float(share) / peak if own and peak else None
     places = about.of(usage)
     return Used(
         held=-1,
@@ -244,14 +265,16 @@ def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About) -> 
         unknown_s=sums.device_s - known_s,
         model_flops=sums.model_flops or 0.0,
         peak_flops_per_s=peak,
-        expected_mfu=expected * own / float(share) / peak if expected is not None and own and peak else None,
+        expected_mfu=_times(sums.expected_mfu, over),
+        expected_low=_times(sums.expected_low_mfu, over),
+        expected_high=_times(sums.expected_high_mfu, over),
         data_s=_seconds(sums.data_s, sums.data_known_s, known_s),
         comm_s=_seconds(sums.comm_s, sums.comm_known_s, known_s),
         skew_s=_seconds(sums.skew_s, sums.skew_known_s, known_s),
         host_s=_seconds(sums.host_s, sums.host_known_s, known_s),
         tokens=sums.tokens,
-        # No signal tells of steps that were done again, so that all tokens count.
-        tokens_good=sums.tokens,
+        lost_s=None if lost is None else min(1.0, lost.seconds / sums.device_s) * known_s,
+        tokens_good=_good(sums.tokens, lost),
         intent=usage.intent,
         losses=about.losses(places),
         claims=places,
@@ -262,29 +285,76 @@ def _weighed(row: Used, weight: float) -> dict[str, Any]:
     if weight == 1.0:
         return {}
     additive = (
-        "device_s", "unknown_s", "model_flops", "data_s", "comm_s", "skew_s", "host_s", "tokens", "tokens_good",
+        "device_s", "unknown_s", "model_flops", "data_s", "comm_s", "skew_s", "host_s", "lost_s", "tokens",
+        "tokens_good",
     )  # fmt: skip
     parts = {name: getattr(row, name) for name in additive}
     return {name: None if value is None else value * weight for name, value in parts.items()} | {"weight": weight}
 
 
-def _used(ledger: Ledger, placed: Sequence[tuple[Used, int, float]], recorded: int) -> tuple[Used, ...]:
-    """The rows under their allocations.
+def _used(
+    ledger: Ledger,
+    placed: Sequence[tuple[Used, int, float]],
+    recorded: int,
+    beyond: Container[tuple[str, str]],
+) -> tuple[Used, ...]:
+    """The rows under their allocations, and what stands behind them.
 
-    Those that contradict nothing known are `consistent`: allocated, within the time held, of a possible MFU.
+    Those that contradict nothing known are `consistent`, or `witnessed` where they are: allocated, within the time that
+    is held, at that time (not `beyond`), of no more time than passed on their device, and of an MFU that is possible at
+    a peak that it can have.
     """
     step_ns: dict[int, float] = {}
+    device_s: dict[str, float] = {}
     for row, index, weight in placed:
-        ns = (row.device_s + row.unknown_s) * float(row.sm_share) * 1e9
-        step_ns[index] = step_ns.get(index, 0.0) + ns * weight
+        seconds = (row.device_s + row.unknown_s) * weight
+        step_ns[index] = step_ns.get(index, 0.0) + seconds * float(row.sm_share) * 1e9
+        device_s[row.device] = device_s.get(row.device, 0.0) + seconds
+    wall_s = (ledger.until_unix_ns - ledger.since_unix_ns) / 1e9
     rows = []
     for row, index, weight in placed:
-        fits = step_ns[index] <= ledger.held[index].gpu_ns * _SLACK
+        fits = step_ns[index] <= ledger.held[index].gpu_ns * _SLACK and device_s[row.device] <= wall_s * _SLACK
+        fits = fits and (row.tenant, row.device) not in beyond
         can = row.device_s * row.peak_flops_per_s * float(row.sm_share)
-        consistent = index < recorded and fits and 0 < row.model_flops <= can * _MOST_MFU
-        trust: Trust = "consistent" if consistent else "claimed"
+        fastest = _fastest(row.gpu_type)
+        possible = 0 < row.model_flops <= can * _MOST_MFU and (
+            fastest is None or row.peak_flops_per_s <= fastest * _MOST_OF_PAPER
+        )
+        trust = row.trust
+        if trust != "contradicted":
+            trust = "claimed" if index >= recorded or not fits or not possible else _stands(trust)
         rows.append(replace(row, held=index, trust=trust, **_weighed(row, weight)))
     return tuple(rows)
+
+
+def _stands(said: Trust) -> Trust:
+    return "witnessed" if said == "witnessed" else "consistent"
+
+
+def _beyond(seconds: Mapping[tuple[str, str], float]) -> list[str]:
+    """A sentence for each tenant whose steps lie outside of the time that it held their hosts."""
+    hours: dict[str, float] = {}
+    for (tenant, _), each in seconds.items():
+        hours[tenant] = hours.get(tenant, 0.0) + each / 3600
+    return [
+        f"{each:,.1f} GPU-hours of steps of {tenant} lie outside of the time that it held their hosts: no advice on"
+        " prices is built on what these GPUs did. Correct the allocations' times, or look who runs there."
+        for tenant, each in hours.items()
+    ]
+
+
+def _gainsaid(rows: Iterable[Used]) -> list[str]:
+    """A sentence on steps whose figures cannot be right together."""
+    hours: dict[str, float] = {}
+    for row in rows:
+        if row.trust == "contradicted":
+            seconds = (row.device_s + row.unknown_s) * float(row.sm_share)
+            hours[row.tenant] = hours.get(row.tenant, 0.0) + seconds / 3600
+    return [
+        f"{each:,.1f} GPU-hours of steps of {tenant} cannot be as they are told (see its findings of `accounting`): no"
+        " advice on prices is built on them."
+        for tenant, each in hours.items()
+    ]
 
 
 def _key(usage: Usage) -> tuple[object, ...]:
@@ -313,6 +383,17 @@ def _on_paper(gpu_type: str) -> float | None:
     return next((rates[dtype].flops_per_s for dtype in _REFERENCE if dtype in rates), None)
 
 
+@cache
+def _fastest(gpu_type: str) -> float | None:
+    """The highest dense rate of any dtype that the type has on paper, FLOP/s."""
+    try:
+        theory = theoretical(catalogue.find(gpu_type)[0].silicon)
+    except ConfigurationError:
+        return None
+    rates = [rate.flops_per_s for table in (theory.reference, theory.at_max_clock) for rate in table.values()]
+    return max(rates, default=None)
+
+
 def _own_peak(sums: Sums, known_s: float | None = None) -> float | None:
     """The peak that a row's steps were measured against, FLOP/s."""
     seconds = sums.device_s if known_s is None else known_s
@@ -322,6 +403,17 @@ def _own_peak(sums: Sums, known_s: float | None = None) -> float | None:
 def _seconds(seconds: float | None, of_s: float | None, known_s: float) -> float | None:
     """A component over the whole of the row's time, by its share of the time in which it is known."""
     return seconds / of_s * known_s if seconds is not None and of_s else None
+
+
+def _good(tokens: float | None, lost: Lost | None) -> float | None:
+    """Tokens but for those of steps that were done again."""
+    if tokens is None or lost is None or lost.tokens is None:
+        return tokens
+    return max(0.0, tokens - lost.tokens)
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
 
 
 def _part(amount: Fraction | None, ns: int, of_ns: int) -> Fraction | None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.attempts import NOTHING, Redone
 from mfu_sdk.provider.books import CostBook, Holdings, Inventory, Snapshot, mig
-from mfu_sdk.provider.economics.adapt import adapted, claims_of, reference_peaks
+from mfu_sdk.provider.economics.adapt import Testimony, adapted, claims_of, reference_peaks
 from mfu_sdk.provider.economics.capacity import Capacity, capacity
 from mfu_sdk.provider.economics.inputs import Ledger
 from mfu_sdk.provider.economics.ledger import ledger
@@ -39,11 +41,16 @@ def assess(
     until_unix_ns: int,
     findings: Iterable[Mapping[str, Any]] = (),
     growth: float | None = None,
+    done_again: Redone = NOTHING,
+    testimony: Testimony = MappingProxyType({}),
+    outside_s: Mapping[tuple[str, str, str], float] = MappingProxyType({}),
 ) -> Assessment:
     """What the books and `usages`, the sums of all tenants in [since, until), say together.
 
     `findings` are over the same time, mappings with the keys of the report's `causes`; `growth` is the share by which
-    model FLOPs grew over the range before.
+    model FLOPs grew over the range before; `done_again` is what of them later attempts did again, `testimony` what is
+    known of rows beside their tenants' word, `outside_s` are seconds of steps, by tenant, host and device, at times
+    when the tenant held nothing there.
     """
     if books.inventory is None:
         lacks = "the inventory is not given; name it with --inventory FILE (nodes and allocations)."
@@ -55,7 +62,7 @@ def assess(
     types = {node.gpu_type for node in rows.owned}
     peaks = reference_peaks(types, usages)
     claims = claims_of(findings)
-    found = adapted(rows, holdings, usages, peaks, claims)
+    found = adapted(rows, holdings, usages, peaks, claims, done_again, testimony, outside_s)
     fall = waterfall(found.ledger, found.used)
     factors = capacity(found.ledger, fall, peaks)
     missing = _missing(books.costs, found.ledger)

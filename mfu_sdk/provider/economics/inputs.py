@@ -6,14 +6,16 @@ by the slice's share of the SMs. Money is exact fractions of the currency until 
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import inf
 from typing import Final, Literal
 
 HOUR_NS: Final = 3600 * 10**9
 PFLOP_HOUR: Final = 3.6e18
 """FLOPs of one PFLOP/s for one hour."""
 
-Trust = Literal["witnessed", "consistent", "claimed"]
-"""What stands behind a row: the provider's own counters; that it contradicts nothing the provider knows; its word."""
+Trust = Literal["witnessed", "consistent", "claimed", "contradicted"]
+"""What stands behind a row: the provider's own counters; that it contradicts nothing the provider knows; its word
+alone, which does not fit the provider's records of who held what; nothing, for its figures cannot be right together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,25 @@ class Used:
     losses: Losses = field(default=Losses())
     claims: tuple[int, ...] = ()
     weight: float = 1.0
+
+    @property
+    def reachable(self) -> tuple[float, float, float] | None:
+        """The least, the expected and the most MFU that it could reach; thrice the same where no interval was told.
+
+        None without an expectation, and where that is no number above 0.
+        """
+        mid = self.expected_mfu
+        if mid is None or not 0 < mid < inf:
+            return None
+        low, high = self.expected_low, self.expected_high
+        if low is None or high is None or not 0 < low <= mid <= high < inf:
+            return mid, mid, mid
+        return low, mid, high
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether its expectation came with an interval."""
+        return self.reachable is not None and self.expected_low is not None and self.expected_high is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,15 @@
 """A ledger and what ran in it to the money of a window."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Final
+from typing import Final, get_args
 
 from mfu_sdk.provider.economics.accounts import Account, Interval, accounts, revenue_of, sold_tokens, worth
 from mfu_sdk.provider.economics.capacity import Capacity
-from mfu_sdk.provider.economics.cents import apportioned
+from mfu_sdk.provider.economics.cents import apportioned, cents
 from mfu_sdk.provider.economics.incidence import Incidence, incidence
-from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR, Ledger
+from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR, Ledger, Trust
 from mfu_sdk.provider.economics.planning import NewHardware, Plan, new_hardware, pairs, plans
 from mfu_sdk.provider.economics.pricing import Call, Claim, Tier, calls, tiers
 from mfu_sdk.provider.economics.waterfall import STAGES, Cell, Waterfall
@@ -22,13 +22,19 @@ MOSTLY_OBSERVED: Final = 0.9
 class Stage:
     """One stage of the waterfall: its hours, what they cost, and its share of the owned hours.
 
-    `cost` is None without a cost book that covers all of the hours.
+    `cost` is None without a cost book that covers all of the hours. The `low` and `high` ends are of stages that hang
+    on the expected MFU (unattainable, kernel_gap), where that came with an interval: what one of the two has less, the
+    other has more, so that the ends do not add up beside one another.
     """
 
     stage: str
     gpu_hours: float
     cost: float | None
     share: float
+    gpu_hours_low: float | None = None
+    gpu_hours_high: float | None = None
+    cost_low: float | None = None
+    cost_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,9 @@ class Economics:
     allocations over their tokens; that of training stands beside. `attainable_cost_per_useful_pflop_hour` is what the
     observed hours' cost would be over the work that they could have done at the expected MFU. The waterfall's hours
     add up to the owned ones, its costs to `cost`, to the cent. `notes` are sentences on what the figures leave out.
+    `trust` are the GPU-hours of steps by what stands behind them: the provider's own counters (witnessed), that they
+    contradict none of its records (consistent), their word alone (claimed), nothing (contradicted). Advice on prices is
+    built on the first two.
     """
 
     currency: str
@@ -70,6 +79,7 @@ class Economics:
     tiers: tuple[Tier, ...]
     calls: tuple[Call, ...]
     notes: tuple[str, ...]
+    trust: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,7 @@ def reckon(
         tiers=tiers(ledger, found),
         calls=calls(ledger, found, claims, currency),
         notes=(*notes, *unpriced, *_doubts(found)),
+        trust=_trust(found),
     )
 
 
@@ -145,9 +156,44 @@ def stages(found: Waterfall) -> tuple[Stage, ...]:
             sums[stage][0] / HOUR_NS,
             None if cents is None else cents / 100,
             sums[stage][0] / whole if whole else 0.0,
+            *_ends(stage, found, sums),
         )
         for stage, cents in zip(STAGES, in_cents, strict=True)
     )
+
+
+_Ends = tuple[float | None, float | None, float | None, float | None]
+
+
+def _ends(stage: str, found: Waterfall, sums: Mapping[str, tuple[int, Fraction | None]]) -> _Ends:
+    """Least and most GPU-hours of a stage, least and most cost."""
+    bounds = found.unattainable
+    if bounds is None or stage not in ("unattainable", "kernel_gap"):
+        return None, None, None, None
+    low_ns, high_ns, low, high = bounds.least_ns, bounds.most_ns, bounds.least_cost, bounds.most_cost
+    if stage == "kernel_gap":
+        both_ns = sums["unattainable"][0] + sums["kernel_gap"][0]
+        low_ns, high_ns = both_ns - high_ns, both_ns - low_ns
+        one, other = sums["unattainable"][1], sums["kernel_gap"][1]
+        both = None if one is None or other is None else one + other
+        low, high = _less(both, high), _less(both, low)
+    return low_ns / HOUR_NS, high_ns / HOUR_NS, _rounded(low), _rounded(high)
+
+
+def _less(whole: Fraction | None, part: Fraction | None) -> Fraction | None:
+    return None if whole is None or part is None else whole - part
+
+
+def _rounded(amount: Fraction | None) -> float | None:
+    """To the cent, as the stages are."""
+    return None if amount is None else cents(amount) / 100
+
+
+def _trust(found: Waterfall) -> dict[str, float]:
+    hours: dict[str, float] = dict.fromkeys(get_args(Trust), 0.0)
+    for one in found.splits:
+        hours[one.used.trust] += (one.step_ns + one.gpu_ns["unobserved"]) / HOUR_NS
+    return hours
 
 
 def _observed(found: Waterfall) -> list[Cell]:
@@ -178,25 +224,25 @@ def _revenue(ledger: Ledger, found: Waterfall) -> tuple[Fraction | None, list[st
 
 def _attainable(found: Waterfall) -> Interval | None:
     """Cost of the hours of steps with an expectation, over the work that they could have done at it."""
-    ends: list[float | None] = [0.0, 0.0, 0.0]
+    work = [0.0, 0.0, 0.0]
     cost = 0.0
+    has_interval = False
     rates: dict[int, float] = {}
     for cell in found.cells:
         if cell.held is not None and cell.cost is not None:
             rates[cell.held] = float(cell.cost) / cell.gpu_ns
     for one in found.splits:
-        row = one.used
-        if not one.expected or not one.step_ns:
+        row, reachable = one.used, one.used.reachable
+        if reachable is None or not one.step_ns:
             continue
         cost += rates[row.held] * one.step_ns
-        for place, expected in enumerate((row.expected_high, row.expected_mfu, row.expected_low)):
-            sofar = ends[place]
-            work = None if expected is None else expected * row.peak_flops_per_s * one.step_ns / 1e9 / PFLOP_HOUR
-            ends[place] = None if sofar is None or work is None else sofar + work
-    most, mid, least = ends
+        has_interval = has_interval or row.has_interval
+        for place, expected in enumerate(reachable):
+            work[place] += expected * row.peak_flops_per_s * one.step_ns / 1e9 / PFLOP_HOUR
+    least, mid, most = work
     if not mid:
         return None
-    return Interval(cost / most if most else None, cost / mid, cost / least if least else None)
+    return Interval(cost / most, cost / mid, cost / least) if has_interval else Interval(None, cost / mid, None)
 
 
 def _per_million(ledger: Ledger, found: Waterfall, *, training: bool) -> float | None:
@@ -213,6 +259,12 @@ def _doubts(found: Waterfall) -> list[str]:
         sentences.append(
             f"{found.excess_ns / HOUR_NS:,.1f} GPU-hours of steps do not fit into the time that their allocations hold,"
             " and were cut in proportion: check the allocations' times."
+        )
+    exact = sum(one.step_ns for one in found.splits if one.expected and not one.used.has_interval)
+    if exact and found.unattainable is not None:
+        sentences.append(
+            f"{exact / HOUR_NS:,.1f} GPU-hours of steps have an expected MFU without an interval, and are taken at it"
+            " in every interval."
         )
     blind = sum(one.step_ns for one in found.splits if not one.expected)
     if blind:

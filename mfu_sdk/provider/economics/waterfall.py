@@ -13,7 +13,8 @@ A step's time T is split so:
 - under-batch, clock, drift: what findings claim, in this order, of what is left. Drift comes last of the causes: a
   changed configuration often shows as a wait or a clock, and then that is its name.
 - unattainable: of the time that the work done would take without any loss, F / (P · e), the share 1 − e that the
-  expected MFU e leaves. Kernel gap: the rest; all of it where nothing is expected of the work.
+  expected MFU e leaves. Kernel gap: the rest; all of it where nothing is expected of the work. Both are intervals where
+  the expectation is one.
 
 Each stage takes at most what those before it left, so claims that overlap, or contradict a claimed MFU, are cut and
 the whole stays the whole. Named losses are of time: an hour of waiting removed is an hour at the expected MFU.
@@ -53,7 +54,8 @@ class Split:
     """One row's time by stage; `expected` is whether its unattainable part is known.
 
     `step_ns` are its steps of known FLOPs. `claimed_flops` are its model FLOPs less those of time that does not fit;
-    `useful_flops` less those of lost work too, and at most what the peak can do.
+    `useful_flops` less those of lost work too, and at most what the peak can do. `unattainable_ns` are the least and
+    the most of its unattainable time, at the ends of the expected MFU's interval.
     """
 
     used: Used
@@ -62,15 +64,31 @@ class Split:
     step_ns: int
     claimed_flops: float
     useful_flops: float
+    unattainable_ns: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The least and the most of a stage: GPU-nanoseconds, and their cost where it is known."""
+
+    least_ns: int
+    most_ns: int
+    least_cost: Fraction | None
+    most_cost: Fraction | None
 
 
 @dataclass(frozen=True, slots=True)
 class Waterfall:
-    """All cells; the split of each row; how many GPU-nanoseconds of steps did not fit into the time that is held."""
+    """All cells; the split of each row; how many GPU-nanoseconds of steps did not fit into the time that is held.
+
+    `unattainable` is None where no expectation came with an interval. What it takes more or less, the kernel gap has
+    less or more; no other stage hangs on the expected MFU.
+    """
 
     cells: tuple[Cell, ...]
     splits: tuple[Split, ...]
     excess_ns: int
+    unattainable: Bounds | None = None
 
     def by_stage(self, cells: Iterable[Cell] | None = None) -> dict[str, tuple[int, Fraction | None]]:
         """Time and cost of every stage, of all cells unless some are given."""
@@ -102,7 +120,7 @@ def waterfall(ledger: Ledger, used: Sequence[Used]) -> Waterfall:
         excess_ns += over_ns
         splits += found
         cells += _cells(index, held, found, {"idle": idle_ns, "unobserved": unobserved_ns})
-    return Waterfall(tuple(cells), tuple(splits), excess_ns)
+    return Waterfall(tuple(cells), tuple(splits), excess_ns, _bounds(ledger, splits))
 
 
 def _of_held(held: Held, rows: Sequence[Used]) -> tuple[list[Split], int, int, int]:
@@ -148,15 +166,44 @@ def split(row: Used, step_ns: int, unknown_ns: int = 0) -> Split:
     ):
         taken[stage] = _part(rest, share, left)
         left -= taken[stage]
-    expected = row.expected_mfu
-    known = expected is not None and 0 < expected < float("inf")
-    if known and expected is not None:
-        taken["unattainable"] = _part(taken["useful"], max(0.0, 1 / expected - 1), left)
-        left -= taken["unattainable"]
+    reachable, ends = row.reachable, (0, 0)
+    if reachable is not None:
+        # The less could be reached, the more is out of reach.
+        most, mid, least = (_part(taken["useful"], max(0.0, 1 / mfu - 1), left) for mfu in reachable)
+        taken["unattainable"], ends = mid, (least, most)
+        left -= mid
     taken["kernel_gap"] = left
     whole_s = row.device_s * float(row.sm_share)
     rate = row.model_flops / whole_s if whole_s else 0.0
-    return Split(row, taken, known, step_ns, rate * step_ns / 1e9, min(rate, row.peak_flops_per_s) * rest / 1e9)
+    useful_flops = min(rate, row.peak_flops_per_s) * rest / 1e9
+    return Split(row, taken, reachable is not None, step_ns, rate * step_ns / 1e9, useful_flops, ends)
+
+
+def _bounds(ledger: Ledger, splits: Iterable[Split]) -> Bounds | None:
+    ends: dict[int, tuple[int, int]] = {}
+    has_interval = False
+    for one in splits:
+        has_interval = has_interval or one.used.has_interval
+        low, high = ends.get(one.used.held, (0, 0))
+        ends[one.used.held] = low + one.unattainable_ns[0], high + one.unattainable_ns[1]
+    if not has_interval:
+        return None
+    costs: list[tuple[Fraction, Fraction]] | None = []
+    for index, (low, high) in ends.items():
+        held = ledger.held[index]
+        if not high or costs is None:
+            continue
+        if held.cost is None:
+            costs = None
+        else:
+            rate = held.cost / held.gpu_ns
+            costs.append((rate * low, rate * high))
+    return Bounds(
+        sum(low for low, _ in ends.values()),
+        sum(high for _, high in ends.values()),
+        None if costs is None else sum((low for low, _ in costs), Fraction(0)),
+        None if costs is None else sum((high for _, high in costs), Fraction(0)),
+    )
 
 
 def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, int]) -> list[Cell]:
@@ -169,8 +216,9 @@ def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, i
             key = (stage, one.used.workload)
             sums[key] = sums.get(key, 0) + ns
 
-    def valued(amount: Fraction | None, ns: int) -> Fraction | None:
-        return None if amount is None else amount * ns / held.gpu_ns
+    # A nanosecond's, once: a fraction is reduced every time that it is divided.
+    cost = None if held.cost is None or not held.gpu_ns else held.cost / held.gpu_ns
+    list_value = None if held.list_value is None or not held.gpu_ns else held.list_value / held.gpu_ns
 
     return [
         Cell(
@@ -181,8 +229,8 @@ def _cells(index: int, held: Held, splits: Sequence[Split], rest: Mapping[str, i
             held.host,
             held.gpu_type,
             ns,
-            valued(held.cost, ns),
-            valued(held.list_value, ns),
+            None if cost is None else cost * ns,
+            None if list_value is None else list_value * ns,
             index,
         )
         for (stage, workload), ns in sums.items()

@@ -5,7 +5,7 @@ counted = Σ hardware FLOPs / Σ peak × time, witnessed = tensor activity × cl
 1 where more was counted than the pipes did, below where they were busy with what nobody counted.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +14,43 @@ from mfu_sdk.provider.fleet.gpu import reference
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """Over `gpu_hours`: hardware FLOPs / (claimed peak × wall time), and tensor activity × clock / reference clock."""
+    """Over `gpu_hours`: hardware FLOPs / (claimed peak × wall time), and tensor activity × clock / reference clock.
+
+    `device_hours` are those hours by device.
+    """
 
     hardware_mfu: float
     utilization: float
     gpu_hours: float
+    device_hours: Mapping[str, float]
 
 
 def witnesses(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], Witness]:
-    """By (tenant, workload, family, GPU type, world size, intent, fingerprint, phase), None for what nobody said."""
-    found = {}
+    """By (tenant, workload, family, GPU type, world size, intent, fingerprint, phase), None for what nobody said.
+
+    `rows` are those of sql/read/witnessed.sql, one a device.
+    """
+    units: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         gpu_type = row["gpu_type"] or None
-        known = reference(gpu_type)
-        if known is None or not row["wall_s"] or not row["available_flop"]:
+        if reference(gpu_type) is None or not row["wall_s"] or not row["available_flop"]:
             continue
-        # Available FLOPs are of steps; over wall time the time between them counts too.
-        share = row["step_time_s"] / row["wall_s"]
-        counted = row["hardware_flop"] / row["available_flop"] * share
-        utilization = row["mhz_s"] / row["wall_s"] / known.mhz
         size = None if row["world_size"] < 0 else row["world_size"]
         key = (
             row["tenant"], row["workload"] or None, row["family"] or None, gpu_type, size, row["intent"] or None,
             row["fingerprint"] or None, row["phase"] or None,
         )  # fmt: skip
-        found[key] = Witness(counted, utilization, row["wall_s"] / 3600)
-    return found
+        units.setdefault(key, []).append(row)
+    return {key: _witness(key[3], rows) for key, rows in units.items()}
+
+
+def _witness(gpu_type: str | None, rows: Sequence[Mapping[str, Any]]) -> Witness:
+    known = reference(gpu_type)
+    assert known is not None
+    hardware, available, step_s, wall_s, mhz_s = (
+        sum(row[name] for row in rows) for name in ("hardware_flop", "available_flop", "step_time_s", "wall_s", "mhz_s")
+    )
+    # Available FLOPs are of steps; over wall time the time between them counts too.
+    counted = hardware / available * step_s / wall_s
+    devices = {row["device"]: row["wall_s"] / 3600 for row in rows}
+    return Witness(counted, mhz_s / wall_s / known.mhz, wall_s / 3600, devices)

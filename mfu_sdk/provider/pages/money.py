@@ -19,4 +19,8 @@ def waterfall_chart(stages: Sequence[Stage], currency: str | None) -> charts.Cha
 
 def _tip(stage: Stage, currency: str | None) -> str:
     cost = "" if currency is None or stage.cost is None else f", {words.money(stage.cost, currency)}"
-    return f"{told(stage.stage)}: {words.hours(stage.gpu_hours)}, {words.percent(stage.share)} of what is owned{cost}"
+    between = ""
+    if stage.gpu_hours_low is not None and stage.gpu_hours_high is not None:
+        between = f" ({words.hours(stage.gpu_hours_low)} to {words.hours(stage.gpu_hours_high)})"
+    share = f"{words.percent(stage.share)} of what is owned"
+    return f"{told(stage.stage)}: {words.hours(stage.gpu_hours)}{between}, {share}{cost}"

@@ -1,14 +1,15 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-from mfu_sdk.provider import economics, findings, rollup
+from mfu_sdk.provider import attempts, economics, findings, rollup
 from mfu_sdk.provider.books import Holdings, Snapshot
-from mfu_sdk.provider.causes import Finding, systemic
+from mfu_sdk.provider.causes import systemic, testimony
 from mfu_sdk.provider.economics import Assessment
+from mfu_sdk.provider.outside import outside
 from mfu_sdk.provider.questions import Questions, Scaling, ask
 from mfu_sdk.provider.report import use
 from mfu_sdk.provider.report.model import (
@@ -74,7 +75,7 @@ def build(
         holdings = Holdings(books.inventory)
     judged = findings.judge(store, span, holdings, drifts, everyone)
     if gpu_type is None:
-        money = assessment(store, span, books, judged.findings, everyone)
+        money = assessment(store, span, books, judged, everyone)
     else:
         money = Assessment(None, (), None, _ALL_TYPES_ONLY)
     told = report_of(observed, money)
@@ -148,10 +149,13 @@ def assessment(
     store: Store,
     span: Range,
     books: Snapshot | None,
-    found: Iterable[Finding] = (),
+    judged: findings.Judged | None = None,
     usages: Sequence[Usage] | None = None,
 ) -> Assessment:
-    """Capacity and money of the whole fleet over `span`, as far as `books` allow; `usages` are those of all tenants."""
+    """Capacity and money of the whole fleet over `span`, as far as `books` allow.
+
+    `judged` and `usages` are those of all tenants.
+    """
     if books is None:
         return Assessment(None, (), None, _FLEET_ONLY)
     if books.inventory is None:
@@ -159,10 +163,21 @@ def assessment(
     if usages is None:
         usages = rollup.usages(store, span, None)
     has_previous = span.previous.since_unix_ns >= 0
-    before = rollup.level(rollup.usages(store, span.previous, None)).sums if has_previous else Sums()
-    ratio = rollup.ratio(rollup.level(usages).sums.model_flops, before.model_flops)
+    before = rollup.model_flops(store, span.previous, None) if has_previous else None
+    ratio = rollup.ratio(rollup.total(usage.sums for usage in usages).model_flops, before)
     growth = None if ratio is None else ratio - 1
-    return economics.assess(books, usages, span.since_unix_ns, span.until_unix_ns, map(asdict, found), growth)
+    judged = judged or findings.Judged((), (), {})
+    return economics.assess(
+        books,
+        usages,
+        span.since_unix_ns,
+        span.until_unix_ns,
+        map(asdict, judged.findings),
+        growth,
+        attempts.redone(store, span),
+        testimony(judged.evidence, usages),
+        outside(store, span, Holdings(books.inventory)),
+    )
 
 
 def bucket_seconds(span: Range, most: int = _MOST_POINTS) -> int:
@@ -214,11 +229,12 @@ def _fleet(observed: Observed, money: Assessment) -> Fleet:
 
 
 def _trend(moments: Sequence[Moment], bucket_s: int) -> tuple[TrendPoint, ...]:
-    buckets: dict[int, Sums] = {}
+    parts: dict[int, list[Sums]] = {}
     for moment in moments:
-        buckets[moment.start_unix_s] = buckets.get(moment.start_unix_s, Sums()) + moment.sums
-    if not buckets:
+        parts.setdefault(moment.start_unix_s, []).append(moment.sums)
+    if not parts:
         return ()
+    buckets = {start: rollup.total(each) for start, each in parts.items()}
     # Gaps are points without a value, so that nobody draws a line through time in which nothing was seen.
     starts = range(min(buckets), max(buckets) + 1, bucket_s)
     sums = [(start, buckets.get(start, Sums())) for start in starts]

@@ -96,6 +96,10 @@ def _figures(report: Report, found: Economics) -> list[tuple[str, str]]:
     if found.delivered_value is not None and found.efficiency_gap is not None:
         rows.append(("delivered", f"{_interval(found.delivered_value, _money)} worth at list price"))
         rows.append(("efficiency gap", f"{_interval(found.efficiency_gap, _money)} at list price"))
+    whole = sum(found.trust.values())
+    if whole:
+        behind = (f"{words.percent(hours / whole)} {trust}" for trust, hours in found.trust.items() if hours)
+        rows.append(("hours of steps are", ", ".join(behind)))
     return rows
 
 
@@ -116,10 +120,23 @@ def _waterfall(console: Console, stages: Sequence[Stage], currency: str | None) 
         Column("GPU-hours", hours),
         Column("share", (*(words.percent(stage.share) for stage in shown), words.percent(1.0))),
     ]
+    if any(stage.gpu_hours_low is not None for stage in shown):
+        columns.append(Column("at the ends", (*(_ends(stage, currency) for stage in shown), ""), drop=1))
     if currency is not None:
         total = sum(round((stage.cost or 0.0) * 100) for stage in stages) / 100
         columns.append(Column(f"cost, {currency}", (*(_money(stage.cost) for stage in shown), _money(total))))
     table(console, "Owned GPU-hours, from down to useful", columns)
+    if any(stage.gpu_hours_low is not None for stage in shown):
+        what = "GPU-hours" if currency is None else "cost"
+        console.print(f"at the ends: {what} at the ends of the interval of the expected MFU")
+
+
+def _ends(stage: Stage, currency: str | None) -> str:
+    """What a stage is at the ends of the expected MFU's interval; nothing for one that does not hang on it."""
+    low, high = stage.cost_low, stage.cost_high
+    if currency is None:
+        low, high = stage.gpu_hours_low, stage.gpu_hours_high
+    return "" if low is None or high is None else f"{low:,.2f} to {high:,.2f}"
 
 
 def _bearers(console: Console, found: Economics) -> None:
@@ -244,6 +261,6 @@ def _known(amount: float | None) -> str:
 
 
 def _interval(value: Interval, spell: Callable[[float | None], str]) -> str:
-    if value.low is None or value.high is None:
+    if value.low is None or value.high is None or value.low == value.high:
         return spell(value.mid)
     return f"{spell(value.mid)} ({spell(value.low)} to {spell(value.high)})"

@@ -63,7 +63,7 @@ def focus_from_data_dir(
 def focus(store: Store, span: Range, books: Snapshot) -> str:
     """The money of the whole fleet as CSV of FOCUS. Raises `ConfigurationError`, which says what the books lack."""
     judged = findings.judge(store, span, _holdings(books))
-    found = assessment(store, span, books, judged.findings)
+    found = assessment(store, span, books, judged)
     if found.economics is None or found.ledger is None or found.waterfall is None or books.inventory is None:
         raise ConfigurationError(f"format=csv: {found.missing}")
     regions = {node.host: node.region for node in books.inventory.nodes if node.region is not None}

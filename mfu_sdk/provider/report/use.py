@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from mfu_sdk.peak.published import TENSOR
 from mfu_sdk.provider import fleet, rollup
 from mfu_sdk.provider.books import Holdings
-from mfu_sdk.provider.causes import Evidence
+from mfu_sdk.provider.causes import Evidence, compared
 from mfu_sdk.provider.fleet import FleetUse, Useful, WorkloadWitness
 from mfu_sdk.provider.report.model import Fleet
 from mfu_sdk.provider.rollup import Range, Usage
@@ -38,10 +37,10 @@ def fleet_use(
 
 def _witnesses(evidence: Iterable[Evidence]) -> Iterable[WorkloadWitness]:
     for e in evidence:
-        # Pipes are busy with products in some dtypes only.
-        if e.witness is None or e.witnessed_mfu is None or e.claimed_peak is None or e.peak_dtype not in TENSOR:
+        both = compared(e)
+        if both is None:
             continue
-        counted = e.witnessed_mfu * e.claimed_peak
+        counted, witness = both
         yield WorkloadWitness(
             e.tenant,
             e.workload,
@@ -49,8 +48,8 @@ def _witnesses(evidence: Iterable[Evidence]) -> Iterable[WorkloadWitness]:
             e.world_size,
             e.phase,
             counted,
-            e.witness,
-            rollup.ratio(counted, e.witness),
+            witness,
+            rollup.ratio(counted, witness),
             e.watched_gpu_hours,
             "tenant" if e.watched_gpu_hours is None else "provider",
         )

@@ -80,8 +80,12 @@ def money(value: float | None, currency: str) -> str:
     """An amount to the hundredth with its currency; one below a cent keeps three significant digits."""
     if value is None:
         return UNKNOWN
-    shown = f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
-    return f"{shown} {name(currency, 8)}"
+    return f"{figure(value)} {name(currency, 8)}"
+
+
+def figure(value: float) -> str:
+    """An amount without its currency."""
+    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
 
 
 def evidence(value: float | str | None) -> str:

@@ -13,7 +13,16 @@ from mfu_sdk.provider.simulate.power import activity_of, clock
 from mfu_sdk.provider.simulate.sender import Identity, Seat, hashed
 from mfu_sdk.provider.simulate.serving import Load, Service
 from mfu_sdk.provider.simulate.silicon import Gpu
-from mfu_sdk.provider.simulate.windows import Denominator, Form, Steps, Whole, Windows, constants, doubles
+from mfu_sdk.provider.simulate.windows import (
+    Denominator,
+    Form,
+    Steps,
+    Whole,
+    Windows,
+    constants,
+    doubles,
+    expectation,
+)
 from mfu_sdk.provider.simulate.workload import Serving, Workload
 
 _SIGMA = 0.03
@@ -208,8 +217,7 @@ class _Replica:
                 semconv.AVAILABLE_FLOP: available, semconv.UTILIZATION: counted[number] / available,
                 semconv.HARDWARE_UTILIZATION: counted[number] / available,
                 semconv.DTYPE_UTILIZATION: counted[number] / available,
-                semconv.EXPECTED: expected[number], semconv.EXPECTED_FLOP: expected[number] * available,
-                semconv.EXPECTED_AVAILABLE_FLOP: available,
+                **expectation(expected[number], available),
                 semconv.ARITHMETIC_INTENSITY: float(sums["flops"][number]) / moved[number] if moved[number] else None,
                 semconv.BATCH_RUNNING: means["running"][number],
             }  # fmt: skip

@@ -9,7 +9,7 @@ from mfu_sdk.provider.simulate.kernels import LARGEST_PRODUCT, MEMORY
 from mfu_sdk.provider.simulate.models import Transformer
 from mfu_sdk.provider.simulate.power import clock
 from mfu_sdk.provider.simulate.training import Job, Steady
-from mfu_sdk.provider.simulate.windows import Denominator, Windows, constants, doubles
+from mfu_sdk.provider.simulate.windows import Denominator, Windows, constants, doubles, expectation
 from mfu_sdk.provider.simulate.workload import Training, Workload
 
 
@@ -91,9 +91,7 @@ class Told:
             semconv.HARDWARE_UTILIZATION: count * self.hardware_flops / available,
             semconv.DTYPE_UTILIZATION: flops * self.by_dtype / available,
             semconv.ACHIEVABLE_UTILIZATION: flops / (self.achievable_flops_per_s * seconds),
-            semconv.EXPECTED: self.expected,
-            semconv.EXPECTED_FLOP: self.expected * available,
-            semconv.EXPECTED_AVAILABLE_FLOP: available,
+            **expectation(self.expected, available),
             semconv.ARITHMETIC_INTENSITY: self.intensity,
             semconv.BATCH_RUNNING: float(job.sequences),
         }

@@ -15,6 +15,8 @@ from mfu_sdk.provider.simulate.noise import Floats
 from mfu_sdk.provider.simulate.sender import Identity
 
 MAX_STEPS = 1024
+EXPECTED_WITHIN = 0.03
+"""How far an expected MFU may lie beside what is told, as a share of it: a premise, as the intervals of peaks are."""
 
 Whole = npt.NDArray[np.int64]
 
@@ -124,3 +126,14 @@ def constants(phase: str, over: Denominator) -> bytes:
 def doubles(values: Mapping[str, float | None]) -> bytes:
     """Double attributes; what is None is left out."""
     return b"".join([wire.double(name, value) for name, value in values.items() if value is not None])
+
+
+def expectation(mfu: float, available_flops: float) -> dict[str, float]:
+    """What a window says of the MFU that its steps can reach: the least and most of it too, and its sums."""
+    return {
+        semconv.EXPECTED: mfu,
+        semconv.EXPECTED_LOW: mfu * (1 - EXPECTED_WITHIN),
+        semconv.EXPECTED_HIGH: mfu * (1 + EXPECTED_WITHIN),
+        semconv.EXPECTED_FLOP: mfu * available_flops,
+        semconv.EXPECTED_AVAILABLE_FLOP: available_flops,
+    }

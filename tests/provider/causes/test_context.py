@@ -129,3 +129,13 @@ def test_one_for_each_workload_and_cause() -> None:
     long = replace(TRAINING, data=0.2, time_s=1000.0, fingerprint="b")
     assert [each.loss_share for each in judge([short, long])] == [0.2]
     assert len(judge([short, replace(long, day="2026-05-29")])) == 2
+
+
+def test_what_cannot_be_is_no_measure() -> None:
+    """Workloads whose own figures clash set neither the rate nor the clock that others are held against."""
+    on = replace(TRAINING, link="nvlink", world_size=8)
+    false = replace(on, mfu=1.5)
+    fleet = [of(on, "a", (0.8,) * 8, rate=280e9), of(on, "b", (0.8,) * 8, rate=300e9)]
+    fleet += [of(false, name, (1.0,) * 40, rate=900e9) for name in ("c", "d")]
+    found = {e.workload: e for e in complete(fleet, {}, {}, {})}
+    assert (found["a"].best_bus_bytes_per_s, found["a"].cohort_clock) == (280e9, 0.8)

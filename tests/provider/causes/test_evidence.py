@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mfu_sdk import semconv
-from mfu_sdk.provider import causes, findings
+from mfu_sdk.provider import causes, findings, rollup
 from mfu_sdk.provider.books import Holdings, load_inventory
 from mfu_sdk.provider.causes import Drift, Evidence
 from mfu_sdk.provider.causes.held import cut_of
@@ -106,8 +106,8 @@ def told(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 
 def scraped() -> Sequence[PointRow]:
-    """An exporter's hour: GPU-2 has work in three scrapes of twelve, GPU-x 0.4 of its pipes busy in eight of them."""
-    seen = {"GPU-2": ((0.0,) * 12, (0.0,) * 9 + (3.0,) * 3), "GPU-x": ((0.4, 0.0, 0.4) * 4, (100.0,) * 12)}
+    """An exporter's hour: GPU-2 has work in three scrapes of twelve; from 21:00 on GPU-x 0.25 of its pipes busy."""
+    seen = {"GPU-2": ((0.0,) * 12, (0.0,) * 9 + (3.0,) * 3), "GPU-x": ((0.25,) * 18, (100.0,) * 18)}
     gauges = []
     for device, columns in seen.items():
         who = wire.text("UUID", device, 7)
@@ -474,17 +474,30 @@ def test_nonsense(told: Told) -> None:
 
 @sends
 def of_exported() -> Rows:
-    return [
-        rank(resource={semconv.HW_ID: "GPU-x"}, mfu__hardware__flop=0.45 * PEAK * 30, mfu__witness__utilization=0.45)
-    ]
+    seen: dict[str, object] = {
+        "mfu__utilization": 0.45,
+        "mfu__dtype__utilization": 0.45,
+        "mfu__witness__utilization": 0.45,
+    }
+    who: dict[str, object] = {semconv.HW_ID: "GPU-x"}
+    # Half of each minute from 21:00 to 22:00.
+    return [rank(0, 1800 + 60 * n, resource=who, mfu__hardware__flop=0.45 * PEAK * 30, **seen) for n in range(60)]
 
 
-def test_exporter(told: Told) -> None:
-    """The provider's own witness goes before the tenant's: 0.4 at the clock of the peak, and 0.45 is counted."""
-    e = told.one("exported")
-    assert e.exported
-    assert (e.witness, e.witnessed_mfu) == (approx(0.4, rel=1e-3), approx(0.45))
-    assert not told.one("nonsense").exported
+def test_exporter(store: Store, told: Told) -> None:
+    """The provider's own witness goes before the tenant's, over the whole hour: 0.25 at the clock of the peak.
+
+    Half of the hour at 0.45 is 0.225: the pipes did that. A range without a whole hour has the tenant's word alone.
+    """
+    whole = Range(T0 + 1800 * 10**9, T0 + 5400 * 10**9)
+    usages = [usage for usage in rollup.usages(store, whole, None) if usage.tenant == "exported"]
+    [e] = [each for each in causes.evidence(store, whole, usages=usages) if each.tenant == "exported"]
+    assert (e.witness, e.witnessed_mfu) == (approx(0.25, rel=1e-3), approx(0.225))
+    assert (e.watched_gpu_hours, e.watched_devices) == (1.0, {"GPU-x": 1.0})
+    assert list(causes.testimony([e], usages).values()) == ["witnessed"]
+    half = told.one("exported")
+    assert (half.witness, half.watched_gpu_hours) == (approx(0.45), None)
+    assert causes.testimony([half], usages) == {}
 
 
 INVENTORY = """

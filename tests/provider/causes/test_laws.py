@@ -86,7 +86,6 @@ EVIDENCE = st.builds(
     witness=_maybe(_share()),
     witnessed_mfu=_maybe(_share()),
     dtype_mix=_maybe(st.floats(0.5, 1.5)),
-    exported=st.booleans(),
     peak_source=_maybe(st.sampled_from(("theory", "user", "calibrated"))),
     claimed_peak=_maybe(st.floats(0.1, 3.0)),
     wall=_maybe(st.floats(0.5, 2.0)),
@@ -212,7 +211,7 @@ def test_every_signal_is_read() -> None:
     told = {field.name for field in fields(Evidence)}
     who = {"tenant", "workload", "day", "family", "gpu_type", "intent", "run_ids", "hosts", "places", "time_s"}
     others = {"cohort_clock", "best_bus_bytes_per_s", "type_link", "one_machine", "smaller", "earlier", "drifts"}
-    others |= {"watched_gpu_hours", "exported", "parts", "worse", "since_unix_s", "until_unix_s", "rest"}
+    others |= {"watched_gpu_hours", "watched_devices", "parts", "worse", "since_unix_s", "until_unix_s", "rest"}
     assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}
 
 

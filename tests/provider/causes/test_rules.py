@@ -397,7 +397,6 @@ def test_idle(decode: Make, train: Make) -> None:
         ({"witnessed_mfu": 0.6, "witness": 0.4, "dtype_mix": 0.7}, None),  # each dtype over its own peak: 0.42
         ({"witnessed_mfu": 0.6, "witness": 0.4, "dtype_mix": 1.1}, None),  # some of it may not run on the pipes
         ({"witnessed_mfu": 0.6, "witness": 0.4, "dtype_mix": None}, None),
-        ({"witnessed_mfu": 0.2, "witness": 0.41, "exported": True}, None),  # seen at work alone, it lies above
         ({"witnessed_mfu": 0.02, "witness": 0.2, "phase": "decode", "batch": 4.0}, None),  # 16 rows for 4
         ({"witnessed_mfu": 0.02, "witness": 0.2, "phase": "decode", "batch": 16.0}, 0.9),
         ({"witnessed_mfu": 0.2, "witness": 0.41}, 1 - 0.2 / 0.41),

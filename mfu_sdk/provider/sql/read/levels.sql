@@ -24,7 +24,9 @@ SELECT
     sum(counted.intensity_s) AS intensity_s, sum(counted.memory_rate_weighted) AS memory_rate_weighted,
     sum(counted.memory_rate_s) AS memory_rate_s, sum(counted.feasible_mfu_weighted) AS feasible_mfu_weighted,
     sum(counted.feasible_mfu_s) AS feasible_mfu_s, sum(counted.latency_target_weighted) AS latency_target_weighted,
-    sum(counted.latency_target_s) AS latency_target_s
+    sum(counted.latency_target_s) AS latency_target_s,
+    sum(counted.expected_low_flop) AS expected_low_flop, sum(counted.expected_high_flop) AS expected_high_flop,
+    sum(counted.expected_interval_flop) AS expected_interval_flop
 FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = 3600) AS counted
 WHERE {everyone:UInt8} OR tenant = {tenant:String}
 GROUP BY

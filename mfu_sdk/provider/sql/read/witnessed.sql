@@ -1,9 +1,9 @@
 -- What was counted in whole hours of [since, until) on GPUs that the provider's own exporter watched all along, and that
 -- one configuration of one workload had to itself with every step known: its FLOPs and seconds beside tensor × clock
--- over all of those hours. Slices of MIG are left out: an exporter does not tell their UUIDs.
+-- over all of those hours, by device. Slices of MIG are left out: an exporter does not tell their UUIDs.
 SELECT
     unit.1 AS tenant, unit.2 AS workload, unit.3 AS family, unit.4 AS gpu_type, unit.5 AS world_size, unit.6 AS intent,
-    unit.7 AS fingerprint, unit.8 AS phase,
+    unit.7 AS fingerprint, unit.8 AS phase, gpu AS device,
     sum(hardware_flop) AS hardware_flop, sum(available_flop) AS available_flop, sum(step_time_s) AS step_time_s,
     count() * 3600 AS wall_s, sum(mhz_s) AS mhz_s
 FROM (
@@ -34,6 +34,6 @@ INNER JOIN (
     GROUP BY gpu, hour
     HAVING count() = 12
 ) AS watched USING (gpu, hour)
-GROUP BY unit
-ORDER BY unit
+GROUP BY unit, device
+ORDER BY unit, device
 SETTINGS do_not_merge_across_partitions_select_final = 1
