@@ -129,7 +129,8 @@ class Monitor:
         self._settings = settings
         self._start_step = start_step
         self._on_step = on_step
-        self._on_drift = on_drift
+        # Called in their order; more may come while the run goes on.
+        self._drift_callbacks: list[Callable[[DriftEvent], object]] = [] if on_drift is None else [on_drift]
         self._engine: Engine | None = None
         self._summary: RunSummary | None = None
         self._board: Board | None = None
@@ -156,7 +157,7 @@ class Monitor:
             self._convention,
             self._settings,
             self._on_step,
-            self._on_drift,
+            self._tell_of_drift,
         )
         self._engine = Engine(
             ledger,
@@ -209,7 +210,7 @@ class Monitor:
         def monitored(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             fresh = Monitor(
                 self._model, self._name, self._optimizer, self._devices, self._peaks, self._expected,
-                self._convention, self._settings, self._start_step, self._on_step, self._on_drift,
+                self._convention, self._settings, self._start_step, self._on_step, self._tell_of_drift,
             )  # fmt: skip
             with fresh:
                 result = train(*args, **kwargs)
@@ -276,6 +277,22 @@ class Monitor:
             ):
                 warn_once("run.calibrate", "called inside of a step: nothing was measured; call it between two steps")
         return found[0] if found else None
+
+    def on_drift(self, callback: Callable[[DriftEvent], _R]) -> Callable[[DriftEvent], _R]:
+        """Have `callback` called with each `DriftEvent` from here on, as ``monitor(on_drift=)`` has it from the start.
+
+        Returns `callback`, so that it decorates a function too. Raises `ConfigurationError` where it is none.
+        """
+        if not callable(callback):
+            raise ConfigurationError(f"on_drift({callback!r}): must be a function of a DriftEvent")
+        self._drift_callbacks.append(callback)
+        return callback
+
+    def _tell_of_drift(self, event: DriftEvent) -> None:
+        for callback in tuple(self._drift_callbacks):
+            # One that fails keeps the event from no other.
+            with shield("the on_drift callback"):
+                callback(event)
 
     def live(self) -> None:
         """Show the run's figures: MFU lately and so far, what was expected, tokens a second, the biggest loss.

@@ -318,6 +318,30 @@ def test_the_callback_hears_of_both_ends(clock: testing.FakeClock, quick: None) 
     assert "  drift        train -33" in str(run.summary())
 
 
+def test_callbacks_come_later_too(clock: testing.FakeClock, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that `run.on_drift` has been given hears of what comes after; one that fails silences no other."""
+    monkeypatch.setenv("MFU_GUARD", "log")
+    generator, model = random.Random(0), nn.Linear(4, 4)
+    early: list[DriftEvent] = []
+    late: list[DriftEvent] = []
+    with mfu.monitor(model, peaks=PEAKS, settings=settings(), on_drift=early.append) as run:
+        with pytest.raises(ConfigurationError, match=r"on_drift\(3\): must be a function"):
+            run.on_drift(3)  # type: ignore[arg-type]  # what is under test
+
+        @run.on_drift
+        def fails(_event: DriftEvent) -> None:
+            raise RuntimeError("pager is down")
+
+        for index, duration_s in enumerate([0.5] * 200 + [0.75] * 150 + [0.5] * 200):
+            if index == 350:
+                assert run.on_drift(late.append) == late.append
+            with run.step(tokens=2):
+                model(torch.ones(2, 4)).sum().backward()
+                clock.advance(duration_s * generator.uniform(0.98, 1.02))
+    assert [event.recovered_step is None for event in early] == [True, False]
+    assert late == early[1:]
+
+
 def test_a_failing_callback_is_contained(
     clock: testing.FakeClock, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
