@@ -29,13 +29,11 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from math import gcd, prod
-from typing import Any, Final
-
-import torch
+from typing import Final
 
 from mfu_sdk.counting.batched import Between
-from mfu_sdk.counting.plan import Packed
 from mfu_sdk.run.demand import Demand
+from mfu_sdk.run.sizes import Sizes, taken_apart
 
 MOST_FAMILIES: Final = 256
 """Kinds of calls that are kept; of more, the one counted longest ago is forgotten."""
@@ -50,7 +48,6 @@ MOST_PIECES: Final = 3
 MOST_WRONG: Final = 2
 """Predictions that counts refuted, after which a kind of call is not predicted again."""
 
-Sizes = tuple[int, ...]
 Values = tuple[int, ...]
 
 
@@ -66,7 +63,7 @@ class Forms:
 
         Returns whether a form that was trusted turned out wrong, so that earlier predictions no longer hold.
         """
-        structure, sizes, squares, numbers = _taken_apart(key)
+        structure, sizes, squares, numbers = taken_apart(key)
         family = self._families.get(structure)
         if family is None:
             family = self._families[structure] = _Family(squares, numbers if self._counters else frozenset())
@@ -77,7 +74,7 @@ class Forms:
 
     def predict(self, key: Hashable) -> Demand | None:
         """The demand of a call like counted ones but for its sizes, or None where no form is trusted for it."""
-        structure, sizes, _, _ = _taken_apart(key)
+        structure, sizes, _, _ = taken_apart(key)
         family = self._families.get(structure)
         return None if family is None else family.predict(sizes)
 
@@ -379,33 +376,3 @@ def _values(demand: Demand, names: Sequence[str]) -> Values:
 def _same(one: Demand, other: Demand) -> bool:
     names = sorted({*one.by_dtype, *other.by_dtype})
     return _values(one, names) == _values(other, names)
-
-
-def _taken_apart(key: Hashable) -> tuple[Hashable, Sizes, frozenset[int], frozenset[int]]:
-    """What of a signature is structure, the sizes in it, and which of them are sums of squares, which arguments.
-
-    Sizes are those of tensors, whole numbers given as arguments, and what packed lengths add up to.
-    """
-    sizes: list[int] = []
-    squares: set[int] = set()
-    numbers: set[int] = set()
-    structure = _structure(key, sizes, squares, numbers)
-    return structure, tuple(sizes), frozenset(squares), frozenset(numbers)
-
-
-def _structure(part: Any, sizes: list[int], squares: set[int], numbers: set[int]) -> Hashable:
-    if isinstance(part, torch.Size):
-        sizes.extend(part)
-        return "size", len(part)
-    if isinstance(part, Packed):
-        squares.add(len(sizes) + 1)
-        sizes.extend((part.total, part.squares, part.number))
-        return "packed"
-    if isinstance(part, tuple):
-        # `plan.signature` gives an argument that is a whole number as (int, its value).
-        if len(part) == 2 and part[0] is int:
-            numbers.add(len(sizes))
-            sizes.append(part[1])
-            return "whole"
-        return tuple([_structure(each, sizes, squares, numbers) for each in part])
-    return part if isinstance(part, Hashable) else repr(part)
