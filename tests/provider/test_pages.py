@@ -82,8 +82,10 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
         gpt, hostile = resource("gpt"), resource(HOSTILE, host__name=HOSTILE, hw__name=HOSTILE)
         fed.send([window(n, of, T0) for n, of in itertools.product(range(1, 5), (gpt, hostile))], "a")
         everything = resource(HOSTILE, **{name.replace(".", "__"): HOSTILE for name in texts("resource")})
-        names: dict[str, semconv.Place] = {semconv.SPAN_WINDOW: "window", semconv.SPAN_STEP: "step", semconv.SPAN_RUN: "run",
-                 semconv.SPAN_DRIFT: "drift", semconv.SPAN_CALIBRATION: "calibration"}  # fmt: skip
+        names: dict[str, semconv.Place] = {
+            semconv.SPAN_WINDOW: "window", semconv.SPAN_STEP: "step", semconv.SPAN_RUN: "run",
+            semconv.SPAN_DRIFT: "drift", semconv.SPAN_CALIBRATION: "calibration",
+        }  # fmt: skip
         for name, place in names.items():
             said = dict.fromkeys(texts(place), HOSTILE)
             told = {semconv.AVAILABLE_FLOP: 30e12, semconv.MODEL_FLOP: 1e12, semconv.STEP_TIME: 30.0, **said}
