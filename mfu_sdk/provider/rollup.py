@@ -434,9 +434,12 @@ _PARTS: Final = tuple(
 """Seconds in which a part is known, and the part: a table holds zero for both where nobody knew it."""
 
 
+_SOURCES: Final = tuple((name, _COLUMNS.get(name, name)) for name in _NAMES)
+
+
 def sums_of(row: Row) -> Sums:
     """The sums of a query's row; what it did not ask for is None."""
-    values: dict[str, float | None] = {name: row.get(_COLUMNS.get(name, name)) for name in _NAMES}
+    values: dict[str, float | None] = {name: row.get(column) for name, column in _SOURCES}
     for known_s, part in _PARTS:
         if not values[known_s]:
             values[known_s] = values[part] = None
