@@ -74,6 +74,10 @@ class Holdings:
         """The node that `host` is at that moment; the first where two types share a host."""
         return next((node for node in self._nodes.get(host, ()) if covers(node.span, at_unix_ns)), None)
 
+    def nodes_of(self, host: str) -> tuple[Node, ...]:
+        """The nodes that `host` is or was, in the inventory's order."""
+        return tuple(self._nodes.get(host, ()))
+
     def node_of(self, gpu_uuid: str) -> Node | None:
         """The node that lists this GPU."""
         return self._node_by_uuid.get(gpu_uuid)

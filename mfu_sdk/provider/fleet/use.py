@@ -223,7 +223,7 @@ def _node(
     devices = {each.gpu for each in gpus}
     count = len(devices)
     if holdings is not None:
-        owned_nodes = [node for node in holdings.inventory.nodes if node.host == host]
+        owned_nodes = holdings.nodes_of(host)
         types |= {node.gpu_type for node in owned_nodes}
         count = max(count, sum(node.gpus for node in owned_nodes))
     count = max(count, 0 if level is None else level.devices)
