@@ -57,8 +57,9 @@ OPTIONS: tuple[Option, ...] = (
         "MFU_PROFILE",
         "auto",
         "auto, kernels or off",
-        "what times the work of every eighth step, while that takes at most 0.5 % of the run, for the waterfall's host "
-        "gap and kernels. auto: operators one by one, on a processor; kernels: on a GPU its kernels too, by torch's "
+        "what times the work of every eighth step, and of some calls of a handler's model, while that takes at most "
+        "0.5 % of the run, for the waterfall's host gap and kernels. auto: operators one by one, on a processor; "
+        "kernels: on a GPU its kernels too, by torch's "
         "profiler (untried on a GPU so far; it writes to standard error); off: nothing",
     ),
     Option(

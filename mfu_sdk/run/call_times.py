@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mfu_sdk.settings import Profiling
 
 PAUSE_NS: Final = 50_000_000
-"""Between two looks at whether the next call may be timed: a look takes longer than a comparison."""
+"""Between two looks at whether the next call may be timed, and between two that are: a look takes longer than a
+comparison, and to begin and end the timing of a call longer than its operators, where these are few."""
 
 
 class CallTimes:
@@ -66,6 +67,7 @@ class CallTimes:
     def tell(self, gathered: Gathered, demand: Demand | None, phase: Phase) -> None:
         """Enter what that call, which was of `phase`, has shown; nothing where its cost is not known."""
         self._running = False
+        self._look_at_ns = self._clock.mark() + PAUSE_NS
         if demand is not None and demand.hardware_flops:
             self._timed[self._is_answer] += 1
             self._operators.tell(gathered, demand.hardware_flops, phase)

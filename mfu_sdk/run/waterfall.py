@@ -190,7 +190,7 @@ def _sum(bars: Sequence[Bar], total_s: float) -> Bar:
     seconds = math.fsum(bar.seconds for bar in bars)
     # What is nothing says nothing of how the others are known.
     weighty = [bar for bar in bars if bar.seconds] or bars
-    known: Known = max((bar.known for bar in weighty), key=_SURENESS.index)
+    known = max(weighty, key=lambda bar: _SURENESS.index(bar.known)).known
     reasons = dict.fromkeys(bar.reason for bar in bars if bar.reason)
     return Bar(bars[0].name, seconds / total_s, seconds, known, "; ".join(reasons) or None)
 

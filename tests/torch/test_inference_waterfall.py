@@ -14,8 +14,9 @@ import mfu_sdk as mfu
 from mfu_sdk import testing
 from mfu_sdk.export.windows import Windows, sums
 from mfu_sdk.records import Peaks, Rate, RunSummary
-from mfu_sdk.run.call_times import call_times
+from mfu_sdk.run.call_times import PAUSE_NS, call_times
 from mfu_sdk.run.clock import CudaClock, HostClock
+from mfu_sdk.run.evidence import Gathered
 from mfu_sdk.run.phases import CallShape
 
 from .conftest import Sink
@@ -237,5 +238,10 @@ def test_prompts_and_answers_have_their_turns() -> None:
     assert not times.due(prompt)
     times.forget()
     assert times.due(prompt)
+    # One that was timed is followed by none for a while, however little it took.
+    times.tell(Gathered(ranks=1), None, "prefill")
+    assert not times.due(answer)
+    clock.advance(PAUSE_NS / 1e9)
+    assert times.due(answer)
     assert call_times(HostClock(clock), "off") is None
     assert call_times(CudaClock("cuda:0"), "auto") is None
