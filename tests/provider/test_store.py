@@ -464,6 +464,7 @@ def test_older_store_is_summed_anew(data_dir: Path) -> None:
         from mfu_sdk.provider import schema
         newest, schema.MIGRATION = schema.MIGRATION, re.compile(r"(000\\d)_\\w+\\.sql")
         reconcile, Store._reconcile = Store._reconcile, lambda self, **_: None
+        hours, Store._make_gpu_hours = Store._make_gpu_hours, lambda self, **_: None
         day = 86_400
         with Store(sys.argv[1]) as store:
             store.insert_spans("acme", [row(1), row(2), row(2 * day)])
@@ -476,7 +477,7 @@ def test_older_store_is_summed_anew(data_dir: Path) -> None:
             store._writer.query("DELETE FROM otel.mfu_migrations WHERE version > 10")
         with Store(sys.argv[1]) as store:
             print(flop(store, "mfu_sums_5m"), flop(store, "mfu_sums_1h"))
-        Store._reconcile = reconcile
+        Store._reconcile, Store._make_gpu_hours = reconcile, hours
         with Store(sys.argv[1]) as store:
             print(flop(store, "mfu_sums_5m"), flop(store, "mfu_sums_1h"))
             print(store.query("SELECT toDate(ts) AS day, sum(spans) AS n FROM otel.mfu_sums_1h GROUP BY 1 ORDER BY 1"))
