@@ -40,14 +40,14 @@ def test_autocast(dtype: torch.dtype, told: str) -> None:
 def test_switches() -> None:
     """Those that a program may turn at any time, as they stand."""
     before = Fingerprint.of(now("cpu"))
-    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cuda.enable_flash_sdp(enabled=False)
     torch.set_float32_matmul_precision("medium")
     try:
         told = before.diff(Fingerprint.of(now("cpu")))
     finally:
-        torch.use_deterministic_algorithms(mode=False)
+        torch.backends.cuda.enable_flash_sdp(enabled=True)
         torch.set_float32_matmul_precision("highest")
-    assert told == ("deterministic: False → True", "matmul.precision: highest → medium")
+    assert told == ("attention.allowed: −flash", "matmul.precision: highest → medium")
 
 
 def test_operators_that_matter() -> None:
