@@ -183,6 +183,7 @@ def asked(store: Store) -> dict[str, float]:
         "bucket_s": 21_600, "fingerprint": FINGERPRINT, "run_id": "run-0-0", "host": "node-0", "keys": [],
         "since_ns": [], "until_ns": [], "shares": [], "tenants": ["tenant-0"], "hosts": ["node-0"],
         "since_s": ["0"], "until_s": ["0"], "first": "2026-05-28", "last": "2026-06-10",
+        "runs": 32, "steps": 4096,
     }  # fmt: skip
     texts = {name: (schema.SQL / "read" / f"{name}.sql").read_text("utf-8") for name in get_args(Reading)}
     given = {

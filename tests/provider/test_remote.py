@@ -192,6 +192,7 @@ def test_readings_are_equal(both: tuple[Store, Store, str], reading: Reading) ->
     }
     asked |= {"keys": ["GPU-0"], "shares": ["1"], "since_ns": [str(SCOPE["since"])], "until_ns": [str(SCOPE["until"])]}
     asked |= {"first": "2026-05-28", "last": "2026-05-29"}
+    asked |= {"runs": 32, "steps": 4096, "tenants": [both[2]], "hosts": ["node-1"], "since_s": ["0"], "until_s": ["1"]}
     asked = {key: value for key, value in asked.items() if f"{{{key}:" in text}
     one, two = (each.read(reading, **asked) for each in both[:2])
     assert in_order(one) == in_order(two)
