@@ -7,7 +7,6 @@ reads it (opentelemetry/proto/trace/v1/trace.proto); a test holds every kind of 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from struct import Struct
 from typing import Final, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -127,50 +126,24 @@ def encode(span: Span) -> bytes:
 
 def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
     """The fields of a Span message that hold these attributes."""
-    values = tuple(attributes.values())
-    plan = _plan(tuple(attributes), tuple(map(type, values)))
     parts: list[bytes] = []
-    if plan.doubles:
-        # Names and numbers by turns: one call lays out what a call for each number would.
-        pieces = plan.pieces.copy()
-        pieces[1::2] = values[: plan.doubles]
-        parts.append(plan.pack(*pieces))
-    for name, value, kind in zip(plan.names, values[plan.doubles :], plan.kinds, strict=True):
+    add = parts.append
+    for name, value in attributes.items():
         # The most frequent first; bool is an int, so no type is asked for by isinstance.
-        if kind is int:
-            # An int's AnyValue has at most 12 bytes, so its length is a byte.
-            whole = b"\x18" + varint(value)  # type: ignore[arg-type]  # kind says so
-            body = b"%b\x12%c%b" % (_KEYS[name], len(whole), whole)
-            parts.append(b"\x4a%b%b" % (varint(len(body)), body))
+        kind = type(value)
+        if kind is float:
+            add(_DOUBLES[name])
+            add(DOUBLE(value))
         elif kind is str:
-            parts.append(_text(name, value))  # type: ignore[arg-type]  # as above
-        elif kind is float:
-            parts.append(_DOUBLES[name] + DOUBLE(value))
+            add(_text(name, value))  # type: ignore[arg-type]  # kind says so
+        elif kind is int:
+            # An int's AnyValue has at most 12 bytes, so its length is a byte.
+            whole = b"\x18" + varint(value)  # type: ignore[arg-type]  # as above
+            body = b"%b\x12%c%b" % (_KEYS[name], len(whole), whole)
+            add(b"\x4a%b%b" % (varint(len(body)), body))
         else:
-            parts.append(_attribute(name, _ANY[kind](value)))
+            add(_attribute(name, _ANY[kind](value)))
     return parts
-
-
-class _Plan(NamedTuple):
-    """How attributes of these names and types are laid out: `doubles` of them first, then `names` of `kinds`."""
-
-    doubles: int
-    pack: Callable[..., bytes]
-    pieces: list[object]
-    names: tuple[str, ...]
-    kinds: tuple[type, ...]
-
-
-@lru_cache(256)
-def _plan(names: tuple[str, ...], kinds: tuple[type, ...]) -> _Plan:
-    doubles = next((index for index, kind in enumerate(kinds) if kind is not float), len(kinds))
-    pieces: list[object] = []
-    layout = ["<"]
-    for name in names[:doubles]:
-        before = _DOUBLES[name]
-        pieces += (before, 0.0)
-        layout.append(f"{len(before)}sd")
-    return _Plan(doubles, Struct("".join(layout)).pack, pieces, names[doubles:], kinds[doubles:])
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------
