@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +44,7 @@ from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.windows import Windows
 from mfu_sdk.peak.device import processor_name
 from mfu_sdk.provider.arrivals import Arrival, Arrivals, AttributeLimits, Stored
+from mfu_sdk.provider.engine import Apart, Move, Parameter, Row
 from mfu_sdk.provider.store import Store
 from mfu_sdk.records import RunIdentity
 
@@ -250,18 +251,22 @@ def measured(spans: int, rounds: int) -> dict[str, Any]:
 # --- where the time goes -------------------------------------------------------------------------------------------
 
 
-class Timed:
-    """A session of the engine that notes the CPU time of each statement, by what it does."""
+class Timed(Apart):
+    """A place where requests are taken apart that notes the CPU time of each statement, by what it does."""
 
-    def __init__(self, engine: Any, names: dict[str, str]) -> None:
-        self._engine, self._names = engine, names
+    def __init__(self, place: Apart, look: str) -> None:
+        self._place, self._look = place, look
         self.took: dict[str, list[float]] = {}
 
-    def run(self, sql: str, **parameters: Any) -> Any:
-        return self._timed(self._names.get(sql, "empty"), partial(self._engine.run, sql, **parameters))
+    def query(self, sql: str, parameters: Mapping[str, Parameter] | None = None) -> list[Row]:
+        name = "look" if sql == self._look else "empty"
+        return self._timed(name, partial(self._place.query, sql, parameters))  # type: ignore[no-any-return]
 
     def insert(self, into: str, form: str, data: bytes) -> None:
-        self._timed("read", partial(self._engine.insert, into, form, data))
+        self._timed("read", partial(self._place.insert, into, form, data))
+
+    def store(self, move: Move, parameters: Mapping[str, Parameter]) -> None:
+        self._timed("store and roll up", partial(self._place.store, move, parameters))
 
     def _timed(self, name: str, work: Callable[[], Any]) -> Any:
         before = time.process_time()
@@ -276,11 +281,10 @@ def parts(spans: int, repeats: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as home, Store(Path(home) / "store") as store:
         place = Arrivals(store, 0, AttributeLimits(128, 256, 32_768))
-        engine: Any = place._engine
-        engine.run("SYSTEM STOP MERGES")
+        engine = place._engine
+        engine.query("SYSTEM STOP MERGES")
         for name, size, scale in (("ms, group of one span", 1, 1e3), (f"us per span of {spans}", spans, 1e6 / spans)):
-            timed = Timed(engine, {place._told: "look", place._move: "store and roll up"})
-            place._engine = timed  # type: ignore[assignment]  # the same two calls
+            place._engine = timed = Timed(engine, place._told)
             for number in range(repeats):
                 [body] = requests(f"parts-{size}-{number}", size, size)
                 assert place.add([Arrival("local", body)], 0, 2 * time.time_ns()) == [Stored(size, {})]

@@ -60,9 +60,11 @@ def main() -> None:
         step = timed(7)
         for name, mapped in (("mapped", True), ("system_calls", False)):
             made = recorder(Path(folder), mapped=mapped)
-            rows = Rows(made, "exact", lambda held: None if held is None else held.expected_mfu)
+            rows = Rows(
+                made, "exact", lambda held: (None, None, None) if held is None else (held.expected_mfu, None, None)
+            )
             variants[f"{name}_us"] = partial(lambda made, rows: made.append([rows(step)]), made, rows)
-            variants[f"{name}_append_alone_us"] = partial(made.append, rows(step))
+            variants[f"{name}_append_alone_us"] = partial(made.append, [rows(step)])
         took: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(ROUNDS):
             for name, call in variants.items():

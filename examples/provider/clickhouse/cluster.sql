@@ -919,6 +919,8 @@ FROM (
 CREATE MATERIALIZED VIEW IF NOT EXISTS otel.mfu_sums_1h_mv ON CLUSTER 'fleet' TO otel.mfu_sums_1h_local AS
 SELECT toStartOfHour(ts, 'UTC') AS ts, * EXCEPT (ts) FROM otel.mfu_sums_5m_local;
 
+ALTER TABLE otel.otel_traces_local ON CLUSTER 'fleet' MODIFY SETTING min_bytes_for_wide_part = 104857600, merge_selector_base = 10;
+
 CREATE OR REPLACE TABLE otel.otel_traces ON CLUSTER 'fleet' AS otel.otel_traces_local
 ENGINE = Distributed('fleet', 'otel', 'otel_traces_local', cityHash64(TraceId));
 
