@@ -36,6 +36,7 @@ from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import PointRow, Reading, Row, SpanRow, Store
 
+pytestmark = pytest.mark.slow
 Make = Callable[..., SpanRow]
 T0 = 1_780_000_200 * 10**9
 HOUR = 3600 * 10**9
@@ -199,7 +200,6 @@ def test_readings_are_equal(both: tuple[Store, Store, str], reading: Reading) ->
     assert one or reading in ("witnessed", "findings", "finding_states", "judged_days")
 
 
-@pytest.mark.slow
 def test_reports_and_pages_are_equal(both: tuple[Store, Store, str], page_of: Callable[[Report], str]) -> None:
     """The report, its six questions, and the page are the same."""
     one, two = (report.build(each, Range(T0, T0 + 5 * HOUR), None) for each in both[:2])
@@ -330,7 +330,6 @@ def test_one_place(places: list[str]) -> None:
     )
 
 
-@pytest.mark.slow
 def test_report_changes_nothing(door: Door, remote: Store) -> None:
     """`mfu report --clickhouse` reads, and neither migrates a server nor reads one of another version."""
     asked = ["report", "--clickhouse", door.url, "--since", "2026-05-28T00:00:00Z", "--format", "json"]
@@ -375,7 +374,6 @@ def asked_of(url: str, body: bytes | None = None) -> tuple[int, Any, bytes]:
             return error.code, error.headers, error.read()
 
 
-@pytest.mark.slow
 def test_daemon_outlives_its_server(tmp_path: Path) -> None:
     """Accepted is stored; while the server is away senders are told to keep what they have and readers are told why.
 

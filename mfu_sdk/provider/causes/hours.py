@@ -145,7 +145,8 @@ def _standing_out(values: Sequence[float]) -> Stretch | None:
                 continue
             looks += 1
             rise = (sums[end] - sums[first]) / inside - (sums[before] + sums[n] - sums[after]) / others
-            if rise <= 0:
+            # Equal hours are no stretch, however their sums are rounded.
+            if rise <= _ROUNDING:
                 continue
             # Squared differences of neighbours within the stretch, before it and after it.
             steps = inside - 1 + max(0, before - 1) + max(0, n - after - 1)

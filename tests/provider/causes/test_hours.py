@@ -5,7 +5,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mfu_sdk.provider.causes import Evidence, Finding, Unit, findings
@@ -122,6 +122,7 @@ def test_by_chance() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.0, 0.5), min_size=4, max_size=24), st.floats(1e-3, 1e3))
+@example([0.45807968268451593, 0.45807968268451593, 0.0, 0.45807968268451593], 1.9)
 def test_units_of_time(shares: list[float], factor: float) -> None:
     """However many devices there are, the same hours stand out."""
     plain = waits(*shares)
