@@ -1,11 +1,16 @@
 """What every test gets: errors of ours raised, a cache of its own, no exporter, and proof that nothing leaked."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mfu_sdk import testing
+
+# A shell's background jobs ignore Ctrl-C, and so would every program that a test starts to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
