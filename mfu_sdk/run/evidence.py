@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from math import fsum
-from operator import add
 from typing import Final, TypeVar
 
 from mfu_sdk.counting.collective_time import seconds
@@ -20,7 +18,7 @@ from mfu_sdk.records import PHASES, Count, Expectation, Peaks, Phase
 from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.waterfall import Evidence
 
-_Of = TypeVar("_Of", "Worked", "tuple[Worked, ...]")
+_Of = TypeVar("_Of")
 
 SERVED: frozenset[Phase] = frozenset({"prefill", "decode", "inference"})
 """Phases of request handlers, which differ too much to stand for one another."""
@@ -328,14 +326,7 @@ class Gathered:
 
         Where none of a phase was, training stands for evaluation, and it for training; handlers' phases stand alone.
         """
-        return self._like(phase, self._worked, Worked()).scaled(hardware_flops)
-
-    def _like(self, phase: Phase, of_phases: Mapping[Phase, _Of], none: _Of) -> _Of:
-        """That of the phase, or of what stands for it (`worked_s`), `none` where there is nothing."""
-        found = of_phases.get(phase)
-        if found is None and phase not in SERVED:
-            found = reduce(add, [each for of, each in tuple(of_phases.items()) if of not in SERVED], none)
-        return none if found is None else found
+        return sum(_standing_for(phase, self._worked), Worked()).scaled(hardware_flops)
 
     def waits_of(
         self,
@@ -352,7 +343,7 @@ class Gathered:
         `gap_s`: what passed in them between the calls of a handler's model (`between_s`).
         """
         communication_s, skew_s = self._between_ranks(steps, phase, latest=True)
-        latest: tuple[Worked, ...] = self._like(phase, self._latest, ())
+        latest = [each for several in _standing_for(phase, self._latest) for each in several]
         worked = None if hardware_flops is None else sum(latest, Worked()).scaled(hardware_flops)
         idle_s = max(0.0, step_s - (data_wait_s or 0.0)) if hardware_flops == 0 else 0.0
         if gap_s is not None:
@@ -400,3 +391,10 @@ class Gathered:
         least_s = min(s for s in (exchanged.least_s, anywhere_s, transfer_s) if s is not None)
         # A mean of equal numbers may be rounded below them.
         return least_s * steps, max(0.0, mean_s - least_s) * steps
+
+
+def _standing_for(phase: Phase, of_phases: Mapping[Phase, _Of]) -> list[_Of]:
+    """That of the phase, or of those that stand for it (`Gathered.worked_s`)."""
+    if phase in of_phases:
+        return [of_phases[phase]]
+    return [] if phase in SERVED else [each for of, each in tuple(of_phases.items()) if of not in SERVED]
