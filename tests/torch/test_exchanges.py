@@ -114,10 +114,15 @@ def be_a_rank(folder: Path) -> None:
         windows = Windows()
         for record in records:
             windows.add(record)
-        seconds: dict[str, dict[str, float | None]] = {}
+        seconds: dict[str, dict[str, float]] = {}
+        # Of a phase there are two where the clock passes from one slot to the next meanwhile.
         for window in windows.close():
             seen = Observer(gathered, lambda: peaks, None).signals(window, sums(window.steps))
-            seconds[window.denominator.phase] = {"exposed_communication": seen.comm_s, "rank_skew": seen.skew_s}
+            assert seen.comm_s is not None
+            assert seen.skew_s is not None
+            of_phase = seconds.setdefault(window.denominator.phase, {"exposed_communication": 0.0, "rank_skew": 0.0})
+            of_phase["exposed_communication"] += seen.comm_s
+            of_phase["rank_skew"] += seen.skew_s
         bars = {bar.name: bar.seconds for bar in run.summary().bars}
         timed = [record.phase for record in records if record.timed]
         return {"bars": bars, "windows": seconds, "train": timed.count("train"), "eval": timed.count("eval")}
