@@ -94,6 +94,17 @@ class Envelope:
         return delimited(1, self._sender + delimited(2, scope))
 
 
+def head(span: Span) -> list[bytes]:
+    """What comes before the start of a span, in three pieces: its trace up to its own id, that id, and the rest."""
+    parent = b"" if span.parent_id is None else _PARENT_ID + span.parent_id.to_bytes(8, "big")
+    return [_TRACE_ID + span.trace_id.to_bytes(16, "big") + _SPAN_ID, span_id(span.span_id), parent + _named(span.name)]
+
+
+def span_id(of: int) -> bytes:
+    """The bytes of a span's id."""
+    return of.to_bytes(8, "big")
+
+
 def encode(span: Span) -> bytes:
     """The bytes of one Span message.
 
@@ -104,14 +115,9 @@ def encode(span: Span) -> bytes:
     if type(attributes) is Layered:
         common, attributes = attributes.common.encoded, attributes.own
     parts = [
-        _TRACE_ID,
-        span.trace_id.to_bytes(16, "big"),
-        _SPAN_ID,
-        span.span_id.to_bytes(8, "big"),
-        b"" if span.parent_id is None else _PARENT_ID + span.parent_id.to_bytes(8, "big"),
-        _named(span.name),
+        *head(span),
         FIXED64(span.start_unix_ns),
-        _END,
+        END,
         FIXED64(span.end_unix_ns),
         common,
         *_fields(attributes),
@@ -120,7 +126,7 @@ def encode(span: Span) -> bytes:
         parts.append(
             delimited(13, _TRACE_ID + trace_id.to_bytes(16, "big") + _SPAN_ID + span_id.to_bytes(8, "big") + _LINK)
         )
-    parts.append(_FAILED if span.failed else _UNSET)
+    parts.append(_FAILED if span.failed else UNSET)
     return b"".join(parts)
 
 
@@ -132,18 +138,25 @@ def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
         # The most frequent first; bool is an int, so no type is asked for by isinstance.
         kind = type(value)
         if kind is float:
-            add(_DOUBLES[name])
+            add(DOUBLES[name])
             add(DOUBLE(value))
         elif kind is str:
             add(_text(name, value))  # type: ignore[arg-type]  # kind says so
         elif kind is int:
-            # An int's AnyValue has at most 12 bytes, so its length is a byte.
-            whole = b"\x18" + varint(value)  # type: ignore[arg-type]  # as above
-            body = b"%b\x12%c%b" % (_KEYS[name], len(whole), whole)
-            add(b"\x4a%b%b" % (varint(len(body)), body))
+            add(whole(name, value))  # type: ignore[arg-type]  # as above
         else:
             add(_attribute(name, _ANY[kind](value)))
     return parts
+
+
+def whole(name: str, value: int) -> bytes:
+    """An int attribute."""
+    number = varint(value)
+    before = _WHOLES.get((name, len(number)))
+    if before is None:
+        found = _attribute(name, b"\x18" + number)
+        before = _WHOLES[name, len(number)] = found[: -len(number)]
+    return before + number
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------
@@ -152,11 +165,13 @@ _SPAN: Final = b"\x12"
 _TRACE_ID: Final = b"\x0a\x10"
 _SPAN_ID: Final = b"\x12\x08"
 _PARENT_ID: Final = b"\x22\x08"
-_END: Final = fixed64_tag(8)
+END: Final = fixed64_tag(8)
+"""What comes before the 8 bytes of a span's end."""
 # Of the flags the SDK sets but one: that it is known whether the parent (of a link: the other span) is remote.
 _HAS_IS_REMOTE: Final = 0x100
 _LINK: Final = fixed32(6, _HAS_IS_REMOTE)
-_UNSET: Final = delimited(15, b"") + fixed32(16, _HAS_IS_REMOTE)
+UNSET: Final = delimited(15, b"") + fixed32(16, _HAS_IS_REMOTE)
+"""The end of a span without an error."""
 _FAILED: Final = delimited(15, integer(3, 2)) + fixed32(16, _HAS_IS_REMOTE)
 
 
@@ -175,7 +190,12 @@ class _Doubles(dict[str, bytes]):
         return found
 
 
-_DOUBLES: Final = _Doubles()
+DOUBLES: Final = _Doubles()
+"""By name, all of a double attribute but its 8 bytes, which are its last."""
+
+
+# The same of int attributes, by name and by how many bytes the number has.
+_WHOLES: Final[dict[tuple[str, int], bytes]] = {}
 
 
 class _Keys(dict[str, bytes]):

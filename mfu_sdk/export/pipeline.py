@@ -22,6 +22,7 @@ from mfu_sdk.export.route import Route
 from mfu_sdk.export.sampling import Kept, Sampler
 from mfu_sdk.export.signals import UNSEEN, Observer, Signals
 from mfu_sdk.export.spans import Spans
+from mfu_sdk.export.step_template import StepEncoder
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.turn import give_way
 from mfu_sdk.export.windows import Sums, Window, Windows, sums
@@ -131,6 +132,7 @@ class Pipeline:
         self._recorder = recorder
         self._spans = Spans(identity, gen_ai)
         self._aggregates_only = exports.aggregates_only
+        self._step_encoder = StepEncoder(self._spans, self._allow)
         self._drifts: dict[tuple[str, int], DriftEvent] = {}
         self._told: set[tuple[str, int, bool]] = set()
         self._lost: Counter[str] = Counter()
@@ -275,8 +277,8 @@ class Pipeline:
             self._recorder.joined(sequence, window, kept)
         counted_s = thread_time() if looks else 0.0
         self._unkept = None if kept else (step, window)
-        if kept:
-            self._add([self._spans.step(step, window, kept)], essential=False)
+        if kept and self._traces is not None:
+            self._traces.add(self._step_encoder.encode(step, window, kept), essential=False)
         told_s = thread_time() if looks or closed else 0.0
         windows_s = 0.0
         if closed:
@@ -373,6 +375,10 @@ class Pipeline:
                 return self.observer.signals(window, total)
         return UNSEEN
 
+    def _allow(self, span: Span) -> Span:
+        """As it may go to where this pipeline sends."""
+        return span._replace(attributes=self._allowed(span.attributes)) if self._aggregates_only else span
+
     def _allowed(self, attributes: Mapping[str, Value]) -> Mapping[str, Value]:
         if not isinstance(attributes, Layered):
             return allowed.attributes(attributes)
@@ -383,7 +389,4 @@ class Pipeline:
     def _add(self, spans: Iterable[Span], *, essential: bool, arrived: Callable[[], None] | None = None) -> None:
         if self._traces is not None:
             for made in spans:
-                span = made
-                if self._aggregates_only:
-                    span = made._replace(attributes=self._allowed(made.attributes))
-                self._traces.add(encode(span), essential=essential, arrived=arrived)
+                self._traces.add(encode(self._allow(made)), essential=essential, arrived=arrived)

@@ -4,14 +4,12 @@ Every attribute is one of `semconv.ATTRIBUTES`, of the type that is registered t
 FLOPs are doubles: 2^63 of them pass in hours, and an integer beyond that fails the whole request.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter
-from typing import Any, Final, get_args
+from collections.abc import Iterator
 
 from mfu_sdk import semconv
-from mfu_sdk.export import identity
-from mfu_sdk.export.encode import Common, Layered, Span, Value
+from mfu_sdk.export import identity, step_fields
+from mfu_sdk.export.attributes import attributes
+from mfu_sdk.export.encode import Common, Layered, Span
 from mfu_sdk.export.identity import Ids
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.signals import UNSEEN, Signals
@@ -20,110 +18,6 @@ from mfu_sdk.export.windows import Sums, Window
 from mfu_sdk.records import DriftEvent, Peaks, Rate, RunIdentity, RunSummary, StepRecord
 from mfu_sdk.requests import InferenceRecord
 from mfu_sdk.settings import GenAi
-
-
-def attributes(place: semconv.Place, values: Mapping[str, object]) -> dict[str, Value]:
-    """`values` as the registry types them at `place`, without those that are None, not finite, or beyond an int64.
-
-    Raises `KeyError` for a name that is not registered, `ValueError` for one that does not belong at `place`.
-    """
-    typed: dict[str, Value] = {}
-    types = _TYPES[place]
-    for name, value in values.items():
-        as_registered = types.get(name)
-        if as_registered is None:
-            raise ValueError(
-                f"{semconv.ATTRIBUTES[name].name}: is not registered on {place}; add the place in semconv.py"
-            )
-        if value is not None and (found := as_registered(value)) is not None:
-            typed[name] = found
-    return typed
-
-
-def _double(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _int(value: Any) -> int | None:
-    number = int(value)
-    return number if -(2**63) <= number < 2**63 else None
-
-
-_Typing = Callable[[Any], Value | None]
-_AS: Final[Mapping[semconv.Type, _Typing]] = {
-    "double": _double, "int": _int, "string": str, "boolean": bool, "int[]": list, "string[]": list,
-}  # fmt: skip
-
-
-def _typed_on(place: semconv.Place) -> dict[str, _Typing]:
-    return {name: _AS[registered.type] for name, registered in semconv.ATTRIBUTES.items() if place in registered.on}
-
-
-_TYPES: Final = {place: _typed_on(place) for place in get_args(semconv.Place)}
-
-# What a step's span tells, and the record's field that it is.
-_STEP_FIELDS: Final[Mapping[str, str]] = {
-    semconv.STEP_INDEX: "index",
-    semconv.PHASE: "phase",
-    semconv.UTILIZATION: "mfu",
-    semconv.HARDWARE_UTILIZATION: "hfu",
-    semconv.ACHIEVABLE_UTILIZATION: "achievable_mfu",
-    semconv.DTYPE_UTILIZATION: "mfu_by_dtype",
-    semconv.EXPECTED: "expected_mfu",
-    semconv.EXPECTED_LOW: "expected_low_mfu",
-    semconv.EXPECTED_HIGH: "expected_high_mfu",
-    semconv.EXPECTED_FEASIBLE: "expected_feasible_mfu",
-    semconv.MODEL_FLOP: "model_flops",
-    semconv.HARDWARE_FLOP: "hardware_flops",
-    semconv.AVAILABLE_FLOP: "available_flops",
-    semconv.ATTENTION_FLOP_EXACT: "attention_flops_exact",
-    semconv.ATTENTION_FLOP_FULL: "attention_flops_full",
-    semconv.PEAK_FLOP_RATE: "peak_flops_per_s",
-    semconv.PEAK_SOURCE: "peak_source",
-    semconv.PEAK_DTYPE: "peak_dtype",
-    semconv.COUNT_SOURCE: "count_source",
-    semconv.COUNT_COVERAGE: "coverage",
-    semconv.CONVENTION: "convention",
-    semconv.STEP_DATA_TIME: "data_wait_s",
-    semconv.STEP_DEVICE_TIME: "device_s",
-    semconv.TOKEN_COUNT: "tokens",
-    semconv.SAMPLE_COUNT: "samples",
-    semconv.REQUEST_COUNT: "requests",
-    semconv.REQUEST_FAILED: "requests_failed",
-    semconv.REQUEST_TIME: "requests_s",
-    semconv.REQUEST_RUNNING: "requests_running",
-    semconv.BATCH_RUNNING: "batch_running",
-    semconv.BATCH_FEASIBLE: "batch_feasible",
-    semconv.QUEUE_WAITING: "queue_waiting",
-    semconv.KV_CACHE_FREE_RATIO: "kv_cache_free_ratio",
-    semconv.LATENCY_TARGET: "latency_target_s",
-    semconv.ARITHMETIC_INTENSITY: "arithmetic_intensity",
-    semconv.ERROR_TYPE: "error_type",
-}
-# What steps of the same work against the same peak have alike.
-_STEP_COMMON: Final = frozenset({
-    semconv.PHASE, semconv.EXPECTED, semconv.EXPECTED_LOW, semconv.EXPECTED_HIGH, semconv.MODEL_FLOP,
-    semconv.HARDWARE_FLOP, semconv.ATTENTION_FLOP_EXACT, semconv.ATTENTION_FLOP_FULL, semconv.PEAK_FLOP_RATE,
-    semconv.PEAK_SOURCE, semconv.PEAK_DTYPE, semconv.COUNT_SOURCE, semconv.COUNT_COVERAGE, semconv.CONVENTION,
-    semconv.TOKEN_COUNT, semconv.SAMPLE_COUNT, semconv.ARITHMETIC_INTENSITY,
-})  # fmt: skip
-# What only steps of inference tell.
-_STEP_LOAD: Final = frozenset({
-    semconv.REQUEST_COUNT, semconv.REQUEST_FAILED, semconv.REQUEST_TIME, semconv.REQUEST_RUNNING,
-    semconv.BATCH_FEASIBLE, semconv.QUEUE_WAITING, semconv.KV_CACHE_FREE_RATIO, semconv.LATENCY_TARGET,
-})  # fmt: skip
-# Steps are the many: what is to be done with an attribute is looked up for all of them at once.
-_STEP_OWN: Final = tuple(name for name in _STEP_FIELDS if name not in _STEP_COMMON | _STEP_LOAD)
-_STEP_DOUBLES: Final = tuple(name for name in _STEP_OWN if _TYPES["step"][name] is _double)
-_STEP_OTHERS: Final = tuple((name, _TYPES["step"][name]) for name in _STEP_OWN if name not in _STEP_DOUBLES)
-_STEP_LOADS: Final = tuple(name for name in _STEP_FIELDS if name in _STEP_LOAD)
-_NO_LOAD: Final = (None,) * len(_STEP_LOADS)
-_STEP_ALIKE: Final = tuple(name for name in _STEP_FIELDS if name in _STEP_COMMON)
-_doubles_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_DOUBLES])
-_others_of: Final = attrgetter(*[_STEP_FIELDS[name] for name, _ in _STEP_OTHERS])
-_load_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_LOADS])
-_alike_of: Final = attrgetter(*[_STEP_FIELDS[name] for name in _STEP_ALIKE])
 
 
 class Spans:
@@ -149,17 +43,24 @@ class Spans:
         if self._last is None or self._last[0] is not window:
             self._last = window, *self._of(window)
         _, trace_id, window_id = self._last
+        alike, common = step_fields.alike(step, kept), self._common
+        if common is None or common[0] != alike:
+            common = self._common = alike, step_fields.common(alike)
         return Span(
             semconv.SPAN_STEP,
             trace_id,
-            self._ids.step_span(step),
+            self.step_id(step),
             window_id,
             step.start_unix_ns,
             step.start_unix_ns + round(step.duration_s * 1e9),
-            self._step_attributes(step, kept),
+            Layered(common[1], step_fields.own(step)),
             (),
             step.error_type is not None,
         )
+
+    def step_id(self, step: StepRecord) -> int:
+        """The span id of one step."""
+        return self._ids.step_span(step)
 
     def window(self, window: Window, total: Sums, seen: Signals = UNSEEN) -> Span:
         """The span of one window, linked to the run's: its steps' sums `total` and arrays, and what else was `seen`."""
@@ -406,35 +307,6 @@ class Spans:
                     },
                 ),
             )
-
-    def _step_attributes(self, step: StepRecord, kept: Kept) -> Layered:
-        alike = (*_alike_of(step), kept.reason, kept.ratio)
-        last = self._common
-        if last is None or last[0] != alike:
-            named = dict(zip((*_STEP_ALIKE, semconv.SAMPLE_REASON, semconv.SAMPLE_RATIO), alike, strict=True))
-            last = self._common = alike, Common(attributes("step", named))
-        return Layered(last[1], self._own_attributes(step))
-
-    @staticmethod
-    def _own_attributes(step: StepRecord) -> dict[str, Value]:
-        own: dict[str, Value] = {}
-        total = 0.0
-        for name, value in zip(_STEP_DOUBLES, _doubles_of(step), strict=True):
-            if value is not None:
-                total += value
-                own[name] = float(value)
-        # One sum tells that all are finite; where it is not, it may only have grown too large.
-        if not math.isfinite(total):
-            own = {name: value for name, value in own.items() if math.isfinite(value)}  # type: ignore[arg-type]
-        if semconv.AVAILABLE_FLOP in own and not step.timed:
-            del own[semconv.AVAILABLE_FLOP]
-        for (name, as_registered), value in zip(_STEP_OTHERS, _others_of(step), strict=True):
-            if value is not None and (found := as_registered(value)) is not None:
-                own[name] = found
-        load = _load_of(step)
-        if load != _NO_LOAD:
-            own |= attributes("step", dict(zip(_STEP_LOADS, load, strict=True)))
-        return own
 
     def _of(self, window: Window) -> tuple[int, int]:
         """Its trace, and its own span."""

@@ -22,6 +22,8 @@ def varint(value: int) -> bytes:
     if 0 <= value < 0x4000:
         # Most lengths and indices: without the loop.
         return bytes((value & 0x7F | 0x80, value >> 7))
+    if 0 <= value < 0x20_0000:
+        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
     value &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while value > 0x7F:

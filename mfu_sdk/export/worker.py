@@ -252,12 +252,16 @@ class Worker:
     def _drain(self) -> int:
         # No more than what was there: a fast producer must not keep the thread from delivering. And in portions: at
         # the end of the process a full queue takes longer to encode than there is time to deliver.
-        items = min(len(self._queue), PORTION_ITEMS)
-        for done in range(items):
-            if done % TURN_ITEMS == TURN_ITEMS - 1:
-                give_way()
+        items = left = min(len(self._queue), PORTION_ITEMS)
+        consume, take = self._pipeline.consume, self._queue.popleft
+        while left:
+            # One shield for all: it is left, and put up again, where one of them fails.
             with guard.shield("export"):
-                self._pipeline.consume(self._queue.popleft())
+                while left:
+                    left -= 1
+                    if left % TURN_ITEMS == 0:
+                        give_way()
+                    consume(take())
         return items
 
 

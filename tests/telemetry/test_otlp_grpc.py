@@ -289,9 +289,11 @@ def test_what_a_killed_process_left(server, refused, identity, step, summary):
     telemetry.close(summary)
     assert not telemetry.flush(0.5)
     telemetry.stop(0.5)
+    for worker in telemetry._workers:
+        worker._thread.join(60)
     path = telemetry.recorder.path
     # Its file is free once nothing has it any more.
-    del telemetry
+    del telemetry, worker
     gc.collect()
     done = replay(path, for_replay(server.url, Provider(), env))
     assert (done.steps, done.run) == (1, True)

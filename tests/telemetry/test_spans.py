@@ -9,10 +9,11 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 
 from mfu_sdk import semconv
+from mfu_sdk.export.attributes import attributes
 from mfu_sdk.export.encode import encode
 from mfu_sdk.export.identity import Ids, window_slot
 from mfu_sdk.export.sampling import Kept
-from mfu_sdk.export.spans import Spans, attributes
+from mfu_sdk.export.spans import Spans
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import sums
 
