@@ -13,7 +13,9 @@ Peers that are not installed are reported so. To have them, beside the packages 
 The loop is bound by its host: four small layers, SGD, one thread. The less a step computes, the more a fixed cost
 shows. Each variant runs it in a process of its own, so that neither hooks nor threads of one are in another's way; the
 processes take turns of some 150 ms in a new random order in each round, so that a change of the machine's speed meets
-all of them. After every second round each delivers what it has to deliver.
+all of them. After every second round each delivers what it has to deliver. And the processes are started anew several
+times: where one's code and data came to lie is worth tens of µs a step to it, for as long as it lives
+(`by_generation_us`).
 
 - main: CPU time of the thread that trains, over the steps of a turn but its first tenth, beyond that of the bare loop
   in the same round: median and quartiles over the rounds. One step in 1,000 is counted while it runs: its cost is in
@@ -52,7 +54,7 @@ from receiver import receiver
 
 from mfu_sdk.peak.device import processor_name
 
-ROUNDS, DELIVER_EVERY = 60, 2
+ROUNDS, DELIVER_EVERY, GENERATIONS = 60, 2, 4
 STEPS, FEW_STEPS, WARM_UP, COLD = 500, 50, 1100, 10
 BATCH, WIDTH, LAYERS = 4, 16, 4
 MEMORY_STEPS, SAMPLES = 1_000_000, 10
@@ -443,7 +445,30 @@ def in_turns(rounds: int, url: str, chosen: list[str]) -> tuple[dict[str, Times]
     return times, absent
 
 
-def figures(times: dict[str, Times]) -> dict[str, Any]:
+def generations(number: int, rounds: int, url: str, chosen: list[str]) -> tuple[list[dict[str, Times]], dict[str, str]]:
+    """`in_turns` with so many processes of each variant, one after the other, which share the rounds."""
+    each_rounds = max(DELIVER_EVERY, rounds // number // DELIVER_EVERY * DELIVER_EVERY)
+    found, absent = [], {}
+    for _ in range(number):
+        times, missing = in_turns(each_rounds, url, [name for name in chosen if name not in absent])
+        found.append(times)
+        absent |= missing
+    return found, absent
+
+
+def together(generations: list[dict[str, Times]]) -> dict[str, Times]:
+    """All rounds of the variants that every generation has."""
+    names = [name for name in generations[0] if all(name in times for times in generations)]
+    return {
+        name: Times(
+            *([s for times in generations for s in getattr(times[name], of)] for of in ("cold", "main", "elsewhere"))
+        )
+        for name in names
+    }
+
+
+def figures(generations: list[dict[str, Times]]) -> dict[str, Any]:
+    times = together(generations)
     plain = times["bare"]
     found: dict[str, Any] = {}
     for name, of in times.items():
@@ -457,6 +482,10 @@ def figures(times: dict[str, Times]) -> dict[str, Any]:
             "main_added_us": round(statistics.median(main), 2),
             "main_added_quartiles_us": _quartiles(main),
             "main_added_mean_us": round(statistics.fmean(main), 2),
+            "by_generation_us": [
+                round(statistics.median(map(float.__sub__, each[name].main, each["bare"].main)) * 1e6, 2)
+                for each in generations
+            ],
             "cold_added_us": round(statistics.median(cold), 2),
             "elsewhere_added_us": round(statistics.median(elsewhere), 2),
             "elsewhere_added_quartiles_us": _quartiles(elsewhere),
@@ -588,13 +617,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--generations", type=int, default=GENERATIONS, help="processes that share them")
     parser.add_argument("--memory-steps", type=int, default=MEMORY_STEPS, help="0 leaves this part out")
     parser.add_argument("--only", action="append", default=[], help="those with this in their name, and the bare loop")
     options = parser.parse_args()
     chosen = [name for name in VARIANTS if name == "bare" or not options.only or any(o in name for o in options.only)]
     disabled, imported = disabled_ns(), import_ms()
     with receiver() as collector:
-        times, absent = in_turns(options.rounds, collector.url, chosen)
+        times, absent = generations(options.generations, options.rounds, collector.url, chosen)
         arrived = collector.spans()
         remembered = memory(options.memory_steps, collector.url) if options.memory_steps else None
     found = figures(times)
