@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def mfu(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | env,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -93,11 +94,17 @@ def test_an_unreadable_store(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in one_line(mfu("report", "--data", str(tmp_path / "nowhere")))
 
 
-def test_nobody_answers() -> None:
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """The URL of a port that nobody listens on, nor can as long as it is bound."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+def test_nobody_answers(nobody: str) -> None:
     """A provider that is not there is named, with the question to ask."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free = server.getsockname()[1]
-    assert "did not answer" in one_line(mfu("report", "--url", f"http://127.0.0.1:{free}"))
+    assert "did not answer" in one_line(mfu("report", "--url", nobody))
 
 
 def test_a_missing_token_file(tmp_path: Path) -> None:
@@ -146,11 +153,9 @@ def test_calibrate_refuses(arguments: list[str], words: str) -> None:
     assert words in one_line(mfu("calibrate", *device, *arguments))
 
 
-def test_doctor_finds_a_dead_exporter(tmp_path: Path) -> None:
+def test_doctor_finds_a_dead_exporter(nobody: str, tmp_path: Path) -> None:
     """An endpoint that nobody listens on is bad news, with exit code 1."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free = server.getsockname()[1]
-    done = mfu("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free}", MFU_CACHE_DIR=str(tmp_path))
+    done = mfu("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=nobody, MFU_CACHE_DIR=str(tmp_path))
     assert done.returncode == 1
     assert "does not answer" in done.stdout
     assert "run `mfu calibrate`" in done.stdout

@@ -303,7 +303,7 @@ def run(body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "error", "-c", BEGIN + textwrap.dedent(body), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -415,7 +415,7 @@ def test_kill_while_requests_come(data_dir: Path) -> None:
     acknowledged = [int(killed.stdout.readline()) for _ in range(5)]
     killed.kill()
     acknowledged += [int(line) for line in killed.stdout if line.endswith("\n")]
-    killed.wait(60)
+    killed.wait(120)
     killed.stdout.close()
     after = run(
         textwrap.dedent(body)
@@ -522,7 +522,7 @@ def test_held_by_another_process(data_dir: Path) -> None:
         assert refused.stderr == ""
     finally:
         holder.kill()
-        holder.wait(20)
+        holder.wait(120)
         if holder.stdout is not None:
             holder.stdout.close()
     assert run(body, data_dir).stdout == "opened\n"

@@ -241,7 +241,7 @@ def test_threads_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
         child = context.Process(target=_threads_lowered, args=(told,))
         child.start()
         found = told.get(timeout=300)
-        child.join(timeout=60)
+        child.join(timeout=300)
         return found
 
     check(attempt, "configuration_drift", "threads: 2 → 1")
