@@ -34,7 +34,8 @@ from mfu_sdk.provider.report import Report
 from mfu_sdk.records import Peaks
 
 CALIBRATION_S = 6.0
-START_S = 30.0
+START_S = 120.0
+"""How long a part may take to say its first word, on a busy machine too; one that ends is not waited for."""
 STOP_S = 10.0
 
 

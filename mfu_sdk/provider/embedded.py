@@ -2,8 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, ClassVar, Final
 
@@ -158,7 +158,30 @@ def _own(path: Path) -> IO[bytes]:
     return lock_file
 
 
+@contextmanager
+def _in_utc() -> Iterator[None]:
+    """The process's time zone for the engine, which takes it over once, when it starts.
+
+    Columns without a zone of their own have the engine's when a store is opened again, whatever the session's is: rows
+    would then lie in days of that zone, be looked for in days of UTC, and those near to midnight not be found.
+    """
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+
+
 def _session(name: str, place: str) -> Any:
+    with _in_utc():
+        return _opened(name, place)
+
+
+def _opened(name: str, place: str) -> Any:
     try:
         from chdb.session import Session
     except ImportError as error:

@@ -1,15 +1,21 @@
-"""The `mfu` command as a person types it, in processes of its own."""
+"""The `mfu` command as a person types it, in processes of its own.
+
+What many wrong uses are told is asked within this process, which has loaded everything already.
+"""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import mfu_sdk
+from mfu_sdk.cli import main
 
 
 def mfu(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -18,9 +24,17 @@ def mfu(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | env,
-        timeout=120,
+        timeout=300,
         check=False,
     )
+
+
+def mfu_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same command within this process."""
+    done = CliRunner().invoke(main, arguments)
+    # Anything but an exit would be a traceback.
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -54,8 +68,8 @@ def test_unknown_command_is_named() -> None:
 
 def test_report_needs_one_source(tmp_path: Path) -> None:
     """Neither or both of --data and --url is an error that says so."""
-    assert "needs either --data DIR or --url URL" in one_line(mfu("report"))
-    both = mfu("report", "--data", str(tmp_path), "--url", "http://127.0.0.1:1")
+    assert "needs either --data DIR or --url URL" in one_line(mfu_here("report"))
+    both = mfu_here("report", "--data", str(tmp_path), "--url", "http://127.0.0.1:1")
     assert "not both" in one_line(both)
 
 
@@ -72,13 +86,13 @@ def test_port_in_use(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["4318", "127.0.0.1:http", "127.0.0.1:70000", ":4318"])
 def test_a_bad_address_is_named(address: str, tmp_path: Path) -> None:
     """The option, the value and the form that is wanted."""
-    line = one_line(mfu("serve", "--data", str(tmp_path), "--http", address))
+    line = one_line(mfu_here("serve", "--data", str(tmp_path), "--http", address))
     assert f"--http '{address}': must be HOST:PORT" in line
 
 
 def test_beyond_loopback_needs_tokens(tmp_path: Path) -> None:
     """Listening on every address without a tokens file is refused."""
-    line = one_line(mfu("serve", "--data", str(tmp_path), "--http", "0.0.0.0:0", "--web", "127.0.0.1:0"))
+    line = one_line(mfu_here("serve", "--data", str(tmp_path), "--http", "0.0.0.0:0", "--web", "127.0.0.1:0"))
     assert "0.0.0.0" in line
     assert "--tokens" in line
 
@@ -93,16 +107,22 @@ def test_an_unreadable_store(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in one_line(mfu("report", "--data", str(tmp_path / "nowhere")))
 
 
-def test_nobody_answers() -> None:
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """The URL of a port that nobody listens on, nor can as long as it is bound."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+def test_nobody_answers(nobody: str) -> None:
     """A provider that is not there is named, with the question to ask."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free = server.getsockname()[1]
-    assert "did not answer" in one_line(mfu("report", "--url", f"http://127.0.0.1:{free}"))
+    assert "did not answer" in one_line(mfu("report", "--url", nobody))
 
 
 def test_a_missing_token_file(tmp_path: Path) -> None:
     """The file that cannot be read is named."""
-    done = mfu("report", "--url", "http://127.0.0.1:1", "--token-file", str(tmp_path / "token"))
+    done = mfu_here("report", "--url", "http://127.0.0.1:1", "--token-file", str(tmp_path / "token"))
     assert "--token-file" in one_line(done)
 
 
@@ -143,14 +163,12 @@ def test_calibrate_keeps_what_it_measured(tmp_path: Path) -> None:
 def test_calibrate_refuses(arguments: list[str], words: str) -> None:
     """What cannot be measured is named with what can."""
     device = [] if "--device" in arguments else ["--device", "cpu"]
-    assert words in one_line(mfu("calibrate", *device, *arguments))
+    assert words in one_line(mfu_here("calibrate", *device, *arguments))
 
 
-def test_doctor_finds_a_dead_exporter(tmp_path: Path) -> None:
+def test_doctor_finds_a_dead_exporter(nobody: str, tmp_path: Path) -> None:
     """An endpoint that nobody listens on is bad news, with exit code 1."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free = server.getsockname()[1]
-    done = mfu("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free}", MFU_CACHE_DIR=str(tmp_path))
+    done = mfu("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=nobody, MFU_CACHE_DIR=str(tmp_path))
     assert done.returncode == 1
     assert "does not answer" in done.stdout
     assert "run `mfu calibrate`" in done.stdout
@@ -192,14 +210,14 @@ def test_count_refuses_what_is_no_configuration(text: str, tmp_path: Path) -> No
     """The file is named, and what it should be."""
     config = tmp_path / "config.json"
     config.write_text(text)
-    assert str(config) in one_line(mfu("count", "--hf-config", str(config), "--batch", "1", "--seq", "8"))
+    assert str(config) in one_line(mfu_here("count", "--hf-config", str(config), "--batch", "1", "--seq", "8"))
 
 
 def test_count_asks_for_a_length(tmp_path: Path) -> None:
     """Text without --seq is one line: the file, the model and the option."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps(LLAMA))
-    line = one_line(mfu("count", "--hf-config", str(config), "--batch", "1"))
+    line = one_line(mfu_here("count", "--hf-config", str(config), "--batch", "1"))
     assert str(config) in line
     assert "LlamaForCausalLM takes a sequence; give its length with --seq" in line
 
@@ -213,15 +231,15 @@ def test_expect_tells_an_intent() -> None:
     assert done.returncode == 0, done.stderr
     assert "bound        memory" in done.stdout
     assert "MBU          100.0%" in done.stdout
-    plain = json.loads(mfu("expect", *INTENT, "--device", "H100 SXM", "--phase", "decode", "--json").stdout)
+    plain = json.loads(mfu_here("expect", *INTENT, "--device", "H100 SXM", "--phase", "decode", "--json").stdout)
     assert (plain["bound"], plain["devices"]) == ("memory", 1)
     assert plain["low_mfu"] < plain["mfu"] < plain["high_mfu"]
 
 
 def test_expect_says_what_is_wrong() -> None:
     """No model, two models, a name that may be several GPUs, numbers that do not go together: one line each."""
-    assert "needs either --hf-config FILE or --params" in one_line(mfu("expect", "--batch", "1", "--seq", "1"))
-    assert "may be any of H100 SXM" in one_line(mfu("expect", *INTENT, "--device", "H100"))
+    assert "needs either --hf-config FILE or --params" in one_line(mfu_here("expect", "--batch", "1", "--seq", "1"))
+    assert "may be any of H100 SXM" in one_line(mfu_here("expect", *INTENT, "--device", "H100"))
     assert "must be a multiple of tp × pp × cp = 4" in one_line(
-        mfu("expect", *INTENT, "--device", "A100", "--gpus", "6", "--tp", "4")
+        mfu_here("expect", *INTENT, "--device", "A100", "--gpus", "6", "--tp", "4")
     )

@@ -214,7 +214,7 @@ def test_development_mode(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore", "-m", "mfu_sdk.cli", "doctor"],
         env=os.environ | {"MFU_CACHE_DIR": str(tmp_path), "TORCH_COMPILE_DISABLE": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "note  debugging    Python's development mode" in done.stdout

@@ -27,7 +27,7 @@ def peaks() -> Peaks:
 def run(tmp_path: Path) -> Run:
     """Runs a command in a folder of its own, where this repository's package is found and nothing is calibrated."""
 
-    def command(*words: object, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    def command(*words: object, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             list(map(str, words)),
@@ -86,7 +86,7 @@ class Receiver:
     def wait_for(self, name: str, number: int) -> None:
         """Wait until so many spans of this name have come: within this process nothing waits for the exporter."""
         with self._arrived:
-            came = self._arrived.wait_for(lambda: len(self.named(name)) >= number, timeout=30)
+            came = self._arrived.wait_for(lambda: len(self.named(name)) >= number, timeout=300)
         assert came, f"{len(self.named(name))} {name} came of {number}"
 
     def named(self, name: str) -> list[dict[str, object]]:

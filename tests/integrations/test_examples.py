@@ -103,7 +103,7 @@ def test_ray(run: Run, receiver: Receiver, tmp_path: Path) -> None:
     """Two workers: each sends its sixteen steps under one run id, and what they report has `mfu` in it."""
     said = run(
         sys.executable, EXAMPLES / "ray_train.py", "--storage", tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
-        MFU_SPANS="all", MFU_CALIBRATE="auto", RAY_USAGE_STATS_ENABLED="0", timeout=240,
+        MFU_SPANS="all", MFU_CALIBRATE="auto", RAY_USAGE_STATS_ENABLED="0", timeout=300,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
     told = said.stdout + said.stderr

@@ -14,7 +14,7 @@ from mfu_sdk import testing
 from mfu_sdk.integrations.instrumentor import MFUInstrumentor
 
 from .conftest import ROOT, Receiver, Run
-from .test_run import TRAIN, TRAINING, write
+from .test_run import PATIENT, TRAIN, TRAINING, write
 
 GROUP = "opentelemetry_instrumentor"
 
@@ -35,7 +35,7 @@ def installed(tmp_path: Path) -> str:
 
 def test_an_unchanged_command(run: Run, receiver: Receiver, installed: str, tmp_path: Path) -> None:
     """`opentelemetry-instrument python train.py`: five of six steps arrive, with their FLOPs; nothing is printed."""
-    script = write(tmp_path / "train.py", TRAINING + "print('trained')\n")
+    script = write(tmp_path / "train.py", TRAINING + PATIENT + "print('trained')\n")
     said = run(
         Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable, script,
         PYTHONPATH=os.pathsep.join((str(ROOT), str(ROOT / "kernels"), installed)),

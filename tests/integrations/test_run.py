@@ -44,6 +44,10 @@ for _ in range(6):
     optimizer.step()
 """
 
+# Where what a program delivers at its end is looked at: on a machine that does other things too, two seconds may not be
+# enough to be heard.
+PATIENT = "from mfu_sdk.export import worker\nworker.EXIT_S = 60.0\n"
+
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def test_a_program_ends_as_it_would(ending: str, run: Run, tmp_path: Path) -> No
 
 def test_it_is_measured(run: Run, receiver: Receiver, tmp_path: Path) -> None:
     """Six steps: five are measured, with the FLOPs that a hand works out, and sent; the summary goes to stderr."""
-    script = write(tmp_path / "train.py", TRAINING + "print('trained')\n")
+    script = write(tmp_path / "train.py", PATIENT + TRAINING + "print('trained')\n")
     said = run(*MFU, "--name", "mine", "--spans", "all", script, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url)
     assert (said.returncode, said.stdout) == (0, "trained\n"), said.stderr
     assert said.stderr.startswith("mine: 5 steps")
@@ -245,7 +249,8 @@ def test_under_torchrun(run: Run, receiver: Receiver, tmp_path: Path) -> None:
         TRAINING.replace("from torch import nn", "from torch import nn\nimport torch.distributed as dist")
         .replace("model =", "dist.init_process_group('gloo')\nmodel =")
         .replace("optimizer =", "model = nn.parallel.DistributedDataParallel(model)\noptimizer =")
-        + "dist.destroy_process_group()\n",
+        + "dist.destroy_process_group()\n"
+        + PATIENT,
     )
     said = run(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", *MFU,
@@ -267,7 +272,7 @@ def test_interrupted(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
     assert out == "cleaned up\n"
     assert "KeyboardInterrupt" in err

@@ -31,7 +31,7 @@ class Fed:
         headers = {"Content-Type": "application/json"} | _bearer(token)
         body = json.dumps({"resourceSpans": spans}).encode()
         asked = urllib.request.Request(f"http://{host}:{port}/v1/traces", body, headers)
-        with urllib.request.urlopen(asked, timeout=60) as answer:
+        with urllib.request.urlopen(asked, timeout=300) as answer:
             assert answer.status == 200
 
     def send_gauge(self, name: str, labels: Mapping[str, str], value: float, at_unix_ns: int, token: str) -> None:
@@ -42,13 +42,13 @@ class Fed:
         body = json.dumps({"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}]}).encode()
         headers = {"Content-Type": "application/json"} | _bearer(token)
         asked = urllib.request.Request(f"http://{host}:{port}/v1/metrics", body, headers)
-        with urllib.request.urlopen(asked, timeout=60) as answer:
+        with urllib.request.urlopen(asked, timeout=300) as answer:
             assert answer.status == 200
 
     def get(self, path: str, token: str | None = None) -> tuple[int, Message, str]:
         asked = urllib.request.Request(self.web + path, headers=_bearer(token))
         try:
-            with urllib.request.urlopen(asked, timeout=60) as answer:
+            with urllib.request.urlopen(asked, timeout=300) as answer:
                 return answer.status, answer.headers, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -58,7 +58,7 @@ class Fed:
         headers = {"Content-Type": "application/json"} | _bearer(token)
         asked = urllib.request.Request(self.web + path, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(asked, timeout=60) as answer:
+            with urllib.request.urlopen(asked, timeout=300) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             with error:
@@ -71,11 +71,11 @@ def serving(server: Server) -> Iterator[Fed]:
     thread = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     thread.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(120)
         yield Fed(server)
     finally:
         server.stop()
-        thread.join(60)
+        thread.join(120)
     assert not thread.is_alive()
 
 

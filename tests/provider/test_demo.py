@@ -68,7 +68,8 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
             # A request is a step of its prompt and one or, on a slow machine, more of its answer. All but the first,
             # whose shapes were new, are timed; of that one at most what was told apart after ten seconds.
             by_hand = workload.model_flop
-            assert served[name] - 1.02 <= workload.model_flop / per_step[name] <= served[name] + 0.02
+            requests = workload.model_flop / per_step[name]
+            assert served[name] - 1.02 <= requests <= served[name] + 0.02, f"{name}: {workload}\n{said}"
         else:
             by_hand = workload.timed_steps * per_step[name]
             assert workload.model_flop == pytest.approx(by_hand, rel=0.02)

@@ -41,7 +41,7 @@ def make_tokens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl program, as the script does")
     return subprocess.run(
-        [EXAMPLES / "make-tokens.sh", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [EXAMPLES / "make-tokens.sh", *arguments], capture_output=True, text=True, check=False, timeout=300
     )
 
 
@@ -83,7 +83,9 @@ def test_no_tenant(tmp_path: Path, name: str) -> None:
 def test_secrets_stay_out() -> None:
     """git takes nothing from a folder of secrets here."""
     for path in ("secrets/acme.token", "kubernetes/secrets/tokens.yaml"):
-        ignored = subprocess.run(["git", "check-ignore", "--quiet", EXAMPLES / path], cwd=ROOT, check=False, timeout=60)
+        ignored = subprocess.run(
+            ["git", "check-ignore", "--quiet", EXAMPLES / path], cwd=ROOT, check=False, timeout=300
+        )
         assert ignored.returncode == 0
 
 
@@ -187,7 +189,7 @@ def test_kustomize(tmp_path: Path) -> None:
     shutil.copytree(KUBERNETES, tmp_path / "kubernetes", ignore=shutil.ignore_patterns("secrets"))
     assert make_tokens(tmp_path / "kubernetes" / "secrets", "acme").returncode == 0
     said = subprocess.run(
-        ["kubectl", "kustomize", tmp_path / "kubernetes"], capture_output=True, text=True, check=False, timeout=60
+        ["kubectl", "kustomize", tmp_path / "kubernetes"], capture_output=True, text=True, check=False, timeout=300
     )
     assert said.returncode == 0, said.stderr
     made = {found["kind"]: found for found in yaml.safe_load_all(said.stdout)}

@@ -55,7 +55,7 @@ def test_files_are_current() -> None:
     """The JSON is what the Python beside it writes."""
     said = subprocess.run(
         [sys.executable, "-m", "examples.provider.grafana.write", "--check"],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert (said.returncode, said.stdout) == (0, ""), said.stderr
 

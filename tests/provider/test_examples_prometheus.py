@@ -130,7 +130,7 @@ def promtool(*arguments: str | Path) -> None:
     assert found, "promtool is missing: `make test-services` installs Debian's prometheus"
     said = subprocess.run(
         [found, *arguments], cwd=PROMETHEUS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert said.returncode == 0, said.stdout
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -38,12 +37,6 @@ def settings(name: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def until(met: Callable[[], bool], what: str) -> None:
     """Ask again until it is so, for a minute."""
     end_s, patience = time.monotonic() + PATIENCE_S, threading.Event()
@@ -73,9 +66,8 @@ def window(number: int, model_flop: float) -> bytes:
 
 
 @contextmanager
-def agent(folder: Path, **given: str) -> Iterator[str]:
-    """rotel on free ports; gives the URL that it takes OTLP at."""
-    port = free_port()
+def agent(folder: Path, port: int, **given: str) -> Iterator[str]:
+    """rotel on this port; gives the URL that it takes OTLP at."""
     places = {
         "ROTEL_OTLP_HTTP_ENDPOINT": f"127.0.0.1:{port}",
         "ROTEL_OTLP_GRPC_ENDPOINT": "127.0.0.1:0",
@@ -88,14 +80,14 @@ def agent(folder: Path, **given: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1/traces"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def send(url: str, body: bytes) -> bool:
     """Whether the collector took it; it is not there at once."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/x-protobuf"})
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError):
         return False
@@ -107,17 +99,17 @@ def serving(tmp_path: Path) -> Iterator[Server]:
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl program, as make-tokens.sh does")
     secrets = tmp_path / "secrets"
-    subprocess.run([EXAMPLES / "make-tokens.sh", secrets, "acme", "initech"], check=True, timeout=60)
+    subprocess.run([EXAMPLES / "make-tokens.sh", secrets, "acme", "initech"], check=True, timeout=300)
     free = ("127.0.0.1", 0)
     server = Server(tmp_path / "data", http=free, web=free, tokens=secrets / "tokens.yaml")
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     yield server
     server.stop()
-    thread.join(60)
+    thread.join(120)
 
 
-def test_in_front_of_serve(serving: Server, tmp_path: Path) -> None:
+def test_in_front_of_serve(serving: Server, free_port: Callable[[], int], tmp_path: Path) -> None:
     """What comes without a token is the collector's tenant's, whoever it says it is, and adds up: 3e15 of 8e15."""
     host, port = serving.http_address
     token = (tmp_path / "secrets" / "acme.token").read_text("ascii")
@@ -125,7 +117,7 @@ def test_in_front_of_serve(serving: Server, tmp_path: Path) -> None:
         "ROTEL_OTLP_EXPORTER_ENDPOINT": f"http://{host}:{port}",
         "ROTEL_OTLP_EXPORTER_CUSTOM_HEADERS": f"authorization=Bearer {token}",
     }
-    with agent(tmp_path, **settings("rotel"), **given) as url:
+    with agent(tmp_path, free_port(), **settings("rotel"), **given) as url:
         until(lambda: send(url, window(1, 1e15)), "rotel listens")
         assert send(url, window(2, 2e15))
         web = "http://{}:{}".format(*serving.web_address)
@@ -135,7 +127,7 @@ def test_in_front_of_serve(serving: Server, tmp_path: Path) -> None:
             request = urllib.request.Request(
                 f"{web}/api/report?since=1h", headers={"Authorization": f"Bearer {operator}"}
             )
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return report.from_json(answer.read().decode())
 
         until(lambda: fleet().fleet.available_flop == 8e15, "both windows are in the sums")
@@ -181,7 +173,7 @@ def clickhouse(store: Store, folder: Path) -> Iterator[str]:
         front.server_close()
 
 
-def test_into_the_schema(tmp_path: Path) -> None:
+def test_into_the_schema(free_port: Callable[[], int], tmp_path: Path) -> None:
     """rotel's own INSERT fills our columns and sums, under the tenant that its operator stamps, not the client's."""
     with Store(tmp_path / "data") as store, clickhouse(store, tmp_path) as endpoint:
         given = {
@@ -189,7 +181,7 @@ def test_into_the_schema(tmp_path: Path) -> None:
             "ROTEL_CLICKHOUSE_EXPORTER_COMPRESSION": "none",
             "ROTEL_OTEL_RESOURCE_ATTRIBUTES": f"{semconv.TENANT_ID}=acme",
         }
-        with agent(tmp_path, **settings("rotel-clickhouse"), **given) as url:
+        with agent(tmp_path, free_port(), **settings("rotel-clickhouse"), **given) as url:
             until(lambda: send(url, window(1, 1e15)), "rotel listens")
             assert send(url, window(2, 2e15))
             until(lambda: store.query("SELECT count() AS n FROM otel.otel_traces") == [{"n": 2}], "both are stored")

@@ -53,7 +53,7 @@ class Provider:
     server: Server
 
     def send(self, path: str, message: Any, token: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(*self.server.http_address, timeout=20)
+        connection = http.client.HTTPConnection(*self.server.http_address, timeout=120)
         headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {token}"}
         try:
             connection.request("POST", path, body=message.SerializeToString(), headers=headers)
@@ -63,7 +63,7 @@ class Provider:
             connection.close()
 
     def get(self, path: str, token: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(*self.server.web_address, timeout=60)
+        connection = http.client.HTTPConnection(*self.server.web_address, timeout=300)
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
             response = connection.getresponse()
@@ -169,7 +169,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     ready = threading.Event()
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     found = Provider(server)
     first = [START + 300 * n + 10 for n in range(12)]
     second = [at + 3600 for at in first]
@@ -190,7 +190,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
         yield found
     finally:
         server.stop()
-        serving.join(30)
+        serving.join(120)
 
 
 @pytest.fixture(scope="module")

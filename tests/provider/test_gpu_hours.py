@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime, tzinfo
 from typing import Any
 
 import pytest
@@ -118,8 +118,18 @@ def test_late_samples(store: Store, told: tuple[PointRow, ...], by_fives: Callab
     assert row["n"] == row["keys"] == 2 * 6
 
 
+class Calendar(datetime):
+    """Is on one day, whatever day it is: midnight may come while the test runs."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Calendar":
+        return cls(2026, 1, 2, tzinfo=tz)
+
+
 def test_made_when_a_day_is_over(store: Store, told: tuple[PointRow, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The first points of another day make the hours of the one before; a failure of that costs no point."""
+    monkeypatch.setattr("mfu_sdk.provider.store.datetime", Calendar)
+    store._today = date(2026, 1, 2)
     asked: list[int] = []
     monkeypatch.setattr(store, "_make_gpu_hours", lambda *, days: asked.append(days))
     store.insert_points(told[:1])

@@ -78,7 +78,7 @@ class Provider:
         with self.channel() as channel:
             call = channel.unary_unary(TRACES)
             metadata = [] if token is None else [("authorization", f"Bearer {token}")]
-            answer = call(body, metadata=metadata, compression=compression, timeout=60)
+            answer = call(body, metadata=metadata, compression=compression, timeout=300)
             return ExportTraceServiceResponse.FromString(answer)
 
     def post(self, body: bytes, token: str = "a", **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -87,7 +87,7 @@ class Provider:
         asked |= {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(url, body, asked), context=self.context, timeout=60
+                urllib.request.Request(url, body, asked), context=self.context, timeout=300
             ) as found:
                 return found.status, dict(found.headers), found.read()
         except urllib.error.HTTPError as error:
@@ -133,11 +133,11 @@ def provider(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, 
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(120)
         yield Provider(server, clock, certificate[0])
     finally:
         server.stop()
-        serving.join(60)
+        serving.join(120)
     assert not serving.is_alive()
 
 
@@ -190,13 +190,13 @@ def exporters(provider: Provider) -> dict[str, Callable[[], SpanExporter]]:
     url = f"https://localhost:{provider.server.http_address[1]}/v1/traces"
     bearer = {"authorization": "Bearer g"}
     return {
-        "grpc": lambda: GrpcSpans(at, credentials=trusted, headers=bearer, timeout=60),
+        "grpc": lambda: GrpcSpans(at, credentials=trusted, headers=bearer, timeout=300),
         "grpc-gzip": lambda: GrpcSpans(
-            at, credentials=trusted, headers=bearer, timeout=60, compression=grpc.Compression.Gzip
+            at, credentials=trusted, headers=bearer, timeout=300, compression=grpc.Compression.Gzip
         ),
-        "http": lambda: HttpSpans(url, str(provider.certificate), headers=bearer, timeout=60),
+        "http": lambda: HttpSpans(url, str(provider.certificate), headers=bearer, timeout=300),
         "http-gzip": lambda: HttpSpans(
-            url, str(provider.certificate), headers=bearer, timeout=60, compression=Compression.Gzip
+            url, str(provider.certificate), headers=bearer, timeout=300, compression=Compression.Gzip
         ),
     }
 
@@ -228,7 +228,7 @@ def test_metrics(provider: Provider) -> None:
     assert provider.server.grpc_address is not None
     trusted = grpc.ssl_channel_credentials(provider.certificate.read_bytes())
     at = f"localhost:{provider.server.grpc_address[1]}"
-    exporter = GrpcMetrics(at, credentials=trusted, headers={"authorization": "Bearer g"}, timeout=60)
+    exporter = GrpcMetrics(at, credentials=trusted, headers={"authorization": "Bearer g"}, timeout=300)
     metering = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=1e9)])
     metering.get_meter("mfu_sdk").create_gauge(semconv.METRIC_UTILIZATION).set(0.5)
     metering.shutdown()
@@ -243,7 +243,7 @@ def test_logs(provider: Provider) -> None:
     trusted = grpc.ssl_channel_credentials(provider.certificate.read_bytes())
     at = f"localhost:{provider.server.grpc_address[1]}"
     logging = LoggerProvider(Resource({semconv.TENANT_ID: "liar"}), shutdown_on_exit=False)
-    exporter = GrpcLogs(at, credentials=trusted, headers={"authorization": "Bearer g"}, timeout=60)
+    exporter = GrpcLogs(at, credentials=trusted, headers={"authorization": "Bearer g"}, timeout=300)
     logging.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logging.get_logger("mfu_sdk").emit(LogRecord(timestamp=NOW, body="slower", event_name="mfu.drift"))
     logging.shutdown()
@@ -264,7 +264,7 @@ def test_partial_success(provider: Provider, request_of: Requests, service: str)
     assert len(provider.stored(service)) == 1
     url = f"https://localhost:{provider.server.web_address[1]}/api/received"
     asked = urllib.request.Request(url, headers={"Authorization": "Bearer a"})
-    with urllib.request.urlopen(asked, context=provider.context, timeout=60) as answer:
+    with urllib.request.urlopen(asked, context=provider.context, timeout=300) as answer:
         told = json.load(answer)
     assert list(told) == ["acme"]
     assert told["acme"]["a span that ends before it starts"] == 1
@@ -392,7 +392,7 @@ def test_senders_race(provider: Provider, request_of: Requests, service: str) ->
     barrier = threading.Barrier(6)
 
     def send(number: int) -> None:
-        barrier.wait(60)
+        barrier.wait(120)
         if number % 2:
             provider.export(body)
         else:
@@ -414,7 +414,7 @@ def test_senders_race(provider: Provider, request_of: Requests, service: str) ->
 def test_plain_is_refused_where_tls_is_spoken(provider: Provider) -> None:
     """A client without TLS gets nothing on an address that speaks it."""
     with pytest.raises(OSError, match=r"."):
-        urllib.request.urlopen(f"http://localhost:{provider.server.http_address[1]}/v1/traces", b"", timeout=60)
+        urllib.request.urlopen(f"http://localhost:{provider.server.http_address[1]}/v1/traces", b"", timeout=300)
 
 
 def test_bad_certificate(tmp_path: Path, certificate: tuple[Path, Path]) -> None:

@@ -289,19 +289,19 @@ def running(server: Server) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_until_stopped, args=(lambda _: ready.set(),))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         host, port = server.web_address
         yield f"http://{host}:{port}"
     finally:
         server.stop()
-        thread.join(30)
+        thread.join(120)
 
 
 def get(url: str, token: str | None) -> tuple[int, str]:
     """Status and body."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=300) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -35,7 +35,7 @@ class Daemon(NamedTuple):
 def request(url: str, body: Any = None, method: str | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(asked, timeout=120) as answer:
+    with urllib.request.urlopen(asked, timeout=300) as answer:
         return json.loads(answer.read() or b"null")
 
 
@@ -60,7 +60,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
             yield found
         finally:
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(120) == 0
 
 
 class Browser:
@@ -120,7 +120,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
+                process.wait(120)
 
 
 TAB, ENTER = "\ue004", "\ue007"
@@ -257,7 +257,7 @@ def test_one_file_asks_for_nothing(daemon: Daemon, browser: Browser, tmp_path: P
     """`mfu report --format html` is the same page in one file, with its style and pictures, that asks for nothing."""
     output = tmp_path / "fleet.html"
     command = [sys.executable, "-m", "mfu_sdk.cli", "report", "--url", daemon.web, "--since", "1h", "--format", "html"]
-    subprocess.run([*command, "-o", str(output)], check=True, timeout=120)
+    subprocess.run([*command, "-o", str(output)], check=True, timeout=300)
     browser.open(output.as_uri())
     assert browser.run("return performance.getEntriesByType('resource').length") == 0
     assert browser.run("return getComputedStyle(document.querySelector('.hero')).display") == "grid"

@@ -56,7 +56,7 @@ class Provider:
     def post(
         self, body: bytes | Sequence[bytes], headers: dict[str, str], path: str = "/v1/traces", token: str | None = "a"
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        connection = http.client.HTTPConnection(*self.server.http_address, timeout=20)
+        connection = http.client.HTTPConnection(*self.server.http_address, timeout=120)
         try:
             bearer = {} if token is None else {"Authorization": f"Bearer {token}"}
             connection.request("POST", path, body=body, headers=headers | bearer)
@@ -84,11 +84,11 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         yield Provider(server, clock)
     finally:
         server.stop()
-        serving.join(30)
+        serving.join(120)
     assert not serving.is_alive()
 
 
@@ -234,7 +234,7 @@ def test_zip_bomb(provider: Provider) -> None:
 
 def test_only_post(provider: Provider) -> None:
     """Nothing is read on the OTLP address."""
-    connection = http.client.HTTPConnection(*provider.server.http_address, timeout=20)
+    connection = http.client.HTTPConnection(*provider.server.http_address, timeout=120)
     try:
         connection.request("GET", "/v1/traces")
         assert connection.getresponse().status == 405
@@ -276,13 +276,13 @@ def test_opentelemetry_sdk(provider: Provider, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(provider.clock, "now_ns", now)
     resource = Resource.create({"service.name": "sdk", semconv.RUN_ID: "r"})
     tracing = TracerProvider(resource=resource)
-    tracing.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{provider.url}/v1/traces", timeout=20)))
+    tracing.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{provider.url}/v1/traces", timeout=120)))
     span = tracing.get_tracer("mfu_sdk").start_span("mfu.window", start_time=now - 10**9)
     span.set_attribute(semconv.MODEL_FLOP, 2.5e19)
     span.set_attribute(semconv.WINDOW_STEP_DURATIONS, [3, -4])
     span.end(now)
     tracing.shutdown()
-    exporter = OTLPMetricExporter(f"{provider.url}/v1/metrics", timeout=20)
+    exporter = OTLPMetricExporter(f"{provider.url}/v1/metrics", timeout=120)
     metering = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=1e9)], resource)
     meter = metering.get_meter("mfu_sdk")
     meter.create_counter(semconv.METRIC_MODEL_FLOP).add(2.5e19)
@@ -320,9 +320,9 @@ def test_drift(provider: Provider) -> None:
     assert telemetry is not None
     telemetry.drift(event)
     telemetry.drift(replace(event, recovered_step=800, recovered_unix_ns=T0 - 3 * 10**9))
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     assert telemetry.dropped == {}
-    telemetry.stop(20.0)
+    telemetry.stop(120.0)
     rows = provider.read(
         "SELECT SeverityText AS severity, EventName AS name, toUnixTimestamp64Nano(Timestamp) AS ns, Body AS body,"
         " LogAttributes['mfu.drift.cause'] AS cause, LogAttributes['mfu.drift.evidence'] AS evidence, SpanId AS span,"

@@ -66,7 +66,7 @@ class Door:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(120)
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -81,7 +81,7 @@ class Door:
     def tell(self, **faults: int) -> list[str]:
         """Set faults; the inserts that came so far."""
         asked = "&".join(f"{name}={n}" for name, n in faults.items())
-        with urllib.request.urlopen(f"{self.url}/_test?{asked}", timeout=20) as answer:
+        with urllib.request.urlopen(f"{self.url}/_test?{asked}", timeout=120) as answer:
             told: list[str] = json.loads(answer.read())
             return told
 
@@ -117,7 +117,7 @@ def remote(door: Door) -> Iterator[Store]:
     for daemon in daemons:
         daemon.start()
     for daemon in daemons:
-        daemon.join(60)
+        daemon.join(120)
     first, second = found
     assert isinstance(first, Store), first
     assert isinstance(second, Store), second
@@ -367,7 +367,7 @@ def request_of(numbers: range, start_unix_ns: int) -> bytes:
 def asked_of(url: str, body: bytes | None = None) -> tuple[int, Any, bytes]:
     request = urllib.request.Request(url, body, {"Content-Type": "application/x-protobuf"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -410,7 +410,7 @@ def test_daemon_outlives_its_server(tmp_path: Path) -> None:
             with Store(door.address, writes=False) as store:
                 assert counted(store, "local") == [90, 90, 90, 90]
             daemon.send_signal(signal.SIGTERM)
-            _, errors = daemon.communicate(timeout=30)
+            _, errors = daemon.communicate(timeout=120)
         finally:
             daemon.kill()
             daemon.communicate()

@@ -19,8 +19,11 @@ import sys
 import torch
 from torch import nn
 import mfu_sdk as mfu
+from mfu_sdk.export import worker
 from mfu_sdk.records import Peaks, Rate
 
+# On a machine that does other things too, two seconds may not be enough to be heard.
+worker.EXIT_S = 60.0
 rate = Rate(1e12, 9e11, 1.1e12, "user", 0.0)
 model = nn.Linear(256, 256)
 with mfu.monitor(model, name="gpt", peaks=Peaks("cpu", {}, {"float32": rate}, rate, None, {}),
@@ -41,7 +44,7 @@ def test_what_was_in_vain(tmp_path: Path) -> None:
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MFU_", "OTEL_"))}
         env |= {
             "MFU_PROVIDER_ENDPOINT": "http://{}:{}".format(*server.http_address), "MFU_RUN_ID": "run-1",
@@ -51,7 +54,7 @@ def test_what_was_in_vain(tmp_path: Path) -> None:
         for attempt, first in ((0, 0), (1, 40)):
             command = [sys.executable, "-c", TRAIN, str(first), "60"]
             done = subprocess.run(
-                command, env=env | {"MFU_RUN_ATTEMPT": str(attempt)}, capture_output=True, text=True, timeout=240,
+                command, env=env | {"MFU_RUN_ATTEMPT": str(attempt)}, capture_output=True, text=True, timeout=300,
                 check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr[-4000:]
@@ -60,7 +63,7 @@ def test_what_was_in_vain(tmp_path: Path) -> None:
         lost = attempts.redone(server._store, span).lost
     finally:
         server.stop()
-        serving.join(60)
+        serving.join(120)
     (usage,) = [usage for usage in usages if usage.phase == "train"]
     assert usage.sums.steps == 120
     (found,) = lost.values()

@@ -46,7 +46,7 @@ def run(body: str, *arguments: object) -> str:
         [sys.executable, "-W", "error", "-c", textwrap.dedent(body), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

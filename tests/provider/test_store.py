@@ -1,6 +1,7 @@
 """The store: what it keeps once, what it keeps after a kill, and how it refuses."""
 
 import fcntl
+import os
 import re
 import signal
 import subprocess
@@ -284,6 +285,9 @@ def test_path_with_a_question_mark(tmp_path: Path) -> None:
 
 # --- lives of their own: each is a process, because a process holds one store ---------------------------------------
 
+AHEAD = "Asia/Kolkata"
+"""Where it is two in the morning of the next day at T0."""
+
 BEGIN = """
 import os, signal, sys
 from mfu_sdk.errors import StoreError
@@ -298,12 +302,14 @@ def flop(store, table):
 """
 
 
-def run(body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(body: str, *arguments: object, zone: str = "UTC") -> subprocess.CompletedProcess[str]:
+    """Run BEGIN and `body` to its end, on a machine in this time zone."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", BEGIN + textwrap.dedent(body), *map(str, arguments)],
+        env=os.environ | {"TZ": zone},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -357,7 +363,10 @@ def test_a_disk_that_fills(data_dir: Path) -> None:
 
 
 def test_kill_after_acknowledgement(data_dir: Path) -> None:
-    """What was acknowledged is there after kill -9, in the spans and in the roll-up, and a retry adds nothing."""
+    """What was acknowledged is there after kill -9, in the spans and in the roll-up, and a retry adds nothing.
+
+    So it is where the machine's own day has begun before that of UTC, in which days are told apart.
+    """
     killed = run(
         """
         store = Store(sys.argv[1])
@@ -365,6 +374,7 @@ def test_kill_after_acknowledgement(data_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         """,
         data_dir,
+        zone=AHEAD,
     )
     assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "100\n")
     after = run(
@@ -374,6 +384,7 @@ def test_kill_after_acknowledgement(data_dir: Path) -> None:
             print(store.insert_spans("acme", [row(n) for n in range(1, 102)]), flop(store, "mfu_sums_5m"))
         """,
         data_dir,
+        zone=AHEAD,
     )
     assert after.stdout == "100 100\n1 101\n", after.stderr
 
@@ -415,7 +426,7 @@ def test_kill_while_requests_come(data_dir: Path) -> None:
     acknowledged = [int(killed.stdout.readline()) for _ in range(5)]
     killed.kill()
     acknowledged += [int(line) for line in killed.stdout if line.endswith("\n")]
-    killed.wait(60)
+    killed.wait(120)
     killed.stdout.close()
     after = run(
         textwrap.dedent(body)
@@ -522,7 +533,7 @@ def test_held_by_another_process(data_dir: Path) -> None:
         assert refused.stderr == ""
     finally:
         holder.kill()
-        holder.wait(20)
+        holder.wait(120)
         if holder.stdout is not None:
             holder.stdout.close()
     assert run(body, data_dir).stdout == "opened\n"

@@ -11,7 +11,7 @@ import mfu_sdk
 def test_import_loads_nothing_heavy() -> None:
     """`import mfu_sdk` loads no package beside the standard library: not torch, not OpenTelemetry, not numpy."""
     code = "import sys; before = set(sys.modules); import mfu_sdk; print(*sorted(set(sys.modules) - before))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     roots = {name.partition(".")[0] for name in said.stdout.split()}
     assert "mfu_sdk" in roots
     assert roots - set(sys.stdlib_module_names) == {"mfu_sdk"}

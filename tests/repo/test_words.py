@@ -31,7 +31,7 @@ def test_no_forbidden_words() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     ).stdout.split("\0")
     paths = [ROOT / name for name in listed if name and (ROOT / name).is_file()]
     assert len(paths) > 20

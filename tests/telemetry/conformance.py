@@ -24,13 +24,17 @@ from .conftest import Collector, attributes_of, make_certificate
 HERE = Path(__file__).parent
 FLOP, LARGE_FLOP = 10**12, 3 * 10**18
 """FLOPs of a step; four of the large ones are beyond 2^63."""
+SPARE_S = 0.5
+"""What the end of a process may take besides: the machine does other things too."""
 
 MFU = """
     import atexit, os, random, signal, sys, threading, time
     sys.path.insert(0, sys.argv[1])
     from conftest import EPOCH_NS, IDENTITY, SUMMARY, make_step
+    from mfu_sdk.export import worker
     from mfu_sdk.export.telemetry import Telemetry
     from mfu_sdk.settings import Settings
+    worker.EXIT_S = float(os.environ.get("EXIT_S", worker.EXIT_S))
     FLOP = 10**12
     telemetry = Telemetry.open(IDENTITY, Settings(spans="all"))
     telemetry.on_termination(lambda: telemetry.close(SUMMARY))
@@ -39,7 +43,7 @@ MFU = """
     def end():
         telemetry.close(SUMMARY)
     def flush():
-        telemetry.flush(20)
+        telemetry.flush(120.0)
 """
 
 OPENTELEMETRY = """
@@ -160,7 +164,7 @@ def run(case: Case, subject: str, *, timeout_s: float = 120.0, **sizes: int) -> 
                 for path in left.glob("*.mfurec"):
                     subprocess.run(
                         [sys.executable, "-m", "mfu_sdk.cli", "replay", path, "--otlp", collector.url],
-                        check=True, capture_output=True, timeout=60, env=env,
+                        check=True, capture_output=True, timeout=300, env=env,
                     )  # fmt: skip
             return case.verdict(Outcome(collector, done.stdout, done.stderr, done.returncode, wall_s, left))
     finally:
@@ -191,8 +195,8 @@ def counted(steps: int, flop: int = FLOP) -> Callable[[Outcome], tuple[bool, str
 
 
 def leaves_in_time(found: Outcome) -> tuple[bool, str]:
-    """The end of the process took two seconds at most, and half of one for a busy machine."""
-    return found.left_s <= 2.5 and found.status == 0, f"exit {found.left_s:.1f} s, status {found.status}"
+    """The end of the process took two seconds at most, and `SPARE_S` for a busy machine."""
+    return found.left_s <= 2 + SPARE_S and found.status == 0, f"exit {found.left_s:.1f} s, status {found.status}"
 
 
 def printed(found: Outcome) -> tuple[bool, str]:

@@ -85,7 +85,7 @@ class Collector:
                     collector.requests.append(Received(self.path, headers, body))
                     collector.arrived.notify_all()
                 if collector.hung:
-                    collector._release.wait(60)
+                    collector._release.wait(120)
                     self.close_connection = True
                     return
                 status, after = collector.script.pop(0) if collector.script else (collector.status, None)
@@ -136,7 +136,7 @@ class Collector:
         self._thread.join()
         self._server.server_close()
 
-    def wait_for(self, predicate: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    def wait_for(self, predicate: Callable[[], bool], timeout_s: float = 120.0) -> bool:
         with self.arrived:
             return self.arrived.wait_for(predicate, timeout_s)
 
@@ -225,7 +225,7 @@ def make_certificate(certificate: Path, key: Path) -> None:
         [*make, "-subj", "/CN=loopback", *names, "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -238,11 +238,11 @@ def other_collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def refused() -> str:
-    """The URL of a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+def refused() -> Iterator[str]:
+    """The URL of a port that nobody listens on, nor can as long as it is bound."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 IDENTITY = RunIdentity(

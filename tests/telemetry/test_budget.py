@@ -87,7 +87,7 @@ def test_a_pipeline(identity, collector, step, summary, caplog):
     for index in range(400):
         telemetry.step(step(index))
     telemetry.close(summary)
-    assert not telemetry.flush(20.0)
+    assert not telemetry.flush(120.0)
     points = collector.points()
     assert points["mfu.step.count"][0][1] == 400.0
     assert points["mfu.model.flop"][0][1] == 400 * 40.0

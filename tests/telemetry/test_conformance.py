@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,7 @@ from mfu_sdk.export.destination import Destination
 from mfu_sdk.export.pipeline import Exports, Pipeline
 from mfu_sdk.settings import Settings
 
+from . import conformance
 from .conformance import CASES, HERE, MFU, Case, run
 from .conftest import EPOCH_NS, Collector, attributes_of
 
@@ -20,9 +22,13 @@ HOUR_NS = 3600 * 10**9
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.in_suite], ids=lambda case: case.name)
-def test_case(case: Case) -> None:
-    """The case holds."""
-    held, figure = run(case, "mfu_sdk", workers=4, epochs=3)
+def test_case(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case holds, on a machine however busy.
+
+    So the end of a process may take a minute here; where that is the question, what is refused is not waited for.
+    """
+    monkeypatch.setattr(conformance, "SPARE_S", 20.0)
+    held, figure = run(case, "mfu_sdk", workers=4, epochs=3, exit_s=60)
     assert held, figure
 
 
@@ -51,14 +57,15 @@ class Program:
     def end(self) -> int:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        status = self._process.wait(60)
+        status = self._process.wait(120)
         assert self._process.stdout is not None
         self._process.stdout.close()
         return status
 
 
-def test_a_collector_that_is_restarted(collector: Collector) -> None:
+def test_a_collector_that_is_restarted(free_port: Callable[[], int]) -> None:
     """It is gone in the middle of the run and comes back: nothing is lost, and nothing counts twice."""
+    collector = Collector(free_port())
     program = Program(collector.url)
     program.do("for index in range(50): step(index)")
     program.do("flush()")

@@ -1,6 +1,5 @@
 """Our encoding of spans against OpenTelemetry's own, and through a collector of other make."""
 
-import socket
 import struct
 import subprocess
 import threading
@@ -137,16 +136,11 @@ def test_no_field_holds(change):
 
 
 @pytest.fixture
-def through_rotel(collector, tmp_path):
+def through_rotel(collector, free_port, tmp_path):
     """The URLs, by protocol, of a rotel collector that decodes what it is sent, encodes it anew and sends it on to
     `collector`.
     """
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    grpc, http = (f"127.0.0.1:{port}" for port in ports)
+    grpc, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     process = subprocess.Popen(
         [
             Path(rotel.__file__).parent / "rotel-agent", "start", "--otlp-grpc-endpoint", grpc,
@@ -164,7 +158,7 @@ def through_rotel(collector, tmp_path):
     reader.start()
     yield {"http/protobuf": f"http://{http}", "grpc": f"http://{grpc}"}
     process.terminate()
-    assert process.wait(20) is not None
+    assert process.wait(120) is not None
     reader.join()
     process.stdout.close()
 
@@ -185,7 +179,7 @@ def test_rotel(through_rotel, collector, identity, step, summary, protocol):
     for index in range(40):
         telemetry.step(step(index, duration_s=0.001 * index))
     telemetry.close(summary)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     assert collector.wait_for(lambda: len(collector.spans()) == 43)
     found = {attributes_of(span.attributes)["mfu.step.index"]: span for span in collector.spans("mfu.step")}
     assert sorted(found) == list(range(40))
@@ -209,7 +203,7 @@ def test_rotel_logs(through_rotel, collector, identity, protocol):
     )
     telemetry.drift(DRIFT)
     assert collector.wait_for(lambda: len(collector.logs()) == 1)
-    assert telemetry.stop(10.0)
+    assert telemetry.stop(120.0)
     (log,) = collector.logs()
     made = Spans(identity, "off").drift(DRIFT, EPOCH_NS)
     assert (log.trace_id, log.span_id) == (made.trace_id.to_bytes(16, "big"), made.span_id.to_bytes(8, "big"))

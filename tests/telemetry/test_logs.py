@@ -138,7 +138,7 @@ def opened(identity):
 
     yield open_
     for telemetry in made:
-        assert telemetry.stop(0.1) or telemetry.stop(10.0)
+        assert telemetry.stop(0.1) or telemetry.stop(120.0)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_at_once(opened, collector, server, protocol):
     assert to.wait_for(lambda: turns(to) == TURNS)
     telemetry.drift(LATER)
     telemetry.close(SUMMARY)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     assert turns(to) == [*TURNS, ("WARN", FOUND.found_unix_ns)]
     assert telemetry.dropped == {}
 
@@ -179,7 +179,7 @@ def test_what_is_told(opened, collector):
     telemetry.drift(FOUND)
     telemetry.drift(DRIFT)
     telemetry.close(SUMMARY)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     (span,) = collector.spans("mfu.drift")
     found, recovered = collector.logs()
     for log in (found, recovered):
@@ -230,7 +230,7 @@ def test_off(opened, collector, other_collector):
     telemetry = opened(env, Provider(endpoint=other_collector.url), spans="off")
     telemetry.drift(FOUND)
     telemetry.close(SUMMARY)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     assert (collector.logs(), turns(other_collector)) == ([], TURNS[:1])
     assert other_collector.logs()[0].flags == 0
     assert not configured(env | {"OTEL_SDK_DISABLED": "true"}, Provider(endpoint=other_collector.url))
@@ -246,7 +246,7 @@ def test_logs_alone(opened, collector):
     telemetry = opened(env)
     telemetry.drift(FOUND)
     telemetry.close(SUMMARY)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     (request,) = collector.requests
     assert (request.path, request.headers["X-Scope"], request.encoding) == ("/in", "one", "gzip")
     assert len(collector.bodies("/in")) == 1
@@ -346,7 +346,7 @@ def test_while_it_lasts(opened, collector):
             clock.advance(duration_s * generator.uniform(0.99, 1.01))
             start_s, end_s = ((at_ns - EPOCH_NS) / 1e9 for at_ns in (start_ns, clock.now_ns))
             ledger.add(Work(next(index), "train", start_s, end_s, start_ns, demand, waits=()))
-        assert telemetry.flush(20.0)
+        assert telemetry.flush(120.0)
 
     steps(256, 1.0)
     assert collector.logs() == []
@@ -358,7 +358,7 @@ def test_while_it_lasts(opened, collector):
     assert attributes_of(log.attributes)["mfu.drift.change"] == event.change == pytest.approx(1 / 1.4 - 1, abs=0.03)
     steps(200, 1.0)
     drifting.close()
-    assert telemetry.stop(20.0)
+    assert telemetry.stop(120.0)
     assert turns(collector) == [("WARN", event.found_unix_ns), ("INFO", found[-1].recovered_unix_ns)]
 
 
@@ -402,7 +402,7 @@ def test_process(request, collector, monkeypatch):
         [sys.executable, "-c", textwrap.dedent(PROGRAM), str(request.path.parent)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stderr, done.returncode) == ("", 0)

@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LATE_S = 0.1
-"""Rank 1 is late by so much in every step."""
+"""Rank 1 is late by so much in every step, and by more on a busy machine."""
 STEPS = 24
 WIDE = 64
 """The weights of a layer without bias: this squared, four bytes each, in one bucket."""
@@ -43,6 +43,10 @@ def be_a_rank(folder: Path) -> None:
     op_times._CALLS_EXPECTED = 50
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from pace import at_least
+
+    late_s = at_least(LATE_S)
     rate = Rate(1e9, 1e9, 1e9, "user", 0.0)
     peaks = Peaks("cpu", {}, {"float32": rate}, rate, None, {})
 
@@ -56,7 +60,7 @@ def be_a_rank(folder: Path) -> None:
             for step, x in enumerate(run.batches(batches)):
                 with run.step():
                     if rank == 1:
-                        time.sleep(LATE_S)
+                        time.sleep(late_s)
                     model(x).sum().backward()
                     if by_hand:
                         dist.all_reduce(next(model.parameters()).grad)
@@ -73,7 +77,11 @@ def be_a_rank(folder: Path) -> None:
         assert telemetry.flush(60.0)
         return [(record.index, record.comm_s, record.duration_s, record.profiled) for record in records]
 
-    told = {"ddp": train("ddp", STEPS, by_hand=False), "by hand": train("by hand", 15, by_hand=True)}
+    told = {
+        "ddp": train("ddp", STEPS, by_hand=False),
+        "by hand": train("by hand", 15, by_hand=True),
+        "late_s": late_s,
+    }
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
@@ -102,7 +110,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[
         subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=240)[1] for process in running]
+        said = [process.communicate(timeout=900)[1] for process in running]
         assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
         yield collector, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     finally:
@@ -150,9 +158,9 @@ def test_windows_add_up_to_the_run(ranks: tuple[Any, list[dict[str, Any]]], rank
 
 def test_who_waits_for_whom(ranks: tuple[Any, list[dict[str, Any]]]) -> None:
     """Rank 0 waits for the late one in every step, which is skew; the late one waits for nobody."""
-    collector, _ = ranks
+    collector, told_by = ranks
     waiting, late = (told(collector, "ddp", rank, "mfu.window")[-1] for rank in (0, 1))
-    assert waiting["mfu.step.skew_time"] > 0.5 * LATE_S * waiting["mfu.window.step.timed"]
+    assert waiting["mfu.step.skew_time"] > 0.5 * told_by[0]["late_s"] * waiting["mfu.window.step.timed"]
     assert waiting["mfu.step.skew_time"] > 4 * waiting["mfu.step.comm_time"]
     assert late["mfu.step.skew_time"] < waiting["mfu.step.skew_time"] / 4
 
@@ -162,14 +170,14 @@ def test_bytes_and_their_rate(ranks: tuple[Any, list[dict[str, Any]]]) -> None:
 
     Rank 1 finds the other waiting, so its exchange is the transfer alone, and faster than what rank 0 sees.
     """
-    collector, _ = ranks
+    collector, told_by = ranks
     rates = []
     for rank in (0, 1):
         for window in told(collector, "ddp", rank, "mfu.window"):
             assert window["mfu.comm.bytes"] == 4 * WIDE * WIDE * window["mfu.window.step.timed"]
             assert "mfu.comm.bus_rate.peak" not in window
         rates.append(window["mfu.comm.bus_rate"])
-    assert 0 < rates[0] < 4 * WIDE * WIDE / (LATE_S / 2)
+    assert 0 < rates[0] < 4 * WIDE * WIDE / (told_by[0]["late_s"] / 2)
     assert rates[1] > rates[0]
 
 
@@ -184,7 +192,7 @@ def test_the_step_that_was_timed_says_so(ranks: tuple[Any, list[dict[str, Any]]]
         assert 0 < comm_s < duration_s
         assert all(row[1] is None for row in told_by[rank]["ddp"])
         if rank == 0:
-            assert comm_s > LATE_S / 2
+            assert comm_s > told_by[0]["late_s"] / 2
 
 
 if __name__ == "__main__":

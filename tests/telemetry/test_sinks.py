@@ -45,7 +45,7 @@ def both(identity, collector, other_collector):
     for telemetry in opened:
         # What a test has left undelivered is not waited for, only the end of the request that is under way.
         telemetry.stop(0.1)
-        telemetry.stop(10.0)
+        telemetry.stop(120.0)
 
 
 class Saw:
@@ -86,7 +86,7 @@ def everything(telemetry, step, summary, *throttled):
         dataclasses.replace(summary, uncounted=(Uncounted(f"{SECRET}::kernel", 1, f"layers.{SECRET}"),), name=SECRET),
         error_type=f"{SECRET}Error",
     )
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
 
 
 NAMES_OF_WORDS = {
@@ -226,7 +226,7 @@ def test_who_and_where(collector, other_collector, step, summary, consent):
     )
     telemetry.step(step(0))
     telemetry.close(summary)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     theirs, ours = (
         attributes_of(each.trace_requests()[0].resource_spans[0].resource.attributes)
         for each in (other_collector, collector)
@@ -275,7 +275,7 @@ def test_each_has_its_own_credentials(both, collector, other_collector, step, su
     telemetry = both(headers="authorization=Bearer%20theirs", compression="deflate")
     telemetry.step(step(0))
     telemetry.close(summary)
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     assert {
         (each.headers.get("Authorization"), each.headers["Content-Encoding"]) for each in other_collector.requests
     } == {("Bearer theirs", "deflate")}
@@ -291,12 +291,12 @@ def test_mutual_tls(both, other_collector, loopback, step, summary, caplog):
     other_collector.speak_tls(certificate, key)
     telemetry = both(certificate=str(certificate), client_certificate=str(certificate), client_key=str(key))
     telemetry.step(step(0))
-    assert telemetry.flush(20.0)
+    assert telemetry.flush(120.0)
     assert len(other_collector.spans("mfu.step")) == 1
     wrong = both()
     wrong.step(step(1))
-    assert not wrong.flush(0.5)
-    assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+    # It is tried within half a second, or later on a busy machine.
+    assert any(not wrong.flush(0.5) and "CERTIFICATE_VERIFY_FAILED" in caplog.text for _ in range(100))
     assert len(other_collector.spans("mfu.step")) == 1
     with pytest.raises(ConfigurationError, match="MFU_PROVIDER_CERTIFICATE, _CLIENT_CERTIFICATE and _CLIENT_KEY must"):
         both(provider_url=other_collector.url, certificate="/nowhere.pem")
@@ -372,7 +372,7 @@ def test_a_tenants_program(collector, other_collector):
     """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "MFU_PROVIDER_ENDPOINT": other_collector.url},
     )  # fmt: skip
     assert (done.stderr, done.returncode) == ("", 0)

@@ -29,7 +29,7 @@ class Notebook:
     def consume(self, item):
         self.context = context.get_value("suppress_instrumentation")
         self.entered.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(120)
         self.items.append(item)
 
     def flush(self):
@@ -57,7 +57,7 @@ def worker(notebook):
     made = Worker("test", notebook)
     yield made
     notebook.gate.set()
-    made.stop(10.0)
+    made.stop(120.0)
 
 
 def test_lazy(worker):
@@ -71,7 +71,7 @@ def test_lazy(worker):
 def test_daemon(worker, notebook):
     """The thread is a daemon, so nothing that it waits for can keep the process."""
     worker.put("a")
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
     assert [thread.daemon for thread in threading.enumerate() if thread.name == "mfu-export-test"] == [True]
     # Libraries that instrument HTTP ask this of the context before they make a span of a request.
     assert notebook.context is True
@@ -83,7 +83,7 @@ def test_processor_time(notebook):
     made = Worker("test", notebook, thread_s=lambda: next(ticks) / 8)
     assert made.cpu_s == 0.0
     made.put("a")
-    assert made.stop(20.0)
+    assert made.stop(120.0)
     assert made.cpu_s == len(notebook.looks) / 8 > 0
 
 
@@ -94,7 +94,7 @@ def test_order(worker, notebook):
     worker.close("end")
     worker.put("late")
     worker.close("again")
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
     assert notebook.items == [*range(100), "end"]
     assert leaked_hooks() == []
 
@@ -103,7 +103,7 @@ def test_flush_after_the_end(worker):
     """A run that was closed and delivered before anyone asked is delivered."""
     worker.put("a")
     worker.close("end")
-    worker._thread.join(20.0)
+    worker._thread.join(120)
     assert worker.flush(0.0)
 
 
@@ -111,13 +111,13 @@ def test_bounded(worker, notebook):
     """A thread that is held up costs a bounded queue; what does not fit is counted, and `close` always fits."""
     notebook.gate.clear()
     worker.put("held")
-    assert notebook.entered.wait(20)
+    assert notebook.entered.wait(120)
     for item in range(QUEUE_ITEMS + 5):
         worker.put(item)
     assert worker.overflowed == 5
     worker.close("end")
     notebook.gate.set()
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
     assert len(notebook.items) == 1 + QUEUE_ITEMS + 1
     assert notebook.items[-1] == "end"
 
@@ -129,14 +129,14 @@ def test_flush_says_no(worker, notebook):
     assert not worker.flush(0.05)
     assert notebook.flushes == 1
     notebook.sendable = True
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
 
 
 def test_gives_up(worker, notebook):
     """`stop` delivers until its time is over, and then gives up what is left."""
     notebook.sendable = False
     worker.put("a")
-    assert worker.stop(0.05) or worker.stop(10.0)
+    assert worker.stop(0.05) or worker.stop(120.0)
     assert notebook.abandoned == 1
     assert leaked_hooks() == []
 
@@ -146,9 +146,9 @@ def test_own_failure(worker, notebook, monkeypatch):
     """A failure of our own ends the thread, and nothing waits for it."""
     monkeypatch.setattr(notebook, "deliver", lambda deadline_s: 1 / 0)
     worker.put("a")
-    assert not worker.flush(20.0)
+    assert not worker.flush(120.0)
     worker.put("b")
-    assert worker.stop(20.0)
+    assert worker.stop(120.0)
 
 
 def test_bad_item(worker, notebook, monkeypatch, caplog):
@@ -158,7 +158,7 @@ def test_bad_item(worker, notebook, monkeypatch, caplog):
     monkeypatch.setattr(notebook, "consume", lambda item: take(item) if item != "bad" else 1 / 0)
     for item in ("a", "bad", "b"):
         worker.put(item)
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
     assert notebook.items == ["a", "b"]
     assert len([record for record in caplog.records if "ZeroDivisionError" in record.message]) <= 1
 
@@ -168,7 +168,7 @@ def test_child(worker, notebook, started):
     """In a forked child every method returns at once, does nothing, and starts no thread."""
     if started:
         worker.put("parent's")
-        assert worker.flush(20.0)
+        assert worker.flush(120.0)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -187,7 +187,7 @@ def test_child(worker, notebook, started):
         assert answer.read() == "True True 1 0"
     assert os.waitpid(child, 0)[1] == 0
     worker.put("after")
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
     assert notebook.items == (["parent's", "after"] if started else ["after"])
 
 
@@ -197,11 +197,11 @@ def test_turns(worker, notebook, monkeypatch):
     monkeypatch.setattr(worker_module, "give_way", lambda: taken.append(len(notebook.items)))
     notebook.gate.clear()
     worker.put(0)
-    assert notebook.entered.wait(20)
+    assert notebook.entered.wait(120)
     for item in range(1, 101):
         worker.put(item)
     notebook.gate.set()
-    assert worker.flush(20.0)
+    assert worker.flush(120.0)
     assert notebook.items == list(range(101))
     # The first was taken alone, before the rest came.
     assert taken == [TURN_ITEMS, 2 * TURN_ITEMS, 3 * TURN_ITEMS]
@@ -211,7 +211,7 @@ def test_portions(worker, notebook):
     """A long queue is consumed in portions with a delivery after each, and a flush comes when all of it is."""
     notebook.gate.clear()
     worker.put("held")
-    assert notebook.entered.wait(20)
+    assert notebook.entered.wait(120)
     for item in range(2000):
         worker.put(item)
     asked = worker.ask()
@@ -227,12 +227,12 @@ def test_the_end_comes_too_soon(worker, notebook):
     notebook.gate.clear()
     notebook.sendable = False
     worker.put("held")
-    assert notebook.entered.wait(20)
+    assert notebook.entered.wait(120)
     for item in range(2000):
         worker.put(item)
     worker.hurry(0.0)
     notebook.gate.set()
-    worker._thread.join(20.0)
+    worker._thread.join(120)
     assert notebook.abandoned == 1
     assert len(notebook.items) + notebook.unread == 2001
     assert notebook.unread >= 2000 - PORTION_ITEMS

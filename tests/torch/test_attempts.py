@@ -84,7 +84,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     ]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if not name.startswith("MFU_RUN")}
     env |= {"OMP_NUM_THREADS": "1", "MFU_GUARD": "raise"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
 

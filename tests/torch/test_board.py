@@ -85,10 +85,11 @@ class Silent:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.back = threading.Event()
+        self.reached, self.back = threading.Event(), threading.Event()
 
     def set(self, key: str, value: str) -> None:
         self.asked += 1
+        self.reached.set()
         self.back.wait()
 
     def check(self, keys: list[str]) -> bool:
@@ -102,6 +103,7 @@ def test_a_silent_store_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None
     store = Silent()
     mine = Board(store, identity(0))  # type: ignore[arg-type]
     mine.post(totals(0))
+    assert store.reached.wait(120)
     mine.post(totals(0, 6))
     assert mine.read(totals(0, 7)).ranks == (totals(0, 7),)
     assert mine.close(totals(0, 8, closed=True), wait=True).ranks == (totals(0, 8, closed=True),)

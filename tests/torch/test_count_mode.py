@@ -85,7 +85,7 @@ def test_stop_in_another_thread_leaves_it_transparent() -> None:
     mode.start()
     thread = threading.Thread(target=mode.stop)
     thread.start()
-    thread.join(timeout=10)
+    thread.join(timeout=120)
     product()
     assert mode.result().model_flops == 0
     mode.start()
@@ -248,7 +248,7 @@ print(whole.model_flops, shard.model_flops, len(shard.uncounted))
 def test_a_tensor_parallel_rank_counts_its_shard() -> None:
     """Of four ranks, each counts a quarter, not the whole."""
     out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SHARDED], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "ignore", "-c", SHARDED], capture_output=True, text=True, timeout=300, check=False
     )
     assert out.returncode == 0, out.stderr
     whole, shard, uncounted = map(int, out.stdout.split())
@@ -258,11 +258,11 @@ def test_a_tensor_parallel_rank_counts_its_shard() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     """Names resolve when they are first used."""
     code = "import sys, mfu_sdk, mfu_sdk.counting.formulas, mfu_sdk.counting.expect; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_without_torch_there_is_a_remedy() -> None:
     """Counting where torch is missing names what to install."""
     code = "import sys; sys.modules['torch'] = None\nimport mfu_sdk\nmfu_sdk.count"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert "MissingDependencyError: torch is not installed" in out.stderr

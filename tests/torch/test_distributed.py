@@ -296,7 +296,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for rank in range(WORLD)
     ]
     try:
-        said = [process.communicate(timeout=240)[1] for process in running]
+        said = [process.communicate(timeout=300)[1] for process in running]
     finally:
         for process in running:
             process.kill()

@@ -60,10 +60,10 @@ def test_overlapping_requests_share_the_device(model: nn.Module, clock: testing.
 
     @mfu.inference(model, peaks=PEAKS)
     def handle(rows: int) -> None:
-        both_inside.wait(timeout=10)
+        both_inside.wait(timeout=120)
         with torch.no_grad():
             model(torch.randn(rows, WIDE))
-        both_inside.wait(timeout=10)
+        both_inside.wait(timeout=120)
         clock.advance(0.5)
 
     for _ in range(2):

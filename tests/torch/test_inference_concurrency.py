@@ -267,7 +267,7 @@ def test_threads_at_once(clock: testing.FakeClock, sink: Sink) -> None:
             call(model, rows)
 
     def work(rows: int) -> None:
-        start.wait(timeout=10)
+        start.wait(timeout=120)
         for _ in range(5):
             handle(rows)
 
@@ -347,7 +347,7 @@ thread.join()
 def test_a_forked_child_has_its_turn() -> None:
     """A child that is forked while another thread is at the books handles requests: that thread is not in it."""
     said = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=300, check=True
     )
     assert said.stdout == "7\n"
 
@@ -365,11 +365,11 @@ def test_the_load_is_on_the_steps(clock: testing.FakeClock, sink: Sink) -> None:
 
     @mfu.inference(model, load=load, peaks=PEAKS)
     def handle() -> None:
-        assert asked.wait(timeout=10)
+        assert asked.wait(timeout=120)
         call(model, 4)
 
     handle.run.open()
-    assert asked.wait(timeout=10)
+    assert asked.wait(timeout=120)
     # Whether the thread has put its answer down yet is a matter of time; this one has.
     handle.run.load.sample()
     handle()

@@ -59,12 +59,12 @@ def served(app: object) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert started.wait(timeout=30)
+        assert started.wait(timeout=120)
         host, port = server.servers[0].sockets[0].getsockname()
         yield f"http://{host}:{port}"
     finally:
         server.should_exit = True
-        thread.join(timeout=30)
+        thread.join(timeout=120)
         assert not thread.is_alive()
 
 
@@ -88,7 +88,7 @@ def test_twenty_at_once(model: nn.Module, sink: Sink) -> None:
     app = Starlette(routes=[Route("/plain", plain), Route("/coroutine", coroutine, methods=["POST"])])
 
     async def ask(base: str) -> list[int]:
-        async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=300) as client:
             gets = [client.get("/plain", params={"rows": rows}) for rows in range(1, 21)]
             posts = [client.post("/coroutine", json={"rows": rows}) for rows in range(1, 21)]
             return [answer.json()["rows"] for answer in await asyncio.gather(*gets, *posts)]
@@ -131,7 +131,7 @@ def test_streaming(kind: str, model: nn.Module, sink: Sink) -> None:
     app = Starlette(routes=[Route("/", endpoint)])
 
     async def ask(base: str) -> list[str]:
-        async with httpx.AsyncClient(base_url=base, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=base, timeout=300) as client:
             gets = [client.get("/", params={"rows": rows}) for rows in (1, 2, 3)]
             return [answer.text for answer in await asyncio.gather(*gets)]
 
@@ -177,13 +177,13 @@ def test_a_client_that_leaves(kind: str, model: nn.Module, sink: Sink) -> None:
     endpoint = decorate(answer) if kind == "endpoint" else answer
 
     with served(Starlette(routes=[Route("/", endpoint)])) as base:
-        with httpx.stream("GET", base, timeout=60) as answered:
+        with httpx.stream("GET", base, timeout=300) as answered:
             assert len(next(answered.iter_raw())) > 0
         if kind != "generator":
-            assert ended.wait(timeout=30)
+            assert ended.wait(timeout=120)
     # Nobody closes a plain generator: the thread that ran it last holds it until it has other work, or ends.
     gc.collect()
-    assert ended.wait(timeout=30)
+    assert ended.wait(timeout=120)
     handled = {"generator": sync_stream, "async generator": async_stream, "endpoint": endpoint}[kind]
     handled.run.close()  # type: ignore[attr-defined]  # set by the decorator
     [request] = sink.requests
@@ -242,7 +242,7 @@ def test_fastapi(model: nn.Module, sink: Sink) -> None:
 
         return FastAPIStreamingResponse(lines())
 
-    with served(app) as base, httpx.Client(base_url=base, timeout=60) as client:
+    with served(app) as base, httpx.Client(base_url=base, timeout=300) as client:
         assert client.post("/body?twice=1", json={"rows": 3}).json() == {"in": 3, "out": 1}
         assert client.post("/body", json={"rows": "three"}).status_code == 422
         assert client.get("/plain", params={"rows": 4}).json() == 4

@@ -52,7 +52,7 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
 
         yield put
         stdin.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -227,7 +227,7 @@ def test_import_without(missing: str) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     assert said.stdout.startswith(f"mfu_kernels needs {missing}, which is not installed: pip install 'mfu-sdk[torch]'")
 

@@ -47,7 +47,7 @@ def run_on(stderr: int, rank: str = "0") -> subprocess.CompletedProcess[str]:
         stderr=stderr,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -654,20 +654,20 @@ def test_a_thread_that_counts_beside_one_that_does_not() -> None:
     inside, done = threading.Barrier(2), threading.Barrier(2)
 
     def elsewhere() -> None:
-        inside.wait(timeout=10)
+        inside.wait(timeout=120)
         other(x().requires_grad_()).sum().backward()
-        done.wait(timeout=10)
+        done.wait(timeout=120)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
 
     def run() -> None:
-        inside.wait(timeout=10)
+        inside.wait(timeout=120)
         model(x()).sum().backward()
-        done.wait(timeout=10)
+        done.wait(timeout=120)
 
     count = mfu.count(run)
-    thread.join(timeout=10)
+    thread.join(timeout=120)
     assert stages(count) == (1, 1, 0, 0)
 
 

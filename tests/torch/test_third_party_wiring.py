@@ -194,7 +194,7 @@ def test_a_triton_kernel_that_is_declared_free(tmp_path: Path) -> None:
     for name in ("swiglu", "other"):
         (package / f"{name}.py").write_text(JITTED)
     out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-", str(tmp_path)], input=KERNEL, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-W", "ignore", "-", str(tmp_path)], input=KERNEL, capture_output=True, text=True, timeout=300,
         env={"TRITON_INTERPRET": "1", "PATH": "", "MFU_GUARD": "raise"}, check=False,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr

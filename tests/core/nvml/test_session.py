@@ -172,7 +172,7 @@ def test_found_by_the_loader(libraries: Callable[..., Path]) -> None:
     """In a process of its own the library is found as a driver's is, and nothing is loaded before it is opened."""
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries().parent)}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout == "None 580.105.08\n"
 
@@ -218,6 +218,6 @@ def test_fork(libraries: Callable[..., Path]) -> None:
     """A forked child neither uses nor ends its parent's session, never waits for its locks, and may open its own."""
     environment = os.environ | {"LD_LIBRARY_PATH": str(libraries().parent)}
     done = subprocess.run(
-        [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stdout) == (0, "child\nparent\n"), done.stderr

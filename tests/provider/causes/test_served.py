@@ -75,7 +75,7 @@ class Provider:
         headers = {"Content-Type": kind} | ({} if token is None else {"Authorization": f"Bearer {token}"})
         try:
             request = urllib.request.Request(f"http://{host}:{port}{path}", data, headers)
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -101,7 +101,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
     serving = threading.Thread(target=server.serve_until_stopped, args=(lambda addresses: ready.set(),))
     serving.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(120)
         found = Provider(server, clock)
         for name in ("llama", "gpt", "vit"):
             found.send(windows(name, {semconv.STEP_DATA_TIME: 9.0}), "a")
@@ -110,7 +110,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
         yield found
     finally:
         server.stop()
-        serving.join(60)
+        serving.join(120)
     assert not serving.is_alive()
 
 

@@ -61,7 +61,7 @@ def served(home: Path) -> Iterator[tuple[str, str]]:
             yield found[0], found[1]
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def test_the_provider_finds_what_was_sent(home: Path, served: tuple[str, str]) -> None:
@@ -74,7 +74,7 @@ def test_the_provider_finds_what_was_sent(home: Path, served: tuple[str, str]) -
     def report(token: str) -> dict[str, object]:
         url = f"{served[1]}/api/report?since=1d&until={UNTIL}"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             found: dict[str, object] = json.loads(response.read())
             return found
 
