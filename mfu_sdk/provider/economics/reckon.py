@@ -101,8 +101,12 @@ def reckon(
     claims: Sequence[Claim],
     currency: str,
     notes: Sequence[str],
+    elsewhere_hours: float = 0.0,
 ) -> Economics:
-    """The economics of a ledger whose hours all have a cost. Pure."""
+    """The economics of a ledger whose hours all have a cost. Pure.
+
+    `elsewhere_hours` are those of steps on GPUs that other tenants hold: contradicted, and in nothing but that.
+    """
     cost = sum((node.cost or Fraction(0) for node in ledger.owned), Fraction(0))
     hours = Fraction(sum(node.owned_ns for node in ledger.owned), HOUR_NS)
     revenue, unpriced = _revenue(ledger, found)
@@ -140,7 +144,7 @@ def reckon(
         tiers=tiers(ledger, found),
         calls=calls(ledger, found, claims, currency),
         notes=(*notes, *unpriced, *_doubts(found)),
-        trust=_trust(found),
+        trust=_trust(found, elsewhere_hours),
     )
 
 
@@ -189,8 +193,8 @@ def _rounded(amount: Fraction | None) -> float | None:
     return None if amount is None else cents(amount) / 100
 
 
-def _trust(found: Waterfall) -> dict[str, float]:
-    hours: dict[str, float] = dict.fromkeys(get_args(Trust), 0.0)
+def _trust(found: Waterfall, elsewhere_hours: float) -> dict[str, float]:
+    hours: dict[str, float] = dict.fromkeys(get_args(Trust), 0.0) | {"contradicted": elsewhere_hours}
     for one in found.splits:
         hours[one.used.trust] += (one.step_ns + one.gpu_ns["unobserved"]) / HOUR_NS
     return hours
