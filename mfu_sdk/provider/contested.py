@@ -167,8 +167,8 @@ def _twice(store: Store, span: Range, devices: Sequence[str]) -> dict[Pair, tupl
     rows = store.read("claimed_twice", since=span.since_unix_ns, until=span.until_unix_ns, keys=list(devices))
     stretches: dict[str, dict[int, dict[str, float]]] = {}
     for row in rows:
-        at = stretches.setdefault(row["device"], {}).setdefault(row["start_s"], {})
-        at[row["tenant"]] = at.get(row["tenant"], 0.0) + row["seconds"]
+        told = dict(zip(row["tenants"], row["tenant_s"], strict=True))
+        stretches.setdefault(row["device"], {})[row["start_s"]] = told
     return {
         (tenant, device): known for device, at in stretches.items() for tenant, known in at_once(at).items()
     }  # fmt: skip

@@ -113,9 +113,9 @@ def fed(home: Path) -> Iterator[Fed]:
 
 @pytest.fixture(scope="module")
 def told(fed: Fed) -> dict[str, Any]:
-    """The report on the week as JSON, as each of three readers gets it."""
+    """The report on the week as JSON, as a tenant and an operator get it."""
     found = {}
-    for name, token in (("acme", "acme-token"), ("evil", "evil-token"), ("ops", "o")):
+    for name, token in (("acme", "acme-token"), ("ops", "o")):
         status, _, text = fed.get(f"/api/report?{WEEK}", token)
         assert status == 200, text
         found[name] = json.loads(text)
@@ -133,16 +133,11 @@ def levels(rows: Any) -> dict[str, tuple[float | None, float | None]]:
 def test_three_others_make_a_level(told: dict[str, Any]) -> None:
     """Of the others' 0.30, 0.40 and 0.45 ∛0.054 = 0.378; nobody's own, and of evil nothing, is in what it is told.
 
-    Of two others there is no level, nor of three of whom one tried for half an hour. For evil, who is not one of the
-    four that there are to be held against, ∜0.0108 = 0.322.
-    """
+    Of two others there is no level, nor of three of whom one tried for half an hour."""
     near = pytest.approx
     found = told["acme"]["against_fleet"]
     assert levels(found["rows"]) == {
         "intent-1": (near(0.20), 0.38), "intent-2": (near(0.20), None), "intent-3": (near(0.20), None),
-    }  # fmt: skip
-    assert levels(told["evil"]["against_fleet"]["rows"]) == {
-        "intent-1": (near(0.90), 0.32), "intent-4": (near(0.10), None),
     }  # fmt: skip
     assert (found["since"], found["until"]) == ("2026-11-02", "2026-11-09")
     assert found["rows"][0] == {
@@ -277,25 +272,27 @@ def test_contested_is_in_no_money(told: dict[str, Any]) -> None:
 
 
 def test_contested_on_pages(fed: Fed, told: dict[str, Any]) -> None:
-    """The operator sees who is meant; evil sees its own hours and no name; acme, who is right, sees nothing."""
+    """The operator sees who is meant; evil sees its own hours and no name; acme, who is right, sees nothing.
+
+    evil is none of the four that it is held against: ∜(0.20 · 0.30 · 0.40 · 0.45) = ∜0.0108 = 0.322.
+    """
     page = fed.get(f"/money?{WEEK}", "o")[2]
     assert "Contested GPUs" in page
     assert "another tenant holds it, by the records" in page
     assert "another tenant tells of it at the same time" in page
     mine = fed.get(f"/?{WEEK}", "evil-token")[2]
     assert "another tenant holds it, by the records" in mine
-    assert "bolt" not in mine
-    rows = told["evil"]["contested"]
-    assert [(row["tenant"], row["why"], row["others"]) for row in rows] == [("evil", "held_by_another", [])]
+    assert "32.0 %" in mine
+    assert not [name for name in (*TENANTS, *OTHERS) if name != "evil" and name in mine]
     assert told["acme"]["contested"] == []
 
 
 def test_contested_measures_no_hardware(told: dict[str, Any]) -> None:
-    """A contested workload is in no comparison of GPU types; its tenant's own report may still compare it."""
+    """A contested workload is in no comparison of GPU types, and a fleet is told how many there are."""
     said = "4 workloads' figures cannot be as they are told (accounting, contested GPUs): in no comparison"
     assert said in told["ops"]["questions"]["by_gpu_type"]["missing"]
     assert said in told["ops"]["questions"]["new_hardware"]["missing"]
-    assert not any("4 workloads" in line for line in told["evil"]["questions"]["by_gpu_type"]["missing"])
+    assert not any("contested" in line for line in told["acme"]["questions"]["by_gpu_type"]["missing"])
 
 
 @pytest.mark.parametrize(
