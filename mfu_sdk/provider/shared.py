@@ -195,7 +195,9 @@ def compared(
     if nameless:
         missing += ("Work that names no configuration (mfu.config.intent) or no GPU type is held against nobody's.",)
     ordered = tuple(sorted(rows, key=lambda row: (-(row.gpu_hours or 0.0), row.intent, row.gpu_type, row.phase or "")))
-    return Comparison(ordered, _day(week and week.since_unix_ns), _day(week and week.until_unix_ns), missing)
+    if week is None:
+        return Comparison(ordered, None, None, missing)
+    return Comparison(ordered, _day(week.since_unix_ns), _day(week.until_unix_ns), missing)
 
 
 def _row(work: Work, usages: Sequence[Usage], of_others: float | None) -> SameWork:
@@ -219,5 +221,5 @@ def _work(usage: Usage) -> Work | None:
     return Work(usage.intent, usage.gpu_type, usage.phase)
 
 
-def _day(unix_ns: int | None) -> str | None:
-    return None if unix_ns is None else f"{datetime.fromtimestamp(unix_ns // 10**9, UTC):%Y-%m-%d}"
+def _day(unix_ns: int) -> str:
+    return f"{datetime.fromtimestamp(unix_ns // 10**9, UTC):%Y-%m-%d}"

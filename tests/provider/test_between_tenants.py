@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfu_sdk import semconv
-from mfu_sdk.provider import rollup
+from mfu_sdk.provider import report, rollup
 from mfu_sdk.provider.books import Holdings, load_inventory
 from mfu_sdk.provider.contested import at_once
 from mfu_sdk.provider.rollup import Range, Sums, Usage
@@ -118,11 +118,12 @@ def told(fed: Fed) -> dict[str, Any]:
     for name, token in (("acme", "acme-token"), ("ops", "o")):
         status, _, text = fed.get(f"/api/report?{WEEK}", token)
         assert status == 200, text
+        assert report.to_json(report.from_json(text)) == text
         found[name] = json.loads(text)
     return found
 
 
-def levels(rows: Any) -> dict[str, tuple[float | None, float | None]]:
+def levels(rows: Any) -> dict[str, tuple[Any, Any]]:
     """A tenant's own MFU and its level by intent."""
     return {row["intent"]: (row["mfu"], row["fleet_mfu"]) for row in rows}
 
@@ -133,7 +134,8 @@ def levels(rows: Any) -> dict[str, tuple[float | None, float | None]]:
 def test_three_others_make_a_level(told: dict[str, Any]) -> None:
     """Of the others' 0.30, 0.40 and 0.45 ∛0.054 = 0.378; nobody's own, and of evil nothing, is in what it is told.
 
-    Of two others there is no level, nor of three of whom one tried for half an hour."""
+    Of two others there is no level, nor of three of whom one tried for half an hour.
+    """
     near = pytest.approx
     found = told["acme"]["against_fleet"]
     assert levels(found["rows"]) == {

@@ -644,6 +644,16 @@ def test_contested_rows(tmp_path: Path) -> None:
     assert not any("accounting" in each for each in found.economics.notes)
 
 
+def test_misspelt_tenants(tmp_path: Path) -> None:
+    """A price of a tenant that no allocation names is said: who is meant pays another price."""
+    row = f"{{tenant: acme, host: n1, gpus: 1, contract: on_demand, {ALL_DAY}}}"
+    priced = PRICES.replace("tenant: initech", "tenant: acne")
+    found = money(books(tmp_path, inventory(row), priced), [usage(24, 0.3, "GPU-0")])
+    assert found.notes[0] == (
+        "`prices` has rows for acne, and no allocation names them: check how they are spelt in both."
+    )
+
+
 def test_strays(tmp_path: Path) -> None:
     """Steps on what the inventory does not own are in no figure, and a note names them."""
     found = money(books(tmp_path, inventory("")), [usage(12, 0.3, "GPU-z", host="laptop")])

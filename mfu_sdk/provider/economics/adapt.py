@@ -119,7 +119,9 @@ def adapted(
     ledger = places.ledger()
     used = _used(ledger, placed, places.recorded, beyond)
     for identity, row in zip(identities, used, strict=True):
-        trust[identity] = max(trust.get(identity, row.trust), row.trust, key=_LEAST_LAST.index)
+        known = trust.get(identity)
+        if known is None or _LEAST_LAST.index(row.trust) > _LEAST_LAST.index(known):
+            trust[identity] = row.trust
     notes = (
         *_stray(strays), *places.notes(), *_beyond(beyond), *_gainsaid(used, contested), *_contests(contests),
         *done_again.notes,

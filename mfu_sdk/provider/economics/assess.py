@@ -7,7 +7,7 @@ from typing import Any
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider.attempts import NOTHING, Redone
-from mfu_sdk.provider.books import CostBook, Holdings, Inventory, Snapshot, mig
+from mfu_sdk.provider.books import CostBook, Holdings, Inventory, PriceBook, Snapshot, mig
 from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.economics.adapt import Testimony, adapted, claims_of, reference_peaks
 from mfu_sdk.provider.economics.capacity import Capacity, capacity
@@ -80,8 +80,9 @@ def assess(
         _capex(books.costs, types, until_unix_ns - 1),
         {gpu_type: _first(books.inventory, gpu_type) for gpu_type in types},
     )
+    notes = (*found.notes, *_strangers(books.prices, books.inventory))
     money = reckon(
-        found.ledger, fall, factors, peaks, outlook, claims, books.costs.currency, found.notes, found.elsewhere_hours
+        found.ledger, fall, factors, peaks, outlook, claims, books.costs.currency, notes, found.elsewhere_hours
     )
     return Assessment(factors, stages(fall), money, None, found.ledger, fall, found.trust)
 
@@ -95,6 +96,16 @@ def _missing(costs: CostBook | None, rows: Ledger) -> str | None:
     return (
         f"No money: `costs` has no row for {', '.join(without)} over all of this time; add one, or correct its dates."
     )
+
+
+def _strangers(prices: PriceBook | None, inventory: Inventory) -> list[str]:
+    """A sentence on prices of tenants that no allocation names: one that is misspelt pays another price."""
+    known = {allocation.tenant for allocation in inventory.allocations}
+    names = sorted({price.tenant for price in prices.prices if price.tenant is not None} - known) if prices else []
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [f"`prices` has rows for {shown}, and no allocation names them: check how they are spelt in both."]
 
 
 def _queued(inventory: Inventory, types: Iterable[str], since_unix_ns: int, until_unix_ns: int) -> dict[str, float]:

@@ -14,6 +14,9 @@ from mfu_sdk.provider.economics.planning import NewHardware, Plan, new_hardware,
 from mfu_sdk.provider.economics.pricing import Call, Claim, Tier, calls, tiers
 from mfu_sdk.provider.economics.waterfall import STAGES, Cell, Waterfall
 
+# Less would be told as 0.0 GPU-hours, and clocks of hosts and records differ by seconds.
+_WORTH_SAYING_NS: Final = HOUR_NS // 20
+
 MOSTLY_OBSERVED: Final = 0.9
 """Below this share of the held hours, cost per useful PFLOP-hour of the owned fleet is said to be an upper bound."""
 
@@ -259,7 +262,7 @@ def _per_million(ledger: Ledger, found: Waterfall, *, training: bool) -> float |
 
 def _doubts(found: Waterfall) -> list[str]:
     sentences = []
-    if found.excess_ns:
+    if found.excess_ns >= _WORTH_SAYING_NS:
         sentences.append(
             f"{found.excess_ns / HOUR_NS:,.1f} GPU-hours of steps do not fit into the time that their allocations hold,"
             " and were cut in proportion: check the allocations' times."

@@ -209,7 +209,7 @@ def _owned(fleet: Fleet) -> str:
     return (
         f"{words.percent(fleet.owned_mfu)} = {words.percent(factors.allocation)} allocated"
         f" × {words.percent(factors.runtime)} of that in steps × {words.percent(factors.step)} of those useful,"
-        " at the bf16 peak"
+        " each weighted by its bf16 peak"
     )
 
 
