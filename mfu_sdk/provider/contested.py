@@ -30,6 +30,8 @@ LEAST_SHARE: Final = 0.005
 """The share of a tenant's steps on a device below which the records' times are a little off."""
 
 _FIVE_S: Final = 300
+_UUIDS: Final = ("GPU-", "MIG-")
+"""How NVIDIA's UUIDs begin. What else spans name a device by, two tenants' hosts may well have in common."""
 _Span = tuple[int, int]
 
 
@@ -64,7 +66,9 @@ def contested(store: Store, span: Range, holdings: Holdings | None, usages: Sequ
     open_ones = sorted(
         device
         for device, of in tenants.items()
-        if len(of) > 1 and (records is None or any(not records.names(told[tenant, device][0]) for tenant in of))
+        if len(of) > 1
+        and device.startswith(_UUIDS)
+        and (records is None or any(not records.names(told[tenant, device][0]) for tenant in of))
     )
     for pair, (seconds, others) in _twice(store, span, open_ones).items():
         if pair not in found and not (records is not None and records.names(told[pair][0])):

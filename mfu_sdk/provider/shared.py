@@ -136,8 +136,8 @@ def reached(store: Store, week: Range, holdings: Holdings | None) -> Reached:
 
 
 def _trust(store: Store, week: Range, holdings: Holdings | None, usages: Sequence[Usage]) -> Testimony:
-    said = testimony(findings.judge(store, week, holdings, usages=usages).evidence, usages)
     contests = contested(store, week, holdings, usages)
+    said = testimony(findings.judge(store, week, holdings, (), usages, contests).evidence, usages)
     if holdings is None:
         pairs = {(each.tenant, each.device) for each in contests}
         taken = {usage.identity for usage in usages if (usage.tenant, usage.device) in pairs}

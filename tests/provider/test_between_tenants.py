@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from mfu_sdk import semconv
 from mfu_sdk.provider import report, rollup
 from mfu_sdk.provider.books import Holdings, load_inventory
-from mfu_sdk.provider.contested import at_once
+from mfu_sdk.provider.contested import at_once, contested
 from mfu_sdk.provider.rollup import Range, Sums, Usage
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.provider.shared import Levels, Work, by_work, compared, last_week, level
+from mfu_sdk.provider.store import Store
 
 from .fed import Fed, resource, serving, span
 
@@ -153,14 +155,19 @@ def test_three_others_make_a_level(told: dict[str, Any]) -> None:
     assert told["ops"]["against_fleet"] is None
 
 
-def test_nothing_of_others_on_the_page(fed: Fed, told: dict[str, Any]) -> None:
-    """The page says the level, and page and JSON name nobody but who asks."""
-    page = fed.get(f"/?{WEEK}", "acme-token")[2]
-    assert "Yours against the fleet" in page
-    assert "38.0 %" in page
-    assert "at least three other tenants in the week from 2026-11-02 to 2026-11-09" in page
-    everything = page + json.dumps(told["acme"])
-    assert not [name for name in (*TENANTS, *OTHERS) if name != "acme" and name in everything]
+def test_pages_name_who_asks(fed: Fed, told: dict[str, Any]) -> None:
+    """evil's pages say its level and its contested hours; neither they nor acme's JSON name any other tenant.
+
+    evil is none of the four that it is held against: ∜(0.20 · 0.30 · 0.40 · 0.45) = ∜0.0108 = 0.322.
+    """
+    fleet, workload = (fed.get(f"{path}?{WEEK}", "evil-token")[2] for path in ("/", "/workload/evil/mine"))
+    for page in (fleet, workload):
+        assert "Yours against the fleet" in page
+        assert "32.0 %" in page
+        assert "at least three other tenants in the week from 2026-11-02 to 2026-11-09" in page
+    assert "another tenant holds it, by the records" in fleet
+    for reader, text in (("evil", fleet + workload), ("acme", json.dumps(told["acme"]))):
+        assert not [name for name in (*TENANTS, *OTHERS) if name != reader and name in text]
 
 
 def test_no_range_asks_for_another_level(fed: Fed, home: Path, told: dict[str, Any]) -> None:
@@ -273,19 +280,12 @@ def test_contested_is_in_no_money(told: dict[str, Any]) -> None:
     assert sum(stage["gpu_hours"] for stage in money["waterfall"]) == pytest.approx(10 * 7 * 24)
 
 
-def test_contested_on_pages(fed: Fed, told: dict[str, Any]) -> None:
-    """The operator sees who is meant; evil sees its own hours and no name; acme, who is right, sees nothing.
-
-    evil is none of the four that it is held against: ∜(0.20 · 0.30 · 0.40 · 0.45) = ∜0.0108 = 0.322.
-    """
+def test_contested_on_the_page(fed: Fed, told: dict[str, Any]) -> None:
+    """The operator sees who is meant; acme, who is right, is told nothing."""
     page = fed.get(f"/money?{WEEK}", "o")[2]
     assert "Contested GPUs" in page
     assert "another tenant holds it, by the records" in page
     assert "another tenant tells of it at the same time" in page
-    mine = fed.get(f"/?{WEEK}", "evil-token")[2]
-    assert "another tenant holds it, by the records" in mine
-    assert "32.0 %" in mine
-    assert not [name for name in (*TENANTS, *OTHERS) if name != "evil" and name in mine]
     assert told["acme"]["contested"] == []
 
 
@@ -295,6 +295,12 @@ def test_contested_measures_no_hardware(told: dict[str, Any]) -> None:
     assert said in told["ops"]["questions"]["by_gpu_type"]["missing"]
     assert said in told["ops"]["questions"]["new_hardware"]["missing"]
     assert not any("contested" in line for line in told["acme"]["questions"]["by_gpu_type"]["missing"])
+
+
+def test_names_of_hosts_are_no_uuids() -> None:
+    """Hosts of two tenants may have one name: a device without a UUID is contested by nobody, and not asked for."""
+    rows = [replace(usage(tenant, 0.2, 2.0), device="worker-0/0") for tenant in "ab"]
+    assert contested(cast(Store, None), Range(MONDAY, NOW), None, rows) == ()
 
 
 @pytest.mark.parametrize(

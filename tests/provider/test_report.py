@@ -86,6 +86,8 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
         "fleet_use",
         "causes_left_out",
         "shared_causes",
+        "contested",
+        "against_fleet",
     }
     assert found["window"] == {"since": "2026-05-28T20:30:00Z", "until": "2026-05-28T21:30:00Z"}
     assert set(found["fleet"]) >= {

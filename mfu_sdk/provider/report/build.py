@@ -78,8 +78,8 @@ def build(
     everyone = rollup.usages(store, span, None)
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
-    judged = findings.judge(store, span, holdings, drifts, everyone)
     contests = contested(store, span, holdings, everyone)
+    judged = findings.judge(store, span, holdings, drifts, everyone, contests)
     # A tenant's own figures are its own to compare.
     doubted = _doubted(judged, contests, everyone) if tenant is None else ()
     observed = observe(store, span, tenant, gpu_type, everyone, doubted)
