@@ -111,6 +111,8 @@ class Levels:
         week = last_week(min(span.until_unix_ns, now_unix_ns - SETTLES_NS))
         if week is None:
             return compared(tenant, usages, {}, None, (NO_WEEK,))
+        if all(_work(usage) is None for usage in usages):
+            return compared(tenant, usages, {}, week)
         holdings = self._holdings()
         with self._lock:
             found = self._weeks.get(week.since_unix_ns)

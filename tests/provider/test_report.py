@@ -330,6 +330,15 @@ def test_percent(share: float | None, digits: int, text: str) -> None:
     assert words.percent(share, digits) == text
 
 
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0.0473, "0.0473"), (0.05, "0.05"), (-0.0473, "-0.0473"), (0.1, "0.10"), (1234.5, "1,234.50"), (0.0, "0.00")],
+)
+def test_amount(amount: float, text: str) -> None:
+    """What a million tokens cost is often cents, and the half of one is a tenth of it."""
+    assert words.figure(amount) == text
+
+
 def test_other_words() -> None:
     """Hours and durations carry their units."""
     assert (words.hours(1234.5), words.hours(2.25), words.hours(0.5), words.hours(0.01)) == (
