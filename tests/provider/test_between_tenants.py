@@ -15,6 +15,7 @@ from mfu_sdk import semconv
 from mfu_sdk.provider import report, rollup
 from mfu_sdk.provider.books import Holdings, load_inventory
 from mfu_sdk.provider.contested import at_once, contested
+from mfu_sdk.provider.economics.inputs import Trust
 from mfu_sdk.provider.rollup import Range, Sums, Usage
 from mfu_sdk.provider.serve import Server
 from mfu_sdk.provider.shared import Levels, Work, by_work, compared, last_week, level
@@ -235,7 +236,10 @@ def test_tenants_weigh_alike(hours: float) -> None:
 def test_untrusted_rows_make_no_level(word: Any) -> None:
     """Rows that nobody stands behind, or that cannot be, are in no level; neither are those of no known work."""
     rows = [usage(tenant, 0.2, 2.0) for tenant in "abc"]
-    words = {row.identity: "witnessed" for row in rows[:2]} | ({rows[2].identity: word} if word else {})
+    words: dict[tuple[object, ...], Trust] = {}
+    for row, said in zip(rows, ("witnessed", "consistent", word), strict=True):
+        if said is not None:
+            words[row.identity] = said
     assert level(by_work(rows, words)[Work("i", H100, "train")], "d") is None
     assert by_work([usage("a", 0.2, 2.0, intent=None)], {}) == {}
     nameless = compared("a", [usage("a", 0.2, 2.0, intent=None)], {}, None)
