@@ -37,6 +37,7 @@ from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.schema import Retention
+from mfu_sdk.provider.shared import Levels
 from mfu_sdk.provider.store import Place, Store
 
 if TYPE_CHECKING:
@@ -332,6 +333,8 @@ def _web_routes(
         inventory = books.current().inventory
         return None if inventory is None else Holdings(inventory)
 
+    levels = Levels(store, holdings)
+
     def whole(identity: Identity) -> bool:
         """Whether the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
         return identity.operator or credentials.path is None
@@ -349,7 +352,10 @@ def _web_routes(
 
     def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
         held = books.current() if is_whole else None
-        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type)
+        return report.build(
+            store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type, levels=levels,
+            now_unix_ns=now_unix_ns(),
+        )  # fmt: skip
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())
@@ -357,10 +363,13 @@ def _web_routes(
 
     def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
-        query = request.query_params
-        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        query, now = request.query_params, now_unix_ns()
+        span = report.parse_range(query.get("since"), query.get("until"), now)
         gpu_type = query.get("gpu_type") or None
-        built = report.build(store, span, tenant, seen(request), holdings(), kept.drifts(span), gpu_type=gpu_type)
+        built = report.build(
+            store, span, tenant, seen(request), holdings(), kept.drifts(span), gpu_type=gpu_type, levels=levels,
+            now_unix_ns=now,
+        )  # fmt: skip
         return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def focus(request: Request) -> Response:

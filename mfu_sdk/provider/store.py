@@ -43,6 +43,7 @@ Reading = Literal[
     "judged_days", "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
     "gpus", "gpu_errors", "failures", "watched", "witnessed", "attempts", "redone", "total_flop", "outside",
+    "astray", "claimed_twice",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]

@@ -2,11 +2,11 @@
 
 Claims are a tenant's word, so that no single workload sets what others are held against: a rate counts as reached
 where two workloads reached it, a clock where four devices are behind the median. A workload whose own figures cannot be
-right together (`accounting`) is no measure for others at all.
+right together (`accounting`), or that tells of somebody else's GPUs (`provider.contested`), is no measure for others.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from types import MappingProxyType
@@ -29,13 +29,15 @@ def complete(
     links: Mapping[str, str],
     node_gpus: Mapping[str, int],
     host_links: Mapping[str, str] = MappingProxyType({}),
+    doubted: Collection[Unit] = (),
 ) -> list[Evidence]:
     """Each workload's evidence with its context.
 
     `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
-    type, `host_links` the best path of each machine, as the inventory has them.
+    type, `host_links` the best path of each machine, as the inventory has them. What is `doubted` is no measure for
+    others.
     """
-    sound = {each.unit for each in gathered if accounting(each.evidence) is None}
+    sound = {each.unit for each in gathered if accounting(each.evidence) is None} - set(doubted)
     clocks: dict[_Kind, list[float]] = {}
     told: dict[object, set[str]] = {}
     observed: dict[str | None, int] = {}

@@ -151,6 +151,10 @@ class _Pages:
         low = [row for row in found.questions.low_workloads.workloads if row.workload == name]
         runs_of = sorted({run_id for w in jobs for run_id in w.run_ids})
         causes = [c for c in found.causes if c.workload == name]
+        against = found.against_fleet
+        if against is not None:
+            rows_of = tuple(row for row in against.rows if name in row.workloads and row.fleet_mfu)
+            against = replace(against, rows=rows_of, missing=())
         return self._show(
             "workload",
             asked,
@@ -160,6 +164,7 @@ class _Pages:
             low=low,
             runs=runs_of,
             causes=causes,
+            against=against,
             top=charts.top([value for w in jobs for value in (w.mfu, w.expected_mfu)]),
             trend=fleet.workload_trend(moments, bucket_s, jobs),
             curves=[curve for curve in found.scaling if curve.workload_family in {w.workload_family for w in jobs}],

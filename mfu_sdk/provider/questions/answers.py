@@ -1,7 +1,8 @@
 """The six questions of a fleet, each one query."""
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 from mfu_sdk.provider.questions import by_gpu_type, by_scale, low_workloads, new_hardware, trend, under_batching
 from mfu_sdk.provider.questions.by_gpu_type import ByGpuType
@@ -16,6 +17,8 @@ from mfu_sdk.provider.store import Parameter, Reading, Row, Store
 
 LOOKBACK_DAYS: Final = 180
 """How far back the question for new hardware looks for the same work on older devices."""
+
+A = TypeVar("A", ByGpuType, NewHardware)
 
 _DAY_NS: Final = 86_400 * 10**9
 _BUCKETS_S: Final = (604_800, 86_400, 21_600, 10_800, 3600, 900, 300)
@@ -34,12 +37,20 @@ class Questions:
     new_hardware: NewHardware
 
 
+Doubted = tuple[str | None, str | None, str | None]
+"""Tenant, workload and GPU type."""
+
+
 def ask(
-    store: Store, span: Range, tenant: str | None, gpu_type: str | None = None
+    store: Store,
+    span: Range,
+    tenant: str | None,
+    gpu_type: str | None = None,
+    doubted: Collection[Doubted] = (),
 ) -> tuple[Questions, tuple[Scaling, ...]]:
     """The answers over `span`, and every curve with scale, those of one size too.
 
-    Of `tenant` alone or of all; of one `gpu_type` or of all.
+    Of `tenant` alone or of all; of one `gpu_type` or of all. What is `doubted` is no measure of a GPU type.
     """
 
     def cells(reading: Reading, over: Range, **parameters: Parameter) -> tuple[Cell, ...]:
@@ -49,15 +60,29 @@ def ask(
     curves = by_scale.curves(cells("by_scale", span))
     before = cells("change", span.previous, bucket_s=604_800) if span.previous.since_unix_ns >= 0 else ()
     long = Range(max(0, min(span.since_unix_ns, span.until_unix_ns - LOOKBACK_DAYS * _DAY_NS)), span.until_unix_ns)
+    types, arrived = cells("by_gpu_type", span), cells("new_hardware", long)
     answers = Questions(
         low_workloads.answer(cells("low_workloads", span, bucket_s=bucket_s)),
-        by_gpu_type.answer(cells("by_gpu_type", span)),
+        _without(by_gpu_type.answer(_sound(types, doubted)), types, doubted),
         by_scale.answer(curves),
         under_batching.answer(cells("under_batching_tenants", span)),
         trend.answer(cells("change", span, bucket_s=bucket_s), before, bucket_s),
-        new_hardware.answer(cells("new_hardware", long), long.since_unix_ns // 10**9),
+        _without(new_hardware.answer(_sound(arrived, doubted), long.since_unix_ns // 10**9), arrived, doubted),
     )
     return answers, curves
+
+
+def _sound(cells: tuple[Cell, ...], doubted: Collection[Doubted]) -> tuple[Cell, ...]:
+    return tuple(c for c in cells if (c.tenant, c.workload, c.gpu_type) not in doubted) if doubted else cells
+
+
+def _without(answer: A, cells: Iterable[Cell], doubted: Collection[Doubted]) -> A:
+    """The answer, saying what was left out of it."""
+    out = {(c.tenant, c.workload, c.gpu_type) for c in cells} & set(doubted)
+    if not out:
+        return answer
+    said = f"{len(out)} workloads' figures cannot be as they are told (accounting, contested GPUs): in no comparison"
+    return replace(answer, missing=(*answer.missing, said))
 
 
 def bucket_of(span: Range) -> int:

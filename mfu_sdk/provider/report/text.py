@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfu_sdk.provider.report import money, use_text, words
+from mfu_sdk.provider.report import money, shared_text, use_text, words
 from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
 from mfu_sdk.provider.report.tables import Column, table
@@ -33,9 +33,11 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
     if report.workloads:
         _levels(console, report)
         print_answers(console, report.questions)
+        shared_text.print_against(console, report.against_fleet)
     if report.inference:
         _inference(console, report)
     _causes(console, report)
+    shared_text.print_contested(console, report.contested)
     money.print_money(console, report)
     _not_counted(console, report)
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
@@ -207,7 +209,7 @@ def _owned(fleet: Fleet) -> str:
     return (
         f"{words.percent(fleet.owned_mfu)} = {words.percent(factors.allocation)} allocated"
         f" × {words.percent(factors.runtime)} of that in steps × {words.percent(factors.step)} of those useful,"
-        " at the bf16 peak"
+        " each weighted by its bf16 peak"
     )
 
 

@@ -32,6 +32,13 @@ def test_cohorts_by_what_holds_them() -> None:
     assert [e.cohort_clock for e in complete(fleet, {}, {}, {})] == [0.8, 1.0, 0.9]
 
 
+def test_what_is_doubted_is_no_measure() -> None:
+    """Clocks of a workload that tells of somebody else's GPUs are in no median; it is held against the others'."""
+    fleet = [of(TRAINING, "true", (0.8,) * 4), of(TRAINING, "doubted", (1.0,) * 8)]
+    assert [e.cohort_clock for e in complete(fleet, {}, {}, {})] == [1.0, 1.0]
+    assert [e.cohort_clock for e in complete(fleet, {}, {}, {}, doubted={fleet[1].unit})] == [0.8, 0.8]
+
+
 def test_alike_layouts_have_alike_messages() -> None:
     """The same bytes a step are many small messages where ranks share each product: no measure for a few large ones."""
     on = replace(TRAINING, link="nvlink", world_size=8)
