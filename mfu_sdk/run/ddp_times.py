@@ -7,6 +7,7 @@ hook of the user's is touched.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import weakref
@@ -228,16 +229,28 @@ def _seconds(told: dict[str, int]) -> tuple[float, float | None]:
 
 
 def ddp_times(model: nn.Module | None, *, each: bool) -> DdpTimes | None:
-    """The times of `model`, None where it is no DistributedDataParallel that has any.
+    """The times of `model` or of what wraps it, None where there is no DistributedDataParallel that has any.
 
     `each`: of as many steps as can be. Under TORCH_DISTRIBUTED_DEBUG=DETAIL torch writes a line of log for each
     iteration that it times, and is left alone.
     """
-    if not isinstance(model, DistributedDataParallel) or model.logger is None:
+    wrapper = _wrapper(model)
+    if wrapper is None or wrapper.logger is None:
         return None
-    if each and model.device_type == "cpu" and dist.get_debug_level() != dist.DebugLevel.DETAIL:
-        return StepTimes(model)
-    return TorchsTimes(model)
+    if each and wrapper.device_type == "cpu" and dist.get_debug_level() != dist.DebugLevel.DETAIL:
+        return StepTimes(wrapper)
+    return TorchsTimes(wrapper)
+
+
+def _wrapper(model: nn.Module | None) -> DistributedDataParallel | None:
+    """`model` itself, or the wrapper that a framework calls in place of the model that it names."""
+    if isinstance(model, DistributedDataParallel):
+        return model
+    if model is None or not dist.is_initialized():
+        return None
+    # By the type, not by `isinstance`: objects that stand for others act when they are asked for their class.
+    wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
+    return next((each for each in wrappers if each.module is model), None)
 
 
 def waits_unseen(model: nn.Module | None) -> bool:

@@ -57,7 +57,7 @@ class Profile:
         self.times_work = self._times is not None
         """Whether the work of any step is timed."""
         if isinstance(self._times, OpTimes):
-            self._times.sees_waits = not waits_unseen(model)
+            self._times.sees_waits = not (self.sees_exchanges or waits_unseen(model))
 
     def close(self) -> None:
         """Leave torch as it was."""
