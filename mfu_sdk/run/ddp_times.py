@@ -12,7 +12,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -216,8 +216,7 @@ def _will_exchange(model: DistributedDataParallel) -> bool:
     return model.require_backward_grad_sync and torch.is_grad_enabled()
 
 
-def _logger(model: DistributedDataParallel) -> dist.Logger:
-    assert model.logger is not None
+def _logger(model: DistributedDataParallel) -> Any:
     return model.logger
 
 
@@ -237,7 +236,9 @@ def ddp_times(model: nn.Module | None, *, each: bool) -> DdpTimes | None:
     wrapper = _wrapper(model)
     if wrapper is None or wrapper.logger is None:
         return None
-    if each and wrapper.device_type == "cpu" and dist.get_debug_level() != dist.DebugLevel.DETAIL:
+    # Names that torch has and does not export.
+    unlisted: Any = dist
+    if each and wrapper.device_type == "cpu" and unlisted.get_debug_level() != unlisted.DebugLevel.DETAIL:
         return StepTimes(wrapper)
     return TorchsTimes(wrapper)
 
@@ -246,7 +247,7 @@ def _wrapper(model: nn.Module | None) -> DistributedDataParallel | None:
     """`model` itself, or the wrapper that a framework calls in place of the model that it names."""
     if isinstance(model, DistributedDataParallel):
         return model
-    if model is None or not dist.is_initialized():
+    if model is None or not (dist.is_available() and dist.is_initialized()):
         return None
     # By the type, not by `isinstance`: objects that stand for others act when they are asked for their class.
     wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]

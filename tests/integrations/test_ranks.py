@@ -138,7 +138,9 @@ def huggingface(_name: str, **options: Any) -> Any:
             per_device_eval_batch_size=4, save_strategy="no", eval_strategy="steps", eval_steps=4, report_to=[],
             disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        trainer = Trainer(model=model, args=arguments, train_dataset=Tokens(16 * STEPS), eval_dataset=Tokens(8), callbacks=[Late()])
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=Tokens(16 * STEPS), eval_dataset=Tokens(8), callbacks=[Late()]
+        )
         measured = MFUCallback(name="ranks", **options).attach(trainer)
         trainer.train()
         trainer.accelerator.wait_for_everyone()
