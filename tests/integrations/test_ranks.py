@@ -27,7 +27,7 @@ MLP = 2 * 2 * ROWS * 64 * 32 + 3 * 2 * ROWS * 32 * 16
 GPT2 = 3 * (2 * (2 * 12 * 64**2 * 128 + 2 * 2 * 64 * 4 * 32 * 33 // 2) + 2 * 64 * 256 * 128)
 FLOPS = {"accelerate": MLP, "accelerate_gathering": 2 * MLP, "huggingface": 2 * GPT2, "lightning": MLP}
 """Of a training step on one rank: the second and third gather two micro-batches."""
-LATE_S = 0.15
+LATE_S = 0.25
 """Where micro-batches are gathered, rank 1 comes so late to every exchange."""
 
 
@@ -203,9 +203,9 @@ def test_two_ranks(name: str, run: Run, receiver: Receiver, tmp_path: Path) -> N
     if name in ("accelerate_gathering", "huggingface"):
         # A rank that is late before the last micro-batch keeps the other waiting in its exchange, and itself nowhere.
         waiting, late = (told["bars"]["rank_skew"] / told["timed"] for told in ranks)
-        assert waiting > 0.5 * LATE_S
-        assert late < waiting / 4
-        assert ranks[0]["bars"]["exposed_communication"] < ranks[0]["bars"]["rank_skew"] / 2
+        assert waiting > 0.4 * LATE_S
+        assert late < waiting / 2
+        assert ranks[0]["bars"]["exposed_communication"] < ranks[0]["bars"]["rank_skew"]
     assert ranks[0]["each"] == ranks[1]["each"]
     assert [told["mfu"] for told in ranks] == [model / available for model, available in ranks[0]["each"]]
     found = [of for span, of in receiver.resources if span == "mfu.run"]
