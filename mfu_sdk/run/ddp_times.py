@@ -71,7 +71,7 @@ class StepTimes:
         self._model = weakref.ref(model)
         self._now_ns = now_ns
         self._began_ns = now_ns()
-        self._look_ns = math.inf
+        self._looks = self._looked_ns = 0
         self._steps = 0
         self._every = 1
         # Of the iteration that was read last.
@@ -156,12 +156,14 @@ class StepTimes:
         if end_ns > self._end_ns:
             self._end_ns = end_ns
             self._read.append((end_ns, *_seconds(told)))
-        self._look_ns = min(self._look_ns, self._now_ns() - began_ns)
+        self._looks += 1
+        self._looked_ns += self._now_ns() - began_ns
 
     def _affordable(self) -> int:
         """Of how many steps one may be timed."""
         step_ns = (self._now_ns() - self._began_ns) / self._steps
-        return min(TORCHS_OWN, max(1, math.ceil(LOOKS * self._look_ns / (MOST_OF_RUN * step_ns))))
+        look_ns = self._looked_ns / self._looks
+        return min(TORCHS_OWN, max(1, math.ceil(LOOKS * look_ns / (MOST_OF_RUN * step_ns))))
 
 
 class TorchsTimes:
