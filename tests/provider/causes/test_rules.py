@@ -208,6 +208,17 @@ def test_under_batched_without_a_cache(decode: Make) -> None:
     assert "under_batched_inference" not in causes_of(decode(**{**FEW, "phase": "inference", "kv_free": None}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({}, True), ({"kv_free": 0.25}, False), ({"queue": 0.51}, False), ({"intensity": 0.5 * 295}, False)],
+    ids=str,
+)
+def test_under_batched_with_prompts_among_the_answers(decode: Make, changes: dict[str, Any], named: bool) -> None:
+    """A server that tells neither from the other, nor a promise: its cache, its queue and its intensity do."""
+    mixed = decode(**{**FEW, "phase": "inference", "prefill": None, **changes})
+    assert ("under_batched_inference" in causes_of(mixed)) is named
+
+
 # --- clocks --------------------------------------------------------------------------------------------------------
 
 
