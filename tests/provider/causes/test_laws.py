@@ -116,7 +116,13 @@ EVIDENCE = st.builds(
 ).map(lambda e: replace(e, untold=frozenset(name for name in e.untold if getattr(e, name) is None)))
 """Whole days; `PARTED` are some with a part that stands out."""
 REST = st.builds(
-    Rest, _maybe(_share()), _maybe(_share()), _maybe(RATE), _maybe(st.floats(0.3, 1.0)), _maybe(_share()), _maybe(_share())
+    Rest,
+    _maybe(_share()),
+    _maybe(_share()),
+    _maybe(RATE),
+    _maybe(st.floats(0.3, 1.0)),
+    _maybe(_share()),
+    _maybe(_share()),
 )
 PARTED = st.builds(
     lambda e, part, worse, rest, share: replace(
@@ -214,7 +220,16 @@ def test_every_signal_is_read() -> None:
     """No field of the evidence is beside the point: each is who, when, where, or read by some rule."""
     told = {field.name for field in fields(Evidence)}
     who = {"tenant", "workload", "day", "family", "gpu_type", "intent", "run_ids", "hosts", "places", "time_s"}
-    others = {"cohort_clock", "best_bus_bytes_per_s", "type_link", "one_machine", "smaller", "earlier", "drifts", "least_comm"}
+    others = {
+        "cohort_clock",
+        "best_bus_bytes_per_s",
+        "type_link",
+        "one_machine",
+        "smaller",
+        "earlier",
+        "drifts",
+        "least_comm",
+    }
     others |= {"watched_gpu_hours", "watched_devices", "parts", "worse", "since_unix_s", "until_unix_s", "rest"}
     assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}
 

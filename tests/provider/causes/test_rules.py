@@ -150,7 +150,7 @@ SILENT: dict[str, Any] = {
     "comm": 0.3, "skew": 0.01, "data": 0.09, "least_comm": 0.6, "bus_bytes_per_s": None, "ideal_ratio": None,
     "link_best": None, "untold": frozenset({"bus_bytes_per_s", "ideal_ratio"}),
 }  # fmt: skip
-"""0.6 of the time computes; gradients alone would take as long on the best links, of 0.9 that is not waited otherwise."""
+"""0.6 of the time computes; gradients alone would take as long on the best links, 0.9 is exposed or computes."""
 
 
 def test_scaling_by_gradients(train: Make) -> None:
