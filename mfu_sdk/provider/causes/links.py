@@ -22,8 +22,8 @@ LEAST_RANKS: Final = 8
 SAME_BATCH: Final = 0.8
 """Below this share of the tokens that a step had at fewer ranks, the batch has shrunk: by choice, not by the ranks."""
 LEAST_BUS_RATIO: Final = 0.5
-"""What links must reach whose rate nobody tells: half of the lanes, one of two NICs, or sockets in the place of RDMA reach
-no more than that."""
+"""What links must reach whose rate nobody tells: half of the lanes, one of two NICs, or sockets in the place of RDMA
+reach no more than that."""
 
 
 def poor_topology(e: Evidence) -> Verdict | None:

@@ -99,7 +99,7 @@ def test_between_machines() -> None:
 
 
 def test_least_exchange() -> None:
-    """A tenth of a second of gradients at what two others of as many ranks reached between machines, in a step of 0.2."""
+    """0.1 s of gradients, at what two others of as many ranks reached between machines, in a step of 0.2 s."""
     across = replace(TRAINING, link="network", world_size=64)
     fleet = [of(across, "x", rate=45e9), of(across, "y", rate=40e9)]
     # Rings over fewer machines are faster, and one machine's links say nothing of the network.

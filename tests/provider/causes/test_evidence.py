@@ -572,11 +572,12 @@ def test_idle_beside_work(tmp_path: Path) -> None:
 
 @sends
 def of_quiet() -> Rows:
-    def sixteen(name: str, link: str | None, **told: object) -> SpanRow:
+    def sixteen(name: str, link: str | None, **told: float) -> SpanRow:
         who: dict[str, object] = {
             semconv.WORKLOAD_NAME: name, semconv.DIST_WORLD_SIZE: 16, semconv.DIST_AXES["dp"]: 16,
         }  # fmt: skip
-        return rank(0, resource=who if link is None else {**who, semconv.TOPOLOGY_LINK: link}, **told)
+        told_link = {} if link is None else {semconv.TOPOLOGY_LINK: link}
+        return rank(0, 0.0, resource={**who, **told_link}, **told)
 
     bytes_of_window = 100 * 10e9
     attention = 0.25 * 0.45 * PEAK * 30
