@@ -134,6 +134,7 @@ def _sign(row: Row) -> Sign:
         witnessed_mfu=ratio(row["witnessed_hardware_flop"], row["witnessed_available_flop"]),
         dtype_mix=ratio(row["by_dtype_s"], row["by_peak_s"]),
         flops_per_token=ratio(flops, steps),
+        attention=ratio(row["attention_flop"], row["attended_flop"] or None),
         peak_dtype=row["peak_dtype"] or None,
         peak_source=row["peak_source"] or None,
         clock=ratio(row["clock_s"], row["clock_known_s"]) or None,
