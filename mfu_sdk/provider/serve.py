@@ -30,7 +30,7 @@ from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUse
 from mfu_sdk.guard import log
 from mfu_sdk.provider import baseline, findings, pages, receive, report
 from mfu_sdk.provider.artist import Artist
-from mfu_sdk.provider.books import Books, Holdings, Snapshot
+from mfu_sdk.provider.books import Books, Holdings, Inventory, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
 from mfu_sdk.provider.receive import Limits
@@ -327,10 +327,17 @@ def _web_routes(
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
     kept = findings.Findings(store)
+    judgements = findings.Judgements(now_unix_ns)
+    read: list[tuple[Inventory, Holdings]] = []
 
     def holdings() -> Holdings | None:
         inventory = books.current().inventory
-        return None if inventory is None else Holdings(inventory)
+        if inventory is None:
+            return None
+        if not read or read[0][0] is not inventory:
+            # The same for as long as the book is: its lists are sorted once, and what was judged by it holds.
+            read[:] = [(inventory, Holdings(inventory))]
+        return read[0][1]
 
     def whole(identity: Identity) -> bool:
         """Whether the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
@@ -349,7 +356,8 @@ def _web_routes(
 
     def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
         held = books.current() if is_whole else None
-        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type)
+        judge = judgements.of(tenant)
+        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type, judge=judge)
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())

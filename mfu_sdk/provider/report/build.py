@@ -1,7 +1,7 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from mfu_sdk.provider.report.model import (
     Workload,
 )
 from mfu_sdk.provider.report.window import iso
-from mfu_sdk.provider.rollup import Job, Level, Moment, Quality, Range, Requests, Sums, Usage
+from mfu_sdk.provider.rollup import Job, Level, Quality, Range, Requests, Sums, Usage
 from mfu_sdk.provider.store import Row, Store
 
 _BUCKETS_S: Final = (300, 900, 3600, 10_800, 21_600, 86_400, 604_800)
@@ -43,13 +43,14 @@ class Observed:
     span: Range
     tenant: str | None
     usages: tuple[Usage, ...]
-    moments: tuple[Moment, ...]
+    buckets: Mapping[int, Sums]
     bucket_s: int
     qualities: dict[Job, Quality]
     uncounted: dict[tuple[str, str | None], tuple[str, ...]]
     requests: tuple[Requests, ...]
     questions: Questions
     curves: tuple[Scaling, ...]
+    previous_flops: float | None
 
 
 def build(
@@ -61,21 +62,26 @@ def build(
     drifts: Sequence[Row] = (),
     *,
     gpu_type: str | None = None,
+    judge: findings.Judge = findings.judge,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants, where
     no GPU type is asked for. `holdings` are what causes of any tenant are held against, `drifts` what the provider
-    found itself.
+    found itself. `judge` may keep what it said.
     """
     observed = observe(store, span, tenant, gpu_type)
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
-    everyone = observed.usages if tenant is None and gpu_type is None else rollup.usages(store, span, None)
+    everyone: Sequence[Usage] | None = None
+    if tenant is None and gpu_type is None:
+        everyone = observed.usages
+    elif gpu_type is None and books is not None and books.inventory is not None:
+        everyone = rollup.usages(store, span, None)
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
-    judged = findings.judge(store, span, holdings, drifts, everyone)
+    judged = judge(store, span, holdings, drifts, everyone)
     if gpu_type is None:
-        money = assessment(store, span, books, judged, everyone)
+        money = assessment(store, span, books, judged, everyone, observed if tenant is None else None)
     else:
         money = Assessment(None, (), None, _ALL_TYPES_ONLY)
     told = report_of(observed, money)
@@ -86,7 +92,7 @@ def build(
         causes=tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type)),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
-        fleet_use=use.fleet_use(store, span, everyone, holdings, told.fleet, judged.evidence) if whole else None,
+        fleet_use=use.fleet_use(store, span, observed.usages, holdings, told.fleet, judged.evidence) if whole else None,
     )
 
 
@@ -96,18 +102,20 @@ def observe(store: Store, span: Range, tenant: str | None, gpu_type: str | None 
     Inference requests name no device, so those of one GPU type are not known.
     """
     bucket_s = bucket_seconds(span)
-    answers, curves = ask(store, span, tenant, gpu_type)
+    asked = ask(store, span, tenant, gpu_type, bucket_s)
+    buckets = asked.buckets
     return Observed(
         span,
         tenant,
         tuple(u for u in rollup.usages(store, span, tenant) if gpu_type in (None, u.gpu_type)),
-        tuple(m for m in rollup.moments(store, span, tenant, bucket_s) if gpu_type in (None, m.job.gpu_type)),
+        rollup.buckets(store, span, tenant, bucket_s, gpu_type) if buckets is None else buckets,
         bucket_s,
         rollup.qualities(store, span, tenant),
         rollup.uncounted(store, span, tenant),
         rollup.requests(store, span, tenant) if gpu_type is None else (),
-        answers,
-        curves,
+        asked.questions,
+        asked.curves,
+        asked.previous_flops,
     )
 
 
@@ -151,10 +159,11 @@ def assessment(
     books: Snapshot | None,
     judged: findings.Judged | None = None,
     usages: Sequence[Usage] | None = None,
+    observed: Observed | None = None,
 ) -> Assessment:
     """Capacity and money of the whole fleet over `span`, as far as `books` allow.
 
-    `judged` and `usages` are those of all tenants.
+    `judged`, `usages` and `observed` are those of all tenants.
     """
     if books is None:
         return Assessment(None, (), None, _FLEET_ONLY)
@@ -162,8 +171,10 @@ def assessment(
         return economics.assess(books, (), span.since_unix_ns, span.until_unix_ns)
     if usages is None:
         usages = rollup.usages(store, span, None)
-    has_previous = span.previous.since_unix_ns >= 0
-    before = rollup.model_flops(store, span.previous, None) if has_previous else None
+    if observed is not None:
+        before = observed.previous_flops
+    else:
+        before = rollup.model_flops(store, span.previous, None) if span.previous.since_unix_ns >= 0 else None
     ratio = rollup.ratio(rollup.total(usage.sums for usage in usages).model_flops, before)
     growth = None if ratio is None else ratio - 1
     judged = judged or findings.Judged((), (), {})
@@ -223,18 +234,14 @@ def _fleet(observed: Observed, money: Assessment) -> Fleet:
         timed_steps=sums.timed_steps,
         unknown_steps=sums.unknown_steps,
         tokens=sums.tokens,
-        trend=_trend(observed.moments, observed.bucket_s),
+        trend=_trend(observed.buckets, observed.bucket_s),
         previous_mfu=observed.questions.trend.previous_mfu,
     )
 
 
-def _trend(moments: Sequence[Moment], bucket_s: int) -> tuple[TrendPoint, ...]:
-    parts: dict[int, list[Sums]] = {}
-    for moment in moments:
-        parts.setdefault(moment.start_unix_s, []).append(moment.sums)
-    if not parts:
+def _trend(buckets: Mapping[int, Sums], bucket_s: int) -> tuple[TrendPoint, ...]:
+    if not buckets:
         return ()
-    buckets = {start: rollup.total(each) for start, each in parts.items()}
     # Gaps are points without a value, so that nobody draws a line through time in which nothing was seen.
     starts = range(min(buckets), max(buckets) + 1, bucket_s)
     sums = [(start, buckets.get(start, Sums())) for start in starts]
