@@ -6,8 +6,7 @@ hours. What was decided about a cause of a workload, on whatever day, holds for 
 
 import json
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, Literal, get_args
@@ -33,7 +32,6 @@ LOOK_BACK_NS: Final = 2 * 86_400 * 10**9
 """How far back the provider's own search for drift begins, to learn what a run was like before."""
 _DAY_NS: Final = 86_400 * 10**9
 _LONGEST_NOTE: Final = 1000
-_MOST_JUDGEMENTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,68 +126,6 @@ def judge(
     if holdings is None:
         left_out |= {"mig_fragmentation": "no inventory", "idle_allocation": "no inventory"}
     return Judged(evidence, causes.judge(evidence), left_out)
-
-
-Judge = Callable[[Store, Range, Holdings | None, Sequence[Row], Sequence[Usage] | None], Judged]
-"""`judge`, or what keeps what it said for a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    span: Range
-    at_unix_ns: int
-    holdings: Holdings | None
-    judged: Judged
-
-
-class Judgements:
-    """What `judge` said of a range, kept while the range moves on by a 144th of itself, ten minutes at most.
-
-    So a day is judged every ten minutes and an hour every 25 seconds, by the clock that ranges are of. Each reader's is
-    kept apart. Safe to use from several threads; one that finds another at work on its range waits for it.
-    """
-
-    def __init__(self, now_unix_ns: Callable[[], int]) -> None:
-        self._now_unix_ns = now_unix_ns
-        self._lock = threading.Lock()
-        self._locks: OrderedDict[tuple[str | None, int], threading.Lock] = OrderedDict()
-        self._kept: dict[tuple[str | None, int], _Judgement] = {}
-
-    def of(self, reader: str | None) -> Judge:
-        """`judge` for a tenant's pages, or for those of who sees all where it is None."""
-
-        def kept(
-            store: Store,
-            span: Range,
-            holdings: Holdings | None,
-            drifts: Sequence[Row],
-            usages: Sequence[Usage] | None,
-        ) -> Judged:
-            length_ns = span.until_unix_ns - span.since_unix_ns
-            key = reader, length_ns
-            with self._lock:
-                lock = self._locks.setdefault(key, threading.Lock())
-                self._locks.move_to_end(key)
-                while len(self._locks) > _MOST_JUDGEMENTS:
-                    oldest, _ = self._locks.popitem(last=False)
-                    self._kept.pop(oldest, None)
-            with lock:
-                found = self._kept.get(key)
-                if found is None or not self._holds(found, span, holdings):
-                    judged = judge(store, span, holdings, drifts, usages)
-                    found = _Judgement(span, self._now_unix_ns(), holdings, judged)
-                    with self._lock:
-                        if key in self._locks:
-                            self._kept[key] = found
-                return found.judged
-
-        return kept
-
-    def _holds(self, found: _Judgement, span: Range, holdings: Holdings | None) -> bool:
-        fresh_ns = min(FRESH_NS, (span.until_unix_ns - span.since_unix_ns) * FRESH_NS // _DAY_NS)
-        moved_ns = span.until_unix_ns - found.span.until_unix_ns
-        age_ns = self._now_unix_ns() - found.at_unix_ns
-        return 0 <= moved_ns <= fresh_ns and 0 <= age_ns <= fresh_ns and found.holdings is holdings
 
 
 def decided(store: Store, found: Iterable[Finding], *, latest: bool = False) -> tuple[Kept, ...]:

@@ -28,14 +28,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreAwayError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, findings, pages, receive, report
+from mfu_sdk.provider import baseline, findings, fleet, pages, receive, report
 from mfu_sdk.provider.artist import Artist
 from mfu_sdk.provider.books import Books, Holdings, Inventory, Snapshot
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.fleet import Gpu
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
+from mfu_sdk.provider.pages.slow import Slow
 from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
-from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.rollup import Range, Usage
 from mfu_sdk.provider.schema import Retention
 from mfu_sdk.provider.store import Place, Store
 
@@ -327,7 +329,8 @@ def _web_routes(
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
     kept = findings.Findings(store)
-    judgements = findings.Judgements(now_unix_ns)
+    judged = Slow[findings.Judged](now_unix_ns)
+    watched = Slow[tuple[Gpu, ...]](now_unix_ns)
     read: list[tuple[Inventory, Holdings]] = []
 
     def holdings() -> Holdings | None:
@@ -356,8 +359,15 @@ def _web_routes(
 
     def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
         held = books.current() if is_whole else None
-        judge = judgements.of(tenant)
-        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type, judge=judge)
+        inventory, drifts = holdings(), kept.drifts(span)
+
+        def judge(usages: Sequence[Usage] | None) -> findings.Judged:
+            return judged.get(tenant, span, inventory, lambda: findings.judge(store, span, inventory, drifts, usages))
+
+        def gpus() -> tuple[Gpu, ...]:
+            return watched.get(tenant, span, inventory, lambda: fleet.gpus(store, span, inventory))
+
+        return report.build(store, span, tenant, held, inventory, gpu_type=gpu_type, judge=judge, gpus=gpus)
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())

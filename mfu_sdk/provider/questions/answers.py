@@ -25,9 +25,7 @@ _LEAST_BUCKETS: Final = 20
 _HOUR_S: Final = 3600
 _ORDERS: Final[dict[str, Callable[[Row], Any]]] = {
     "low_workloads": itemgetter("start_unix_s", "tenant", "workload", "gpu_type", "world_size"),
-    "change": itemgetter(
-        "start_unix_s", "gpu_type", "intent", "phase", "tenant", "workload", "family", "world_size"
-    ),
+    "change": itemgetter("start_unix_s", "gpu_type", "intent", "phase", "tenant", "workload", "family", "world_size"),
     "by_gpu_type": itemgetter("gpu_type", "family", "intent", "phase"),
     "by_scale": itemgetter("tenant", "workload", "family", "gpu_type", "phase", "world_size", "run_id"),
     "under_batching_tenants": itemgetter("tenant", "workload", "gpu_type", "phase"),

@@ -1,14 +1,15 @@
 """A store's sums to a report: the levels, and the questions that observed spans alone can answer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-from mfu_sdk.provider import attempts, economics, findings, rollup
+from mfu_sdk.provider import attempts, economics, findings, fleet, rollup
 from mfu_sdk.provider.books import Holdings, Snapshot
 from mfu_sdk.provider.causes import systemic, testimony
 from mfu_sdk.provider.economics import Assessment
+from mfu_sdk.provider.fleet import Gpu
 from mfu_sdk.provider.outside import outside
 from mfu_sdk.provider.questions import Questions, Scaling, ask
 from mfu_sdk.provider.report import use
@@ -34,6 +35,10 @@ _MOST_POINTS: Final = 96
 
 _ALL_TYPES_ONLY: Final = "No money: it is reckoned for the whole fleet; ask without a GPU type."
 _FLEET_ONLY: Final = "No money: it is reckoned for the whole fleet; ask as an operator, without a tenant."
+
+
+Judge = Callable[[Sequence[Usage] | None], findings.Judged]
+"""What is wrong in the range, of all tenants, given their sums where they have been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +67,14 @@ def build(
     drifts: Sequence[Row] = (),
     *,
     gpu_type: str | None = None,
-    judge: findings.Judge = findings.judge,
+    judge: Judge | None = None,
+    gpus: Callable[[], tuple[Gpu, ...]] | None = None,
 ) -> Report:
     """The report on `span` of `tenant` alone, or of the whole fleet where it is None; of one `gpu_type` where given.
 
     `books` are for whom the whole fleet is theirs to see: with them what they allow is reckoned over all tenants, where
     no GPU type is asked for. `holdings` are what causes of any tenant are held against, `drifts` what the provider
-    found itself. `judge` may keep what it said.
+    found itself. `judge` and `gpus` tell what both take long to find, where somebody keeps it.
     """
     observed = observe(store, span, tenant, gpu_type)
     # Of all tenants, whoever asks: what a GPU type reaches is not known from one of them.
@@ -79,7 +85,7 @@ def build(
         everyone = rollup.usages(store, span, None)
     if holdings is None and books is not None and books.inventory is not None:
         holdings = Holdings(books.inventory)
-    judged = judge(store, span, holdings, drifts, everyone)
+    judged = findings.judge(store, span, holdings, drifts, everyone) if judge is None else judge(everyone)
     if gpu_type is None:
         money = assessment(store, span, books, judged, everyone, observed if tenant is None else None)
     else:
@@ -87,12 +93,15 @@ def build(
     told = report_of(observed, money)
     # What exporters tell is of all tenants' GPUs: for who sees the whole fleet, and asks for no part of it.
     whole = books is not None and tenant is None and gpu_type is None
+    seen = () if not whole else fleet.gpus(store, span, holdings) if gpus is None else gpus()
     return replace(
         told,
         causes=tuple(c for c in _causes(store, judged, tenant) if gpu_type in (None, c.gpu_type)),
         causes_left_out=judged.left_out,
         shared_causes=() if tenant is not None or gpu_type is not None else _shared(judged),
-        fleet_use=use.fleet_use(store, span, observed.usages, holdings, told.fleet, judged.evidence) if whole else None,
+        fleet_use=use.fleet_use(store, span, seen, observed.usages, holdings, told.fleet, judged.evidence)
+        if whole
+        else None,
     )
 
 

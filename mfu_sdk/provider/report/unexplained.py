@@ -31,7 +31,9 @@ class Unexplained:
         """What would tell more, in a sentence; code in `backticks`."""
         tell = f", and so would runs that tell {', '.join(self.not_told)}" if self.not_told else ""
         return (
-            "A profile of some steps would tell more (`run.summary().waterfall` says where their time went)" + tell + "."
+            "A profile of some steps would tell more (`run.summary().waterfall` says where their time went)"
+            + tell
+            + "."
         )
 
 
