@@ -1,4 +1,4 @@
-"""What takes long and changes slowly, kept while its range moves on a little: causes, and what exporters told of GPUs."""
+"""What takes long and changes slowly, kept while its range moves on a little: causes, and what exporters told."""
 
 import threading
 from collections import OrderedDict

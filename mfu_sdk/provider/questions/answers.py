@@ -1,4 +1,4 @@
-"""The six questions of a fleet: each is one query, and those on the same range are read in one pass (sql/read/works)."""
+"""The six questions of a fleet, each one query; those on the same range are read in one pass (sql/read/works)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Shortfalls without a named cause, apart from the causes that somebody can act on, and what would tell more of them."""
+"""Shortfalls without a named cause, apart from causes that somebody can act on, and what would tell more of them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,8 @@ class Unexplained:
     @property
     def remedy(self) -> str:
         """What would tell more, in a sentence; code in `backticks`."""
-        tell = f", and so would runs that tell {', '.join(self.not_told)}" if self.not_told else ""
-        return (
-            "A profile of some steps would tell more (`run.summary().waterfall` says where their time went)"
-            + tell
-            + "."
-        )
+        tell = f"; not told of each of them: {', '.join(self.not_told)}" if self.not_told else ""
+        return f"A profile of some steps would tell more (`run.summary().waterfall` says where their time went){tell}."
 
 
 def parted(causes: Sequence[Cause]) -> tuple[tuple[Cause, ...], Unexplained | None]:
