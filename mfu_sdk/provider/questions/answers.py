@@ -49,9 +49,9 @@ class Questions:
 class Asked:
     """The answers, and what was read for them that a report tells as well.
 
-    `curves` are all curves with scale, those of one size too; `buckets` the sums of the range by their start in seconds
-    since 1970, None where its buckets are shorter than the hours that were read; `previous_flops` the model FLOPs of the
-    range before, None where nothing is before.
+    `curves` are all curves with scale, those of one size too; `buckets` sums of the range by their start in seconds
+    since 1970, None where its buckets are shorter than the hours that were read; `previous_flops` the model FLOPs of
+    the range before, None where nothing is before.
     """
 
     questions: Questions
