@@ -187,6 +187,7 @@ def test_readings_are_equal(both: tuple[Store, Store, str], reading: Reading) ->
         **SCOPE,
         "tenant": both[2],
         "bucket_s": 3600,
+        "fine_s": 3600,
         "fingerprint": "00000000000000ff",
         "run_id": "run-0",
         "host": "node-1",

@@ -224,7 +224,7 @@ def test_two_shards_answer_as_one(
     # What is kept of findings lies with the daemon that made them.
     for name in sorted({*get_args(Reading)} - {"findings", "finding_states", "judged_days"}):
         text = (schema.SQL / "read" / f"{name}.sql").read_text("utf-8")
-        asked: dict[str, Any] = {**scope, "bucket_s": 3600, "fingerprint": "00000000000000ff"}
+        asked: dict[str, Any] = {**scope, "bucket_s": 3600, "fine_s": 3600, "fingerprint": "00000000000000ff"}
         asked |= {"run_id": "run-0", "host": "node-1", "keys": ["GPU-0"], "shares": ["1"], "runs": 8, "steps": 2600}
         asked |= {"since_ns": [str(scope["since"])], "until_ns": [str(scope["until"])]}
         asked |= {"tenants": [tenant], "hosts": ["node-1"], "since_s": [str(T0 // 10**9)]}

@@ -11,6 +11,7 @@ from mfu_sdk.provider.report import money, shared_text, use_text, words
 from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
 from mfu_sdk.provider.report.tables import Column, table
+from mfu_sdk.provider.report.unexplained import parted
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL_WIDTH = 21
@@ -138,7 +139,8 @@ def _inference(console: Console, report: Report) -> None:
 
 
 def _causes(console: Console, report: Report) -> None:
-    shown = [each for each in report.causes if each.state != "muted"]
+    seen = [each for each in report.causes if each.state != "muted"]
+    shown, rest = parted(seen)
     if shown:
         table(
             console,
@@ -154,6 +156,9 @@ def _causes(console: Console, report: Report) -> None:
         )
         for each in shown:
             console.print(Text(f"  {words.name(each.workload, 40)}: {words.name(each.remedy, 400)}"))
+    if rest is not None:
+        console.print()
+        console.print(Text(f"{rest.sentence} {rest.remedy}".replace("`", ""), style="dim"))
     for shared in report.shared_causes:
         console.print(
             Text(
@@ -161,7 +166,7 @@ def _causes(console: Console, report: Report) -> None:
                 f" {words.name(shared.place)}, and on {words.percent(shared.elsewhere, 0)} of the others."
             )
         )
-    if (muted := len(report.causes) - len(shown)) > 0:
+    if (muted := len(report.causes) - len(seen)) > 0:
         console.print(f"{muted} muted cause{'' if muted == 1 else 's'} not shown.")
     if report.workloads:
         for cause, why in report.causes_left_out.items():
