@@ -445,7 +445,9 @@ def in_turns(rounds: int, url: str, chosen: list[str]) -> tuple[dict[str, Times]
     return times, absent
 
 
-def generations(number: int, rounds: int, url: str, chosen: list[str]) -> tuple[list[dict[str, Times]], dict[str, str]]:
+def in_generations(
+    number: int, rounds: int, url: str, chosen: list[str]
+) -> tuple[list[dict[str, Times]], dict[str, str]]:
     """`in_turns` with so many processes of each variant, one after the other, which share the rounds."""
     each_rounds = max(DELIVER_EVERY, rounds // number // DELIVER_EVERY * DELIVER_EVERY)
     found, absent = [], {}
@@ -624,7 +626,7 @@ def main() -> None:
     chosen = [name for name in VARIANTS if name == "bare" or not options.only or any(o in name for o in options.only)]
     disabled, imported = disabled_ns(), import_ms()
     with receiver() as collector:
-        times, absent = generations(options.generations, options.rounds, collector.url, chosen)
+        times, absent = in_generations(options.generations, options.rounds, collector.url, chosen)
         arrived = collector.spans()
         remembered = memory(options.memory_steps, collector.url) if options.memory_steps else None
     found = figures(times)

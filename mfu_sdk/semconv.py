@@ -320,7 +320,8 @@ CALIBRATION_EFFICIENCY: Final = _attribute(
     "mfu.calibration.efficiency",
     "double",
     "1",
-    "the measured rate over what the device could do at that clock: rates move with either",
+    "the measured rate over what the device could do at its clock: that which a kernel counted beside the work, else "
+    "the driver's",
     "calibration",
 )
 CALIBRATION_DEGRADED: Final = _attribute(

@@ -50,15 +50,21 @@ def clock_kernel(x_ptr: tl.tensor, cycles_ptr: tl.tensor, ns_ptr: tl.tensor, rou
 def clock_mhz(device: torch.device, programs: int | None = None, rounds: int = ROUNDS) -> float:
     """The median clock of the multiprocessors of an NVIDIA GPU, in MHz, over some 0.5 ms of light work.
 
-    Waits for the device. `programs` is one for each multiprocessor where it is None. Raises ValueError on a device
-    without these counters: AMD's have others, and a CPU none.
+    It runs beside what the device is at work on, on a stream of its own that goes first, and waits for that stream
+    alone: a clock that is held down by the work's power rises within a millisecond of its end. `programs` is one for
+    each multiprocessor where it is None. Raises ValueError on a device without these counters: AMD's have others, and a
+    CPU none.
     """
     if device.type != "cuda" or torch.version.hip is not None:
         raise ValueError(f"device {device}: the clock probe reads counters of NVIDIA's GPUs only")
     programs = programs or int(torch.cuda.get_device_properties(device).multi_processor_count)
-    x = torch.full((BLOCK,), 0.5, device=device)
-    cycles, ns = (torch.zeros(programs, dtype=torch.int64, device=device) for _ in range(2))
-    clock_kernel[(programs,)](x, cycles, ns, rounds, block=BLOCK, num_warps=WARPS, enable_fp_fusion=True)
+    with torch.cuda.stream(torch.cuda.Stream(device, priority=-1)):
+        x = torch.full((BLOCK,), 0.5, device=device)
+        counted = torch.zeros(2, programs, dtype=torch.int64, device=device)
+        clock_kernel[(programs,)](
+            x, counted[0], counted[1], rounds, block=BLOCK, num_warps=WARPS, enable_fp_fusion=True
+        )
+        cycles, ns = counted.cpu()
     taken = ns > 0
     if not bool(taken.any()):
         raise ValueError(f"device {device}: its global timer stood still; give more rounds than {rounds}")

@@ -5,13 +5,20 @@ While counting is on, or a monitor lives, ours stand in the place of three metho
 tensor is read while a stream is captured (`recording`). A replay is charged with what was noted for its graph. A graph
 that was captured before, or whose capture could not be followed, replays as an operator of unknown cost.
 
+A graph that is freed while another is captured ends that capture with an error of CUDA's, and one in a cycle of
+references, as `torch.cuda.make_graphed_callables` leaves, is freed whenever the garbage collector runs, which noting
+makes run sooner. So it does not run between the two.
+
 The graphs that `torch.compile` makes for itself (`mode="reduce-overhead"`) run beneath a compiled graph's call, which
 is counted by that graph's text, whether it warms up, captures or replays: they are left alone.
 """
 
+import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -50,8 +57,27 @@ _originals: Final[dict[str, Any]] = {}
 _patched: list[type] = []
 _captured: Final = WeakIdKeyDictionary()
 """By graph: what it holds."""
-_recording: Final = WeakIdKeyDictionary()
-"""By graph that is being captured: the thread that does, and what notes it."""
+_recording: Final[dict[int, "_Capture"]] = {}
+"""By `id` of a graph that is being captured."""
+_collecting: Final[list[bool]] = []
+"""Whether the garbage collector was on when the captures that are under way began."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    """The thread that captures a graph, what notes it, and what ends it where the graph is dropped before its end."""
+
+    thread: int
+    recorder: Recorder | None
+    dropped: "weakref.finalize[Any, Any]"
+
+    def end(self) -> Captured | None:
+        """What was noted. A mode is a thread's own: None in another thread, since it has not followed the whole."""
+        self.dropped.detach()
+        if self.recorder is None:
+            return None
+        self.recorder.stop()
+        return self.recorder.captured() if self.thread == threading.get_ident() else None
 
 
 def watch(seen: Seen) -> None:
@@ -112,8 +138,8 @@ def _patch() -> None:
 def _restore() -> None:
     if _seen or _keepers:
         return
-    for graph in list(_recording.keys()):
-        _recording.pop(graph)[1].stop()
+    for graph_id in tuple(_recording):
+        _end(graph_id)
     for kind in _patched:
         for name, original in _originals.items():
             setattr(kind, name, original)
@@ -126,13 +152,20 @@ def _begins(original: Callable[..., Any]) -> Callable[..., Any]:
         result = original(graph, *args, **kwargs)
         with shield("count"):
             _captured.pop(graph, None)
+            recorder: Recorder | None = None
             if not _is_inductors():
                 # It counts as any mode does, and that is built on this.
                 from mfu_sdk.counting.recording import RecordingMode
 
                 recorder = RecordingMode(reach="none")
                 recorder.start()
-                _recording[graph] = (threading.get_ident(), recorder)
+            dropped = weakref.finalize(graph, _end, id(graph))
+            dropped.atexit = False
+            with _lock:
+                if not _recording:
+                    _collecting.append(gc.isenabled())
+                    gc.disable()
+                _recording[id(graph)] = _Capture(threading.get_ident(), recorder, dropped)
         return result
 
     return capture_begin
@@ -142,18 +175,30 @@ def _ends(original: Callable[..., Any]) -> Callable[..., Any]:
     def capture_end(graph: Any, *args: Any, **kwargs: Any) -> Any:
         noted = None
         with shield("count"):
-            thread, recorder = _recording.pop(graph, (0, None))
-            if recorder is not None:
-                recorder.stop()
-                # A mode is a thread's own: one that ends elsewhere has not followed the whole.
-                noted = recorder.captured() if thread == threading.get_ident() else None
-        # A capture that failed raises here, and leaves a graph without content.
-        result = original(graph, *args, **kwargs)
+            if (capture := _recording.get(id(graph))) is not None:
+                noted = capture.end()
+        try:
+            # A capture that failed raises here, and leaves a graph without content.
+            result = original(graph, *args, **kwargs)
+        finally:
+            _end(id(graph))
         if noted is not None:
             _captured[graph] = noted
         return result
 
     return capture_end
+
+
+def _end(graph_id: int) -> None:
+    """Note no more of this graph, if it is being captured; with the last one garbage is collected again."""
+    with _lock:
+        capture = _recording.pop(graph_id, None)
+        if capture is None:
+            return
+        with shield("count"):
+            capture.end()
+        if not _recording and _collecting.pop():
+            gc.enable()
 
 
 def _replays(original: Callable[..., Any]) -> Callable[..., Any]:

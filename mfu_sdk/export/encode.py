@@ -138,7 +138,7 @@ def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
         # The most frequent first; bool is an int, so no type is asked for by isinstance.
         kind = type(value)
         if kind is float:
-            add(DOUBLES[name])
+            add(BEFORE_DOUBLE[name])
             add(DOUBLE(value))
         elif kind is str:
             add(_text(name, value))  # type: ignore[arg-type]  # kind says so
@@ -152,10 +152,10 @@ def _fields(attributes: Mapping[str, Value]) -> list[bytes]:
 def whole(name: str, value: int) -> bytes:
     """An int attribute."""
     number = varint(value)
-    before = _WHOLES.get((name, len(number)))
+    before = _BEFORE_WHOLE.get((name, len(number)))
     if before is None:
         found = _attribute(name, b"\x18" + number)
-        before = _WHOLES[name, len(number)] = found[: -len(number)]
+        before = _BEFORE_WHOLE[name, len(number)] = found[: -len(number)]
     return before + number
 
 
@@ -190,12 +190,12 @@ class _Doubles(dict[str, bytes]):
         return found
 
 
-DOUBLES: Final = _Doubles()
+BEFORE_DOUBLE: Final = _Doubles()
 """By name, all of a double attribute but its 8 bytes, which are its last."""
 
 
 # The same of int attributes, by name and by how many bytes the number has.
-_WHOLES: Final[dict[tuple[str, int], bytes]] = {}
+_BEFORE_WHOLE: Final[dict[tuple[str, int], bytes]] = {}
 
 
 class _Keys(dict[str, bytes]):

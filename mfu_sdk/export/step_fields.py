@@ -64,13 +64,13 @@ _LOAD: Final = frozenset({
 })  # fmt: skip
 # Steps are the many: what is to be done with an attribute is looked up for all of them at once.
 _OWN: Final = tuple(name for name in _FIELDS if name not in _COMMON | _LOAD)
-DOUBLES: Final = tuple(name for name in _OWN if TYPES["step"][name] is double)
+OWN_DOUBLES: Final = tuple(name for name in _OWN if TYPES["step"][name] is double)
 """Those of a step's own attributes that are doubles: they come first, in this order."""
-_OTHERS: Final = tuple((name, TYPES["step"][name]) for name in _OWN if name not in DOUBLES)
+_OTHERS: Final = tuple((name, TYPES["step"][name]) for name in _OWN if name not in OWN_DOUBLES)
 _LOADS: Final = tuple(name for name in _FIELDS if name in _LOAD)
 _NO_LOAD: Final = (None,) * len(_LOADS)
 _ALIKE: Final = tuple(name for name in _FIELDS if name in _COMMON)
-doubles_of: Final = attrgetter(*[_FIELDS[name] for name in DOUBLES])
+doubles_of: Final = attrgetter(*[_FIELDS[name] for name in OWN_DOUBLES])
 _others_of: Final = attrgetter(*[_FIELDS[name] for name, _ in _OTHERS])
 _load_of: Final = attrgetter(*[_FIELDS[name] for name in _LOADS])
 _alike_of: Final = attrgetter(*[_FIELDS[name] for name in _ALIKE])
@@ -88,7 +88,7 @@ def common(values: tuple[object, ...]) -> Common:
 
 
 def plain(step: StepRecord) -> bool:
-    """Whether its own attributes are those of `DOUBLES` that it knows and its index, if they are all finite."""
+    """Whether its own attributes are those of `OWN_DOUBLES` that it knows and its index, if they are all finite."""
     return step.timed and _load_of(step) == _NO_LOAD
 
 
@@ -98,7 +98,7 @@ def own(step: StepRecord) -> dict[str, Value]:
     """
     found: dict[str, Value] = {}
     total = 0.0
-    for name, value in zip(DOUBLES, doubles_of(step), strict=True):
+    for name, value in zip(OWN_DOUBLES, doubles_of(step), strict=True):
         if value is not None:
             total += value
             found[name] = float(value)

@@ -11,11 +11,10 @@ from math import isfinite
 from struct import Struct
 
 from mfu_sdk import semconv
-from mfu_sdk.export.encode import DOUBLES, END, UNSET, Layered, Span, encode, head, span_id, whole
+from mfu_sdk.export.encode import BEFORE_DOUBLE, END, UNSET, Layered, Span, encode, head, span_id, whole
 from mfu_sdk.export.sampling import Kept
 from mfu_sdk.export.spans import Spans
-from mfu_sdk.export.step_fields import DOUBLES as OWN_DOUBLES
-from mfu_sdk.export.step_fields import alike, doubles_of, plain
+from mfu_sdk.export.step_fields import OWN_DOUBLES, alike, doubles_of, plain
 from mfu_sdk.export.windows import Window
 from mfu_sdk.records import StepRecord
 
@@ -44,7 +43,7 @@ class StepEncoder:
 
 
 class _Template:
-    """The bytes of a step's span, with room for another's numbers; they must be of the same `kinds` as its own were."""
+    """The bytes of a step's span, with room for another's numbers, which must be of the same types as its own were."""
 
     __slots__ = ("_args", "_chosen", "_kinds", "_pack", "alike", "window")
 
@@ -57,7 +56,7 @@ class _Template:
         self._kinds = tuple(map(type, numbers))
         self._chosen = [OWN_DOUBLES.index(name) for name in told]
         began, own_id, named = head(span)
-        doubles = [DOUBLES[name] for name in told]
+        doubles = [BEFORE_DOUBLE[name] for name in told]
         doubles[0] = span.attributes.common.encoded + doubles[0]
         self._pack = Struct(
             f"<{len(began)}s{len(own_id)}s{len(named)}sQ{len(END)}sQ" + "".join(f"{len(each)}sd" for each in doubles)

@@ -252,14 +252,14 @@ class Worker:
     def _drain(self) -> int:
         # No more than what was there: a fast producer must not keep the thread from delivering. And in portions: at
         # the end of the process a full queue takes longer to encode than there is time to deliver.
-        items = left = min(len(self._queue), PORTION_ITEMS)
+        items, done = min(len(self._queue), PORTION_ITEMS), 0
         consume, take = self._pipeline.consume, self._queue.popleft
-        while left:
+        while done < items:
             # One shield for all: it is left, and put up again, where one of them fails.
             with guard.shield("export"):
-                while left:
-                    left -= 1
-                    if left % TURN_ITEMS == 0:
+                while done < items:
+                    done += 1
+                    if done % TURN_ITEMS == 0:
                         give_way()
                     consume(take())
         return items

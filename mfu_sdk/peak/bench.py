@@ -16,7 +16,20 @@ import torch
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak import products
 from mfu_sdk.peak.buffers import Buffers, OutOfRoomError
-from mfu_sdk.peak.protocol import IN_SITU, QUICK, SUSTAINED, Candidate, Now, Progress, Series, Sustain, measure, sustain
+from mfu_sdk.peak.protocol import (
+    IN_SITU,
+    QUICK,
+    SUSTAINED,
+    Batch,
+    Candidate,
+    Now,
+    Progress,
+    Series,
+    Sustain,
+    clock_of,
+    measure,
+    sustain,
+)
 from mfu_sdk.peak.shapes import Shape, shapes
 from mfu_sdk.peak.statistics import estimate, spread
 from mfu_sdk.peak.stopwatch import Stopwatch
@@ -40,6 +53,12 @@ _LEAST_BATCHES: Final = 4
 """With fewer, a rate between two steps of a run is no rate."""
 _RESERVE_BYTES: Final = 512 << 20
 """What is left free for workspaces, modules that are loaded late and other processes; a tenth where that is more."""
+
+CLOCK: Final = "clock"
+"""The kernel that counts the clock, among those that were compiled."""
+_COUNTED: Final = 3
+_SAID: Final = 400
+"""Characters of a reason that are kept: what to do stands at its end, and compilers say pages."""
 
 State = dict[str, str | float | bool]
 
@@ -82,12 +101,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """FLOP/s by dtype, bytes/s of the memory, and the series behind them by dtype; `state` says what went on."""
+    """FLOP/s by dtype, bytes/s of the memory, and the series behind them by dtype; `state` says what went on.
+
+    `counted` has batches of each dtype's winner beside which a kernel counted the clock, where one could.
+    """
 
     rates: Mapping[str, Rate]
     memory: Rate | None
     series: Mapping[str, Series]
     state: State
+    counted: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
 
 
 def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progress: Progress) -> Measured:
@@ -101,6 +124,7 @@ def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progre
     began = bench.now()
     rates: dict[str, Rate] = {}
     found: dict[str, Series] = {}
+    counted: dict[str, Sequence[Batch]] = {}
     state: State = {}
     generator = torch.Generator(bench.device).manual_seed(0)
     end = began + budget_s
@@ -110,7 +134,7 @@ def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progre
         at, of = position / (len(wanted) + 1), 1 / (len(wanted) + 1)
         label = f"{dtype} matrix product"
         try:
-            series, said = _product(
+            series, counted[dtype], said = _product(
                 bench,
                 dtype,
                 share_s,
@@ -141,7 +165,7 @@ def run(bench: Bench, dtypes: Iterable[str], budget_s: float, plan: Plan, progre
             state |= said | _words("memory", "bytes_per_s", series)
         except Exception as error:  # noqa: BLE001 - likewise
             state["memory_missing"] = _first_line(error)
-    return Measured(rates, memory, found, state)
+    return Measured(rates, memory, found, state, counted)
 
 
 def _rate(series: Series, quantity: str, plan: Plan) -> Rate:
@@ -165,7 +189,7 @@ def _words(quantity: str, unit: str, series: Series) -> State:
 
 def _product(
     bench: Bench, dtype: str, budget_s: float, plan: Plan, generator: torch.Generator, told: Callable[[float], None]
-) -> tuple[Series, State]:
+) -> tuple[Series, Sequence[Batch], State]:
     began = bench.now()
     with products.precision_of(dtype), bench.buffers() as buffers:
         ready = _Candidates(bench, dtype, plan, buffers, generator, began + _PREPARING * budget_s)
@@ -174,12 +198,15 @@ def _product(
             why = "; ".join(dict.fromkeys(ready.refused)) or "none is known"
             raise CalibrationError(f"{bench.device}: no product of {dtype} can be measured ({why})")
         series = _series(bench, candidates, max(budget_s - (bench.now() - began), 0.25 * budget_s), plan, told)
+        counted = () if plan.only_winners else _counted(bench, candidates, series.winner)
     if plan.tier == "in situ" and len(series.batches) < _LEAST_BATCHES:
         raise CalibrationError(
             f"{bench.device}: only {len(series.batches)} batches of {dtype} fit into {budget_s:.2g} s, and "
             f"{_LEAST_BATCHES} are needed; give run.calibrate more seconds"
         )
     state: State = {f"{dtype}_kernels": ", ".join(sorted(ready.compiled))}
+    if (clock_mhz := clock_of(counted)) is not None:
+        state |= {f"{dtype}_counted_clock_mhz": round(clock_mhz, 1), "clock_kernels": CLOCK}
     if ready.refused:
         state[f"{dtype}_refused"] = "; ".join(dict.fromkeys(ready.refused))
     if ready.late:
@@ -190,7 +217,16 @@ def _product(
     )
     if own and vendors:
         state[f"{dtype}_triton_over_vendor"] = round(max(own) / max(vendors), 4)
-    return series, state
+    return series, counted, state
+
+
+def _counted(bench: Bench, candidates: Sequence[Candidate], winner: str) -> Sequence[Batch]:
+    """Batches of the winner whose clock a kernel counts beside them. They take something from it and are in no rate."""
+    with bench.stopwatch.counting() as counts:
+        if not counts:
+            return ()
+        found = next(each for each in candidates if each.name == winner)
+        return [found.run(QUICK.batch_s) for _ in range(_COUNTED)]
 
 
 class _Candidates:
@@ -226,7 +262,7 @@ class _Candidates:
         wanted = self._wanted
         fit = _shapes(bench, self._dtype, self._theirs, self._buffers, self._generator)
         free = bench.free_bytes()
-        room = (free - max(_RESERVE_BYTES, free / 10)) / len(fit)
+        room = max(free - max(_RESERVE_BYTES, free / 10), 0.0) / len(fit)
         least = 0.1 * bench.expected.get(self._dtype, 0.0) * CALL_S
         for shape in fit:
             operands = None
@@ -329,4 +365,4 @@ def _memory(
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:_SAID]

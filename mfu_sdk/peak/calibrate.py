@@ -13,7 +13,7 @@ from mfu_sdk.errors import CalibrationError, ConfigurationError
 from mfu_sdk.peak.device import Device, driver_view, resolve, silicon
 from mfu_sdk.peak.key import DEVICE, key_of, same_kind
 from mfu_sdk.peak.merge import compiled, lasting, longer, merged, of_tier, winners
-from mfu_sdk.peak.protocol import SUSTAINED, Progress, Sustain
+from mfu_sdk.peak.protocol import SUSTAINED, Progress, Sustain, share_of
 from mfu_sdk.peak.results import STALE_S, History, Results
 from mfu_sdk.peak.theory import Theory, theoretical
 from mfu_sdk.records import Collectives, Peaks
@@ -245,7 +245,7 @@ def _measure_cuda(
     probe: bool = False,
 ) -> Peaks:
     from mfu_sdk.peak import cuda
-    from mfu_sdk.peak.bench import Plan
+    from mfu_sdk.peak.bench import CLOCK, Plan
     from mfu_sdk.peak.watch import watching
 
     theory, max_clock_mhz = _theory_with_clock(target)
@@ -256,21 +256,24 @@ def _measure_cuda(
         # The winner is looked for among all candidates, compiled for it where they have to be.
         budget_s = max(budget_s, cuda.COMPARED_S * (len(wanted) + 1))
     expected = {dtype: rate.flops_per_s for dtype, rate in theory.headline.items()}
-    with watching(target, allow_probe=tier != "burst" or budget_s >= cuda.COMPARED_S) as watch:
+    known = compiled(earlier)
+    counts = tier != "burst" or budget_s >= cuda.COMPARED_S or CLOCK in known
+    with watching(target, allow_probe=counts) as watch:
         plan = Plan(
             tier, watch.floor, of_tier(history, tier), sustained, winners(earlier),
             only_winners=probe or tier == "in situ",
         )  # fmt: skip
         found = cuda.measure(
-            target.torch_name, wanted, budget_s, plan, progress, clock=watch.clock_mhz, expected=expected,
-            compiled=compiled(earlier),
+            target.torch_name, wanted, budget_s, plan, progress, clock=watch.clock_mhz,
+            counted=watch.counted_mhz if watch.counts else None, expected=expected, compiled=known,
         )  # fmt: skip
         state: dict[str, str | float | bool] = {"name": target.name, "tier": tier, **found.state, **watch.state()}
         state["measured_on"] = platform.node()
     for dtype, series in found.series.items():
         at_max = theory.at_max_clock.get(dtype)
         if at_max is not None and max_clock_mhz:
-            share = series.share_of(at_max.flops_per_s / (max_clock_mhz * 1e6))
+            # What it runs at where a kernel has counted it, else what the driver says.
+            share = share_of(found.counted.get(dtype) or series.batches, at_max.flops_per_s / (max_clock_mhz * 1e6))
             if share is not None:
                 state[f"{dtype}_efficiency"] = round(share, 4)
     clocks = [clock for series in found.series.values() if (clock := series.clock_mhz) is not None]

@@ -43,6 +43,7 @@ def measure(
     progress: Progress,
     *,
     clock: Clock,
+    counted: Clock | None,
     expected: Mapping[str, float],
     compiled: frozenset[str],
 ) -> Measured:
@@ -60,7 +61,7 @@ def measure(
     with _guest(device):
         # Whatever was queued before would be measured along.
         torch.cuda.synchronize()
-        on = _bench(device, clock, expected, compiled)
+        on = _bench(device, CudaStopwatch(clock, counted), expected, compiled)
         # Our persistent kernel tells Triton where to get memory, in a context variable: a copy keeps the user's own.
         return contextvars.copy_context().run(bench.run, on, dtypes, budget_s, plan, progress)
 
@@ -115,7 +116,7 @@ def _guest(device: str) -> Iterator[None]:
                 torch.cuda.set_sync_debug_mode(alarm)
 
 
-def _bench(device: str, clock: Clock, expected: Mapping[str, float], compiled: frozenset[str]) -> Bench:
+def _bench(device: str, stopwatch: CudaStopwatch, expected: Mapping[str, float], compiled: frozenset[str]) -> Bench:
     properties = torch.cuda.get_device_properties(device)
     return Bench(
         device=device,
@@ -123,7 +124,7 @@ def _bench(device: str, clock: Clock, expected: Mapping[str, float], compiled: f
         cache_bytes=int(getattr(properties, "L2_cache_size", 0)) or _CACHE_BYTES,
         free_bytes=lambda: torch.cuda.mem_get_info(device)[0],
         buffers=lambda: buffers_for(device),
-        stopwatch=CudaStopwatch(clock),
+        stopwatch=stopwatch,
         now=time.perf_counter,
         expected=expected,
         compiled=compiled,

@@ -60,8 +60,9 @@ def _how(peaks: Peaks, dtype: str, rate: Rate) -> list[str]:
         return []
     said = [rate.source.removeprefix("calibrated: ")]
     if (clock_mhz := peaks.state.get(f"{dtype}_clock_mhz")) is not None:
-        share = peaks.state.get(f"{dtype}_efficiency")
-        said.append(f"at {clock_mhz:.0f} MHz" + ("" if share is None else f", {float(share):.1%} of what that allows"))
+        share, counted = (peaks.state.get(f"{dtype}_{name}") for name in ("efficiency", "counted_clock_mhz"))
+        told = f"at {clock_mhz:.0f} MHz" + ("" if counted is None else f" by the driver, {counted:.0f} counted")
+        said.append(told + ("" if share is None else f", {float(share):.1%} of what that allows"))
     if (ratio := peaks.state.get(f"{dtype}_triton_over_vendor")) is not None:
         said.append(f"Triton over vendor {float(ratio):.3f}")
     lines = ["            " + "; ".join(said)]

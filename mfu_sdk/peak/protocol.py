@@ -10,7 +10,7 @@ Time and the device come from outside: what is simulated here runs the code that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Final, Protocol
@@ -118,16 +118,22 @@ class Series:
     @property
     def clock_mhz(self) -> float | None:
         """The median clock of the reported batches, where it is known."""
-        known = [batch.clock_mhz for batch in self.batches if batch.clock_mhz is not None]
-        return median(known) if known else None
+        return clock_of(self.batches)
 
-    def share_of(self, work_a_cycle: float) -> float | None:
-        """How much of `work_a_cycle`, the most a device can do in one cycle of its clock, it did: the median batch's.
 
-        What a clock that rises or falls does to a rate is not in it. None where no clock was known.
-        """
-        shares = [b.rate / (work_a_cycle * b.clock_mhz * 1e6) for b in self.batches if b.clock_mhz]
-        return median(shares) if shares else None
+def clock_of(batches: Iterable[Batch]) -> float | None:
+    """The median clock of some batches in MHz, where it is known."""
+    known = [batch.clock_mhz for batch in batches if batch.clock_mhz is not None]
+    return median(known) if known else None
+
+
+def share_of(batches: Iterable[Batch], work_a_cycle: float) -> float | None:
+    """How much of `work_a_cycle`, the most a device can do in one cycle of its clock, they did: the median batch's.
+
+    What a clock that rises or falls does to a rate is not in it. None where no clock was known.
+    """
+    shares = [batch.rate / (work_a_cycle * batch.clock_mhz * 1e6) for batch in batches if batch.clock_mhz]
+    return median(shares) if shares else None
 
 
 @dataclass(slots=True)

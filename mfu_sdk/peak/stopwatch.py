@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Final, Protocol
 
@@ -27,6 +28,11 @@ class Stopwatch(Protocol):
         """Seconds that `call(0)` … `call(calls - 1)` took, one behind the other, and the clock meanwhile in MHz."""
         ...
 
+    @contextmanager
+    def counting(self) -> Iterator[bool]:
+        """Clocks in here are counted by a kernel beside the calls, not told by the driver; False where none counts."""
+        ...
+
 
 class HostStopwatch:
     """For calls that are done when they return."""
@@ -41,12 +47,18 @@ class HostStopwatch:
             call(index)
         return self._now() - began, None
 
+    @contextmanager
+    def counting(self) -> Iterator[bool]:
+        """No kernel counts a processor's cycles."""
+        yield False
+
 
 class CudaStopwatch:
     """For calls that are launched on the current stream: they queue up behind a spin, so that no launch is timed."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, counted: Clock | None = None) -> None:
         self._clock = clock
+        self._counted = counted
 
     def time(self, call: Callable[[int], object], calls: int) -> tuple[float, float | None]:
         """Device seconds of the calls, and the clock while the device was at work on them. Waits for the device."""
@@ -67,3 +79,15 @@ class CudaStopwatch:
         # No sleep here: an idle device cools, and clocks higher in the next batch.
         end.synchronize()
         return start.elapsed_time(end) / 1e3, median(clocks) if clocks else None
+
+    @contextmanager
+    def counting(self) -> Iterator[bool]:
+        """With the clock that a kernel counts, which takes a little of the device from the calls."""
+        if self._counted is None:
+            yield False
+            return
+        told, self._clock = self._clock, self._counted
+        try:
+            yield True
+        finally:
+            self._clock = told

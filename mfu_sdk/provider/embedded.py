@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -174,6 +175,8 @@ def _in_utc() -> Iterator[None]:
             del os.environ["TZ"]
         else:
             os.environ["TZ"] = before
+        # The engine has had the C library read it, and so for Python's local time too, in which logs are written.
+        time.tzset()
 
 
 def _session(name: str, place: str) -> Any:

@@ -1,7 +1,6 @@
 """What a GPU's kernels took in some steps, by torch's profiler: only where the user asks for it (MFU_PROFILE=kernels).
 
-Untried on a GPU so far: it was run on a processor, whose traces hold no kernels, and on traces made by hand. It is
-opt-in for that, and because it is not free of side effects: the profiler's library writes to standard error when it
+It is opt-in because it is not free of side effects: the profiler's library writes to standard error when it
 starts and ends, its hooks into the driver (CUPTI, roctracer) stay, and no other profiler can have them meanwhile.
 A profiled step ends with a synchronisation, since its kernels have to have ended to be in the trace.
 """
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in its list
 
 from mfu_sdk.counting import cuda_graphs
 from mfu_sdk.drift.samples import Ran
@@ -32,7 +32,8 @@ November 2026), and on a GPU its hooks into the driver besides."""
 MOST_OF_RUN: Final = 0.005
 """The share of the run's time that profiling may take."""
 # Kineto's names of what ran on a device; its annotations and the runtime's calls are none of it.
-_KERNEL, _FILL, _COPY = "kernel", "gpu_memset", "gpu_memcpy"
+_KERNEL, _FILL, _COPY, _OTHER = "kernel", "gpu_memset", "gpu_memcpy", ""
+_SYNCHRONISATIONS: Final = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 
 
 class KernelTimes:
@@ -115,7 +116,7 @@ def _profiler() -> Any:
 def _kernels(events: Any) -> Iterator[Kernel]:
     """What ran on the device. Copies from and to the host are left out: while only they run, it does not work."""
     for event in events:
-        kind = event.activity_type()
+        kind = _activity(event)
         start_ns = event.start_ns()
         end_ns = start_ns + event.duration_ns()
         if kind == _KERNEL:
@@ -124,10 +125,22 @@ def _kernels(events: Any) -> Iterator[Kernel]:
             yield Kernel("streaming", start_ns, end_ns)
 
 
+def _activity(event: Any) -> str:
+    """What an event is by Kineto's word for it; torch 2.11 does not hand that on, but a device and a name."""
+    if (told := getattr(event, "activity_type", None)) is not None:
+        return str(told())
+    if event.device_type() == DeviceType.CPU or event.is_user_annotation():
+        return _OTHER
+    name = event.name()
+    if name.startswith(_SYNCHRONISATIONS):
+        return _OTHER
+    return _COPY if name.startswith("Memcpy") else _FILL if name.startswith("Memset") else _KERNEL
+
+
 def _by_name(events: Any) -> dict[str, float]:
     """Seconds by kernel, by names that are the same in every launch; copies and fills are none."""
     found: defaultdict[str, float] = defaultdict(float)
     for event in events:
-        if event.activity_type() == _KERNEL:
+        if _activity(event) == _KERNEL:
             found[canonical(event.name())] += event.duration_ns() / 1e9
     return dict(found)

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from mfu_sdk.peak.protocol import IN_SITU, QUICK, Batch, Schedule, Series, Sustain, measure, sustain
+from mfu_sdk.peak.protocol import IN_SITU, QUICK, Batch, Schedule, Series, Sustain, measure, share_of, sustain
 
 
 @dataclass
@@ -162,9 +162,9 @@ def test_efficiency_is_of_the_clock() -> None:
     """64 work a cycle at 2 GHz is 128 G a second: a kernel that does 96 G is at 75 %, whatever clock comes next."""
     batches = tuple(Batch(96e9 * scale, 1.0, 2000.0 * scale) for scale in (1.0, 0.9, 0.8))
     found = Series("k", (batches,), {}, 0)
-    assert found.share_of(64) == pytest.approx(0.75)
+    assert share_of(found.batches, 64) == pytest.approx(0.75)
     assert found.clock_mhz == 1800.0
-    assert Series("k", ((Batch(1, 1),),), {}, 0).share_of(64) is None
+    assert share_of([Batch(1, 1)], 64) is None
 
 
 def test_nothing_to_measure() -> None:

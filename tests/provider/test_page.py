@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,10 +91,21 @@ class Browser:
         self._command("actions", {"actions": [{"type": "key", "id": "keyboard", "actions": stroke}]})
 
     def wait(self, script: str) -> Any:
-        """What `script` answers once that is true; its promise is kept by the page itself."""
-        look = f"const found = (() => {{ {script} }})(); found ? done(found) : setTimeout(look, 20);"
-        asked = f"const done = arguments[0]; const look = () => {{ {look} }}; look();"
-        return self._command("execute/async", {"script": asked, "args": []})
+        """What `script` answers once that is true.
+
+        Asked from here, again and again: a promise that the page keeps goes with the page when another is opened, and
+        the driver then waits for it until its time is over.
+        """
+        said = "it was never true"
+        for _ in range(2400):
+            try:
+                if found := self.run(script):
+                    return found
+            except urllib.error.HTTPError as error:
+                # A page that is being left answers nothing.
+                said = error.read().decode(errors="replace")
+            time.sleep(0.05)
+        raise AssertionError(f"{script}: {said}")
 
     def console(self) -> list[Any]:
         return list(self._command("se/log", {"type": "browser"}))

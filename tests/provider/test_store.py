@@ -365,18 +365,21 @@ def test_a_disk_that_fills(data_dir: Path) -> None:
 def test_kill_after_acknowledgement(data_dir: Path) -> None:
     """What was acknowledged is there after kill -9, in the spans and in the roll-up, and a retry adds nothing.
 
-    So it is where the machine's own day has begun before that of UTC, in which days are told apart.
+    So it is where the machine's own day has begun before that of UTC, in which days are told apart, and local time, in
+    which logs are written, stays the machine's.
     """
     killed = run(
         """
+        import time
         store = Store(sys.argv[1])
+        print(time.localtime().tm_gmtoff)
         print(store.insert_spans("acme", [row(n) for n in range(1, 101)]), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         """,
         data_dir,
         zone=AHEAD,
     )
-    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "100\n")
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "19800\n100\n")
     after = run(
         """
         with Store(sys.argv[1]) as store:

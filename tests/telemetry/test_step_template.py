@@ -52,7 +52,7 @@ def test_the_same_bytes(allow, changes):
     spans, windows = Spans(IDENTITY), Windows()
     encoder = StepEncoder(spans, allow)
     for index, (odd, kept) in enumerate(changes):
-        other = make_step(**{"index": index, **odd})
+        other = make_step(**{"index": index, "start_unix_ns": EPOCH_NS, **odd})
         for step in (make_step(index), other, other):
             window, _ = windows.add(step)
             assert encoder.encode(step, window, kept) == encode(allow(spans.step(step, window, kept)))

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry import context
 
 from mfu_sdk.export import worker as worker_module
-from mfu_sdk.export.worker import PORTION_ITEMS, QUEUE_ITEMS, TURN_ITEMS, Worker
+from mfu_sdk.export.worker import EXIT_S, PORTION_ITEMS, QUEUE_ITEMS, TURN_ITEMS, Worker
 from mfu_sdk.testing import leaked_hooks
 
 
@@ -205,6 +205,29 @@ def test_turns(worker, notebook, monkeypatch):
     assert notebook.items == list(range(101))
     # The first was taken alone, before the rest came.
     assert taken == [TURN_ITEMS, 2 * TURN_ITEMS, 3 * TURN_ITEMS]
+
+
+def test_one_bound_for_all_at_the_end(monkeypatch):
+    """At the end of the process nine workers that never end have two seconds together, and all hear of it first."""
+    now_s, heard, waited_s = 1000.0, [], []
+
+    class Hung:
+        alive = True
+
+        def hurry(self, deadline_s):
+            heard.append((deadline_s, len(waited_s)))
+
+        def stop(self, timeout_s):
+            nonlocal now_s
+            waited_s.append(timeout_s)
+            now_s += timeout_s
+
+    monkeypatch.setattr(worker_module, "monotonic", lambda: now_s)
+    monkeypatch.setattr(worker_module, "_LIVE", {Hung() for _ in range(9)})
+    worker_module._at_exit()
+    assert EXIT_S == 2.0
+    assert heard == [(1002.0, 0)] * 9
+    assert waited_s == [2.0, *[0.0] * 8]
 
 
 def test_portions(worker, notebook):

@@ -5,7 +5,9 @@ processor, as well as noting it, and runs it again to replay, where no mode sees
 tests/gpu/test_cuda.py.
 """
 
+import gc
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -341,6 +343,42 @@ def test_a_capture_that_never_ends() -> None:
     assert not cuda_graphs.captures()
     assert torch._C._len_torch_dispatch_stack() == 1
     graph.capture_end()
+
+
+def test_no_garbage_is_collected_while_capturing() -> None:
+    """A graph in a cycle that is freed meanwhile would end the capture; an abandoned one puts it off no longer."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    freed = weakref.ref(Cycle())
+    leave = cuda_graphs.keep()
+    try:
+        first, second = Graph(), Graph()
+        first.capture_begin()
+        second.capture_begin()
+        garbage = [[] for _ in range(10 * gc.get_threshold()[0])]  # type: ignore[var-annotated]
+        assert freed() is not None
+        second.capture_end()
+        assert not gc.isenabled()
+        first.capture_end()
+        assert gc.isenabled()
+        del first, second
+        abandoned = Graph()
+        abandoned.capture_begin()
+        assert not gc.isenabled()
+        abandoned._notes.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        Graph.capturing.clear()
+        del abandoned
+        assert gc.isenabled()
+        gc.disable()
+        capture(lambda: None)
+        assert not gc.isenabled(), "what the program has turned off stays off"
+    finally:
+        gc.enable()
+        leave()
+    assert len(garbage) > 0
 
 
 def test_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import mfu_sdk as mfu
@@ -46,13 +47,25 @@ TRACE = [
 ]
 
 
+def older(told: Any) -> Any:
+    """The same event as torch 2.11 tells of it: it has a device, and no kind."""
+    kind = told.activity_type()
+    return SimpleNamespace(
+        name=told.name,
+        device_type=lambda: DeviceType.CPU if kind == "cuda_runtime" else DeviceType.CUDA,
+        is_user_annotation=lambda: kind == "gpu_user_annotation",
+        start_ns=told.start_ns,
+        duration_ns=told.duration_ns,
+    )
+
+
 class Profiler:
     """Stands in for torch's: takes its time, and has that trace."""
 
-    def __init__(self, clock: testing.FakeClock, *, fails: bool = False) -> None:
+    def __init__(self, clock: testing.FakeClock, *, fails: bool = False, trace: list[Any] = TRACE) -> None:
         self._clock = clock
         self._fails = fails
-        self.profiler = SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: TRACE))
+        self.profiler = SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: trace))
 
     def start(self) -> None:
         self._clock.advance(1.0)
@@ -67,10 +80,11 @@ def times(clock: testing.FakeClock, **options: Any) -> KernelTimes:
     return KernelTimes(lambda: clock() / S, lambda: Profiler(clock, **options))
 
 
-def test_a_trace_becomes_evidence() -> None:
+@pytest.mark.parametrize("trace", [TRACE, [*map(older, TRACE), older(event("Context Sync", 0.0, 10.0))]])
+def test_a_trace_becomes_evidence(trace: list[Any]) -> None:
     """Products 4 s, streaming 2 + 0.5 + 0.5 s, and two seconds of an exchange that nothing hid."""
     clock = testing.FakeClock()
-    kernels = times(clock)
+    kernels = times(clock, trace=trace)
     kernels.start()
     kernels.stop()
     gathered = Gathered(ranks=2)

@@ -6,8 +6,8 @@ streams to the protocol, is stood in for; `tests/gpu` runs it.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import torch
 
+import mfu_kernels.clock
 import mfu_sdk as mfu
 from mfu_sdk.counting import cuda_graphs
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak import bench, cuda
 from mfu_sdk.peak.buffers import TorchBuffers
 from mfu_sdk.peak.calibrate import current
+from mfu_sdk.peak.describe import describe
 from mfu_sdk.peak.device import resolve
 from mfu_sdk.peak.key import key_of, same_kind
 from mfu_sdk.peak.protocol import Now
@@ -38,12 +40,20 @@ pytestmark = needs_gcc
 class Watched(HostStopwatch):
     """The processor's stopwatch, which looks at a GPU's clock in each batch, as the GPU's does."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, counted: Clock | None) -> None:
         super().__init__()
         self.clock = clock
+        self.counted = counted
 
     def time(self, call: Callable[[int], object], calls: int) -> tuple[float, float | None]:
         return super().time(call, calls)[0], self.clock()
+
+    @contextmanager
+    def counting(self) -> Iterator[bool]:
+        told = self.clock
+        self.clock = self.counted or told
+        yield self.counted is not None
+        self.clock = told
 
 
 @pytest.fixture
@@ -68,7 +78,7 @@ def gpu(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             1 << 18,
             lambda: 1 << 32,
             lambda: TorchBuffers("cpu"),
-            Watched(options["clock"]),
+            Watched(options["clock"], options["counted"]),
             now,
             {"float32": 2e10},
         )
@@ -107,6 +117,21 @@ def test_what_the_driver_saw(gpu: SimpleNamespace, settings: Settings) -> None:
     whole = 132 * 256 * 1755e6
     assert found.state["float32_efficiency"] == pytest.approx(float(batches) / whole, abs=1e-4)
     assert found.theoretical["bfloat16"].flops_per_s == 132 * 4096 * 1830e6
+    assert "float32_counted_clock_mhz" not in found.state, "in 3 s there is no time to compile what counts"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_a_kernel_counts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,755 MHz that the driver tells a kernel counts a twentieth: twenty times the share; then it is compiled."""
+    monkeypatch.setattr(mfu_kernels.clock, "clock_mhz", lambda _device: 87.75)
+    for options in ({"budget_s": 60.0}, {}):
+        found = measured(settings, **options)
+        assert found.state["float32_clock_mhz"] == 1755
+        assert found.state["float32_counted_clock_mhz"] == 87.8
+        share = found.achievable["float32"].flops_per_s / (132 * 256 * 87.75e6)
+        # Of batches of its own: those that are reported are not disturbed.
+        assert share / 4 < float(found.state["float32_efficiency"]) < share * 4
+        assert "by the driver, 88 counted" in describe(found)
 
 
 def test_everything_that_moves_it_is_in_the_key(gpu: SimpleNamespace, fake: Fake, settings: Settings) -> None:
