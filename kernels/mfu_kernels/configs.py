@@ -58,8 +58,9 @@ class Tile:
 
 _MIDDLE: Final = Tile(128, 128, 128, warps=8, stages=3)
 _WIDE: Final = Tile(128, 256, 128, warps=8, stages=3)
-# fp32 without TF32 has no matrix instruction on NVIDIA's: each thread multiplies its own part of the tile.
-_FMA: Final = Tile(128, 128, 32, warps=8, stages=3)
+# fp32 without TF32 has no matrix instruction on NVIDIA's: each thread multiplies its own part of the tile. Sixteen
+# elements of the inner dimension are the fewest that Triton before 3.7 takes.
+_FMA: Final = Tile(128, 128, 64, warps=8, stages=3)
 # 16 x 16 x 16 draws less power than the compiler's choice and clocks higher (AMD's maximum achievable FLOPS notes).
 # With 128 bytes of the inner dimension this tile spills on gfx942, and int8's on gfx950; with 64, floats' on gfx950.
 _CDNA: Final = Tile(256, 256, 64, warps=8, stages=2, matrix_instruction=16)
@@ -82,8 +83,9 @@ _DESCRIPTOR: Final[Mapping[str, Tile]] = {
     "sm_120": _MIDDLE,
 }
 _WIDE_STAGES: Final = 2
-"""The most stages of a resident program whose output has four bytes an element. It holds the tile that it writes beside
-those that it reads: with three, a launch finds no room on any of these architectures."""
+"""The most stages of a program that writes by a descriptor, where its output has four bytes an element. A resident one
+holds the tile that it writes beside those that it reads; before Triton 3.7 every one does. With three, a launch finds no
+room on any of these architectures."""
 
 
 def tile(kernel: str, architecture: str, dtype: str, written_bytes: int | None = None) -> Tile | None:
@@ -104,7 +106,7 @@ def tile(kernel: str, architecture: str, dtype: str, written_bytes: int | None =
             return _CDNA
         return _POINTER[architecture]
     found = _DESCRIPTOR.get(architecture)
-    if found is None or kernel != "gemm_persistent":
-        return found
+    if found is None:
+        return None
     wide = written_bytes or (4 if dtype in ("tf32", "int8") else 2)
     return replace(found, stages=min(found.stages, _WIDE_STAGES)) if wide > 2 else found
