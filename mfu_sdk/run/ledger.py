@@ -184,7 +184,8 @@ class Ledger:
                 kind = self._kind(work.demand, work.phase)
                 totals.steps += 1
                 if passed is not None:
-                    passed.append(Timed(work, kind.held, duration_s, waited_s))
+                    demand = work.demand if work.error_type is None else None
+                    passed.append(Timed(work, kind.held, demand, duration_s, waited_s))
                 if work.tokens is not None and work.error_type is None:
                     totals.tokens = (totals.tokens or 0) + work.tokens
                 if not (work.counting or work.profiled or work.error_type is not None):

@@ -79,13 +79,10 @@ class Timed:
 
     work: Work
     held: Held | None
+    demand: Demand | None
+    """What it asked for; None of one that failed, of which nobody knows how far it came."""
     duration_s: float
     waited_s: float | None
-
-    @property
-    def demand(self) -> Demand | None:
-        """What it asked for; None of one that failed, of which nobody knows how far it came."""
-        return None if self.work.error_type is not None else self.work.demand
 
     @property
     def source(self) -> CountSource | None:
