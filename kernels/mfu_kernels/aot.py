@@ -136,6 +136,8 @@ def _target(arch: str) -> GPUTarget:
 
 def _source(case: Case) -> tuple[Any, dict[str, Any]] | None:
     """The program and its options, as a launch on that architecture would have them; None where there is none."""
+    if case.kernel in ("gemm_descriptor", "gemm_persistent") and not gemm.HAS_DESCRIPTORS:
+        return None
     if case.kernel.startswith("gemm"):
         tile = configs.tile(case.kernel, case.arch, case.dtype)
         return None if tile is None else _product(case, tile)

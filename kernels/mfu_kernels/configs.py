@@ -83,9 +83,9 @@ _DESCRIPTOR: Final[Mapping[str, Tile]] = {
     "sm_120": _MIDDLE,
 }
 _WIDE_STAGES: Final = 2
-"""The most stages of a program that writes by a descriptor, where its output has four bytes an element. A resident one
-holds the tile that it writes beside those that it reads; before Triton 3.7 every one does. With three, a launch finds no
-room on any of these architectures."""
+"""The most stages of a program that writes by a descriptor, where its output has four bytes an element. It holds the
+tile that it writes beside those that it reads: a resident one always, others before Triton 3.7. With three, a launch
+finds no room on any of these architectures."""
 
 
 def tile(kernel: str, architecture: str, dtype: str, written_bytes: int | None = None) -> Tile | None:

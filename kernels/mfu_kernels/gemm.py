@@ -5,6 +5,7 @@
 # Triton ships no types: its decorator has none, and those that pyright infers for launches and pointers are wrong.
 # mypy: allow-untyped-decorators
 # pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportOptionalCall=false
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,12 +14,19 @@ from typing import Any, Final, Literal
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mfu_kernels import configs
 from mfu_kernels.configs import Tile
 
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:
+    # Triton before 3.4 has none.
+    TensorDescriptor = None
+
 Kernel = Literal["gemm", "gemm_descriptor", "gemm_persistent"]
+HAS_DESCRIPTORS: Final = TensorDescriptor is not None
+"""Whether this Triton moves tiles by descriptors: without, only `gemm` runs."""
 Precision = Literal["ieee", "tf32"]
 
 _GROUP_M: Final = 8
@@ -212,6 +220,8 @@ def matmul(
     if out.shape != (m, n) or out.dtype not in written:
         raise ValueError(f"out {tuple(out.shape)} {out.dtype}: must be {(m, n)} in {' or '.join(map(str, written))}")
     require_device(a, b, out)
+    if kernel != "gemm" and TensorDescriptor is None:
+        raise ValueError(f"{kernel}: Triton {triton.__version__} has no descriptors; use kernel='gemm', or Triton 3.4")
     tile = _tile(kernel, a, precision, out.itemsize)
     options = _options(tile)
     constants = {

@@ -210,7 +210,7 @@ def _product(
     if ready.refused:
         state[f"{dtype}_refused"] = "; ".join(dict.fromkeys(ready.refused))
     if ready.late:
-        state[f"{dtype}_not_tried"] = ", ".join(ready.late)
+        state[f"{dtype}_not_tried"] = ", ".join(dict.fromkeys(ready.late))
     own, vendors = (
         [rate for name, rate in series.chosen_by.items() if name.startswith("triton ") is mine]
         for mine in (True, False)
@@ -271,7 +271,7 @@ class _Candidates:
                 if wanted is not None and label != wanted:
                     continue
                 if found and self._is_late(name):
-                    self.late.append(label)
+                    self.late.append(name)
                     continue
                 try:
                     operands = operands or products.allocate(

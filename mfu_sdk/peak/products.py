@@ -222,7 +222,10 @@ def vendor(dtype: str, buffers: Buffers) -> tuple[str, Call] | None:
 
 
 def ours(dtype: str, device: torch.device) -> Iterator[tuple[str, Call]]:
-    """Our own kernels for `dtype` on `device`, those that move tiles by descriptors first; none without Triton."""
+    """Our own kernels for `dtype` on `device`, those that move tiles by descriptors first; none without Triton.
+
+    Triton before 3.4 has no descriptors.
+    """
     try:
         gemm = importlib.import_module("mfu_kernels.gemm")
         configs = importlib.import_module("mfu_kernels.configs")
@@ -234,6 +237,8 @@ def ours(dtype: str, device: torch.device) -> Iterator[tuple[str, Call]]:
     else:
         architecture = gemm.architecture_of(device)
         names = [name for name in _KERNELS if configs.tile(name, architecture, dtype) is not None]
+    if not gemm.HAS_DESCRIPTORS:
+        names = [name for name in names if name == "gemm"]
     for name in names:
         yield f"triton {name}", partial(_by_kernel, gemm.matmul, precision, name)
 

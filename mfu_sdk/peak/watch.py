@@ -121,4 +121,7 @@ def watching(target: Device, *, allow_probe: bool) -> Iterator[Watch]:
                 gpu = stack.enter_context(open_gpu(target.uuid))
             except NvmlError:
                 gpu = None
-        yield Watch(target, gpu, probes=allow_probe and target.vendor == "NVIDIA")
+        watch = Watch(target, gpu, probes=allow_probe and target.vendor == "NVIDIA")
+        # What compiles or loads it takes time in which the device is idle, and its clock rises: not between batches.
+        watch.counted_mhz()
+        yield watch

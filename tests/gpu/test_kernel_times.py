@@ -16,7 +16,8 @@ pytestmark = [
 def test_products_and_the_rest_as_events_time_them() -> None:
     """Twenty products and twenty sums, each kind between two events: the trace agrees to a tenth."""
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.half
-    a = torch.randn(4096, 4096, device="cuda", dtype=dtype)
+    # Long beside the launch of the next one: what passes between two kernels is in the events' time.
+    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
     # Large beside the cache, so that a sum lasts long beside the pause before the next one.
     b = torch.randn(1 << 27, device="cuda", dtype=dtype)
     total = torch.empty_like(b)
@@ -38,7 +39,7 @@ def test_products_and_the_rest_as_events_time_them() -> None:
     work()
     kernels.stop()
     gathered = Gathered(ranks=1)
-    ran = kernels.tell(gathered, 20 * 2 * 4096**3)
+    ran = kernels.tell(gathered, 20 * 2 * 8192**3)
     assert gathered._worked["train"].products_s == pytest.approx(marks[0].elapsed_time(marks[1]) / 1e3, rel=0.1)
     assert gathered._worked["train"].streaming_s == pytest.approx(marks[1].elapsed_time(marks[2]) / 1e3, rel=0.1)
     # By names that a configuration can hold.
