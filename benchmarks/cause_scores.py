@@ -31,13 +31,12 @@ NEEDS: Mapping[str, frozenset[str]] = {
     "thermal_or_power": frozenset({"clock"}),
     "configuration_drift": frozenset({"identity", "components", "clock"}),
     "under_batched_inference": frozenset({"load"}),
-    "idle_allocation spare_replicas": frozenset({"load"}),
 }
 """What a fault of each kind, or of one variant, shows in, of what some tenants' SDKs do not tell.
 
 Where a step's time goes and over which links; clocks; which configuration ran, and that neither waits nor clocks
-slowed it; a server's load, and that nobody waits for an idle replica. Waits for data, FLOPs and time every SDK tells;
-slices and abandoned devices are in the provider's books; an exporter tells clocks.
+slowed it; a server's load. Waits for data, FLOPs and time every SDK tells, and so that a device takes no steps; slices
+and abandoned devices are in the provider's books; an exporter tells clocks.
 """
 
 

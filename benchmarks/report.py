@@ -180,7 +180,8 @@ def asked(store: Store) -> dict[str, float]:
         "since": SPAN.since_unix_ns, "until": SPAN.until_unix_ns, "everyone": 1, "tenant": "",
     }  # fmt: skip
     more: dict[str, Parameter] = {
-        "bucket_s": 21_600, "fingerprint": FINGERPRINT, "run_id": "run-0-0", "host": "node-0", "keys": [],
+        "bucket_s": 21_600, "fine_s": 10_800, "fingerprint": FINGERPRINT, "run_id": "run-0-0", "host": "node-0",
+        "keys": [],
         "since_ns": [], "until_ns": [], "shares": [], "tenants": ["tenant-0"], "hosts": ["node-0"],
         "since_s": ["0"], "until_s": ["0"], "first": "2026-05-28", "last": "2026-06-10",
         "runs": 32, "steps": 4096,

@@ -347,7 +347,8 @@ class StepRecord:
     `batch_feasible`, `queue_waiting`, `kv_cache_free_ratio`, `latency_target_s`: the server's (`requests.Load`).
     `expected_feasible_mfu` is `expected_mfu` with as many sequences in each call as `batch_feasible` says.
     `comm_s` is how long the step stood waiting for what its collectives brought, late ranks included, where that very
-    step was timed (`run.op_times`); what DistributedDataParallel tells of a step comes with the next one, too late.
+    step was timed: on a processor each one of DistributedDataParallel, or of short ones as many as cost nothing
+    (`run.ddp_times`), else those whose operators were (`run.op_times`). Of a step that failed no FLOPs are known.
     A step whose `count_source` is "measured" ran under the counting mode, and of a `profiled` one each operator was
     timed: their time is not representative, and no sum of times, utilizations or available FLOPs includes them
     (`timed`). Their tokens, samples and requests were work all the same: their sums include every step that did not

@@ -355,7 +355,8 @@ class Pipeline:
     def _end(self, closed: list[Window]) -> None:
         for window in closed:
             total = sums(window.steps, give_way)
-            self._totals.add(total)
+            seen = UNSEEN if self._mode == "off" else self._seen(window, total)
+            self._totals.add(total, seen)
             # Encoding the arrays of 1,024 steps takes as long as a turn of the thread.
             give_way()
             arrived = None
@@ -364,7 +365,7 @@ class Pipeline:
             if self._mode == "off":
                 continue
             if self._budget.keeps_windows:
-                span = self._spans.window(window, total, self._seen(window, total))
+                span = self._spans.window(window, total, seen)
                 self._add([span], essential=True, arrived=arrived)
             else:
                 self._lost["budget"] += 1

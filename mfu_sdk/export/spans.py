@@ -135,7 +135,8 @@ class Spans:
     def run(self, summary: RunSummary, totals: Totals, end_unix_ns: int, error_type: str | None) -> Span:
         """The span of the run, at its end. Its sums are those of the windows that were made, so they agree.
 
-        Where the time went is the waterfall's account, which some steps were sampled for.
+        So are the seconds of waiting, where each of these windows knows its own; else they are those of the run's
+        waterfall, for which some steps stand for all.
         """
         went = {bar.name: bar.seconds for bar in summary.bars}
         return Span(
@@ -163,10 +164,10 @@ class Spans:
                     semconv.COUNT_UNCOUNTED: [entry.op for entry in summary.uncounted],
                     semconv.CONVENTION: summary.convention,
                     semconv.STEP_TIME: totals.time_s,
-                    semconv.STEP_DATA_TIME: went.get("data_wait"),
-                    semconv.STEP_COMM_TIME: went.get("exposed_communication"),
-                    semconv.STEP_SKEW_TIME: went.get("rank_skew"),
-                    semconv.STEP_HOST_TIME: went.get("host_gap"),
+                    semconv.STEP_DATA_TIME: _first(totals.data_wait_s, went.get("data_wait")),
+                    semconv.STEP_COMM_TIME: _first(totals.comm_s, went.get("exposed_communication")),
+                    semconv.STEP_SKEW_TIME: _first(totals.skew_s, went.get("rank_skew")),
+                    semconv.STEP_HOST_TIME: _first(totals.host_s, went.get("host_gap")),
                     semconv.TOKEN_COUNT: totals.tokens,
                     semconv.RUN_STEP_COUNT: summary.steps,
                     semconv.RUN_OVERHEAD: summary.overhead_s,
@@ -311,3 +312,7 @@ class Spans:
     def _of(self, window: Window) -> tuple[int, int]:
         """Its trace, and its own span."""
         return self._ids.window_trace(window.slot), self._ids.window_span(window.slot, window.first)
+
+
+def _first(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mfu_sdk.export.signals import UNSEEN, Signals
 from mfu_sdk.export.windows import Sums, ratio
 
 _Number = TypeVar("_Number", int, float)
@@ -17,6 +18,10 @@ class Totals:
     model_flops: int | None = None
     hardware_flops: int | None = None
     available_flops: float | None = None
+    data_wait_s: float | None = None
+    comm_s: float | None = None
+    skew_s: float | None = None
+    host_s: float | None = None
     _finished: bool = False
     _timed: bool = False
     _counted: bool = False
@@ -31,13 +36,19 @@ class Totals:
         """Σ hardware FLOPs / Σ available FLOPs."""
         return ratio(self.hardware_flops, self.available_flops)
 
-    def add(self, window: Sums) -> None:
-        """Add a closed window; one without finished, timed or counted steps has no part in those sums."""
+    def add(self, window: Sums, seen: Signals = UNSEEN) -> None:
+        """Add a closed window, and what else was `seen` of it; one without finished, timed or counted steps has no part
+        in those sums.
+        """
         if window.finished:
             self.tokens = _plus(self.tokens, window.tokens, self._finished)
             self._finished = True
         if window.timed:
             self.time_s = _plus(self.time_s, window.time_s, self._timed)
+            self.data_wait_s = _plus(self.data_wait_s, window.data_wait_s, self._timed)
+            self.comm_s = _plus(self.comm_s, seen.comm_s, self._timed)
+            self.skew_s = _plus(self.skew_s, seen.skew_s, self._timed)
+            self.host_s = _plus(self.host_s, seen.host_s, self._timed)
             self._timed = True
         if window.counted:
             self.model_flops = _plus(self.model_flops, window.model_flops, self._counted)

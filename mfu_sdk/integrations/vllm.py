@@ -9,6 +9,10 @@ cache, tokens; and, where the server was started with `--enable-mfu-metrics`, it
 the step, which is held against this GPU's peak. Its attention is priced in full (tokens × context), so the run's
 convention is `full`, and its counts are `predicted`. Without that option FLOPs are unknown, and so is MFU.
 
+The batch that would fit is what vLLM lets run at once, or what its cache would hold of sequences like those that run,
+whichever is less. What MFU could be at that batch needs what a step reads of weights, which more sequences share; vLLM
+tells it apart where VLLM_DEBUG_MFU_METRICS=1 is set too. So it is known without a promise of latency who under-batches.
+
 Seconds in which the engine has work are steps of phase `inference`; a second without any is no one's. The step that
 ends an idle time only begins the next period, since nobody says when it began.
 
@@ -20,19 +24,20 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mfu_sdk.guard import shield
-from mfu_sdk.records import Peaks, RunSummary
+from mfu_sdk.records import Peaks, Rate, RunSummary
 from mfu_sdk.requests import Load
 from mfu_sdk.settings import Settings
 
 if TYPE_CHECKING:
     from mfu_sdk.run.clock import Mark
     from mfu_sdk.run.demand import Demand
+    from mfu_sdk.run.fitting import Fitting
     from mfu_sdk.run.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -95,6 +100,9 @@ class MFUStatLogger(StatLoggerBase):
         self._load: Load | None = None
         self._told = True
         self._expected: tuple[float, float, float] | None = _NO_TIME
+        # The same with as many sequences in each step as would fit, None as soon as one does not tell.
+        self._fitting: Fitting | None = None
+        self._fits = True
 
     # --- what vLLM calls ---------------------------------------------------------------------------------------------
 
@@ -189,6 +197,7 @@ class MFUStatLogger(StatLoggerBase):
         self._load = None
         self._told = True
         self._expected = _NO_TIME
+        self._fitting, self._fits = None, True
 
     def _end_period(self, ledger: Ledger, now: int) -> None:
         from mfu_sdk.run.work import Work
@@ -211,6 +220,7 @@ class MFUStatLogger(StatLoggerBase):
                 requests_s=self._finished_s,
                 requests_running=running,
                 load=self._load,
+                fitting=self._fitting if self._fits else None,
             )
         )
         self._index += 1
@@ -247,9 +257,10 @@ class MFUStatLogger(StatLoggerBase):
         self._bytes += int(moved) * self._gpus
         headline, memory = ledger.peaks.headline(self._dtype), ledger.peaks.memory
         if headline is None or memory is None or self._expected is None:
-            self._expected = None
+            self._expected, self._fits = None, False
             return
         rate = ledger.peaks.achievable.get(headline[0]) or headline[1]
+        self._fit(perf, flops, moved, rate, memory)
         # The roofline of a step: all GPUs do their parts at once. Least and most where all rates are high, or low.
         value, least, most = self._expected
         self._expected = (
@@ -257,6 +268,22 @@ class MFUStatLogger(StatLoggerBase):
             least + max(flops / rate.high, moved / memory.high),
             most + max(flops / rate.low, moved / memory.low),
         )
+
+    def _fit(self, perf: Any, flops: float, moved: float, rate: Rate, memory: Rate) -> None:
+        """Add what the step would take with as many sequences as fit: all but its weights grows with them."""
+        from mfu_sdk.run.fitting import Fitting
+
+        weights_bytes, sequences = _weights_bytes(perf), _sequences(perf)
+        feasible = None if self._load is None else self._load.batch_feasible
+        if weights_bytes is None or not sequences or not feasible:
+            self._fits = False
+            return
+        times = max(1.0, feasible / sequences)
+        grown_bytes = weights_bytes + max(0.0, moved - weights_bytes) * times
+        seconds = max(flops * times / rate.flops_per_s, grown_bytes / memory.bytes_per_s)
+        if seconds > 0:
+            found = Fitting(flops * self._gpus * times, seconds)
+            self._fitting = found if self._fitting is None else self._fitting + found
 
     def _requests(self, iteration: Any) -> None:
         if iteration is None:
@@ -282,6 +309,25 @@ class MFUStatLogger(StatLoggerBase):
             queue_waiting=_waiting(scheduler),
             kv_cache_free_ratio=None if used is None else 1.0 - used,
         )
+
+
+def _weights_bytes(perf: Any) -> float | None:
+    """Bytes of weights that a step read on a GPU, whatever its batch; None where they are not told apart.
+
+    Those of routed experts are left out: more sequences wake more of them, and how many there are is not said.
+    """
+    parts = getattr(getattr(perf, "debug_stats", None), "num_read_bytes_per_gpu_breakdown", None)
+    if not isinstance(parts, Mapping):
+        return None
+    found = [part for name, part in parts.items() if "weight" in name and "routed" not in name]
+    return float(sum(found)) if found else None
+
+
+def _sequences(perf: Any) -> float | None:
+    """Sequences of a step, None where that is not told: those that run are told without those that it has ended."""
+    debug = getattr(perf, "debug_stats", None)
+    prompts, answers = _number(debug, "num_prefill_requests"), _number(debug, "num_decode_requests")
+    return None if prompts is None or answers is None else prompts + answers
 
 
 def _waiting(scheduler: Any) -> float | None:

@@ -106,9 +106,13 @@ class Engine(ABC):
 
     def query(self, sql: str, parameters: Mapping[str, Parameter] | None = None) -> list[Row]:
         """The rows of a statement with ``{name:Type}`` parameters. Raises `StoreError`."""
-        text = self.fetch(sql, "JSONEachRow", parameters or {}).decode()
-        # Not splitlines(): a value may hold U+0085 or U+2028, which JSON leaves as they are.
-        return [json.loads(line) for line in text.split("\n") if line]
+        # One document, in which a row does not repeat the names of its columns: half of what reading rows costs.
+        text = self.fetch(sql, "JSONCompact", parameters or {})
+        if not text:
+            return []
+        found = json.loads(text)
+        names = [column["name"] for column in found["meta"]]
+        return [dict(zip(names, values, strict=True)) for values in found["data"]]
 
 
 class Apart(ABC):

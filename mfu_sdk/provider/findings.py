@@ -15,6 +15,7 @@ from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider import causes
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes import Evidence, Finding
+from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.detection import Detection
 from mfu_sdk.provider.rollup import Range, Usage
 from mfu_sdk.provider.store import Row, Store
@@ -119,9 +120,13 @@ def judge(
     holdings: Holdings | None = None,
     drifts: Sequence[Row] = (),
     usages: Sequence[Usage] | None = None,
+    contests: Sequence[Contested] | None = None,
 ) -> Judged:
-    """The findings of all tenants over `span`, with what is known of their workloads; `usages` as in `evidence`."""
-    evidence = tuple(causes.evidence(store, span, holdings, drifts, usages))
+    """The findings of all tenants over `span`, with what is known of their workloads.
+
+    `usages` and `contests` as in `evidence`.
+    """
+    evidence = tuple(causes.evidence(store, span, holdings, drifts, usages, contests))
     left_out: dict[str, str] = {}
     if holdings is None:
         left_out |= {"mig_fragmentation": "no inventory", "idle_allocation": "no inventory"}

@@ -4,10 +4,10 @@ A level's MFU is Σ model FLOPs / Σ available FLOPs over its rows, so a level i
 ratio is ever averaged. Which rows count, and with what weight, is decided in sql/0002, sql/0010 and sql/0011.
 """
 
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, fields
-from operator import attrgetter
-from typing import Final, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Final, NamedTuple, TypeVar
 
 from mfu_sdk.provider.store import Parameter, Row, Store
 
@@ -30,9 +30,11 @@ class Range:
         return Range(2 * self.since_unix_ns - self.until_unix_ns, self.since_unix_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(NamedTuple):
     """Additive quantities; None where nothing that was summed knew its part.
+
+    A tuple because a page of a large fleet makes tens of thousands: a frozen dataclass of fifty fields takes nine times
+    as long to make.
 
     `model_flops` and `available_flops` are over the same steps: timed, and with both known; `unknown_steps` are the
     timed ones left out. `expected_flops` over `expected_available_flops` is the expected MFU. `expected_interval_flops`
@@ -94,7 +96,7 @@ class Sums:
     expected_high_flops: float | None = None
     expected_interval_flops: float | None = None
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "Sums") -> "Sums":  # type: ignore[override]
         return total((self, other))
 
     @property
@@ -188,13 +190,12 @@ class Sums:
         return ratio(self.latency_target_weighted, self.latency_target_s)
 
 
-_NAMES: Final = tuple(field.name for field in fields(Sums))
-_values: Final[Callable[[Sums], tuple[float | None, ...]]] = attrgetter(*_NAMES)
+_NAMES: Final = Sums._fields
 
 
 def total(parts: Iterable[Sums]) -> Sums:
     """All of `parts` as one; by column, because a fleet has thousands of parts of fifty columns."""
-    known = (tuple(value for value in column if value is not None) for column in zip(*map(_values, parts), strict=True))
+    known = (tuple(value for value in column if value is not None) for column in zip(*parts, strict=True))
     return Sums(*(sum(column) if column else None for column in known))
 
 
@@ -294,11 +295,16 @@ class Requests:
 
 def usages(store: Store, span: Range, tenant: str | None) -> tuple[Usage, ...]:
     """Sums by workload and device over `span`; of `tenant` alone, or of all where it is None."""
-    return tuple(usage_of(row) for row in store.read("levels", **scope(span, tenant)))
+    rows = store.read("levels", **scope(span, tenant))
+    return tuple(_usage(row, sums) for row, sums in zip(rows, sums_of_each(rows), strict=True))
 
 
 def usage_of(row: Row) -> Usage:
     """The sums of a row, and whose they are; its runs are `run_ids`, or the one of `run_id`."""
+    return _usage(row, sums_of(row))
+
+
+def _usage(row: Row, sums: Sums) -> Usage:
     return Usage(
         tenant=row["tenant"],
         workload=row["workload"] or None,
@@ -308,7 +314,7 @@ def usage_of(row: Row) -> Usage:
         host=row["host"] or None,
         device=row["device"],
         run_ids=tuple(sorted(run_id for run_id in row.get("run_ids") or [row.get("run_id")] if run_id)),
-        sums=sums_of(row),
+        sums=sums,
         phase=row["phase"] or None,
         intent=row["intent"] or None,
         fingerprint=row["fingerprint"] or None,
@@ -347,10 +353,22 @@ def by(parts: Iterable[Usage], key: Callable[[Usage], K]) -> dict[K, Level]:
 
 def moments(store: Store, span: Range, tenant: str | None, bucket_s: int) -> tuple[Moment, ...]:
     """Sums by job in buckets of `bucket_s` seconds, a multiple of the roll-up's 300."""
+    rows = store.read("trend", **scope(span, tenant), bucket_s=bucket_s)
     return tuple(
-        Moment(row["bucket_unix_s"], _job(row), sums_of(row))
-        for row in store.read("trend", **scope(span, tenant), bucket_s=bucket_s)
+        Moment(row["bucket_unix_s"], _job(row), sums) for row, sums in zip(rows, sums_of_each(rows), strict=True)
     )
+
+
+def buckets(
+    store: Store, span: Range, tenant: str | None, bucket_s: int, gpu_type: str | None = None
+) -> dict[int, Sums]:
+    """Model and available FLOPs in buckets of `bucket_s` seconds by their start, of one `gpu_type` or of all."""
+    rows = store.read("fleet_trend", **scope(span, tenant), bucket_s=bucket_s)
+    found: dict[int, list[Sums]] = {}
+    for row, sums in zip(rows, sums_of_each(rows), strict=True):
+        if gpu_type in (None, row["gpu_type"]):
+            found.setdefault(row["bucket_unix_s"], []).append(sums)
+    return {start: total(of) for start, of in found.items()}
 
 
 def qualities(store: Store, span: Range, tenant: str | None) -> dict[Job, Quality]:
@@ -434,13 +452,37 @@ _PARTS: Final = tuple(
 """Seconds in which a part is known, and the part: a table holds zero for both where nobody knew it."""
 
 
-_SOURCES: Final = tuple((name, _COLUMNS.get(name, name)) for name in _NAMES)
+_SOURCES: Final = tuple(_COLUMNS.get(name, name) for name in _NAMES)
+_PLACES: Final = tuple((_NAMES.index(known_s), _NAMES.index(part)) for known_s, part in _PARTS)
 
 
 def sums_of(row: Row) -> Sums:
     """The sums of a query's row; what it did not ask for is None."""
-    values: dict[str, float | None] = {name: row.get(column) for name, column in _SOURCES}
-    for known_s, part in _PARTS:
+    return _sums([row.get(column) for column in _SOURCES])
+
+
+def sums_of_each(rows: Sequence[Row]) -> Iterator[Sums]:
+    """`sums_of` each of the rows of one query, whose columns are looked up once: a fleet has tens of thousands."""
+    if not rows:
+        return
+    asked = [place for place, column in enumerate(_SOURCES) if column in rows[0]]
+    columns = [_SOURCES[place] for place in asked]
+    nothing: list[float | None] = [None] * len(_SOURCES)
+    for row in rows:
+        if len(asked) == len(_SOURCES):
+            yield _sums(list(_all_of(row)))
+            continue
+        values = nothing.copy()
+        for place, column in zip(asked, columns, strict=True):
+            values[place] = row[column]
+        yield _sums(values)
+
+
+_all_of: Final[Callable[[Row], tuple[float | None, ...]]] = itemgetter(*_SOURCES)
+
+
+def _sums(values: list[float | None]) -> Sums:
+    for known_s, part in _PLACES:
         if not values[known_s]:
             values[known_s] = values[part] = None
-    return Sums(**values)
+    return Sums(*values)

@@ -28,15 +28,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError, PortInUseError, StoreAwayError, StoreError
 from mfu_sdk.guard import log
-from mfu_sdk.provider import baseline, findings, pages, receive, report
+from mfu_sdk.provider import baseline, findings, fleet, pages, receive, report
 from mfu_sdk.provider.artist import Artist
-from mfu_sdk.provider.books import Books, Holdings, Snapshot
+from mfu_sdk.provider.books import Books, Holdings, Inventory, Snapshot
+from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.credentials import Credentials, Identity, is_loopback
+from mfu_sdk.provider.fleet import Gpu
 from mfu_sdk.provider.pages.routes import HEADERS, Reader
+from mfu_sdk.provider.pages.slow import Slow
 from mfu_sdk.provider.receive import Limits
 from mfu_sdk.provider.report import Report
-from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.rollup import Range, Usage
 from mfu_sdk.provider.schema import Retention
+from mfu_sdk.provider.shared import Levels
 from mfu_sdk.provider.store import Place, Store
 
 if TYPE_CHECKING:
@@ -327,10 +331,20 @@ def _web_routes(
     now_unix_ns: Callable[[], int],
 ) -> list[Route]:
     kept = findings.Findings(store)
+    judged = Slow[findings.Judged](now_unix_ns)
+    watched = Slow[tuple[Gpu, ...]](now_unix_ns)
+    read: list[tuple[Inventory, Holdings]] = []
 
     def holdings() -> Holdings | None:
         inventory = books.current().inventory
-        return None if inventory is None else Holdings(inventory)
+        if inventory is None:
+            return None
+        if not read or read[0][0] is not inventory:
+            # The same for as long as the book is: its lists are sorted once, and what was judged by it holds.
+            read[:] = [(inventory, Holdings(inventory))]
+        return read[0][1]
+
+    levels = Levels(store, holdings)
 
     def whole(identity: Identity) -> bool:
         """Whether the whole fleet is theirs to see: an operator, or whom loopback alone lets in."""
@@ -349,7 +363,20 @@ def _web_routes(
 
     def build(span: Range, tenant: str | None, gpu_type: str | None, is_whole: bool) -> Report:
         held = books.current() if is_whole else None
-        return report.build(store, span, tenant, held, holdings(), kept.drifts(span), gpu_type=gpu_type)
+        inventory, drifts = holdings(), kept.drifts(span)
+
+        def judge(usages: Sequence[Usage], contests: Sequence[Contested]) -> findings.Judged:
+            return judged.get(
+                tenant, span, inventory, lambda: findings.judge(store, span, inventory, drifts, usages, contests)
+            )
+
+        def gpus() -> tuple[Gpu, ...]:
+            return watched.get(tenant, span, inventory, lambda: fleet.gpus(store, span, inventory))
+
+        return report.build(
+            store, span, tenant, held, inventory, gpu_type=gpu_type, judge=judge, gpus=gpus, levels=levels,
+            now_unix_ns=now_unix_ns(),
+        )  # fmt: skip
 
     def findings_of(span: Range, tenant: str | None) -> tuple[findings.Kept, ...]:
         kept.judge(span, holdings(), now_unix_ns())
@@ -357,10 +384,13 @@ def _web_routes(
 
     def api(request: Request) -> Response:
         tenant = _tenant(_identity(request, credentials), request.query_params.get("tenant"))
-        query = request.query_params
-        span = report.parse_range(query.get("since"), query.get("until"), now_unix_ns())
+        query, now = request.query_params, now_unix_ns()
+        span = report.parse_range(query.get("since"), query.get("until"), now)
         gpu_type = query.get("gpu_type") or None
-        built = report.build(store, span, tenant, seen(request), holdings(), kept.drifts(span), gpu_type=gpu_type)
+        built = report.build(
+            store, span, tenant, seen(request), holdings(), kept.drifts(span), gpu_type=gpu_type, levels=levels,
+            now_unix_ns=now,
+        )  # fmt: skip
         return Response(report.to_json(built), media_type="application/json", headers=HEADERS)
 
     def focus(request: Request) -> Response:

@@ -38,11 +38,13 @@ Place = str | os.PathLike[str] | Address
 """Where a store lies: a directory, or a ClickHouse server."""
 
 Reading = Literal[
-    "levels", "trend", "quality", "uncounted", "inference", "baseline", "signs", "history", "drifts", "answers",
+    "levels", "trend", "fleet_trend", "works", "quality", "uncounted", "inference", "baseline", "signs", "history",
+    "drifts", "answers",
     "hours", "clocks", "heard", "unused", "windows", "window_counts", "first_windows", "findings", "finding_states",
     "judged_days", "low_workloads", "by_gpu_type", "by_scale", "under_batching_tenants", "change", "new_hardware",
     "choices", "node", "run_trend", "run_ranks", "run_parts", "run_steps", "run_events",
     "gpus", "gpu_errors", "failures", "watched", "witnessed", "attempts", "redone", "total_flop", "outside",
+    "astray", "claimed_twice",
 ]  # fmt: skip
 """The names of the queries in sql/read."""
 Table = Literal["mfu_findings", "mfu_judged_days", "mfu_finding_states"]

@@ -1,76 +1,259 @@
-"""What DistributedDataParallel has timed of its own gradients' exchange: the part that no backward hid."""
+"""What DistributedDataParallel has timed of its own gradients' exchange: the part that no backward hid.
+
+torch can time an iteration: when the exchange of the first bucket began, when the backward had no more to compute, and
+when the last bucket was there (torch/csrc/distributed/c10d/logger.cpp). Nothing is asked of other ranks for it, and no
+hook of the user's is touched.
+"""
 
 from __future__ import annotations
 
+import gc
+import math
+import time
 import weakref
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from torch import nn
 
-FIRST_STEPS: Final = 12
-"""Steps after which torch has timed all of its first iterations (10 of them)."""
-THEN_EVERY: Final = 100
-"""Iterations between two that torch times later."""
+    from mfu_sdk.run.work import Work
+
+TORCHS_OWN: Final = 100
+"""Iterations between two that torch times behind its first ten, unless it is told otherwise (reducer.hpp)."""
+FIRST_STEPS: Final = 16
+"""Steps that are all timed; then, and with each doubling, it is reckoned how many of the next can be."""
+MOST_OF_RUN: Final = 0.005
+"""The share of the run's time that timing may take."""
+LOOKS: Final = 3
+"""So many looks a timed step costs: one before it and one behind it, and torch writes it down once more."""
 
 
-class DdpTimes:
-    """Reads torch's own record of one model after each step that may have added to it.
+class Exchange(NamedTuple):
+    """How long the exchange of its gradients kept `step` waiting, and took in all, in seconds.
 
-    torch times the first ten iterations and every hundredth: when the exchange of the first bucket began, when the
-    backward had no more to compute, and when the last bucket was there (torch/csrc/distributed/c10d/logger.cpp). It
-    tells what it timed in one iteration with the next one's forward. Nothing is asked of other ranks, and no hook of
-    the user's is touched. Moments are told of models on processors only; of others nothing is taken.
+    `whole_s` is hidden or not; None of several buckets, between which it rests.
     """
+
+    step: Work
+    exposed_s: float
+    whole_s: float | None
+
+
+class DdpTimes(Protocol):
+    """The times of one model, of some of its steps."""
+
+    def call_begins(self) -> None:
+        """The model is called."""
+        ...
+
+    def after_step(self, step: Work) -> Exchange | None:
+        """What has become known with the end of `step`: of itself, or of the one before it."""
+        ...
+
+    def close(self) -> None:
+        """Leave torch as it was."""
+        ...
+
+
+class StepTimes:
+    """Has torch time every step, or as many as `MOST_OF_RUN` allows, and reads each at its own end.
+
+    Only of work that is done when it returns: the moments of a GPU are events, to read which waits for it. A step may
+    exchange several times, where gradients are accumulated without `no_sync`: what it waited is the sum.
+    """
+
+    def __init__(self, model: DistributedDataParallel, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._model = weakref.ref(model)
+        self._now_ns = now_ns
+        self._began_ns = now_ns()
+        self._looks = self._looked_ns = 0
+        self._steps = 0
+        self._every = 1
+        # Of the iteration that was read last.
+        self._iteration = 0
+        self._end_ns = 0
+        # Since the last step's end: what was read, and whether there were iterations that were not.
+        self._read: list[tuple[int, float, float | None]] = []
+        self._missed = False
+        self._times = False
+        self._exchanges = 0
+        self._time(model)
+
+    def call_begins(self) -> None:
+        """What a backward before it has exchanged is read now: torch keeps it for one call only."""
+        model = self._model()
+        if self._times and model is not None and _will_exchange(model):
+            if self._exchanges:
+                self._look(model)
+            self._exchanges += 1
+
+    def after_step(self, step: Work) -> Exchange | None:
+        """That of `step`, where it was timed."""
+        model = self._model()
+        # A step of another phase may lie within one of training, whose exchanges are read behind it.
+        if model is None or step.phase != "train":
+            return None
+        self._steps += 1
+        if self._steps >= FIRST_STEPS and not self._steps & (self._steps - 1):
+            self._every = self._affordable()
+        found = self._of(model, step) if self._times else None
+        wanted = self._steps < FIRST_STEPS or self._steps % self._every == 0
+        if wanted and not self._times:
+            self._time(model)
+        elif self._times and not wanted:
+            self.close()
+        return found
+
+    def close(self) -> None:
+        """Let torch choose the iterations that it times, as it does by itself."""
+        model = self._model()
+        self._times = False
+        if model is not None:
+            model._set_ddp_runtime_logging_sample_rate(TORCHS_OWN)
+
+    def _time(self, model: DistributedDataParallel) -> None:
+        """Time the next step. What is there already is of no step."""
+        model._set_ddp_runtime_logging_sample_rate(1)
+        self._times = True
+        self._look(model)
+        self._forget()
+
+    def _of(self, model: DistributedDataParallel, step: Work) -> Exchange | None:
+        self._look(model)
+        # What is older is a step's that failed.
+        read = [each for each in self._read if each[0] >= step.start_unix_ns]
+        missed = self._missed
+        self._forget()
+        if missed or not read:
+            return None
+        wholes_s = [whole_s for _, _, whole_s in read if whole_s is not None]
+        return Exchange(
+            step,
+            math.fsum(exposed_s for _, exposed_s, _ in read),
+            math.fsum(wholes_s) if len(wholes_s) == len(read) else None,
+        )
+
+    def _forget(self) -> None:
+        self._read.clear()
+        self._missed = False
+        self._exchanges = 0
+
+    def _look(self, model: DistributedDataParallel) -> None:
+        """Read what the last iteration has exchanged, if anything."""
+        began_ns = self._now_ns()
+        logger = _logger(model)
+        # The next forward will do so too, and find the same.
+        logger.set_runtime_stats_and_log()
+        told = logger._get_ddp_logging_data().ints_map
+        iteration, end_ns = told.get("iteration", 0), told.get("backward_comm_time_end", 0)
+        self._missed |= iteration > self._iteration + 1
+        self._iteration = iteration
+        if end_ns > self._end_ns:
+            self._end_ns = end_ns
+            self._read.append((end_ns, *_seconds(told)))
+        self._looks += 1
+        self._looked_ns += self._now_ns() - began_ns
+
+    def _affordable(self) -> int:
+        """Of how many steps one may be timed."""
+        step_ns = (self._now_ns() - self._began_ns) / self._steps
+        look_ns = self._looked_ns / self._looks
+        return min(TORCHS_OWN, max(1, math.ceil(LOOKS * look_ns / (MOST_OF_RUN * step_ns))))
+
+
+class TorchsTimes:
+    """Reads what torch times anyway: the first ten iterations and every hundredth, each with the next one's step."""
 
     def __init__(self, model: DistributedDataParallel) -> None:
         self._model = weakref.ref(model)
-        self._last_end_ns = 0
-        self.whole_s: float | None = None
-        """What the exchange that was told last took, hidden or not; None of several buckets, between which it rests."""
+        self._end_ns = 0
         self._iteration = -1
-        self._steps = 0
+        self._steps = self._exchanges = 0
         # Whether to look at the next step too: it was torch's turn at this one, or its turn is not known.
         self._polls = self._lost = False
-        # Of the step before: when it began, where what is told of it can be used.
-        self._before_unix_ns: int | None = None
+        # The step before, where it exchanged once and is like others.
+        self._before: Work | None = None
 
-    def after_step(self, start_unix_ns: int, calls: int, *, timed: bool) -> float | None:
-        """Seconds that the exchange kept the step *before* this one waiting, where torch has just told them.
+    def call_begins(self) -> None:
+        """It is counted whether it exchanges."""
+        model = self._model()
+        if model is not None and _will_exchange(model):
+            self._exchanges += 1
 
-        `start_unix_ns` is when this step began. `calls` are those of the model in it; where there are several, what
-        was timed is not all of a step's, and None. `timed` is False for a step whose time is not representative.
-        """
-        before_unix_ns, self._before_unix_ns = self._before_unix_ns, start_unix_ns if timed and calls == 1 else None
+    def after_step(self, step: Work) -> Exchange | None:
+        """That of the step before, where torch has just told it; of one that exchanged several times it is not all."""
+        exchanges, self._exchanges = self._exchanges, 0
+        before = self._before
+        self._before = step if exchanges == 1 and not (step.counting or step.profiled) else None
         self._steps += 1
-        self._iteration += calls
-        if self._steps > FIRST_STEPS and not self._polls and self._iteration % THEN_EVERY >= calls:
+        self._iteration += exchanges
+        if self._steps > FIRST_STEPS and not self._polls and self._iteration % TORCHS_OWN >= exchanges:
             return None
         model = self._model()
         if model is None:
             return None
-        told = model._get_ddp_logging_data()
-        end_ns = int(told.get("backward_comm_time_end", 0))
-        fresh = end_ns > self._last_end_ns
-        current = before_unix_ns is not None and end_ns >= before_unix_ns
+        told = _logger(model)._get_ddp_logging_data().ints_map
+        end_ns = told.get("backward_comm_time_end", 0)
+        fresh = end_ns > self._end_ns
+        current = before is not None and end_ns >= before.start_unix_ns
         if fresh:
-            self._last_end_ns = end_ns
-            self._iteration = int(told["iteration"])
+            self._end_ns = end_ns
+            self._iteration = told["iteration"]
             # Where the monitor began late, what is new to it may be old, and says nothing of torch's next turn.
-            self._lost = before_unix_ns is not None and not current
+            self._lost = before is not None and not current
         self._polls = fresh or self._lost
-        if not (fresh and current):
-            return None
-        exposed_ns = int(told["backward_comm_time"]) - int(told["backward_compute_comm_overlap_time"])
-        self.whole_s = int(told["backward_comm_time"]) / 1e9 if told.get("num_buckets_reduced") == 1 else None
-        return max(0, exposed_ns) / 1e9
+        return Exchange(before, *_seconds(told)) if before is not None and fresh and current else None
+
+    def close(self) -> None:
+        """Nothing was changed."""
 
 
-def ddp_times(model: nn.Module | None) -> DdpTimes | None:
-    """The times of `model`, None where it is no DistributedDataParallel."""
-    return DdpTimes(model) if isinstance(model, DistributedDataParallel) else None
+def _will_exchange(model: DistributedDataParallel) -> bool:
+    """Whether the backward of a call that begins now exchanges: within `no_sync`, gradients stay where they are."""
+    return model.require_backward_grad_sync and torch.is_grad_enabled()
+
+
+def _logger(model: DistributedDataParallel) -> Any:
+    return model.logger
+
+
+def _seconds(told: dict[str, int]) -> tuple[float, float | None]:
+    """What one exchange kept this rank waiting, and took in all where it had one bucket."""
+    whole_ns = told["backward_comm_time"]
+    exposed_ns = whole_ns - told["backward_compute_comm_overlap_time"]
+    return max(0, exposed_ns) / 1e9, whole_ns / 1e9 if told.get("num_buckets_reduced") == 1 else None
+
+
+def ddp_times(model: nn.Module | None, *, each: bool) -> DdpTimes | None:
+    """The times of `model` or of what wraps it, None where there is no DistributedDataParallel that has any.
+
+    `each`: of as many steps as can be. Under TORCH_DISTRIBUTED_DEBUG=DETAIL torch writes a line of log for each
+    iteration that it times, and is left alone.
+    """
+    wrapper = _wrapper(model)
+    if wrapper is None or wrapper.logger is None:
+        return None
+    # Names that torch has and does not export.
+    unlisted: Any = dist
+    if each and wrapper.device_type == "cpu" and unlisted.get_debug_level() != unlisted.DebugLevel.DETAIL:
+        return StepTimes(wrapper)
+    return TorchsTimes(wrapper)
+
+
+def _wrapper(model: nn.Module | None) -> DistributedDataParallel | None:
+    """`model` itself, or the wrapper that a framework calls in place of the model that it names."""
+    if isinstance(model, DistributedDataParallel):
+        return model
+    if model is None or not (dist.is_available() and dist.is_initialized()):
+        return None
+    # By the type, not by `isinstance`: objects that stand for others act when they are asked for their class.
+    wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
+    return next((each for each in wrappers if each.module is model), None)
 
 
 def waits_unseen(model: nn.Module | None) -> bool:

@@ -96,7 +96,7 @@ class Drifting:
         self._usual_clock_mhz: float | None = None
         self._sides = Sides(watch.tuning.block_steps, alone=alone)
         self._changes = Changes(opened, device_kind, self._sides)
-        self._step = self._steps = 0
+        self._steps = 0
         self._failed = False
         self.wants_count = False
         """Whether the next step is to be counted, to see what has changed."""
@@ -119,7 +119,7 @@ class Drifting:
             asked = kind.asked
             if asked is None and kind.held is not None:
                 asked = kind.asked = self._asked(kind.held)
-            self._step = index = work.index
+            index = work.index
             found = self._watch.add(
                 work.phase, asked, index, work.start_unix_ns, duration_s, work.tokens, waited_s, work.batch_running
             )
@@ -158,11 +158,12 @@ class Drifting:
         if self._files is not None:
             self._files.keep_at_times(self._watch, self._left)
 
-    def exchanged(self, exposed_s: float) -> None:
-        """How long the exchange of gradients kept the step before the last one waiting (`ddp_times`)."""
-        self._sides.exchanged(self._step, exposed_s)
-        if self._awaits_exchange(self._step):
-            self._explain()
+    def exchanged(self, step: int, exposed_s: float) -> None:
+        """How long the exchange of gradients kept the step with this index waiting (`ddp_times`)."""
+        with shield("seeing an exchange"):
+            self._sides.exchanged(step, exposed_s)
+            if self._awaits_exchange(step):
+                self._explain()
 
     def sampled(self, work: Work, ran: Ran) -> None:
         """A step was sampled, and shows what ran in it."""

@@ -98,6 +98,7 @@ class Engine:
         # Whether the run began inside of a step, whose end is then the first step's beginning.
         self._joined_late = False
         self._profile = Profile(ledger, model, profiling)
+        self._sees_exchanges = self._profile.sees_exchanges
         self.standing = Standing(ledger, self._costs)
         """What is told to other ranks, and heard of them."""
         self._hooks = ExitStack()
@@ -109,6 +110,7 @@ class Engine:
             self._hooks.callback(watch(model))
             self._sight = Sight(self, model, self._mode)
             self._hooks.callback(self._sight.close)
+        self._hooks.callback(self._profile.close)
         # What is compiled or captured between counted steps is known in those.
         self._hooks.callback(provenance.observe())
         self._hooks.callback(cuda_graphs.keep())
@@ -153,6 +155,8 @@ class Engine:
                 "the model was called between marked steps: the time is the next step's, the FLOPs no one's"
             )
             return
+        if self._sees_exchanges:
+            self._profile.call_begins()
         # What is known of calls like this one is looked up here, and asked for only where it is not there.
         costs, key = self._costs, signature(module, args, kwargs)
         call = costs.numbers.get(key)

@@ -7,7 +7,7 @@ seconds of a run are those of its windows, which have one phase each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from typing import Final, TypeVar
@@ -336,13 +336,17 @@ class Gathered:
         hardware_flops: int | None,
         phase: Phase,
         gap_s: float | None = None,
+        exposed_s: Sequence[float] = (),
     ) -> Evidence:
         """The evidence of some steps of one phase for where they waited, `step_s` seconds together, above 0.
 
         What was timed of the latest few steps is taken for these too; of FLOPs only the time that they take is told.
-        `gap_s`: what passed in them between the calls of a handler's model (`between_s`).
+        `gap_s`: what passed in them between the calls of a handler's model (`between_s`). `exposed_s`: what those of
+        them waited for other ranks' data that were timed themselves, which then stand for the others.
         """
-        communication_s, skew_s = self._between_ranks(steps, phase, latest=True)
+        exchanged = self._exchanged.get(phase)
+        latest_s = exposed_s or (() if exchanged is None else exchanged.latest_s)
+        communication_s, skew_s = self._between_ranks(steps, phase, latest_s)
         latest = [each for several in _standing_for(phase, self._latest) for each in several]
         worked = None if hardware_flops is None else sum(latest, Worked()).scaled(hardware_flops)
         idle_s = max(0.0, step_s - (data_wait_s or 0.0)) if hardware_flops == 0 else 0.0
@@ -370,8 +374,12 @@ class Gathered:
             return found, None
         return found, found.bus_bytes / exchanged.least_whole_s
 
-    def _between_ranks(self, steps: int, phase: Phase, *, latest: bool = False) -> tuple[float | None, float | None]:
+    def _between_ranks(
+        self, steps: int, phase: Phase, timed_s: Sequence[float] = ()
+    ) -> tuple[float | None, float | None]:
         """Seconds of transfer that no work hid, and seconds of waiting for ranks that came late to it, in `steps`.
+
+        `timed_s` stand for these steps; without them all that were timed do.
 
         An exchange ends when the last rank has come and its bytes have passed. The shortest one that any rank timed,
         as far as they have told, is taken for the bytes, or what they take by the link's measured rate where that is
@@ -384,8 +392,7 @@ class Gathered:
         exchanged, links = self._exchanged.get(phase), self._links.get(phase)
         if exchanged is None:
             return (0.0, 0.0) if phase == "eval" and links is not None and not links.sends else (None, None)
-        latest_s = exchanged.latest_s
-        mean_s = sum(latest_s) / len(latest_s) if latest else exchanged.sum_s / exchanged.steps
+        mean_s = fsum(timed_s) / len(timed_s) if timed_s else exchanged.sum_s / exchanged.steps
         transfer_s = None if links is None or (self._of_all and not links.only_reduces) else links.transfer_s
         anywhere_s = self._anywhere_s if phase == self.told_phase else None
         least_s = min(s for s in (exchanged.least_s, anywhere_s, transfer_s) if s is not None)

@@ -184,7 +184,8 @@ class Ledger:
                 kind = self._kind(work.demand, work.phase)
                 totals.steps += 1
                 if passed is not None:
-                    passed.append(Timed(work, kind.held, duration_s, waited_s))
+                    demand = work.demand if work.error_type is None else None
+                    passed.append(Timed(work, kind.held, demand, duration_s, waited_s))
                 if work.tokens is not None and work.error_type is None:
                     totals.tokens = (totals.tokens or 0) + work.tokens
                 if not (work.counting or work.profiled or work.error_type is not None):
@@ -240,10 +241,10 @@ class Ledger:
 
     def _record(self, timed: Timed) -> StepRecord:
         work, held, duration_s = timed.work, timed.held, timed.duration_s
-        demand = work.demand
+        demand = timed.demand
         available = timed.available_flops
-        achievable = None if held is None or duration_s <= 0 else held.achievable_flops_per_s
-        by_dtype_s = None if held is None or duration_s <= 0 else held.by_dtype_s
+        achievable = held.achievable_flops_per_s if held is not None and duration_s > 0 else None
+        by_dtype_s = held.by_dtype_s if held is not None and demand is not None and duration_s > 0 else None
         expected, expected_low, expected_high = self._expectation(held)
         return step_record(
             work.index,
@@ -259,7 +260,7 @@ class Ledger:
             expected,
             demand.model_flops / (achievable * duration_s) if demand is not None and achievable else None,
             timed.source,
-            None if held is None else held.coverage,
+            held.coverage if held is not None and demand is not None else None,
             work.tokens,
             timed.waited_s,
             work.exchange_s,
@@ -271,7 +272,7 @@ class Ledger:
             attention_flops_exact=None if demand is None else demand.attention_flops_exact,
             attention_flops_full=None if demand is None else demand.attention_flops_full,
             batch_running=work.batch_running,
-            arithmetic_intensity=None if held is None else held.arithmetic_intensity,
+            arithmetic_intensity=held.arithmetic_intensity if held is not None and demand is not None else None,
             requests=work.requests,
             requests_failed=work.requests_failed,
             requests_s=work.requests_s,
@@ -439,7 +440,10 @@ class Ledger:
     def _why_unknown(self) -> list[str]:
         totals = self._totals
         if totals.steps == 0:
-            return ["no step was seen: was the loader empty, or did no optimizer step?"]
+            return [
+                "no step was seen: was the loader empty, or did no optimizer step in the thread that opened the run? "
+                "`with run.step():` marks steps wherever they are"
+            ]
         if totals.timed == 0:
             return [
                 "every step was counted while it ran, or failed; a run needs steps of shapes that it has had before"

@@ -1,7 +1,7 @@
 """What a run's windows tell besides their steps' sums: seconds between ranks, and how the device was.
 
 Asked on the thread of an export when a window closes, never on the path of a step. Seconds are the run's account
-(`waterfall`) of a window: what was timed of some steps so far, taken for all of the window's.
+(`waterfall`) of a window: what was timed of some of its steps, or else of the last few so far, taken for all of its.
 """
 
 from __future__ import annotations
@@ -89,5 +89,12 @@ class Observer:
             hardware_flops,
             window.denominator.phase,
             self._gathered.between_s(step.index for step in window.steps if step.timed),
+            _exposed_s(window),
         )
         return {bar.name: bar.seconds for bar in waterfall(evidence).bars}
+
+
+def _exposed_s(window: Window) -> list[float]:
+    """What steps of the window waited for other ranks' data: those in its sums, or where none tells, sampled ones."""
+    told = [(step.timed, step.comm_s) for step in window.steps if step.count_source != "measured"]
+    return [s for timed, s in told if timed and s is not None] or [s for _, s in told if s is not None]

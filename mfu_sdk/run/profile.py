@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from mfu_sdk.run.clock import CudaClock, HostClock
-from mfu_sdk.run.ddp_times import ddp_times, waits_unseen
+from mfu_sdk.run.ddp_times import Exchange, ddp_times, waits_unseen
 from mfu_sdk.run.kernel_times import KernelTimes
 from mfu_sdk.run.op_times import OpTimes
 
@@ -50,14 +50,24 @@ class Profile:
     def __init__(self, ledger: Ledger, model: nn.Module | None, profiling: Profiling) -> None:
         self._ledger = ledger
         self._gathered = ledger.gathered
-        self._exchanges = ddp_times(model)
+        self._exchanges = ddp_times(model, each=profiling != "off")
         self.sees_exchanges = self._exchanges is not None
         """Whether each step is asked for what the exchange of its gradients took."""
         self._times = _times(ledger.clock, profiling)
         self.times_work = self._times is not None
         """Whether the work of any step is timed."""
         if isinstance(self._times, OpTimes):
-            self._times.sees_waits = not waits_unseen(model)
+            self._times.sees_waits = not (self.sees_exchanges or waits_unseen(model))
+
+    def close(self) -> None:
+        """Leave torch as it was."""
+        if self._exchanges is not None:
+            self._exchanges.close()
+
+    def call_begins(self) -> None:
+        """The model is called; only said where it `sees_exchanges`."""
+        if self._exchanges is not None:
+            self._exchanges.call_begins()
 
     def begin(self, step: Step, number: int) -> None:
         """Time the work of `step`, the run's `number`-th, where it is the turn of one."""
@@ -90,14 +100,19 @@ class Profile:
             if self._ledger.drift is not None:
                 self._ledger.drift.sampled(step, ran)
         if self._exchanges is not None:
-            representative = not (step.counting or step.profiled)
-            exposed_s = self._exchanges.after_step(step.start_unix_ns, sum(step.calls.values()), timed=representative)
-            if exposed_s is not None:
-                # torch times what has a backward.
-                self._gathered.exchanged(exposed_s, phase="train", whole_s=self._exchanges.whole_s)
-                if self._ledger.drift is not None:
-                    self._ledger.settle()
-                    self._ledger.drift.exchanged(exposed_s)
+            found = self._exchanges.after_step(step)
+            if found is not None:
+                self._exchanged(found)
+
+    def _exchanged(self, found: Exchange) -> None:
+        of = found.step
+        # One that was told late may be in its record all the same, where the device has not passed it.
+        of.exchange_s = found.exposed_s
+        if of.counting or of.profiled:
+            return
+        self._gathered.exchanged(found.exposed_s, phase=of.phase, whole_s=found.whole_s)
+        if self._ledger.drift is not None:
+            self._ledger.drift.exchanged(of.index, found.exposed_s)
 
 
 def _times(clock: Clock, profiling: Profiling) -> Times | None:

@@ -41,21 +41,22 @@ class Rows:
         self._recorder = recorder
         self._convention: Convention = convention
         self._expectation = expectation
-        self._terms: dict[int, tuple[Held | None, bytes]] = {}
+        # By the number of what is held, and whether the step failed.
+        self._terms: dict[tuple[int, bool], tuple[Held | None, bytes]] = {}
         self._phases = {phase: number for number, phase in enumerate(PHASES)}
 
     def __call__(self, timed: Timed) -> Row:
         """The row of one step. Times in seconds, -1 and NaN for what is not known (`export.flight`)."""
         work, held = timed.work, timed.held
-        known = self._terms.get(id(held))
+        failed = work.error_type is not None
+        known = self._terms.get((id(held), failed))
         if known is None or known[0] is not held:
-            known = self._keep(held)
+            known = self._keep(held, failed=failed)
         waited_s, tokens, samples, batch = timed.waited_s, work.tokens, work.samples, work.batch_running
         flags = 0
-        if work.counting or work.profiled or work.error_type is not None:
-            flags = self._flight.flags_of(
-                counted=work.counting, profiled=work.profiled, failed=work.error_type is not None
-            )
+        if work.counting or work.profiled or failed:
+            # Of one that failed no count says what ran.
+            flags = self._flight.flags_of(counted=work.counting and not failed, profiled=work.profiled, failed=failed)
         return self._row(
             work.index,
             work.start_unix_ns,
@@ -71,8 +72,8 @@ class Rows:
             known[1],
         )
 
-    def _keep(self, held: Held | None) -> tuple[Held | None, bytes]:
-        demand = None if held is None else held.demand
+    def _keep(self, held: Held | None, *, failed: bool) -> tuple[Held | None, bytes]:
+        demand = None if held is None or failed else held.demand
         expected, low, high = self._expectation(held)
         terms = self._flight.Terms(
             model_flops=None if demand is None else demand.model_flops,
@@ -81,10 +82,10 @@ class Rows:
             attention_flops_full=None if demand is None else demand.attention_flops_full,
             peak_flops_per_s=None if held is None else held.peak_flops_per_s,
             achievable_flops_per_s=None if held is None else held.achievable_flops_per_s,
-            by_dtype_s=None if held is None else held.by_dtype_s,
+            by_dtype_s=None if held is None or failed else held.by_dtype_s,
             expected_mfu=expected,
-            coverage=None if held is None else held.coverage,
-            arithmetic_intensity=None if held is None else held.arithmetic_intensity,
+            coverage=None if held is None or failed else held.coverage,
+            arithmetic_intensity=None if held is None or failed else held.arithmetic_intensity,
             count_source=None if demand is None else demand.source,
             convention=self._convention,
             expected_low_mfu=low,
@@ -94,7 +95,7 @@ class Rows:
         if len(self._terms) >= MOST_TERMS:
             self._terms.clear()
         # The demand is kept with it: the number of one that is gone may be given to another.
-        self._terms[id(held)] = kept = (held, terms.pack())
+        self._terms[id(held), failed] = kept = (held, terms.pack())
         return kept
 
     def _requests(self, timed: Timed) -> bytes:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mfu_sdk.drift.samples import Ran
     from mfu_sdk.drift.stream import Excursion
 
+RECENT_EXCHANGES: Final = 64
+"""Steps whose exchanges are kept, of the last ones and of those before them."""
+EXCHANGES_APART: Final = 64
+"""Steps between two of those before: an onset is found when it has lasted, and what was before it must be there."""
 ONSET_BLOCKS: Final = 4
 """Blocks by which an onset may be too late."""
 SURE_BLOCKS: Final = 2
@@ -28,7 +32,8 @@ class Sides:
         self._block_steps = block_steps
         self._alone = alone
         # Of steps whose exchange of gradients was timed: which, and how long it kept them waiting.
-        self._exchanges: deque[tuple[int, float]] = deque(maxlen=64)
+        self._exchanges: deque[tuple[int, float]] = deque(maxlen=RECENT_EXCHANGES)
+        self._exchanges_before: deque[tuple[int, float]] = deque(maxlen=RECENT_EXCHANGES)
         self._least_exchange_s = math.inf
         self._samples: dict[str, Samples] = {}
 
@@ -37,6 +42,9 @@ class Sides:
     def exchanged(self, step: int, exposed_s: float) -> None:
         """An exchange kept this step waiting for so long."""
         self._exchanges.append((step, exposed_s))
+        before = self._exchanges_before
+        if not before or step >= before[-1][0] + EXCHANGES_APART:
+            before.append((step, exposed_s))
         self._least_exchange_s = min(self._least_exchange_s, exposed_s)
 
     def sampled(self, phase: str, step: int, ran: Ran, *, apart: bool = False) -> None:
@@ -84,9 +92,10 @@ class Sides:
     def _between_ranks(self, excursion: Excursion, before: Account, after: Account) -> tuple[Account, Account]:
         """The shortest exchange is taken for the bytes, the rest for late ranks."""
         least_s = self._least_exchange_s
+        exchanges = dict((*self._exchanges_before, *self._exchanges))
         found: list[Account] = []
         for account, late in ((before, False), (after, True)):
-            seen_s = [exposed_s for step, exposed_s in self._exchanges if (step >= excursion.onset_step) == late]
+            seen_s = [exposed_s for step, exposed_s in exchanges.items() if (step >= excursion.onset_step) == late]
             if not seen_s:
                 return before, after
             mean_s = min(sum(seen_s) / len(seen_s), account.time_s / account.steps)

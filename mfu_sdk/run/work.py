@@ -79,15 +79,17 @@ class Timed:
 
     work: Work
     held: Held | None
+    demand: Demand | None
+    """What it asked for; None of one that failed, of which nobody knows how far it came."""
     duration_s: float
     waited_s: float | None
 
     @property
     def source(self) -> CountSource | None:
         """How its FLOPs are known."""
-        if self.work.counting:
+        if self.work.counting and self.work.error_type is None:
             return "measured"
-        return None if self.work.demand is None else self.work.demand.source
+        return None if self.demand is None else self.demand.source
 
     @property
     def expected_feasible_mfu(self) -> float | None:

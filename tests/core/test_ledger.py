@@ -155,6 +155,11 @@ def test_counted_and_failed_steps_enter_no_sum() -> None:
     books.add(work(books, 3, 14.0, 99.0, error_type="KeyError"))
     summary = books.close()
     assert [r.timed for r in records] == [False, True, False, False]
+    # How far the last one came is not known, and against what it is held is.
+    assert [r.model_flops for r in records] == [*[records[1].model_flops] * 3, None]
+    assert (records[3].mfu, records[3].count_source, records[3].peak_flops_per_s) == (
+        None, None, records[1].peak_flops_per_s
+    )  # fmt: skip
     assert (summary.steps, summary.timed_steps, summary.mfu) == (4, 1, 0.6)
     # The first step warms up besides; of the second counted one, 3 s are beyond what a step takes.
     assert summary.overhead_s == pytest.approx(3.0)

@@ -100,6 +100,23 @@ def test_by_hand() -> None:
     assert (found.clock_ratio, found.throttled, found.witness) == (None, None, None)
 
 
+def test_what_steps_tell_themselves() -> None:
+    """Two of three tell 0.3 and 0.5 s: they stand for the third. What others were timed to wait is only the least.
+
+    Where none of the window's sums does, one that was sampled; one that was counted stands for no other.
+    """
+    gathered = Gathered(ranks=2)
+    for exposed_s in (0.1, 0.3, 0.5):
+        gathered.exchanged(exposed_s)
+    steps = [replace(step(index, 1.0), comm_s=exposed_s) for index, exposed_s in enumerate((0.3, 0.5, None))]
+    counted = replace(step(3, 1.0), comm_s=9.0, count_source="measured")
+    sampled = replace(step(4, 1.0), comm_s=0.7, profiled=True)
+    found = told(gathered, *steps, counted, sampled)
+    assert (found.comm_s, found.skew_s) == pytest.approx((0.3, 3 * 0.4 - 0.3))
+    found = told(gathered, steps[2], counted, sampled)
+    assert (found.comm_s, found.skew_s) == pytest.approx((0.1, 0.6))
+
+
 def test_measured_links() -> None:
     """With a rate of the links: what they can do at this size, and their ideal share of computing (0.125 s of 0.5)."""
     peaks = replace(PEAKS, collectives={"all_reduce/host": LINK})

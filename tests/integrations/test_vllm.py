@@ -15,11 +15,18 @@ from mfu_sdk.settings import Settings
 
 
 @dataclass
+class DebugPerfStats:
+    num_prefill_requests: int = 0
+    num_decode_requests: int = 0
+    num_read_bytes_per_gpu_breakdown: dict[str, int] | None = None
+
+
+@dataclass
 class PerfStats:
     num_flops_per_gpu: int = 0
     num_read_bytes_per_gpu: int = 0
     num_write_bytes_per_gpu: int = 0
-    debug_stats: None = None
+    debug_stats: DebugPerfStats | None = None
 
 
 @dataclass
@@ -259,3 +266,50 @@ def test_who_waits_for_something_else_waits_too(logger: MFUStatLogger, sink: Sin
     logger.record(busy(), None)
     [step] = sink.steps
     assert step.duration_s == pytest.approx(1.0)
+
+
+PARTS = {
+    "attn.qkv_weight": 3 * 10**8, "attn.attn_input": 10**8, "ffn.dense_up_gate_weights": 4 * 10**8,
+    "ffn.routed_up_gate_weights": 10**8, "unembed.weight": 10**8,
+}  # fmt: skip
+"""Bytes that a step reads on a GPU: 0.8 GB of weights, 0.1 of experts' and 0.1 of anything else."""
+
+
+def debugged(sequences: int = 8, parts: dict[str, int] | None = None) -> PerfStats:
+    """Two GB a step, of which one is written, with what VLLM_DEBUG_MFU_METRICS adds."""
+    return PerfStats(10**10, 10**9, 10**9, DebugPerfStats(0, sequences, PARTS if parts is None else parts))
+
+
+def test_who_under_batches_needs_no_promise(logger: MFUStatLogger, sink: Sink, clock: testing.FakeClock) -> None:
+    """Eight of 32: weights are read once for all of them, and everything else grows fourfold, with that of experts.
+
+    Four times 10 GFLOP take 40 ms; 0.8 GB and four times 1.2 GB take 56. Now it is 20 ms for a quarter of the FLOPs.
+    """
+    logger.record(busy(), None)
+    clock.advance(0.5)
+    logger.record(busy(perf_stats=debugged()), IterationStats(8))
+    clock.advance(0.5)
+    logger.record(busy(perf_stats=debugged()), IterationStats(8))
+    [step] = sink.steps
+    assert (step.batch_feasible, step.latency_target_s) == (32, None)
+    assert step.expected_mfu == pytest.approx(0.5)
+    assert step.expected_feasible_mfu == pytest.approx(40 / 56)
+
+
+@pytest.mark.parametrize(
+    "perf",
+    [PerfStats(10**10, 10**9, 10**9), debugged(parts={}), debugged(sequences=0)],
+    ids=["no debug", "no weights", "no sequences"],
+)
+def test_what_it_could_be_needs_the_weights(
+    perf: PerfStats, logger: MFUStatLogger, sink: Sink, clock: testing.FakeClock
+) -> None:
+    """One step of the second that does not tell them apart, or does not tell its sequences, and it is not known."""
+    logger.record(busy(), None)
+    clock.advance(0.5)
+    logger.record(busy(perf_stats=debugged()), IterationStats(8))
+    clock.advance(0.5)
+    logger.record(busy(perf_stats=perf), IterationStats(8))
+    [step] = sink.steps
+    assert step.batch_feasible == 32
+    assert step.expected_feasible_mfu is None

@@ -450,6 +450,7 @@ def test_bad_inventory(tmp_path: Path, text: str, message: str) -> None:
         ("machines.csv", "host\n", "a CSV's name says which table it is; call it one of allocations.csv, mig.csv"),
         ("nodes.csv", "", "line 1 must name the columns, each once"),
         ("nodes.csv", "host,host\n", "line 1 must name the columns, each once"),
+        ("nodes.csv", "host;gpus;gpu_type\n", "line 1 parts its columns by ';'; save the table as CSV with commas"),
         ("nodes.csv", "host,gpus\nn1,2,3\n", "line 2: has 3 cells where line 1 names 2 columns; put a cell that holds"),
         ("nodes.csv", "host,gpu_type,gpus\nn1,X,\n", "line 2: lacks `gpus`"),
         ("nodes.csv", "host,gpu_type,gpus\nn1,X,many\n", "line 2: gpus='many' must be a whole number from 1"),

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from mfu_sdk.provider import economics
 from mfu_sdk.provider.attempts import Lost, Redone
 from mfu_sdk.provider.books import Holdings, Snapshot, load_inventory, load_prices
+from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.economics import STAGES, Assessment, Economics, Held, Ledger, Losses, Owned, Used
 from mfu_sdk.provider.economics.accounts import revenue_of, worth
 from mfu_sdk.provider.economics.cents import apportioned, cents
 from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR
-from mfu_sdk.provider.economics.planning import Pair, Side, new_hardware, plan
+from mfu_sdk.provider.economics.planning import Pair, Side, new_hardware, pairs, plan
 from mfu_sdk.provider.economics.pricing import Claim
 from mfu_sdk.provider.economics.waterfall import split
 from mfu_sdk.provider.rollup import Sums, Usage
@@ -610,9 +611,47 @@ def test_rows_join_by_uuid_then_node(tmp_path: Path) -> None:
         (found.ledger.held[one.used.held].allocation_id, one.used.device, one.step_ns / HOUR_NS)
         for one in found.waterfall.splits
     }
-    # The record of GPU-a goes before the host that its run tells. acme's GPU-c is globex's by the records: its steps
-    # are spread over what acme holds.
-    assert shares == {("one", "GPU-a", 12.0), ("two", "GPU-b", 12.0), ("one", "GPU-c", 3.0), ("two", "GPU-c", 3.0)}
+    # The record of GPU-a goes before the host that its run tells. acme's GPU-c is globex's by the records, and so none
+    # of those that allocation "one" names.
+    assert shares == {("one", "GPU-a", 12.0), ("two", "GPU-b", 12.0), ("two", "GPU-c", 6.0)}
+
+
+def test_contested_rows(tmp_path: Path) -> None:
+    """Steps that are mostly on another's GPU are in no figure; other contested ones stay, and are contradicted.
+
+    Of acme's 14 hours 2 are GPU-c's; GPU-b was another's for an hour of its 12.
+    """
+    rows = (
+        f"{{tenant: acme, host: n1, gpus: 2, gpu_uuids: [GPU-a, GPU-b], contract: on_demand, {ALL_DAY}}},"
+        f"{{tenant: globex, host: n1, gpus: 1, gpu_uuids: [GPU-c], contract: on_demand, {ALL_DAY}}}"
+    )
+    uses = [usage(12, 0.5, "GPU-a"), usage(12, 0.5, "GPU-b"), usage(2, 0.9, "GPU-c"), usage(24, 0.4, "GPU-c", "globex")]
+    contests = (
+        Contested("acme", "n1", "GPU-b", "held_by_another", 1.0, 12.0, ("initech",)),
+        Contested("acme", "n1", "GPU-c", "held_by_another", 2.0, 2.0, ("globex",)),
+    )
+    found = assessed(books(tmp_path, inventory(rows, gpus=4)), uses, contests=contests)
+    assert found.waterfall is not None
+    assert {(one.used.tenant, one.used.device, one.used.trust) for one in found.waterfall.splits} == {
+        ("acme", "GPU-a", "consistent"), ("acme", "GPU-b", "contradicted"), ("globex", "GPU-c", "consistent"),
+    }  # fmt: skip
+    assert [found.trust[use.identity] for use in uses] == ["consistent", "contradicted", "contradicted", "consistent"]
+    assert found.economics is not None
+    assert found.economics.trust == {"witnessed": 0, "consistent": 36, "claimed": 0, "contradicted": 14}
+    assert found.economics.useful_pflop_hours == pytest.approx((24 * 0.5 + 24 * 0.4) * 0.98942976)
+    note = "3.0 hours of steps of acme are told of GPUs that globex, initech held then by your records; rows that are"
+    assert any(each.startswith(note) for each in found.economics.notes)
+    assert not any("accounting" in each for each in found.economics.notes)
+
+
+def test_misspelt_tenants(tmp_path: Path) -> None:
+    """A price of a tenant that no allocation names is said: who is meant pays another price."""
+    row = f"{{tenant: acme, host: n1, gpus: 1, contract: on_demand, {ALL_DAY}}}"
+    priced = PRICES.replace("tenant: initech", "tenant: acne")
+    found = money(books(tmp_path, inventory(row), priced), [usage(24, 0.3, "GPU-0")])
+    assert found.notes[0] == (
+        "`prices` has rows for acne, and no allocation names them: check how they are spelt in both."
+    )
 
 
 def test_strays(tmp_path: Path) -> None:
@@ -710,6 +749,21 @@ def test_new_hardware() -> None:
     assert row.saved == pytest.approx(3.0)
     assert row.cost_per_useful_pflop_hour_before == pytest.approx(9 / 5)
     assert row.cost_per_useful_pflop_hour_after == pytest.approx(6 / 5)
+
+
+def test_only_trusted_rows_compare_hardware() -> None:
+    """A word alone, or one that cannot be, is no ground for a purchase; prefill is held against prefill."""
+    both = ledger((), (held(), held(gpu_type=H200)))
+    old, new = used(phase="prefill", intent="i"), used(held=1, gpu_type=H200, phase="prefill", intent="i")
+
+    def found(*rows: Used) -> list[tuple[str, str]]:
+        splits = [split(row, round(row.device_s * 10**9)) for row in rows]
+        return [(each.before.gpu_type, each.after.gpu_type) for each in pairs(both, splits, {H100: 0, H200: 1})]
+
+    trusted = [replace(old, trust="consistent"), replace(new, trust="witnessed")]
+    assert found(*trusted) == [(H100, H200)]
+    assert found(trusted[0], new) == found(trusted[0], replace(new, trust="contradicted")) == []
+    assert found(trusted[0], replace(trusted[1], phase="decode")) == []
 
 
 def _priced(rows: list[tuple[str, float, float]], trust: str = "consistent") -> tuple[Ledger, list[Used]]:

@@ -1,11 +1,13 @@
-"""Steps at times when their tenant held nothing on their host, by hand."""
+"""Steps at times when their tenant held nothing on their host, or not that GPU, by hand."""
 
 from collections.abc import Callable
 
 import pytest
 
 from mfu_sdk import semconv
+from mfu_sdk.provider import rollup
 from mfu_sdk.provider.books import Allocation, Holdings, Inventory, Node
+from mfu_sdk.provider.contested import contested
 from mfu_sdk.provider.outside import outside
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import SpanRow, Store
@@ -61,3 +63,49 @@ def test_other_tenants_times_are_none_of_ones_own(store: Store, tenant: str, win
         (*held(tenant, (30, 60)).inventory.allocations, *held(f"{tenant}-2", (-30, 30)).inventory.allocations),
     )
     assert outside(store, DAY, Holdings(both)) == {(tenant, "node-1", f"GPU-{tenant}"): pytest.approx(1740.0)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        # The tenant's until 21:00, another's from then on: as above, an hour and a half less two minutes.
+        ([("me", True, -30, 30), ("other", True, 30, 150)], ("held_by_another", 5280.0)),
+        # The tenant holds some GPU of the node all along, and so this one until another's allocation names it.
+        ([("me", False, -30, 150), ("other", True, 30, 150)], ("held_by_another", 5280.0)),
+        ([("me", False, -30, 150), ("other", False, -30, 150), ("me", True, -99, -60)], None),
+        ([("me", True, -30, 30), ("me", False, 30, 150)], None),
+        ([("me", True, -30, 30)], ("not_held", 5280.0)),
+        # No record knows the UUID: it is known by its node alone, which `outside` looks at.
+        ([("me", False, -30, 30), ("other", False, 30, 150)], None),
+        ([("other", True, -30, 150)], ("held_by_another", 7200.0)),
+    ],
+    ids=["changes hands", "named later", "unnamed", "two of one", "after its end", "no record", "another's"],
+)
+def test_a_gpu_is_its_holder_s(
+    store: Store,
+    tenant: str,
+    window: Make,
+    rows: list[tuple[str, bool, int, int]],
+    found: tuple[str, float] | None,
+) -> None:
+    """Two hours of steps from 20:30 on, on a GPU that allocations name, or do not, from and until minutes after T0."""
+    gpu, other = f"GPU-{tenant}", f"{tenant}-2"
+    who = {semconv.HW_ID: gpu}
+    store.insert_spans(tenant, [window(300 * n, resource=who, mfu__step__time=300.0) for n in range(24)])
+    node = Node("node-1", "H100", 8, None, (), None, None, None, None, ())
+    minute = 60 * 10**9
+    held = tuple(
+        Allocation(
+            tenant if name == "me" else other, None, None, "node-1", 1, (gpu,) if named else (), None, "on_demand",
+            T0 + since * minute, T0 + until * minute,
+        )
+        for name, named, since, until in rows
+    )  # fmt: skip
+    told = contested(store, DAY, Holdings(Inventory((node,), held)), rollup.usages(store, DAY, tenant))
+    if found is None:
+        assert told == ()
+        return
+    (each,) = told
+    assert (each.why, each.of_hours) == (found[0], 2.0)
+    assert each.hours * 3600 == pytest.approx(found[1])
+    assert each.others == ((other,) if found[0] == "held_by_another" else ())

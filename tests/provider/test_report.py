@@ -86,6 +86,8 @@ def test_shape_of_json(store: Store, fleet: str, hour: Range) -> None:
         "fleet_use",
         "causes_left_out",
         "shared_causes",
+        "contested",
+        "against_fleet",
     }
     assert found["window"] == {"since": "2026-05-28T20:30:00Z", "until": "2026-05-28T21:30:00Z"}
     assert set(found["fleet"]) >= {
@@ -326,6 +328,15 @@ def test_flop(flops: float | None, text: str) -> None:
 def test_percent(share: float | None, digits: int, text: str) -> None:
     """A share is in percent; what is small is told from zero by two significant digits, and None is never zero."""
     assert words.percent(share, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0.0473, "0.0473"), (0.05, "0.05"), (-0.0473, "-0.0473"), (0.1, "0.10"), (1234.5, "1,234.50"), (0.0, "0.00")],
+)
+def test_amount(amount: float, text: str) -> None:
+    """What a million tokens cost is often cents, and the half of one is a tenth of it."""
+    assert words.figure(amount) == text
 
 
 def test_other_words() -> None:

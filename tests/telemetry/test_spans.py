@@ -158,6 +158,11 @@ def test_where_a_runs_time_went(spans, summary):
         "mfu.step.comm_time": 0.6,
         "mfu.step.skew_time": 0.15,
     }
+    # What its windows said adds up to what the run says, where all of them said it.
+    totals = Totals(comm_s=0.5, skew_s=0.25)
+    (span,) = wire(spans.run(dataclasses.replace(summary, bars=bars), totals, EPOCH_NS + 7, None))
+    found = attributes_of(span.attributes)
+    assert (found["mfu.step.comm_time"], found["mfu.step.skew_time"], found["mfu.step.data_time"]) == (0.5, 0.25, 0.3)
 
 
 def test_request(spans):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mfu_sdk.export.signals import Signals
 from mfu_sdk.export.totals import Totals
 from mfu_sdk.export.windows import MAX_STEPS, Windows, sums
 
@@ -244,3 +245,14 @@ def test_conservation(steps):
     assert totals.tokens == (16 * len(finished) if finished else None)
     if timed:
         assert totals.time_s == pytest.approx(math.fsum(step.duration_s for step in timed))
+
+
+def test_a_runs_waiting_is_that_of_its_windows():
+    """As long as each window with timed steps knows its own; once one does not, nothing is the sum of all."""
+    totals = Totals()
+    totals.add(sums([make_step(0)]), Signals(comm_s=0.25, skew_s=0.5, host_s=0.125))
+    totals.add(sums([make_step(1, count_source="measured")]))
+    totals.add(sums([make_step(2)]), Signals(comm_s=0.5, skew_s=0.0))
+    assert (totals.comm_s, totals.skew_s, totals.host_s) == (0.75, 0.5, None)
+    totals.add(sums([make_step(3)]))
+    assert (totals.comm_s, totals.skew_s) == (None, None)

@@ -76,7 +76,7 @@ class Books:
         for _ in range(number):
             end_s = self.now_s + duration_s * self.generator.uniform(0.99, 1.01)
             if exposed_s is not None and self.index % 10 == 9:
-                self.drift.exchanged(exposed_s)
+                self.drift.exchanged(self.index, exposed_s)
             work = Work(self.index, "train", self.now_s, end_s, round(self.now_s * 1e9), self.demand, waits=waits)
             if ran is not None and (self.index % 8 == 5 or self.drift.wants_sample):
                 work.profiled = True
@@ -126,7 +126,7 @@ def test_an_event_waits_for_an_exchange_that_is_timed() -> None:
     books.steps(200, 1.0, exposed_s=0.05)
     books.steps(60, 1.4)
     assert books.told == []
-    books.drift.exchanged(0.45)
+    books.drift.exchanged(books.index, 0.45)
     assert [event.cause for event in books.told] == ["straggler"]
     patient = Books()
     patient.steps(200, 1.0, exposed_s=0.05)

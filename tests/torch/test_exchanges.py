@@ -29,7 +29,7 @@ STEPS = 12
 TIMED = (3, 5, 6, 7, 9, 10, 11)
 """Not counted, and before the first whose operators are timed."""
 LATE = (5, 9, 11)
-"""The steps before which rank 1 comes late. Of those that torch times (3, 5, 6, 7, 9) two, of the timed ones three."""
+"""The steps before which rank 1 comes late."""
 
 
 def be_a_rank(folder: Path) -> None:
@@ -72,7 +72,8 @@ def be_a_rank(folder: Path) -> None:
         threading.Thread(target=deliver).start()
         return done
 
-    def train(fault: str, steps: int = STEPS) -> dict[str, Any]:
+    def train(fault: str, steps: int = STEPS, halves: int = 1) -> dict[str, Any]:
+        """With two halves, gradients are gathered over two forwards and exchanged with the second."""
         model: nn.Module = nn.Linear(64, 64, bias=False)
         if fault == "sharded":
             fully_shard(model)
@@ -89,12 +90,16 @@ def be_a_rank(folder: Path) -> None:
                         time.sleep(delay_s)
                     if fault in ("always late", "sharded") and rank == 1:
                         time.sleep(often_s)
+                    if halves > 1:
+                        with model.no_sync():
+                            model(x).sum().backward()
                     model(x).sum().backward()
         dist.barrier()
         summary = run.summary()
         assert summary.ranks is not None
         return {
             "timed": [record.index for record in records if record.timed],
+            "comm_s": [record.comm_s for record in records],
             "duration_s": summary.duration_s,
             "bars": {bar.name: bar.seconds for bar in summary.bars},
             "sum": sum(summary.waterfall.values()),
@@ -133,6 +138,7 @@ def be_a_rank(folder: Path) -> None:
 
     told: dict[str, Any] = {"delay_s": delay_s, "often_s": often_s}
     told |= {fault: train(fault) for fault in ("none", "late rank", "always late", "slow exchange")}
+    told["gathered"], told["gathered, late"] = train("none", halves=2), train("always late", halves=2)
     # Until the first step whose operators are timed.
     told["sharded"] = train("sharded", FIRST + 2)
     told["evaluated"] = evaluated()
@@ -158,14 +164,27 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.parametrize("fault", ["none", "late rank", "always late", "slow exchange", "gathered", "gathered, late"])
+def test_each_step_tells_its_own(fault: str, ranks: list[dict[str, Any]]) -> None:
+    """What it waited stands in its record, counted or not, and what the timed ones say is the run's two bars."""
+    for rank in ranks:
+        told = rank[fault]
+        assert None not in told["comm_s"]
+        waited_s = sum(told["comm_s"][index] for index in told["timed"])
+        assert told["bars"]["exposed_communication"] + told["bars"]["rank_skew"] == pytest.approx(waited_s)
+        if fault == "slow exchange":
+            assert min(told["comm_s"]) >= 0.9 * ranks[0]["delay_s"]
+
+
 def test_a_late_rank_is_skew_on_the_other(ranks: list[dict[str, Any]]) -> None:
     """Rank 0 waits for it, which is neither transfer nor anything else; rank 1 waits for no one.
 
-    Two of five timed exchanges took the delay longer than the shortest, which is taken for all seven timed steps.
+    Three of seven timed exchanges took the delay longer than the shortest.
     """
     waiting, late = (rank["late rank"] for rank in ranks)
     assert waiting["timed"] == list(TIMED)
-    assert waiting["bars"]["rank_skew"] >= 2 / 5 * len(TIMED) * ranks[0]["delay_s"] * 0.8
+    assert waiting["bars"]["rank_skew"] >= len(LATE) * ranks[0]["delay_s"] * 0.8
+    assert min(waiting["comm_s"][index] for index in LATE) >= 0.8 * ranks[0]["delay_s"]
     assert waiting["bars"]["rank_skew"] > waiting["duration_s"] / 2
     assert late["bars"]["rank_skew"] < waiting["bars"]["rank_skew"] / 2
     assert waiting["bars"]["exposed_communication"] < waiting["bars"]["rank_skew"] / 2
@@ -193,16 +212,22 @@ def test_a_slow_exchange_is_communication_on_both(ranks: list[dict[str, Any]]) -
 
 
 @pytest.mark.parametrize(
-    ("fault", "injected", "own"),
-    [("slow exchange", "delay_s", "exposed_communication"), ("always late", "often_s", "rank_skew")],
-    ids=["slow exchange", "always late"],
+    ("fault", "without", "injected", "own"),
+    [
+        ("slow exchange", "none", "delay_s", "exposed_communication"),
+        ("always late", "none", "often_s", "rank_skew"),
+        ("gathered, late", "gathered", "often_s", "rank_skew"),
+    ],
+    ids=["slow exchange", "always late", "gathered, late"],
 )
-def test_a_fault_moves_its_own_bar_alone(fault: str, injected: str, own: str, ranks: list[dict[str, Any]]) -> None:
+def test_a_fault_moves_its_own_bar_alone(
+    fault: str, without: str, injected: str, own: str, ranks: list[dict[str, Any]]
+) -> None:
     """On the rank that waits, beside the same loop without a fault: its bar by what was injected, the others by less.
 
     As less a quarter of that is taken, since the machine does other things too.
     """
-    plain, faulty = ranks[0]["none"]["bars"], ranks[0][fault]["bars"]
+    plain, faulty = ranks[0][without]["bars"], ranks[0][fault]["bars"]
     injected_s = len(TIMED) * ranks[0][injected]
     moved = {name: (faulty[name] - plain[name]) / injected_s for name in plain}
     assert plain.keys() == faulty.keys()
@@ -226,7 +251,7 @@ def test_sharded_ranks_wait_too(ranks: list[dict[str, Any]]) -> None:
 def test_bars_of_ranks_add_up(ranks: list[dict[str, Any]]) -> None:
     """On every rank and with every fault, and without a fault the exchange is known too."""
     for rank in ranks:
-        for fault in ("none", "late rank", "always late", "slow exchange", "sharded"):
+        for fault in ("none", "late rank", "always late", "slow exchange", "gathered", "gathered, late", "sharded"):
             told = rank[fault]
             assert told["sum"] == pytest.approx(1, abs=1e-9)
             assert {"exposed_communication", "rank_skew", "data_wait"} <= set(told["bars"])
@@ -261,66 +286,236 @@ def model() -> Iterator[Any]:
     dist.destroy_process_group()
 
 
-def read(model: Any, steps: int, before: int = 0) -> tuple[list[int], int]:
-    """Which of `steps` steps tell an exchange, after `before` others, and how often torch's record is read for it."""
+class Clock:
+    """Nanoseconds that pass only where a test says so, and `look_ns` with each reading."""
+
+    def __init__(self, look_ns: int) -> None:
+        self.look_ns = look_ns
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        self.now_ns += self.look_ns
+        return self.now_ns
+
+
+def step_of(index: int, calls: int, model: Any, times: Any, **of: Any) -> Any:
+    """One step with so many forwards and backwards, as an engine would have it timed."""
     import torch
 
-    from mfu_sdk.run.ddp_times import DdpTimes
+    from mfu_sdk.run.work import Work
 
-    def step() -> None:
+    step = Work(index, "train", 0, 0, time.time_ns(), None, **of)
+    for _ in range(calls):
+        times.call_begins()
         model(torch.ones(2, 8)).sum().backward()
+    return step
 
-    asked = 0
-    told = model._get_ddp_logging_data
 
-    def counted() -> Any:
-        nonlocal asked
-        asked += 1
-        return told()
+def unhidden_s(model: Any) -> float:
+    """What torch's record says of the exchange that it has written down last."""
+    told = model._get_ddp_logging_data()
+    return max(0, told["backward_comm_time"] - told["backward_compute_comm_overlap_time"]) / 1e9
 
-    model._get_ddp_logging_data = counted
-    for _ in range(before):
-        step()
-    times, found = DdpTimes(model), []
+
+def read(model: Any, times: Any, steps: int, calls: int = 1) -> list[int]:
+    """Which of so many steps are told."""
+    found = []
     for index in range(steps):
-        began = time.time_ns()
-        step()
-        exposed_s = times.after_step(began, 1, timed=True)
-        if exposed_s is not None:
-            found.append(index)
-            latest = told()
-            unhidden = latest["backward_comm_time"] - latest["backward_compute_comm_overlap_time"]
-            assert exposed_s == max(0, unhidden) / 1e9
-    return found, asked
+        exchange = times.after_step(step_of(index, calls, model, times))
+        if exchange is not None:
+            found.append(exchange.step.index)
+            if calls == 1:
+                assert exchange.exposed_s == unhidden_s(model)
+    return found
+
+
+def test_long_steps_are_all_timed(model: Any) -> None:
+    """A look of 10 µs, reckoned three times, is less than 0.5 % of steps of 10 ms; then torch times what it wants."""
+    from mfu_sdk.run.ddp_times import StepTimes
+
+    clock = Clock(10_000)
+    times = StepTimes(model, clock)
+    found = []
+    for index in range(150):
+        exchange = times.after_step(step_of(index, 1, model, times))
+        clock.now_ns += 10_000_000
+        found.append(None if exchange is None else exchange.step.index)
+    assert found == list(range(150))
+    times.close()
+    # From here on torch's turn is at every hundredth again.
+    told = set()
+    for index in range(210):
+        step_of(index, 1, model, times)
+        told.add(model._get_ddp_logging_data()["iteration"])
+    assert len(told) <= 4
+
+
+def test_of_short_steps_some_are_timed(model: Any) -> None:
+    """Of the first 16 each one; then, in steps of 1 ms, as many as let three looks of 10 µs be half a percent."""
+    from mfu_sdk.run.ddp_times import StepTimes
+
+    clock = Clock(10_000)
+    times = StepTimes(model, clock)
+    found = []
+    for index in range(64):
+        exchange = times.after_step(step_of(index, 1, model, times))
+        clock.now_ns += 1_000_000
+        if exchange is not None:
+            found.append(exchange.step.index)
+    assert found[:16] == list(range(16))
+    # 30 µs are half a percent of 6 ms, which steps of a little less than 1 ms do not last.
+    assert found[16:] == list(range(21, 64, 7))
+
+
+def test_each_exchange_of_a_step_counts(model: Any) -> None:
+    """Gathered without `no_sync`, gradients are exchanged with every backward, and a step has waited for all."""
+    from mfu_sdk.run.ddp_times import StepTimes
+
+    times = StepTimes(model, Clock(0))
+    for index in range(6):
+        exchange = times.after_step(step_of(index, 3, model, times))
+        assert exchange is not None
+        # The last of the three, and two that were read before it.
+        assert exchange.exposed_s >= unhidden_s(model)
+        assert exchange.whole_s is not None
+        assert exchange.whole_s >= exchange.exposed_s
+    # A model whose calls are not seen (they were compiled): that there were more exchanges than the last one shows.
+    step = step_of(6, 3, model, StepTimes(model, Clock(0)))
+    assert times.after_step(step) is None
+    assert times.after_step(step_of(7, 1, model, times)) is not None
+
+
+def test_what_is_gathered_exchanges_once(model: Any) -> None:
+    """Within `no_sync` a backward exchanges nothing: of three forwards the last one's exchange is the step's."""
+    import torch
+
+    from mfu_sdk.run.ddp_times import StepTimes, TorchsTimes
+
+    made: list[tuple[Any, int]] = [(lambda: TorchsTimes(model), 5), (lambda: StepTimes(model, Clock(0)), 6)]
+    for make, told in made:
+        times, found = make(), []
+        for index in range(6):
+            with model.no_sync():
+                for _ in range(2):
+                    times.call_begins()
+                    model(torch.ones(2, 8)).sum().backward()
+            exchange = times.after_step(step_of(index, 1, model, times))
+            if exchange is not None:
+                found.append(exchange.step.index)
+                assert exchange.exposed_s == unhidden_s(model)
+        # torch by itself tells one with the next.
+        assert found == list(range(told))
+
+
+def test_no_step_has_anothers(model: Any) -> None:
+    """A step that failed told nothing; an evaluation reads nothing, and one without a backward has none."""
+    import torch
+
+    from mfu_sdk.run.ddp_times import StepTimes
+    from mfu_sdk.run.work import Work
+
+    times = StepTimes(model, Clock(0))
+    assert times.after_step(step_of(0, 1, model, times)) is not None
+    # Its exchange is over, and nobody is told that it ended.
+    step_of(1, 2, model, times)
+    exchange = times.after_step(Work(2, "train", 0, 0, time.time_ns(), None))
+    assert exchange is None
+    inner = Work(4, "eval", 0, 0, time.time_ns(), None)
+    outer = step_of(3, 1, model, times)
+    with torch.no_grad():
+        times.call_begins()
+        model(torch.ones(2, 8))
+    assert times.after_step(inner) is None
+    exchange = times.after_step(outer)
+    assert exchange is not None
+    assert (exchange.step.index, exchange.exposed_s) == (3, unhidden_s(model))
 
 
 def test_torchs_record_is_read_when_it_has_news(model: Any) -> None:
-    """torch times iterations 0 to 9 and every hundredth, and tells with the next: in 12 steps, and 2 for each other."""
-    assert read(model, 210) == ([*range(1, 11), 100, 200], 12 + 2 * 2)
+    """torch times iterations 0 to 9 and every hundredth, and tells with the next one's step."""
+    from mfu_sdk.run.ddp_times import TorchsTimes
+
+    asked = 0
+    told = model.logger._get_ddp_logging_data
+
+    class Logger:
+        def _get_ddp_logging_data(self) -> Any:
+            nonlocal asked
+            asked += 1
+            return told()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    real, model.logger = model.logger, Logger()
+    times, found = TorchsTimes(model), []
+    for index in range(210):
+        exchange = times.after_step(step_of(index, 1, model, times))
+        if exchange is not None:
+            found.append(exchange.step.index)
+    model.logger = real
+    assert found == [*range(10), 99, 199]
+    assert asked <= 16 + 2 * 2 + 2
 
 
 def test_a_late_monitor_finds_torchs_turn(model: Any) -> None:
     """Begun at iteration 57: what torch told before is of no step, and its next turn but one, at 200, is found."""
-    found, _ = read(model, 260, before=57)
-    assert found == [200 - 57, 300 - 57]
+    from mfu_sdk.run.ddp_times import TorchsTimes
+
+    for index in range(57):
+        step_of(index, 1, model, TorchsTimes(model))
+    assert read(model, TorchsTimes(model), 260) == [199 - 57, 299 - 57]
 
 
-def test_steps_that_do_not_count_tell_nothing(model: Any) -> None:
-    """Of a step with two forwards one exchange was timed at most, and a counted step is not like others."""
+def test_steps_that_do_not_count_tell_nothing_late(model: Any) -> None:
+    """What torch tells with the next step is not all of one with two exchanges; a counted step is not like others."""
+    from mfu_sdk.run.ddp_times import TorchsTimes
+
+    times, found = TorchsTimes(model), []
+    for index in range(8):
+        step = step_of(index, 2 if index == 3 else 1, model, times, counting=index == 5)
+        exchange = times.after_step(step)
+        if exchange is not None:
+            found.append(exchange.step.index)
+    assert found == [0, 1, 2, 4, 6]
+
+
+def test_the_model_within_is_enough(model: Any) -> None:
+    """Frameworks name the model and call its wrapper: that one's exchanges are the run's, in a loop without marks."""
     import torch
 
-    from mfu_sdk.run.ddp_times import DdpTimes
+    import mfu_sdk as mfu
+    from mfu_sdk.records import Peaks
 
-    times, found = DdpTimes(model), []
-    for index in range(8):
-        calls = 2 if index == 3 else 1
-        began = time.time_ns()
-        for _ in range(calls):
+    records: list[Any] = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with mfu.monitor(model.module, peaks=Peaks("cpu", {}, {}, None, None, {}), on_step=records.append):
+        for _ in range(6):
             model(torch.ones(2, 8)).sum().backward()
-        if times.after_step(began, calls, timed=index != 5) is not None:
-            found.append(index)
-    # What step 3 and step 5 did would be told after steps 4 and 6.
-    assert found == [1, 2, 3, 5, 7]
+            optimizer.step()
+    # The first one's forward had begun before the run saw it.
+    assert [record.comm_s is not None for record in records[1:]] == [True] * 5
+
+
+@pytest.mark.parametrize(("each", "kind"), [(True, "StepTimes"), (False, "TorchsTimes")])
+def test_who_times(each: bool, kind: str, model: Any) -> None:
+    """MFU_PROFILE=off leaves torch alone, as does its own log; and what is not wrapped is not timed at all."""
+    import torch.distributed as dist
+    from torch import nn
+
+    from mfu_sdk.run.ddp_times import ddp_times
+
+    assert type(ddp_times(model, each=each)).__name__ == kind
+    # Also where the model is watched that lies within.
+    assert type(ddp_times(model.module, each=each)).__name__ == kind
+    assert ddp_times(nn.Linear(1, 1), each=each) is None
+    assert ddp_times(None, each=each) is None
+    level = dist.get_debug_level()
+    try:
+        dist.set_debug_level(dist.DebugLevel.DETAIL)
+        assert type(ddp_times(model, each=each)).__name__ == "TorchsTimes"
+    finally:
+        dist.set_debug_level(level)
 
 
 if __name__ == "__main__":

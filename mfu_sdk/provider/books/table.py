@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,10 @@ def _csv(path: Path, text: str) -> list[Entry]:
         header = [cell.strip() for cell in next(reader, [])]
         if not any(header) or len(set(header)) != len(header):
             raise ConfigurationError(f"{path}: line 1 must name the columns, each once; {FORM}")
+        if len(header) == 1 and (apart := re.search(r"[;\t|]", header[0])):
+            raise ConfigurationError(
+                f"{path}: line 1 parts its columns by {apart[0]!r}; save the table as CSV with commas, numbers as 2.95"
+            )
         entries = []
         for cells in reader:
             where = f"{path}: line {reader.line_num}"

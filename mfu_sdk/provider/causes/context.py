@@ -2,11 +2,11 @@
 
 Claims are a tenant's word, so that no single workload sets what others are held against: a rate counts as reached
 where two workloads reached it, a clock where four devices are behind the median. A workload whose own figures cannot be
-right together (`accounting`) is no measure for others at all.
+right together (`accounting`), or that tells of somebody else's GPUs (`provider.contested`), is no measure for others.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from types import MappingProxyType
@@ -15,10 +15,13 @@ from typing import Final
 from mfu_sdk.provider.causes.accounting import accounting
 from mfu_sdk.provider.causes.evidence import LINKS, Earlier, Evidence, Smaller
 from mfu_sdk.provider.causes.gather import Gathered, Run, Unit
+from mfu_sdk.provider.causes.links import SAME_BATCH
 
 LEAST_DEVICES: Final = 4
 HELD_SHARE: Final = 0.5
 """A device is held by power or heat where the driver says so for most of the time."""
+_OWN: Final = ("data", "queue", "bus_bytes_per_s", "ideal_ratio")
+"""What a workload's own process tells or does not, whatever others on its GPU type do."""
 SIZE_FACTOR: Final = 4.0
 """Exchanges whose bytes differ by no more than this factor are of one message size."""
 
@@ -29,13 +32,15 @@ def complete(
     links: Mapping[str, str],
     node_gpus: Mapping[str, int],
     host_links: Mapping[str, str] = MappingProxyType({}),
+    doubted: Collection[Unit] = (),
 ) -> list[Evidence]:
     """Each workload's evidence with its context.
 
     `runs` are all known runs by `Unit.kin`; `links` and `node_gpus` the best path and the GPUs of a machine by GPU
-    type, `host_links` the best path of each machine, as the inventory has them.
+    type, `host_links` the best path of each machine, as the inventory has them. What is `doubted` is no measure for
+    others.
     """
-    sound = {each.unit for each in gathered if accounting(each.evidence) is None}
+    sound = {each.unit for each in gathered if accounting(each.evidence) is None} - set(doubted)
     clocks: dict[_Kind, list[float]] = {}
     told: dict[object, set[str]] = {}
     observed: dict[str | None, int] = {}
@@ -48,8 +53,8 @@ def complete(
             # One rank has nobody to wait for, which says nothing of what is told.
             if value is not None and (name == "clock" or e.world_size != 1):
                 told.setdefault(gpu_type, set()).add(name)
-        if e.data is not None:
-            told.setdefault((e.tenant, e.workload), set()).add("data")
+        own = told.setdefault((e.tenant, e.workload), set())
+        own.update(name for name in _OWN if getattr(e, name) is not None)
         observed[gpu_type] = max(observed.get(gpu_type, 0), *each.devices_by_host.values(), 0)
         if e.link_best in LINKS:
             best[gpu_type] = max(best.get(gpu_type, "none"), e.link_best, key=LINKS.index)
@@ -61,8 +66,7 @@ def complete(
     for each in gathered:
         e, unit = each.evidence, each.unit
         untold = {"clock", "comm", "skew"} - told.get(unit.gpu_type, set())
-        if "data" not in told.get((e.tenant, e.workload), set()):
-            untold.add("data")
+        untold.update(set(_OWN) - told[e.tenant, e.workload])
         found.append(
             replace(
                 e,
@@ -72,7 +76,8 @@ def complete(
                 type_link=best.get(unit.gpu_type),
                 one_machine=machines[unit],
                 best_bus_bytes_per_s=rates.best(each, best.get(unit.gpu_type)),
-                smaller=_smaller(unit, fewer),
+                least_comm=rates.least_comm(each),
+                smaller=_smaller(each, fewer),
                 earlier=_earlier(e, runs.get(unit.kin, ())),
             )
         )
@@ -132,6 +137,7 @@ def _one_machine(unit: Unit, node_gpus: Mapping[str, int], observed: Mapping[str
 
 
 _Links = tuple[str | None, bool, float | None]
+_Rate = tuple[float, float, tuple[str, str | None], int | None]
 
 
 class _Rates:
@@ -144,7 +150,7 @@ class _Rates:
     def __init__(
         self, gathered: Sequence[Gathered], machines: Mapping[Unit, bool | None], best: Mapping[str | None, str]
     ) -> None:
-        self._kinds: dict[_Links, list[tuple[float, float, tuple[str, str | None]]]] = {}
+        self._kinds: dict[_Links, list[_Rate]] = {}
         self._machines = machines
         for each in gathered:
             rate = max(each.bus_peak_bytes_per_s or 0.0, each.evidence.bus_bytes_per_s or 0.0)
@@ -156,7 +162,7 @@ class _Rates:
                     # What a worse path reaches says nothing of the best one.
                     continue
                 kind = self._kinds.setdefault((each.unit.gpu_type, within, each.ranks_per_replica), [])
-                kind.append((each.comm_bytes_per_step, rate, name))
+                kind.append((each.comm_bytes_per_step, rate, name, each.unit.world_size))
         for kind in self._kinds.values():
             kind.sort()
 
@@ -171,49 +177,70 @@ class _Rates:
         size = each.comm_bytes_per_step
         if size is None:
             return own
-        kind = self._kinds.get((each.unit.gpu_type, within, each.ranks_per_replica), [])
+        reached = self._reached((each.unit.gpu_type, within, each.ranks_per_replica), size)
+        return own if reached is None else max(reached, own or 0.0)
+
+    def least_comm(self, each: Gathered) -> float | None:
+        """The share of a step that its gradients alone take on the network, at what as many ranks reached there."""
+        size, unit = each.gradient_bytes_per_step, each.unit
+        if size is None or not each.step_s or self._machines[unit] is not False:
+            return None
+        rate = self._reached((unit.gpu_type, False, each.ranks_per_replica), size, unit.world_size)
+        return None if rate is None else size / rate / each.step_s
+
+    def _reached(self, links: "_Links", size: float, ranks: int | None = None) -> float | None:
+        """What two workloads reached with exchanges of this size, of `ranks` ranks where that is asked for."""
+        kind = self._kinds.get(links, [])
         fastest: dict[tuple[str, str | None], float] = {}
         for index in range(bisect_left(kind, (size / SIZE_FACTOR,)), len(kind)):
-            bytes_per_step, rate, name = kind[index]
+            bytes_per_step, rate, name, world_size = kind[index]
             if bytes_per_step > size * SIZE_FACTOR:
                 break
-            fastest[name] = max(fastest.get(name, 0.0), rate)
+            if ranks is None or world_size == ranks:
+                fastest[name] = max(fastest.get(name, 0.0), rate)
         reached = sorted(fastest.values(), reverse=True)
-        if len(reached) > 1:
-            return max(reached[1], own or 0.0)
-        return own
+        return reached[1] if len(reached) > 1 else None
 
 
-_Fewer = dict[tuple[object, ...], list[Smaller]]
+_Fewer = dict[tuple[object, ...], list[tuple[str | None, Smaller]]]
 
 
 def _fewer_ranks(gathered: Sequence[Gathered], runs: Mapping[tuple[object, ...], Sequence[Run]]) -> _Fewer:
-    """What the same structure reached by number of ranks: of a tenant, on one GPU type, in one phase."""
+    """What the same structure reached by number of ranks: of a tenant, on one GPU type, in one phase, by workload."""
     found: _Fewer = {}
     key: tuple[object, ...]
     for each in gathered:
         e = each.evidence
         if e.world_size and e.rank_tokens and e.tokens_per_s:
             key = e.tenant, e.family, e.gpu_type, e.phase
-            found.setdefault(key, []).append(Smaller(e.world_size, e.rank_tokens, e.tokens_per_s))
+            found.setdefault(key, []).append((e.workload, Smaller(e.world_size, e.rank_tokens, e.tokens_per_s)))
     for kin, earlier in runs.items():
-        tenant, _, family, gpu_type, world_size, phase = kin
+        tenant, workload, family, gpu_type, world_size, phase = kin
         for run in earlier:
             if isinstance(world_size, int) and run.rank_tokens and run.told.tokens_per_s:
                 key = tenant, family, gpu_type, phase
-                found.setdefault(key, []).append(Smaller(world_size, run.rank_tokens, run.told.tokens_per_s))
+                name = workload if isinstance(workload, str) else None
+                found.setdefault(key, []).append((name, Smaller(world_size, run.rank_tokens, run.told.tokens_per_s)))
     return found
 
 
-def _smaller(unit: Unit, fewer: _Fewer) -> Smaller | None:
-    """The nearest number of ranks below, and the fastest at it."""
+def _smaller(each: Gathered, fewer: _Fewer) -> Smaller | None:
+    """The nearest number of ranks below, and the fastest at it: of this workload, else of one that does as much a rank.
+
+    The batch of another workload, larger or smaller, is not what this one's was.
+    """
+    unit, rank_tokens = each.unit, each.evidence.rank_tokens
     if unit.world_size is None or unit.family is None:
         return None
     size = unit.world_size
     known = [
-        each for each in fewer.get((unit.tenant, unit.family, unit.gpu_type, unit.phase), ()) if each.world_size < size
+        (name, told)
+        for name, told in fewer.get((unit.tenant, unit.family, unit.gpu_type, unit.phase), ())
+        if told.world_size < size
     ]
-    return max(known, key=lambda each: (each.world_size, each.tokens_per_s), default=None)
+    own = [told for name, told in known if name == unit.workload]
+    alike = [told for _, told in known if rank_tokens is not None and told.rank_tokens * SAME_BATCH <= rank_tokens]
+    return max(own or alike, key=lambda told: (told.world_size, told.tokens_per_s), default=None)
 
 
 def _earlier(e: Evidence, runs: Sequence[Run]) -> tuple[Earlier, ...]:

@@ -44,7 +44,10 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Smaller:
-    """The same structure on the same GPU type at fewer ranks; tokens of a rank in a step, and in a second of steps."""
+    """The same structure on the same GPU type at fewer ranks; tokens of a rank in a step, and in a second of steps.
+
+    Of this workload, or of another one whose ranks have no more to do in a step.
+    """
 
     world_size: int
     rank_tokens: float
@@ -56,12 +59,15 @@ class Rest:
     """What a stretch of hours is held against: the same configuration's other hours, as far as they are comparable.
 
     `clock` is what the slowest device would have had: its clock there, lowered by what clocks of its GPU type did.
+    `mfu` is theirs, whatever held it.
     """
 
     data: float | None = None
     comm: float | None = None
     bus_bytes_per_s: float | None = None
     clock: float | None = None
+    skew: float | None = None
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +75,9 @@ class Evidence:
     """What is known of one workload. `day` is the first day in UTC, ISO 8601.
 
     `untold` names signals that nothing comparable here ever tells: no device of this GPU type its clock, no run of
-    this workload its waits for data. A rival cause that would show in one of them cannot be ruled out, and costs
-    confidence; a signal that is told elsewhere and missing here is one that was lost, and no cause is built on that.
+    this workload its waits for data, its queue or the rate of its links. A rival cause that would show in one of them
+    cannot be ruled out, and costs confidence; a signal that is told elsewhere and missing here is one that was lost,
+    and no cause is built on that.
     """
 
     tenant: str
@@ -129,6 +136,8 @@ class Evidence:
     """What the best fabric for this GPU type reaches at this message size."""
     ideal_ratio: float | None = None
     """Communication over computation on ideal links."""
+    least_comm: float | None = None
+    """The share of the step time that its gradients alone would take on the best links for as many ranks."""
     smaller: Smaller | None = None
 
     prefill: float | None = None
@@ -188,6 +197,9 @@ class Evidence:
     idle: float | None = None
     """The share of its allocated device hours without steps, while its SDK was heard."""
     replicas: int | None = None
+    """The devices that are allocated to it."""
+    working: int | None = None
+    """Those of them that had steps for more than half of their hours."""
 
     drifts: tuple[Drift, ...] = ()
     earlier: tuple[Earlier, ...] = ()

@@ -19,6 +19,8 @@ from mfu_sdk.provider.causes.hours import KNOWN_SHARE
 from mfu_sdk.provider.fleet import Witness
 from mfu_sdk.provider.rollup import Sums, Usage, ratio, total
 
+GRADIENT_BYTES: Final = 2.0
+"""Of one weight, in 16 bits."""
 JUDGED: Final = frozenset({None, "train", "eval", "prefill", "decode", "inference"})
 
 
@@ -61,6 +63,8 @@ class Sign:
     witnessed_mfu: float | None = None
     dtype_mix: float | None = None
     flops_per_token: float | None = None
+    attention: float | None = None
+    """The share of its model FLOPs that attention is: scores and values, products without weights."""
     peak_dtype: str | None = None
     peak_source: str | None = None
     clock: float | None = None
@@ -87,6 +91,9 @@ class Gathered:
     comm_bytes_per_step: float | None = None
     ranks_per_replica: float | None = None
     devices_by_host: Mapping[str, int] = field(default_factory=dict)
+    gradient_bytes_per_step: float | None = None
+    """What a rank's gradients are at least, by the bus convention."""
+    step_s: float | None = None
 
 
 def unit_of(usage: Usage) -> Unit:
@@ -243,7 +250,30 @@ def _one(
         _middle(sign.comm_bytes_per_step for sign in signs),
         next((unit.world_size / sign.dp for sign in signs if sign.dp and unit.world_size), None),
         {host: len(devices) for host, devices in hosts.items()},
+        gradient_bytes(signs, unit.world_size) if unit.phase == "train" else None,
+        ratio(sums.device_s, sums.timed_steps),
     )
+
+
+def gradient_bytes(signs: Sequence[Sign], world_size: int | None) -> float | None:
+    """The least that a rank's gradients move in a step, by the bus convention; None where ranks are not replicated.
+
+    A product with weights takes 6 FLOPs a weight and token, forward and backward (arXiv 2001.08361, section 2.1), so
+    that FLOPs a token without attention's tell the weights that take part, of experts the active ones. The least is an
+    all-reduce of their gradients in 16 bits once a step: shards of weights are exchanged more often.
+    """
+    if world_size is None:
+        return None
+    known = [
+        sign.flops_per_token * (1 - sign.attention) / 6
+        for sign in signs
+        if sign.flops_per_token is not None and sign.attention is not None and sign.dp is not None and sign.dp > 1
+    ]
+    dp = next((sign.dp for sign in signs if sign.dp is not None), None)
+    if not known or dp is None or len(known) < len(signs):
+        return None
+    weights = median(known) * dp / world_size
+    return 2 * (dp - 1) / dp * GRADIENT_BYTES * weights
 
 
 def clock_of(gpu_type: str | None, mhz: float) -> float | None:

@@ -39,6 +39,15 @@ class Cut:
     wanted: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The share of a workload's allocated hours on devices with nothing to do; its `devices`, and those at work."""
+
+    share: float
+    devices: int
+    working: int
+
+
 def held(
     evidence: Sequence[Evidence],
     usages: Sequence[Usage],
@@ -60,15 +69,15 @@ def held(
             worst = max(of_host, key=lambda cut: cut.stranded * cut.unplaceable)
             e = replace(e, stranded=worst.stranded, unplaceable=worst.unplaceable, wanted=worst.wanted)
         if (known := idle.get((e.tenant, e.workload, e.gpu_type))) is not None:
-            e = replace(e, idle=known[0], replicas=known[1])
+            e = replace(e, idle=known.share, replicas=known.devices, working=known.working)
         found.append(e)
     told = {(e.tenant, e.workload, e.gpu_type) for e in found}
     day = evidence[0].day if evidence else f"{datetime.fromtimestamp(span.since_unix_ns / 1e9, UTC):%Y-%m-%d}"
-    for (tenant, workload, gpu_type), (share, replicas) in idle.items():
+    for (tenant, workload, gpu_type), known in idle.items():
         if (tenant, workload, gpu_type) not in told:
             # It took no step, so that nobody could tell of its queue.
             bare = Evidence(tenant=tenant, workload=workload, day=day, gpu_type=gpu_type, untold=frozenset({"queue"}))
-            found.append(replace(bare, idle=share, replicas=replicas))
+            found.append(replace(bare, idle=known.share, replicas=known.devices, working=known.working))
     return found
 
 
@@ -136,8 +145,8 @@ def idle_of(
     heard: Iterable[Heard],
     span: Range,
     unused: Mapping[str, float] = _NOT_SEEN,
-) -> dict[Name, tuple[float, int]]:
-    """The idle share of allocated hours, and the devices held, by tenant, workload and GPU type.
+) -> dict[Name, Idle]:
+    """The idle share of allocated hours by tenant, workload and GPU type.
 
     Idle are devices that are so for half of their hours or more: a balancer spreads a service's headroom evenly, so
     that a device with less has headroom, and one with more has nothing to do, whatever the others do.
@@ -170,6 +179,7 @@ def idle_of(
             of_row = names.setdefault(row, {})
             of_row[each.workload] = of_row.get(each.workload, 0.0) + each.seconds
     idle_s: dict[Allocation, float] = {}
+    working: Counter[Allocation] = Counter()
     for (row, uuid), seconds in heard_s.items():
         own_s = held_s[row] / row.gpus
         stepped = stepped_s.get((row, uuid), 0.0)
@@ -177,12 +187,14 @@ def idle_of(
         unused_s = max(min(seconds, own_s) - stepped, min(unused.get(uuid, 0.0), own_s - stepped), 0.0)
         if own_s > 0 and unused_s >= SPARE * own_s:
             idle_s[row] = idle_s.get(row, 0.0) + unused_s
-    totals: dict[Name, tuple[float, float, int]] = {}
+        elif stepped > SPARE * own_s:
+            working[row] += 1
+    totals: dict[Name, tuple[float, float, int, int]] = {}
     for row, workloads in names.items():
         key = row.tenant, max(workloads, key=lambda name: workloads[name]), types[row]
-        idle, held, gpus = totals.get(key, (0.0, 0.0, 0))
-        totals[key] = idle + idle_s.get(row, 0.0), held + held_s[row], gpus + row.gpus
-    return {key: (idle / held, gpus) for key, (idle, held, gpus) in totals.items() if held > 0}
+        idle, held, gpus, busy = totals.get(key, (0.0, 0.0, 0, 0))
+        totals[key] = idle + idle_s.get(row, 0.0), held + held_s[row], gpus + row.gpus, busy + working[row]
+    return {key: Idle(idle / held, gpus, busy) for key, (idle, held, gpus, busy) in totals.items() if held > 0}
 
 
 def _on(

@@ -2,11 +2,17 @@
 
 The counterfactual of a poor path is the same bytes at the best rate for this GPU type and message size, that of scale
 is no exposed communication at all. Communication is net of skew, so a late rank is neither.
+
+*Where a workload tells no rates* two things are known all the same. One configuration exchanges the same bytes at any
+hour, so that links are slower in hours in which more is exposed and steps are longer by it. And a step of training
+exchanges its gradients at least, whose bytes follow from what was counted (`gather.gradient_bytes`): what they take on
+the best links is a part of the communication that no link can take away, and how slow links are at most follows too,
+because no more can be hidden than there is computation.
 """
 
 from typing import Final
 
-from mfu_sdk.provider.causes.evidence import LINKS, Evidence
+from mfu_sdk.provider.causes.evidence import LINKS, Evidence, Smaller
 from mfu_sdk.provider.causes.finding import MATERIAL_LOSS, Verdict, confidence
 
 COMM_SHARE: Final = 0.08
@@ -14,15 +20,19 @@ BUS_RATIO: Final = 0.62
 IDEAL_RATIO: Final = 0.5
 LEAST_RANKS: Final = 8
 SAME_BATCH: Final = 0.8
-"""Below this share of the tokens that a rank had at fewer ranks, its batch has shrunk."""
+"""Below this share of the tokens that a step had at fewer ranks, the batch has shrunk: by choice, not by the ranks."""
+LEAST_BUS_RATIO: Final = 0.5
+"""What links must reach whose rate nobody tells: half of the lanes, one of two NICs, or sockets in the place of RDMA
+reach no more than that."""
 
 
 def poor_topology(e: Evidence) -> Verdict | None:
-    """More than 8 % exposed, at below 0.62 of the best rate, over a worse path than there is, or since links slowed."""
-    if e.comm is None or e.comm <= COMM_SHARE:
-        return None
+    """More than 8 % exposed, at below 0.62 of the best rate, over a worse path than there is, or since links slowed.
+
+    Of less than 8 % only what links lost is asked for, where both the rate and the path are known to be worse.
+    """
     # An exchange at the best rate still costs what it costs; a late rank may be in what is not known to be skew.
-    if e.skew is None:
+    if e.comm is None or e.comm < MATERIAL_LOSS or e.skew is None:
         return None
     ratio = _ratio(e)
     worse = _worse_path(e)
@@ -33,8 +43,8 @@ def poor_topology(e: Evidence) -> Verdict | None:
         # Nobody has measured a better path at this size. Paths of other classes differ by more than this.
         slow = False
         loss = e.comm * (1 - BUS_RATIO) if e.best_bus_bytes_per_s is None else 0.0
-    risen = _risen(e)
-    loss = max(loss if slow or worse is not None else 0.0, risen)
+    is_worse = (slow or worse is not None) if e.comm > COMM_SHARE else (slow and worse is not None)
+    loss = max(loss if is_worse else 0.0, _risen(e))
     if loss < MATERIAL_LOSS:
         return None
     shown: dict[str, float | str] = {"exposed_comm_share": e.comm, "skew_share": e.skew}
@@ -60,26 +70,32 @@ def poor_topology(e: Evidence) -> Verdict | None:
 
 
 def scaling_inefficiency(e: Evidence) -> Verdict | None:
-    """More than 8 % exposed on the best fabric, at 0.62 of its rate or more, with more to exchange than to hide it."""
+    """More than 8 % exposed on the best fabric, at 0.62 of its rate or more, with more to exchange than to hide it.
+
+    Where no rate is told: at half of the best rate or more, with more gradients to exchange than that.
+    """
     if e.comm is None or e.comm <= COMM_SHARE or e.skew is None:
-        return None
-    ratio = _ratio(e)
-    if ratio is None or ratio < BUS_RATIO or e.ideal_ratio is None or e.ideal_ratio <= IDEAL_RATIO:
         return None
     if e.world_size is None or e.world_size <= LEAST_RANKS:
         return None
-    if not _best_path(e) or any(_risen(part) >= MATERIAL_LOSS for part in e.parts):
+    is_told = not {"bus_bytes_per_s", "ideal_ratio"} <= e.untold
+    known = _told(e) if is_told else _by_gradients(e, e.comm, e.skew)
+    if known is None:
+        return None
+    ratio, ideal = known
+    # Scale is a job's own from its first step on.
+    if any(part.worse == "comm" and (not is_told or _risen(part) >= MATERIAL_LOSS) for part in e.parts):
         return None
     smaller = e.smaller
-    if smaller is not None and (e.rank_tokens is None or e.rank_tokens < SAME_BATCH * smaller.rank_tokens):
+    if smaller is not None and (e.rank_tokens is None or _has_shrunk(e.rank_tokens * e.world_size, smaller)):
         return None
     shown: dict[str, float | str] = {
         "exposed_comm_share": e.comm,
-        "bus_rate_ratio": ratio,
-        "ideal_comm_over_compute": e.ideal_ratio,
+        "bus_rate_ratio" if is_told else "bus_rate_ratio_at_least": ratio,
+        "ideal_comm_over_compute" if is_told else "ideal_gradients_over_compute": ideal,
         "ranks": float(e.world_size),
     }
-    slows = False
+    slows, is_sure = False, (e.type_link is not None,) if is_told else (False, False)
     if smaller is not None and e.tokens_per_s is not None:
         kept = e.tokens_per_s / smaller.tokens_per_s
         shown |= {"tokens_per_s_against_fewer_ranks": kept, "fewer_ranks": float(smaller.world_size)}
@@ -87,12 +103,38 @@ def scaling_inefficiency(e: Evidence) -> Verdict | None:
     return Verdict(
         "scaling_inefficiency",
         e.comm,
-        confidence(slows, e.type_link is not None),
+        confidence(slows, *is_sure),
         shown,
-        f"At {e.world_size:,} ranks {e.comm:.0%} of the time is communication that nothing hides, on links that are as "
-        "fast as they get: raise the batch of a rank or accumulate gradients, shard within a node only (HSDP), or run "
+        f"At {e.world_size:,} ranks {e.comm:.0%} of the time is communication that nothing hides, on links that are "
+        + ("as fast as they get" if is_told else "not the half of it (their rates would say more)")
+        + ": raise the batch of a rank or accumulate gradients, shard within a node only (HSDP), or run "
         "on fewer ranks.",
     )
+
+
+def _told(e: Evidence) -> tuple[float, float] | None:
+    """The rate over the best one and communication over computation on ideal links, on the best path and that fast."""
+    ratio = _ratio(e)
+    if ratio is None or ratio < BUS_RATIO or e.ideal_ratio is None or e.ideal_ratio <= IDEAL_RATIO:
+        return None
+    return (ratio, e.ideal_ratio) if _best_path(e) else None
+
+
+def _by_gradients(e: Evidence, comm: float, skew: float) -> tuple[float, float] | None:
+    """The least that both can be, between machines, where no rate is told; None where that is not enough."""
+    if e.least_comm is None or e.link != "network" or e.one_machine is not False:
+        return None
+    computed = 1 - comm - skew - (e.data or 0.0)
+    if computed <= 0 or e.least_comm <= IDEAL_RATIO * computed:
+        return None
+    # Exposed and hidden together are what communication took.
+    ratio = e.least_comm / (comm + computed)
+    return (ratio, e.least_comm / computed) if ratio >= LEAST_BUS_RATIO else None
+
+
+def _has_shrunk(tokens: float, smaller: Smaller) -> bool:
+    """Whether a step has fewer tokens than it had at fewer ranks; ranks that share the same step have less each."""
+    return tokens < SAME_BATCH * smaller.rank_tokens * smaller.world_size
 
 
 def _ratio(e: Evidence) -> float | None:
@@ -102,12 +144,18 @@ def _ratio(e: Evidence) -> float | None:
 def _risen(e: Evidence) -> float:
     """How much more is exposed than in other hours of the same configuration, where its own links were faster then.
 
-    The same exchanges over the same links need no allowance for what others exchange.
+    The same exchanges over the same links need no allowance for what others exchange. Where no rate is told, steps must
+    be longer by it: faster computation hides less, too.
     """
     rest = e.rest
-    if e.comm is None or rest is None or rest.comm is None or not e.bus_bytes_per_s or not rest.bus_bytes_per_s:
+    if e.comm is None or rest is None or rest.comm is None:
         return 0.0
-    slowed = e.bus_bytes_per_s < (1 - MATERIAL_LOSS) * rest.bus_bytes_per_s
+    if e.bus_bytes_per_s and rest.bus_bytes_per_s:
+        slowed = e.bus_bytes_per_s < (1 - MATERIAL_LOSS) * rest.bus_bytes_per_s
+    elif "bus_bytes_per_s" in e.untold and e.mfu is not None and rest.mfu is not None:
+        slowed = e.mfu < (1 - MATERIAL_LOSS) * rest.mfu
+    else:
+        return 0.0
     return e.comm - rest.comm if slowed else 0.0
 
 

@@ -72,7 +72,7 @@ def _rest(e: Evidence, hours: Sequence[Hour], stretch: Stretch, here: Level, the
         waited = (there.data or 0.0) + (there.comm or 0.0) - (here.data or 0.0) - (here.comm or 0.0)
         is_comparable = change is not None and waited < MATERIAL_LOSS and e.phase in _STEADY
         clock = clock * min(1.0, change) if is_comparable and change is not None else None
-    return Rest(there.data, there.comm, there.bus_bytes_per_s, clock)
+    return Rest(there.data, there.comm, there.bus_bytes_per_s, clock, there.skew, there.mfu)
 
 
 class _Clocks:

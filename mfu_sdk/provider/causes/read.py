@@ -12,10 +12,11 @@ from mfu_sdk.provider import fleet, rollup
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes.context import complete
 from mfu_sdk.provider.causes.evidence import LINKS, Drift, Earlier, Evidence
-from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather, witnessed
+from mfu_sdk.provider.causes.gather import Run, Sign, Unit, gather, unit_of, witnessed
 from mfu_sdk.provider.causes.held import Heard, held
 from mfu_sdk.provider.causes.hours import MOST_HOURS, Hour, judged
 from mfu_sdk.provider.causes.parts import clocked, with_parts
+from mfu_sdk.provider.contested import Contested, contested
 from mfu_sdk.provider.rollup import Range, Usage, ratio
 from mfu_sdk.provider.store import Row, Store
 
@@ -29,12 +30,13 @@ def evidence(
     holdings: Holdings | None = None,
     found: Sequence[Row] = (),
     usages: Sequence[Usage] | None = None,
+    contests: Sequence[Contested] | None = None,
 ) -> list[Evidence]:
     """What is known of every workload over `span`, of all tenants.
 
     `found` are excursions that the provider found, as sql/read/drifts.sql tells those of tenants' processes.
 
-    `usages` are all tenants' sums over `span`, where they have been read already.
+    `usages` are all tenants' sums over `span`, `contests` what of them is contested, where they have been read already.
     """
     bounds = {"since": span.since_unix_ns, "until": span.until_unix_ns}
     day = f"{datetime.fromtimestamp(span.since_unix_ns / 1e9, UTC):%Y-%m-%d}"
@@ -68,7 +70,10 @@ def evidence(
         sizes[node.gpu_type] = max(sizes.get(node.gpu_type, 0), node.gpus)
         if node.link in LINKS:
             links[node.gpu_type] = max(links.get(node.gpu_type, "none"), node.link, key=LINKS.index)
-    completed = complete(gathered, runs, links, sizes, host_links)
+    contests = contested(store, span, holdings, usages) if contests is None else contests
+    taken = {(each.tenant, each.device) for each in contests}
+    doubted = {unit_of(usage) for usage in usages if (usage.tenant, usage.device) in taken}
+    completed = complete(gathered, runs, links, sizes, host_links, doubted)
     completed = with_parts(completed, [each.unit for each in gathered], hours)
     if holdings is None:
         return completed
@@ -129,6 +134,7 @@ def _sign(row: Row) -> Sign:
         witnessed_mfu=ratio(row["witnessed_hardware_flop"], row["witnessed_available_flop"]),
         dtype_mix=ratio(row["by_dtype_s"], row["by_peak_s"]),
         flops_per_token=ratio(flops, steps),
+        attention=ratio(row["attention_flop"], row["attended_flop"] or None),
         peak_dtype=row["peak_dtype"] or None,
         peak_source=row["peak_source"] or None,
         clock=ratio(row["clock_s"], row["clock_known_s"]) or None,

@@ -26,14 +26,20 @@ def under_batched_inference(e: Evidence) -> Verdict | None:
         return None
     if e.queue is None or e.queue > QUEUE:
         return None
-    if e.phase == "decode" and (e.kv_free is None or e.kv_free <= KV_FREE):
+    # A server with a cache puts all that runs into one call, whether or not it tells prompts from answers. A model
+    # without one may be called one by one because its callers wait: only a promise with room tells.
+    cached = e.kv_free is not None
+    if e.phase == "decode" and not cached:
         return None
-    # A model without a cache may be called one by one because its callers wait: only a promise with room tells.
-    if e.phase == "inference" and e.latency_target_s is None:
+    if not cached and e.latency_target_s is None:
+        return None
+    if e.kv_free is not None and e.kv_free <= KV_FREE:
         return None
     if e.intensity is None or not e.ridge:
         return None
-    if e.phase == "decode" and (e.intensity >= RIDGE_SHARE * e.ridge or _is_prefill(e)):
+    if cached and e.intensity >= RIDGE_SHARE * e.ridge:
+        return None
+    if e.phase == "decode" and _is_prefill(e):
         return None
     if not e.expected_mfu or not e.feasible_mfu:
         return None
@@ -62,7 +68,7 @@ def under_batched_inference(e: Evidence) -> Verdict | None:
         f"Calls hold {e.batch:.3g} of the {batch:.3g} sequences that fit, and nobody waits: "
         + (
             f"raise max_num_seqs from {e.batch:.3g} towards {batch:.0f}, or serve the same requests on fewer replicas."
-            if e.phase == "decode"
+            if cached
             else f"batch requests dynamically towards {batch:.0f} within that latency, or serve on fewer replicas."
         ),
     )

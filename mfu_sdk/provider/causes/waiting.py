@@ -35,10 +35,16 @@ def input_bound(e: Evidence) -> Verdict | None:
 
 
 def straggler(e: Evidence) -> Verdict | None:
-    """More than 6 % of the time waits for ranks that come late."""
-    if e.skew is None or e.skew <= SKEW_SHARE:
+    """More than 6 % of the time waits for ranks that come late, or steps are 5 % longer by them than in other hours."""
+    if e.skew is None:
+        return None
+    usual = None if e.rest is None else e.rest.skew
+    loss = e.skew if e.skew > SKEW_SHARE else _lateness(e.skew - usual, e.world_size) if usual is not None else 0.0
+    if loss < MATERIAL_LOSS:
         return None
     shown: dict[str, float | str] = {"skew_share": e.skew}
+    if usual is not None:
+        shown["skew_share_in_other_hours"] = usual
     who = "one rank"
     if e.late_rank is not None:
         shown["late_rank"] = float(e.late_rank)
@@ -48,9 +54,14 @@ def straggler(e: Evidence) -> Verdict | None:
         who += f" on {e.late_host}"
     return Verdict(
         "straggler",
-        e.skew,
+        loss,
         confidence(e.comm is not None, e.late_rank is not None),
         shown,
         f"All ranks wait for {who} {e.skew:.0%} of the time: balance its share of the batch, look for other processes "
         "on its node, and restart without that node if it stays late.",
     )
+
+
+def _lateness(skew: float, ranks: int | None) -> float:
+    """By how much of a step the late ranks are late, at least: the mean over ranks holds theirs, who do not wait."""
+    return skew * ranks / (ranks - 1) if ranks is not None and ranks > 1 else skew

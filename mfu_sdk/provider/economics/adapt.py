@@ -6,17 +6,18 @@ never the row's. What no allocation covers is a row of its own in the ledger, ta
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak import catalogue
 from mfu_sdk.peak.theory import theoretical
 from mfu_sdk.provider.attempts import NOTHING, Lost, Redone
 from mfu_sdk.provider.books import Holdings, mig
+from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.economics.inputs import HOUR_NS, Held, Ledger, Losses, Trust, Used
 from mfu_sdk.provider.economics.pricing import Claim
 from mfu_sdk.provider.rollup import Sums, Usage
@@ -34,6 +35,7 @@ _SLACK: Final = 1.005
 # Peaks are measured below what is on paper at the highest clock (`causes.accounting.PEAK_BAND`).
 _MOST_OF_PAPER: Final = 1.05
 
+_LEAST_LAST: Final[tuple[Trust, ...]] = get_args(Trust)
 
 Testimony = Mapping[tuple[object, ...], Trust]
 """By `Usage.identity` what is known of a row beside its own word: "witnessed" or "contradicted"."""
@@ -41,11 +43,17 @@ Testimony = Mapping[tuple[object, ...], Trust]
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The ledger, with rows for what no allocation covers; rows of use; sentences on what was left out."""
+    """The ledger, with rows for what no allocation covers; rows of use; sentences on what was left out.
+
+    `trust` is what stands behind each row of the roll-up, by `Usage.identity`; of one that several allocations may be
+    meant by the least. `elsewhere_hours` are GPU-hours of steps on GPUs of other tenants, which are in no figure.
+    """
 
     ledger: Ledger
     used: tuple[Used, ...]
     notes: tuple[str, ...]
+    trust: Mapping[tuple[object, ...], Trust] = field(default_factory=dict)
+    elsewhere_hours: float = 0.0
 
 
 def reference_peaks(gpu_types: Iterable[str], usages: Iterable[Usage]) -> dict[str, float]:
@@ -71,14 +79,27 @@ def adapted(
     done_again: Redone = NOTHING,
     testimony: Testimony = MappingProxyType({}),
     outside_s: Mapping[tuple[str, str, str], float] = MappingProxyType({}),
+    contests: Sequence[Contested] = (),
 ) -> Adapted:
-    """Rows of use for `ledger`, whose hosts are those of `holdings`."""
+    """Rows of use for `ledger`, whose hosts are those of `holdings`.
+
+    Rows of `contests` are contradicted. Those whose steps were mostly on another tenant's GPU are in no allocation.
+    """
     places = _Places(ledger, holdings)
     about = _About(claims, usages)
+    contested = {(each.tenant, each.device) for each in contests}
+    elsewhere = {(each.tenant, each.device) for each in contests if is_elsewhere(each)}
     placed: list[tuple[Used, int, float]] = []
+    identities: list[tuple[object, ...]] = []
+    trust: dict[tuple[object, ...], Trust] = {}
+    elsewhere_hours = 0.0
     strays: dict[str, int] = {}
     beyond: dict[tuple[str, str], float] = {}
     for usage in usages:
+        if (usage.tenant, usage.device) in elsewhere:
+            elsewhere_hours += (usage.sums.device_hours or 0.0) * float(_sm_share(usage) or 0)
+            trust[usage.identity] = "contradicted"
+            continue
         host = places.host(usage)
         if host is None or (host, usage.gpu_type) not in places.owned:
             name = usage.host or usage.device
@@ -89,13 +110,28 @@ def adapted(
             beyond_s = outside_s.get((usage.tenant, usage.host or "", usage.device), 0.0)
             if beyond_s > (_SLACK - 1) * (usage.sums.device_s or 0.0):
                 beyond[usage.tenant, usage.device] = beyond_s
-            row = replace(row, trust=testimony.get(usage.identity, "claimed"))
-            placed += [(row, index, weight) for index, weight in places.of(usage, host, row)]
+            is_contested = (usage.tenant, usage.device) in contested
+            said: Trust = "contradicted" if is_contested else testimony.get(usage.identity, "claimed")
+            row = replace(row, trust=said)
+            for index, weight in places.of(usage, host, row):
+                placed.append((row, index, weight))
+                identities.append(usage.identity)
     ledger = places.ledger()
     used = _used(ledger, placed, places.recorded, beyond)
-    return Adapted(
-        ledger, used, (*_stray(strays), *places.notes(), *_beyond(beyond), *_gainsaid(used), *done_again.notes)
-    )
+    for identity, row in zip(identities, used, strict=True):
+        known = trust.get(identity)
+        if known is None or _LEAST_LAST.index(row.trust) > _LEAST_LAST.index(known):
+            trust[identity] = row.trust
+    notes = (
+        *_stray(strays), *places.notes(), *_beyond(beyond), *_gainsaid(used, contested), *_contests(contests),
+        *done_again.notes,
+    )  # fmt: skip
+    return Adapted(ledger, used, notes, trust, elsewhere_hours)
+
+
+def is_elsewhere(each: Contested) -> bool:
+    """Whether a tenant's steps on a device were mostly at times when another held it, by the records."""
+    return each.why == "held_by_another" and each.hours > 0.5 * each.of_hours
 
 
 def claims_of(findings: Iterable[Mapping[str, Any]]) -> tuple[Claim, ...]:
@@ -160,10 +196,15 @@ class _Places:
         for index, held in enumerate(ledger.held):
             self._by_host.setdefault((held.host, held.tenant), []).append(index)
         self._by_uuid: dict[str, set[tuple[str, str | None, str]]] = {}
+        named: set[tuple[str, str | None, str]] = set()
+        unnamed: set[tuple[str, str | None, str]] = set()
         for allocation in holdings.inventory.allocations:
+            key = (allocation.tenant, allocation.allocation_id, allocation.host)
             for uuid in allocation.gpu_uuids:
-                key = (allocation.tenant, allocation.allocation_id, allocation.host)
                 self._by_uuid.setdefault(uuid, set()).add(key)
+            # Where two allocations have one name, one that does not name its GPUs may mean any.
+            (named if len(allocation.gpu_uuids) == allocation.gpus else unnamed).add(key)
+        self._whole = named - unnamed
         self._extra: dict[tuple[str, str, str], tuple[int, dict[str, int]]] = {}
 
     def host(self, usage: Usage) -> str | None:
@@ -185,8 +226,11 @@ class _Places:
             if self._ledger.held[index].gpu_type == row.gpu_type
         ]
         named = self._by_uuid.get(usage.device, set()) | self._by_uuid.get(usage.parent or "", set())
-        by_uuid = [index for index in mine if self._key(index) in named]
-        candidates = by_uuid or mine
+        candidates = [index for index in mine if self._key(index) in named]
+        if not candidates:
+            # A UUID that the records know, and that none of them names, is none of those that they name.
+            is_known = bool(named) or any(self._holdings.node_of(uuid) for uuid in (usage.device, usage.parent or ""))
+            candidates = [index for index in mine if not (is_known and self._key(index) in self._whole)]
         told = [index for index in candidates if self._ledger.held[index].allocation_id == usage.allocation_id]
         if usage.allocation_id is not None and told:
             candidates = told
@@ -238,12 +282,9 @@ def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About, los
     sums, gpu_type = usage.sums, usage.gpu_type
     if not sums.device_s or gpu_type is None:
         return None
-    share = Fraction(1)
-    if usage.mig_profile is not None:
-        try:
-            share = mig.profile(gpu_type, usage.mig_profile).sm_share
-        except ConfigurationError:
-            return None
+    share = _sm_share(usage)
+    if share is None:
+        return None
     unknown = min(1.0, (sums.unknown_steps or 0.0) / sums.timed_steps) if sums.timed_steps else 0.0
     known_s = 0.0 if sums.model_flops is None else sums.device_s * (1 - unknown)
     own = _own_peak(sums, known_s)
@@ -279,6 +320,16 @@ def _row(usage: Usage, host: str, peaks: Mapping[str, float], about: _About, los
         losses=about.losses(places),
         claims=places,
     )
+
+
+def _sm_share(usage: Usage) -> Fraction | None:
+    """The device's part of its GPU's SMs; None for a slice of a profile that nobody knows."""
+    if usage.mig_profile is None:
+        return Fraction(1)
+    try:
+        return mig.profile(usage.gpu_type or "", usage.mig_profile).sm_share
+    except ConfigurationError:
+        return None
 
 
 def _weighed(row: Used, weight: float) -> dict[str, Any]:
@@ -343,11 +394,11 @@ def _beyond(seconds: Mapping[tuple[str, str], float]) -> list[str]:
     ]
 
 
-def _gainsaid(rows: Iterable[Used]) -> list[str]:
-    """A sentence on steps whose figures cannot be right together."""
+def _gainsaid(rows: Iterable[Used], contested: Container[tuple[str, str]]) -> list[str]:
+    """A sentence on steps whose figures cannot be right together; of those that are contested there is another."""
     hours: dict[str, float] = {}
     for row in rows:
-        if row.trust == "contradicted":
+        if row.trust == "contradicted" and (row.tenant, row.device) not in contested:
             seconds = (row.device_s + row.unknown_s) * float(row.sm_share)
             hours[row.tenant] = hours.get(row.tenant, 0.0) + seconds / 3600
     return [
@@ -355,6 +406,35 @@ def _gainsaid(rows: Iterable[Used]) -> list[str]:
         " advice on prices is built on them."
         for tenant, each in hours.items()
     ]
+
+
+_CONTESTS: Final = {
+    "held_by_another": "are told of GPUs that {others} held then by your records; rows that are mostly so are in no"
+    " figure of money: see who runs there, or correct `allocations`.",
+    "not_held": "are told of GPUs that it did not hold then by your records: see who runs there, or correct"
+    " `allocations`.",
+    "claimed_twice": "are told of GPUs of which {others} told at the same time: one of them is wrong; name the UUIDs in"
+    " `allocations` to know which.",
+}
+
+
+def _contests(contests: Iterable[Contested]) -> list[str]:
+    """A sentence for each tenant and reason."""
+    hours: dict[tuple[str, str], float] = {}
+    others: dict[tuple[str, str], set[str]] = {}
+    for each in contests:
+        key = each.tenant, each.why
+        hours[key] = hours.get(key, 0.0) + each.hours
+        others.setdefault(key, set()).update(each.others)
+    return [
+        f"{each:,.1f} hours of steps of {tenant} {_CONTESTS[why].format(others=_named(others[tenant, why]))}"
+        for (tenant, why), each in hours.items()
+    ]
+
+
+def _named(tenants: Iterable[str]) -> str:
+    names = sorted(tenants)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _key(usage: Usage) -> tuple[object, ...]:

@@ -1,13 +1,14 @@
 """Everything about one window: the books as they stand and the roll-up's sums in, capacity and money out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.provider.attempts import NOTHING, Redone
-from mfu_sdk.provider.books import CostBook, Holdings, Inventory, Snapshot, mig
+from mfu_sdk.provider.books import CostBook, Holdings, Inventory, PriceBook, Snapshot, mig
+from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.economics.adapt import Testimony, adapted, claims_of, reference_peaks
 from mfu_sdk.provider.economics.capacity import Capacity, capacity
 from mfu_sdk.provider.economics.inputs import Ledger
@@ -24,7 +25,10 @@ NO_BOOKS = (
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """Capacity and hours where there is an inventory, money where there are costs too; `missing` says what is not."""
+    """Capacity and hours where there is an inventory, money where there are costs too; `missing` says what is not.
+
+    `trust` is what stands behind each of the roll-up's rows that are in them, by `Usage.identity`.
+    """
 
     capacity: Capacity | None
     hours: tuple[Stage, ...]
@@ -32,6 +36,7 @@ class Assessment:
     missing: str | None
     ledger: Ledger | None = None
     waterfall: Waterfall | None = None
+    trust: Testimony = field(default_factory=dict)
 
 
 def assess(
@@ -44,13 +49,14 @@ def assess(
     done_again: Redone = NOTHING,
     testimony: Testimony = MappingProxyType({}),
     outside_s: Mapping[tuple[str, str, str], float] = MappingProxyType({}),
+    contests: Sequence[Contested] = (),
 ) -> Assessment:
     """What the books and `usages`, the sums of all tenants in [since, until), say together.
 
     `findings` are over the same time, mappings with the keys of the report's `causes`; `growth` is the share by which
     model FLOPs grew over the range before; `done_again` is what of them later attempts did again, `testimony` what is
     known of rows beside their tenants' word, `outside_s` are seconds of steps, by tenant, host and device, at times
-    when the tenant held nothing there.
+    when the tenant held nothing there, `contests` are steps on GPUs that are somebody else's.
     """
     if books.inventory is None:
         lacks = "the inventory is not given; name it with --inventory FILE (nodes and allocations)."
@@ -62,20 +68,23 @@ def assess(
     types = {node.gpu_type for node in rows.owned}
     peaks = reference_peaks(types, usages)
     claims = claims_of(findings)
-    found = adapted(rows, holdings, usages, peaks, claims, done_again, testimony, outside_s)
+    found = adapted(rows, holdings, usages, peaks, claims, done_again, testimony, outside_s, contests)
     fall = waterfall(found.ledger, found.used)
     factors = capacity(found.ledger, fall, peaks)
     missing = _missing(books.costs, found.ledger)
     if missing is not None or books.costs is None:
-        return Assessment(factors, stages(fall), None, missing, found.ledger, fall)
+        return Assessment(factors, stages(fall), None, missing, found.ledger, fall, found.trust)
     outlook = Outlook(
         _queued(books.inventory, types, since_unix_ns, until_unix_ns),
         growth,
         _capex(books.costs, types, until_unix_ns - 1),
         {gpu_type: _first(books.inventory, gpu_type) for gpu_type in types},
     )
-    money = reckon(found.ledger, fall, factors, peaks, outlook, claims, books.costs.currency, found.notes)
-    return Assessment(factors, stages(fall), money, None, found.ledger, fall)
+    notes = (*found.notes, *_strangers(books.prices, books.inventory))
+    money = reckon(
+        found.ledger, fall, factors, peaks, outlook, claims, books.costs.currency, notes, found.elsewhere_hours
+    )
+    return Assessment(factors, stages(fall), money, None, found.ledger, fall, found.trust)
 
 
 def _missing(costs: CostBook | None, rows: Ledger) -> str | None:
@@ -87,6 +96,16 @@ def _missing(costs: CostBook | None, rows: Ledger) -> str | None:
     return (
         f"No money: `costs` has no row for {', '.join(without)} over all of this time; add one, or correct its dates."
     )
+
+
+def _strangers(prices: PriceBook | None, inventory: Inventory) -> list[str]:
+    """A sentence on prices of tenants that no allocation names: one that is misspelt pays another price."""
+    known = {allocation.tenant for allocation in inventory.allocations}
+    names = sorted({price.tenant for price in prices.prices if price.tenant is not None} - known) if prices else []
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [f"`prices` has rows for {shown}, and no allocation names them: check how they are spelt in both."]
 
 
 def _queued(inventory: Inventory, types: Iterable[str], since_unix_ns: int, until_unix_ns: int) -> dict[str, float]:

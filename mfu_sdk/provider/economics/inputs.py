@@ -15,7 +15,10 @@ PFLOP_HOUR: Final = 3.6e18
 
 Trust = Literal["witnessed", "consistent", "claimed", "contradicted"]
 """What stands behind a row: the provider's own counters; that it contradicts nothing the provider knows; its word
-alone, which does not fit the provider's records of who held what; nothing, for its figures cannot be right together."""
+alone, which does not fit the provider's records of who held what; nothing, for its figures cannot be right together,
+or its GPU was somebody else's."""
+TRUSTED: Final[frozenset[Trust]] = frozenset({"witnessed", "consistent"})
+"""What advice on prices and purchases, and what others are held against, may rest on."""
 
 
 @dataclass(frozen=True, slots=True)

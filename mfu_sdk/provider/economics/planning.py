@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR, Ledger
+from mfu_sdk.provider.economics.inputs import HOUR_NS, PFLOP_HOUR, TRUSTED, Ledger
 from mfu_sdk.provider.economics.waterfall import Split, Waterfall
 
 _OUTSIDE = frozenset({"unavailable", "unsold", "mig_stranded", "unobserved"})
@@ -39,7 +39,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The same intent (model, batch, sequence, dtype, layout) on an older and on a newer GPU type."""
+    """The same intent (model, batch, sequence, dtype, layout), in one phase, on an older and on a newer GPU type."""
 
     intent: str
     before: Side
@@ -102,13 +102,18 @@ def plan(gpu_type: str, gpus: float, mfu: float | None, demand_gpus: float | Non
 
 
 def pairs(ledger: Ledger, splits: Iterable[Split], first_owned: Mapping[str, int]) -> tuple[Pair, ...]:
-    """Every intent that ran on several GPU types: the type that was owned first against the one owned last."""
-    sides: dict[str, dict[str, Side]] = {}
+    """Every intent that ran on several GPU types: the type that was owned first against the one owned last.
+
+    Of rows that are witnessed or consistent: a purchase should not rest on a tenant's word.
+    """
+    sides: dict[tuple[str, str], dict[str, Side]] = {}
     for one in splits:
         held, intent = ledger.held[one.used.held], one.used.intent
         if intent is None or not one.step_ns or held.cost is None or not held.gpu_ns:
             continue
-        of = sides.setdefault(intent, {})
+        if one.used.trust not in TRUSTED:
+            continue
+        of = sides.setdefault((intent, one.used.phase or ""), {})
         old = of.get(held.gpu_type, Side(held.gpu_type, 0.0, 0.0, 0.0))
         of[held.gpu_type] = Side(
             held.gpu_type,
@@ -117,7 +122,7 @@ def pairs(ledger: Ledger, splits: Iterable[Split], first_owned: Mapping[str, int
             old.useful_flops + one.useful_flops,
         )
     found = []
-    for intent, of in sorted(sides.items()):
+    for (intent, _), of in sorted(sides.items()):
         in_order = sorted(of.values(), key=lambda side: (first_owned.get(side.gpu_type, 0), side.gpu_type))
         if len(in_order) > 1 and first_owned.get(in_order[0].gpu_type, 0) < first_owned.get(in_order[-1].gpu_type, 0):
             found.append(Pair(intent, in_order[0], in_order[-1]))
@@ -135,5 +140,6 @@ def new_hardware(matched: Iterable[Pair]) -> tuple[NewHardware, ...]:
         work = sum(pair.after.useful_flops for pair in members) / PFLOP_HOUR
         then = sum(pair.before.cost / pair.before.useful_flops * pair.after.useful_flops for pair in members)
         now = sum(pair.after.cost for pair in members)
-        rows.append(NewHardware(before, after, len(members), work, then / work, now / work, then - now))
+        intents = len({pair.intent for pair in members})
+        rows.append(NewHardware(before, after, intents, work, then / work, now / work, then - now))
     return tuple(rows)

@@ -6,13 +6,12 @@ from fractions import Fraction
 from typing import Final
 
 from mfu_sdk.provider.economics.accounts import attained
-from mfu_sdk.provider.economics.inputs import HOUR_NS, Ledger
+from mfu_sdk.provider.economics.inputs import HOUR_NS, TRUSTED, Ledger
 from mfu_sdk.provider.economics.waterfall import Split, Waterfall
 
 TIERS: Final = ((0.9, "at least 90 %"), (0.7, "70 to 90 %"), (0.5, "50 to 70 %"), (0.0, "below 50 %"))
 """Tiers by MFU / expected MFU."""
 _HOURLY: Final = ("on_demand", "reserved")
-_TRUSTED: Final = frozenset({"witnessed", "consistent"})
 # Nothing to call a tenant about: a doubtful count, room between slices that the provider cut, and nobody knows what.
 _NO_CALL: Final = frozenset({"accounting", "mig_fragmentation", "unknown"})
 
@@ -75,7 +74,7 @@ def tiers(ledger: Ledger, found: Waterfall) -> tuple[Tier, ...]:
     """The tiers that have tenants, best first; none where no trusted tenant by the hour has a price and expectation."""
     splits: dict[str, list[Split]] = {}
     for one in found.splits:
-        if one.used.trust in _TRUSTED and ledger.held[one.used.held].contract in _HOURLY:
+        if one.used.trust in TRUSTED and ledger.held[one.used.held].contract in _HOURLY:
             splits.setdefault(ledger.held[one.used.held].tenant, []).append(one)
     tenants = []
     for tenant, rows in splits.items():
@@ -120,7 +119,7 @@ def calls(ledger: Ledger, found: Waterfall, claims: Sequence[Claim], currency: s
     rows = []
     for place, claim in enumerate(claims):
         splits = of_claim.get(place, [])
-        if not splits or claim.cause in _NO_CALL or any(one.used.trust not in _TRUSTED for one in splits):
+        if not splits or claim.cause in _NO_CALL or any(one.used.trust not in TRUSTED for one in splits):
             continue
         lost: dict[int, float] = {}
         for one in splits:

@@ -14,6 +14,9 @@ from mfu_sdk.provider.economics.planning import NewHardware, Plan, new_hardware,
 from mfu_sdk.provider.economics.pricing import Call, Claim, Tier, calls, tiers
 from mfu_sdk.provider.economics.waterfall import STAGES, Cell, Waterfall
 
+# Less would be told as 0.0 GPU-hours, and clocks of hosts and records differ by seconds.
+_WORTH_SAYING_NS: Final = HOUR_NS // 20
+
 MOSTLY_OBSERVED: Final = 0.9
 """Below this share of the held hours, cost per useful PFLOP-hour of the owned fleet is said to be an upper bound."""
 
@@ -101,8 +104,12 @@ def reckon(
     claims: Sequence[Claim],
     currency: str,
     notes: Sequence[str],
+    elsewhere_hours: float = 0.0,
 ) -> Economics:
-    """The economics of a ledger whose hours all have a cost. Pure."""
+    """The economics of a ledger whose hours all have a cost. Pure.
+
+    `elsewhere_hours` are those of steps on GPUs that other tenants hold: contradicted, and in nothing but that.
+    """
     cost = sum((node.cost or Fraction(0) for node in ledger.owned), Fraction(0))
     hours = Fraction(sum(node.owned_ns for node in ledger.owned), HOUR_NS)
     revenue, unpriced = _revenue(ledger, found)
@@ -140,7 +147,7 @@ def reckon(
         tiers=tiers(ledger, found),
         calls=calls(ledger, found, claims, currency),
         notes=(*notes, *unpriced, *_doubts(found)),
-        trust=_trust(found),
+        trust=_trust(found, elsewhere_hours),
     )
 
 
@@ -189,8 +196,8 @@ def _rounded(amount: Fraction | None) -> float | None:
     return None if amount is None else cents(amount) / 100
 
 
-def _trust(found: Waterfall) -> dict[str, float]:
-    hours: dict[str, float] = dict.fromkeys(get_args(Trust), 0.0)
+def _trust(found: Waterfall, elsewhere_hours: float) -> dict[str, float]:
+    hours: dict[str, float] = dict.fromkeys(get_args(Trust), 0.0) | {"contradicted": elsewhere_hours}
     for one in found.splits:
         hours[one.used.trust] += (one.step_ns + one.gpu_ns["unobserved"]) / HOUR_NS
     return hours
@@ -255,7 +262,7 @@ def _per_million(ledger: Ledger, found: Waterfall, *, training: bool) -> float |
 
 def _doubts(found: Waterfall) -> list[str]:
     sentences = []
-    if found.excess_ns:
+    if found.excess_ns >= _WORTH_SAYING_NS:
         sentences.append(
             f"{found.excess_ns / HOUR_NS:,.1f} GPU-hours of steps do not fit into the time that their allocations hold,"
             " and were cut in proportion: check the allocations' times."

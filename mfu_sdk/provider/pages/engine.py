@@ -37,6 +37,9 @@ _WORDS: Final = {
     "unattainable": "beyond reach, by roofline",
     "on_demand": "on demand",
     "per_token": "by the token",
+    "held_by_another": "another tenant holds it, by the records",
+    "not_held": "this tenant did not hold it, by the records",
+    "claimed_twice": "another tenant tells of it at the same time",
 }
 """Names that read otherwise than with blanks for their underscores."""
 

@@ -11,6 +11,7 @@ from mfu_sdk.provider.pages.money import waterfall_chart
 from mfu_sdk.provider.pages.view import View
 from mfu_sdk.provider.report import words
 from mfu_sdk.provider.report.model import Cause, Report, Workload
+from mfu_sdk.provider.report.unexplained import parted
 from mfu_sdk.provider.report.window import iso
 from mfu_sdk.provider.rollup import Moment, Sums
 
@@ -30,6 +31,7 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
     """The fleet's page under the filters of `view`; as one file where that is None."""
     cells = nodes.groups(report.nodes)
     money = report.economics
+    causes, unexplained = parted(next_steps(report))
     return engine.render(
         "fleet.html.j2",
         report=report,
@@ -38,7 +40,9 @@ def page(engine: Engine, report: Report, view: View | None, **context: Any) -> s
         chain=use.chain(report),
         guess=use.guess(report.fleet_use),
         is_watched=use.is_watched(report.fleet_use),
-        causes=next_steps(report),
+        causes=causes,
+        unexplained=unexplained,
+        decided=sum(cause.state != "open" for cause in report.causes),
         shown=SHOWN,
         top=scale_end(report),
         answers=answers.of(report.questions, SHOWN),

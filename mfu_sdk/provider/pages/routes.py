@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from mfu_sdk.provider.pages.reports import Build, Reports
 from mfu_sdk.provider.pages.view import RANGES, Listing, View, listing, read
 from mfu_sdk.provider.report import Report
 from mfu_sdk.provider.report.model import Node, Workload
+from mfu_sdk.provider.report.unexplained import parted
 from mfu_sdk.provider.rollup import Range
 from mfu_sdk.provider.store import Store
 
@@ -150,7 +152,13 @@ class _Pages:
         ]
         low = [row for row in found.questions.low_workloads.workloads if row.workload == name]
         runs_of = sorted({run_id for w in jobs for run_id in w.run_ids})
-        causes = [c for c in found.causes if c.workload == name]
+        causes, unexplained = parted([c for c in found.causes if c.workload == name])
+        if not causes and unexplained is not None:
+            causes, unexplained = unexplained.rows, None
+        against = found.against_fleet
+        if against is not None:
+            rows_of = tuple(row for row in against.rows if name in row.workloads and row.fleet_mfu)
+            against = replace(against, rows=rows_of, missing=())
         return self._show(
             "workload",
             asked,
@@ -160,6 +168,8 @@ class _Pages:
             low=low,
             runs=runs_of,
             causes=causes,
+            against=against,
+            unexplained=unexplained,
             top=charts.top([value for w in jobs for value in (w.mfu, w.expected_mfu)]),
             trend=fleet.workload_trend(moments, bucket_s, jobs),
             curves=[curve for curve in found.scaling if curve.workload_family in {w.workload_family for w in jobs}],
@@ -288,6 +298,8 @@ _WORKLOAD_KEYS: Final[dict[str, Callable[[Workload], Any]]] = {
     "name": lambda w: (w.workload or "", w.tenant),
 }
 _KEPT_KEYS: Final[dict[str, Callable[[Kept], Any]]] = {
+    # Of a day those first that have a name.
+    "": lambda k: (-date.fromisoformat(k.finding.day).toordinal(), k.finding.cause == "unknown"),
     "loss": lambda k: -k.finding.loss_share,
     "state": lambda k: (STATES.index(k.state) != 0, -k.finding.loss_share),
 }

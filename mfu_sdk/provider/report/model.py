@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mfu_sdk.errors import ConfigurationError
+from mfu_sdk.provider.contested import Contested
 from mfu_sdk.provider.economics import Economics, Stage
 from mfu_sdk.provider.fleet import FleetUse
 from mfu_sdk.provider.questions import (
@@ -23,6 +24,7 @@ from mfu_sdk.provider.questions import (
     UnderBatching,
 )
 from mfu_sdk.provider.rollup import Requests, ratio
+from mfu_sdk.provider.shared import Comparison
 
 T = TypeVar("T")
 
@@ -188,6 +190,8 @@ class Report:
     see the whole fleet. `economics` needs the provider's books, and is None with `economics_missing` saying what is.
     `hours` are the stages from owned to useful GPU-hours, which need the inventory alone; their costs are None without
     `economics`. `fleet_use` is told to those who see the whole fleet: tenants are not told of others' nodes.
+    `contested` are steps on GPUs that are somebody else's; a tenant is told of its own, and not whose. `against_fleet`
+    is told to a tenant: its work beside the same work of others.
     """
 
     window: Window
@@ -205,6 +209,8 @@ class Report:
     economics_missing: str | None = None
     hours: tuple[Stage, ...] = ()
     fleet_use: FleetUse | None = None
+    contested: tuple[Contested, ...] = ()
+    against_fleet: Comparison | None = None
 
     @property
     def least_coverage(self) -> float | None:

@@ -16,6 +16,7 @@ from mfu_sdk.provider.report.build import assessment, build
 from mfu_sdk.provider.report.model import Report, from_json
 from mfu_sdk.provider.report.window import parse_range
 from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.shared import Levels
 from mfu_sdk.provider.store import Address, Place, Store, is_store
 
 _TIMEOUT_S: Final = 60.0
@@ -40,7 +41,9 @@ def from_data_dir(
     span = parse_range(since, until, now_unix_ns)
     with _opened(place) as store:
         seen = None if tenant is not None else books or Snapshot()
-        return build(store, span, tenant, seen, None if books is None else _holdings(books))
+        holdings = None if books is None else _holdings(books)
+        levels = Levels(store, lambda: holdings)
+        return build(store, span, tenant, seen, holdings, levels=levels, now_unix_ns=now_unix_ns)
 
 
 def focus_from_data_dir(

@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfu_sdk.provider.report import money, use_text, words
+from mfu_sdk.provider.report import money, shared_text, use_text, words
 from mfu_sdk.provider.report.answers import print_answers
 from mfu_sdk.provider.report.model import Fleet, Report
 from mfu_sdk.provider.report.tables import Column, table
+from mfu_sdk.provider.report.unexplained import parted
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL_WIDTH = 21
@@ -33,9 +34,11 @@ def render_text(report: Report, width: int = 100, *, color: bool = False) -> str
     if report.workloads:
         _levels(console, report)
         print_answers(console, report.questions)
+        shared_text.print_against(console, report.against_fleet)
     if report.inference:
         _inference(console, report)
     _causes(console, report)
+    shared_text.print_contested(console, report.contested)
     money.print_money(console, report)
     _not_counted(console, report)
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
@@ -136,7 +139,8 @@ def _inference(console: Console, report: Report) -> None:
 
 
 def _causes(console: Console, report: Report) -> None:
-    shown = [each for each in report.causes if each.state != "muted"]
+    seen = [each for each in report.causes if each.state != "muted"]
+    shown, rest = parted(seen)
     if shown:
         table(
             console,
@@ -152,6 +156,9 @@ def _causes(console: Console, report: Report) -> None:
         )
         for each in shown:
             console.print(Text(f"  {words.name(each.workload, 40)}: {words.name(each.remedy, 400)}"))
+    if rest is not None:
+        console.print()
+        console.print(Text(f"{rest.sentence} {rest.remedy}".replace("`", ""), style="dim"))
     for shared in report.shared_causes:
         console.print(
             Text(
@@ -159,7 +166,7 @@ def _causes(console: Console, report: Report) -> None:
                 f" {words.name(shared.place)}, and on {words.percent(shared.elsewhere, 0)} of the others."
             )
         )
-    if (muted := len(report.causes) - len(shown)) > 0:
+    if (muted := len(report.causes) - len(seen)) > 0:
         console.print(f"{muted} muted cause{'' if muted == 1 else 's'} not shown.")
     if report.workloads:
         for cause, why in report.causes_left_out.items():
@@ -207,7 +214,7 @@ def _owned(fleet: Fleet) -> str:
     return (
         f"{words.percent(fleet.owned_mfu)} = {words.percent(factors.allocation)} allocated"
         f" × {words.percent(factors.runtime)} of that in steps × {words.percent(factors.step)} of those useful,"
-        " at the bf16 peak"
+        " each weighted by its bf16 peak"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from mfu_sdk.provider import fleet, rollup
 from mfu_sdk.provider.books import Holdings
 from mfu_sdk.provider.causes import Evidence, compared
-from mfu_sdk.provider.fleet import FleetUse, Useful, WorkloadWitness
+from mfu_sdk.provider.fleet import FleetUse, Gpu, Useful, WorkloadWitness
 from mfu_sdk.provider.report.model import Fleet
 from mfu_sdk.provider.rollup import Range, Usage
 from mfu_sdk.provider.store import Store
@@ -14,13 +14,13 @@ from mfu_sdk.provider.store import Store
 def fleet_use(
     store: Store,
     span: Range,
+    seen: tuple[Gpu, ...],
     usages: Sequence[Usage],
     holdings: Holdings | None,
     told: Fleet,
     evidence: Iterable[Evidence],
 ) -> FleetUse:
-    """The whole fleet over `span`, for who may see it."""
-    seen = fleet.gpus(store, span, holdings)
+    """The whole fleet over `span`, for who may see it; `seen` are the GPUs that exporters told of."""
     shown = fleet.shown(store, span, seen) if seen else ()
     levels = rollup.by((usage for usage in usages if usage.host is not None), lambda usage: usage.host or "")
     return fleet.fleet_use(

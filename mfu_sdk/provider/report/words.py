@@ -77,7 +77,7 @@ def line(text: str, longest: int = 400) -> str:
 
 
 def money(value: float | None, currency: str) -> str:
-    """An amount to the hundredth with its currency; one below a cent keeps three significant digits."""
+    """An amount to the hundredth with its currency; one below a tenth keeps three significant digits."""
     if value is None:
         return UNKNOWN
     return f"{figure(value)} {name(currency, 8)}"
@@ -85,7 +85,7 @@ def money(value: float | None, currency: str) -> str:
 
 def figure(value: float) -> str:
     """An amount without its currency."""
-    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
+    return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:,.2f}"
 
 
 def evidence(value: float | str | None) -> str:

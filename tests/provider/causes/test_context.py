@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mfu_sdk.provider.causes import Evidence, judge, systemic
+from mfu_sdk.provider.causes import Evidence, Smaller, judge, systemic
 from mfu_sdk.provider.causes.context import complete
-from mfu_sdk.provider.causes.gather import Gathered, Unit
+from mfu_sdk.provider.causes.gather import Gathered, Sign, Unit, gradient_bytes
 
-from .conftest import DECODING, TRAINING
+from .conftest import DECODING, TRAINING, approx
 
 
 def of(e: Evidence, name: str, clocks: Sequence[float] = (), rate: float | None = None, size: float = 1e9) -> Gathered:
@@ -30,6 +30,13 @@ def test_cohorts_by_what_holds_them() -> None:
     cut = replace(held, mig_profile="1g.10gb")
     fleet = [of(held, "h", (0.8,) * 4), of(free, "f", (1.0,) * 9), of(cut, "c", (0.9,) * 9)]
     assert [e.cohort_clock for e in complete(fleet, {}, {}, {})] == [0.8, 1.0, 0.9]
+
+
+def test_what_is_doubted_is_no_measure() -> None:
+    """Clocks of a workload that tells of somebody else's GPUs are in no median; it is held against the others'."""
+    fleet = [of(TRAINING, "true", (0.8,) * 4), of(TRAINING, "doubted", (1.0,) * 8)]
+    assert [e.cohort_clock for e in complete(fleet, {}, {}, {})] == [1.0, 1.0]
+    assert [e.cohort_clock for e in complete(fleet, {}, {}, {}, doubted={fleet[1].unit})] == [0.8, 0.8]
 
 
 def test_alike_layouts_have_alike_messages() -> None:
@@ -96,6 +103,59 @@ def test_between_machines() -> None:
     found = {e.workload: e.best_bus_bytes_per_s for e in complete(fleet, {}, {}, {})}
     assert found["x"] == 40e9
     assert found["n"] == 300e9
+
+
+def test_least_exchange() -> None:
+    """0.1 s of gradients, at what two others of as many ranks reached between machines, in a step of 0.2 s."""
+    across = replace(TRAINING, link="network", world_size=64)
+    fleet = [of(across, "x", rate=45e9), of(across, "y", rate=40e9)]
+    # Rings over fewer machines are faster, and one machine's links say nothing of the network.
+    fleet += [of(replace(across, world_size=32), name, rate=90e9) for name in ("f", "g")]
+    fleet += [of(replace(TRAINING, link="nvlink", world_size=8), name, rate=300e9) for name in ("n", "m")]
+    silent = replace(of(replace(across, ideal_ratio=None), "s"), gradient_bytes_per_step=4e9, step_s=0.2)
+    sized = [replace(each, comm_bytes_per_step=6e9) for each in fleet]
+    found = {e.workload: e for e in complete([*sized, silent], {}, {}, {})}
+    assert found["s"].least_comm == approx(4e9 / 40e9 / 0.2)
+    assert {"bus_bytes_per_s", "ideal_ratio"} <= found["s"].untold
+    assert not {"bus_bytes_per_s", "ideal_ratio"} & found["x"].untold
+    other_size = [replace(each, comm_bytes_per_step=0.9e9) for each in fleet]
+    for few in ([silent], [sized[0], *sized[2:], silent], [*other_size, silent]):
+        # Nobody, one alone, or exchanges of another size.
+        assert {e.workload: e for e in complete(few, {}, {}, {})}["s"].least_comm is None
+
+
+def test_bytes_of_gradients() -> None:
+    """60 GFLOPs a token, a fifth of them attention's, are 8e9 weights, of which a rank has half: 15/16 of it twice."""
+    sign = Sign(0, None, "GPU-0", 1.0, 0, 1, dp=16, flops_per_token=60e9, attention=0.2)
+    assert gradient_bytes([sign, replace(sign, rank=1)], 32) == approx(2 * 15 / 16 * 2 * 4e9)
+    for lost in (replace(sign, attention=None), replace(sign, flops_per_token=None), replace(sign, dp=None)):
+        assert gradient_bytes([sign, lost], 32) is None
+    # Ranks that are no replicas of one another exchange no gradients.
+    assert gradient_bytes([replace(sign, dp=1)], 8) is gradient_bytes([sign], None) is gradient_bytes([], 32) is None
+
+
+def test_fewer_ranks() -> None:
+    """Whoever is held against fewer ranks is so against itself, else against one whose ranks do no more in a step."""
+    big = of(replace(TRAINING, world_size=64), "llama")
+    own = of(replace(TRAINING, world_size=16, rank_tokens=65_536.0), "llama")
+    other = of(replace(TRAINING, world_size=32, rank_tokens=65_536.0), "other")
+    alike = of(replace(TRAINING, world_size=8), "alike")
+
+    def smaller(*fleet: Gathered) -> Smaller | None:
+        return next(
+            e.smaller for e in complete([big, *fleet], {}, {}, {}) if e.workload == "llama" and e.world_size == 64
+        )
+
+    assert smaller(own, other, alike) == Smaller(16, 65_536.0, 9000.0)
+    assert smaller(other, alike) == Smaller(8, 8192.0, 9000.0)
+    assert smaller(other) is None
+
+
+def test_queue_that_nobody_tells() -> None:
+    """A workload of which no phase tells a queue tells none; where one does, it was lost in the others."""
+    prompts = replace(DECODING, phase="prefill", queue=None)
+    found = complete([of(DECODING, "a"), of(prompts, "a"), of(prompts, "b")], {}, {}, {})
+    assert ["queue" in e.untold for e in found] == [False, False, True]
 
 
 def fleet(driver: str, names: str, data: float) -> list[Evidence]:

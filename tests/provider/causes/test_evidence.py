@@ -15,9 +15,9 @@ from mfu_sdk import semconv
 from mfu_sdk.provider import causes, findings, rollup
 from mfu_sdk.provider.books import Holdings, load_inventory
 from mfu_sdk.provider.causes import Drift, Evidence
-from mfu_sdk.provider.causes.held import cut_of
+from mfu_sdk.provider.causes.held import Heard, cut_of, idle_of
 from mfu_sdk.provider.receive.otlp import decode_metrics
-from mfu_sdk.provider.rollup import Range
+from mfu_sdk.provider.rollup import Range, Sums, Usage
 from mfu_sdk.provider.simulate import dcgm, wire
 from mfu_sdk.provider.store import PointRow, SpanRow, Store
 
@@ -128,7 +128,11 @@ def scraped() -> Sequence[PointRow]:
 
 
 def of_tenant(each: SpanRow, tenant: str) -> SpanRow:
-    return replace(each, resource={**each.resource, semconv.TENANT_ID: tenant})
+    """A tenant's span, on GPUs that no other tenant has, but for those that the inventory or an exporter knows."""
+    who = {**each.resource, semconv.TENANT_ID: tenant}
+    if tenant not in ("books", "afternoon", "exported") and semconv.HW_ID in who:
+        who[semconv.HW_ID] += f"-of-{tenant}"
+    return replace(each, resource=who)
 
 
 @pytest.fixture(scope="module")
@@ -541,12 +545,60 @@ def test_books(told: Told) -> None:
     assert (found["sliced"].unplaceable, found["sliced"].wanted) == (0.75, "4g.40gb")
     assert found["gpt"].idle == approx(1 - 30 / 7200)
     assert (found["gpt"].replicas, found["dead"].replicas) == (2, 1)
+    assert (found["gpt"].working, found["dead"].working) == (0, 0)
     # Heard for half of the hour that it holds; an exporter saw it without work for three quarters.
     assert found["dead"].idle == approx(0.75)
     assert found.keys() == {"sliced", "gpt", "dead"}
     assert (found["gpt"].type_link, found["gpt"].one_machine) == ("nvlink", True)
     named = {(each.workload, each.cause) for each in causes.judge(found.values())}
     assert {("sliced", "mig_fragmentation"), ("gpt", "idle_allocation"), ("dead", "idle_allocation")} <= named
+
+
+SERVED = """
+nodes: [{host: h, gpu_type: "NVIDIA H100 80GB HBM3", gpus: 4}]
+allocations: [{tenant: t, host: h, gpus: 4, gpu_uuids: [G0, G1, G2, G3], contract: on_demand, from: 2026-01-01}]
+"""
+
+
+def test_idle_beside_work(tmp_path: Path) -> None:
+    """Of four devices that are heard two work, one has nothing to do and one has it for half of the hour."""
+    (file := tmp_path / "inventory.yaml").write_text(SERVED)
+    stepped = {"G0": 3600.0, "G1": 1801.0, "G3": 1800.0}
+    usages = [
+        Usage("t", "chat", None, H100, 1, "h", device, (), Sums(device_s=seconds))
+        for device, seconds in stepped.items()
+    ]
+    heard = [Heard("t", "chat", "h", f"G{number}", 3600.0) for number in range(4)]
+    [(name, found)] = idle_of(Holdings(load_inventory([file])), usages, heard, HOUR).items()
+    assert (name, found.devices, found.working) == (("t", "chat", H100), 4, 2)
+    assert found.share == approx((3600 + 1800) / (4 * 3600))
+
+
+@sends
+def of_quiet() -> Rows:
+    def sixteen(name: str, link: str | None, **told: float) -> SpanRow:
+        who: dict[str, object] = {
+            semconv.WORKLOAD_NAME: name, semconv.DIST_WORLD_SIZE: 16, semconv.DIST_AXES["dp"]: 16,
+        }  # fmt: skip
+        told_link = {} if link is None else {semconv.TOPOLOGY_LINK: link}
+        return rank(0, 0.0, resource={**who, **told_link}, **told)
+
+    bytes_of_window = 100 * 10e9
+    attention = 0.25 * 0.45 * PEAK * 30
+    return [
+        sixteen("a", "network", mfu__comm__bus_rate=50e9, mfu__comm__bytes=bytes_of_window),
+        sixteen("b", "network", mfu__comm__bus_rate=40e9, mfu__comm__bytes=bytes_of_window),
+        sixteen("quiet", None, mfu__attention__flop__exact=attention),
+        sixteen("no attention", None),
+    ]
+
+
+def test_gradients_of_who_tells_no_rate(told: Told) -> None:
+    """What its weights' gradients take at what two others reached, of its step of 0.3 s; attention has no weights."""
+    found = told.named("quiet")
+    weights = 0.75 * 0.45 * PEAK * 30 / 819_200 / 6
+    assert found["quiet"].least_comm == approx(2 * 15 / 16 * 2 * weights / 40e9 / 0.3)
+    assert found["no attention"].least_comm is None
 
 
 def test_without_books(told: Told, store: Store) -> None:

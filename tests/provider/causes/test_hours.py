@@ -151,6 +151,19 @@ def test_diluted_straggler() -> None:
     assert one.remedy.startswith("From 1970-01-01T05:00Z to 1970-01-01T08:00Z: All ranks wait")
 
 
+def test_straggler_against_other_hours(train: Make) -> None:
+    """Three of four ranks wait 5.5 % where they waited 1 %: the fourth is late by 4.5 % · 4 / 3 of a step."""
+    late = [hour(number, skew=0.01 if number < 4 else 0.055) for number in range(8)]
+    [one] = found(late, train(world_size=4))
+    assert (one.cause, one.loss_share) == ("straggler", approx(0.045 * 4 / 3 * 4 / 8))
+    assert one.evidence["skew_share_in_other_hours"] == approx(0.01)
+    # Of 64 ranks it is 4.6 %, and ranks that always wait so much are no news.
+    assert found(late, train(world_size=64)) == []
+    assert found([hour(number, skew=0.055) for number in range(8)], train(world_size=4)) == []
+    # Without a fingerprint another configuration may have run in the morning.
+    assert found(late, train(world_size=4, fingerprint=None)) == []
+
+
 def test_a_whole_day_goes_first() -> None:
     """What the day's sums say already is said of the day."""
     [one] = found([hour(number, skew=0.05 if number < 4 else 0.30) for number in range(8)])
@@ -213,6 +226,22 @@ def test_links_that_slowed() -> None:
     assert (one.cause, one.loss_share) == ("poor_topology", approx(0.09 * 4 / 8))
     same = [hour(number, comm=0.05 if number < 4 else 0.14) for number in range(8)]
     assert found(same) == []
+
+
+def test_links_that_slowed_and_tell_no_rate(train: Make) -> None:
+    """The same exchanges take 9 % more of the time and steps are longer by it: links are slower, if nothing else is."""
+    silent = train(bus_bytes_per_s=None, best_bus_bytes_per_s=None, untold=frozenset({"bus_bytes_per_s"}))
+
+    def hours(mfu: float) -> list[Hour]:
+        told = [hour(number, comm=0.05 if number < 4 else 0.14) for number in range(8)]
+        told = [replace(each, bus_rate_s=0.0, bus_rate_known_s=0.0) for each in told]
+        return [*told[:4], *(replace(each, model_flops=mfu * each.time_s) for each in told[4:])]
+
+    [one] = found(hours(0.41), silent)
+    assert (one.cause, one.loss_share, one.confidence) == ("poor_topology", approx(0.09 * 4 / 8), 0.5)
+    # As fast as before: faster computation hides less. And a rate that got lost says nothing.
+    assert found(hours(0.45), silent) == []
+    assert found(hours(0.41), replace(silent, untold=frozenset())) == []
 
 
 def test_links_that_slowed_are_no_scale(train: Make) -> None:

@@ -18,7 +18,7 @@ from .conftest import DECODING, TRAINING
 EXAMPLES = int(os.environ.get("MFU_TEST_EXAMPLES", "60"))
 
 MEASURED = (
-    "mfu", "expected_mfu", "flops_per_s", "tokens_per_s", "rank_tokens", "data", "comm", "skew", "late_rank",
+    "mfu", "expected_mfu", "flops_per_s", "tokens_per_s", "rank_tokens", "data", "comm", "skew", "late_rank", "working",
     "late_host", "link", "link_best", "bus_bytes_per_s", "ideal_ratio", "batch", "feasible", "feasible_mfu",
     "kv_free", "queue", "intensity", "ridge", "answer_s", "clock", "heat", "cap", "witness", "witnessed_mfu",
     "claimed_peak", "wall", "rank_spread", "stranded", "unplaceable", "idle", "peak_flops_per_s", "peak_dtype",
@@ -46,7 +46,7 @@ EVIDENCE = st.builds(
     phase=st.sampled_from((None, "train", "eval", "prefill", "decode", "inference")),
     fingerprint=_maybe(st.just("new")),
     world_size=_maybe(st.sampled_from((1, 8, 9, 64))),
-    untold=st.frozensets(st.sampled_from(("data", "comm", "skew", "clock", "queue"))),
+    untold=st.frozensets(st.sampled_from(("data", "comm", "skew", "clock", "queue", "bus_bytes_per_s", "ideal_ratio"))),
     time_s=st.just(100.0),
     mfu=_maybe(_share(1.2)),
     expected_mfu=_maybe(st.floats(0.01, 1.0)),
@@ -66,6 +66,7 @@ EVIDENCE = st.builds(
     bus_bytes_per_s=_maybe(RATE),
     best_bus_bytes_per_s=_maybe(RATE),
     ideal_ratio=_maybe(_share(2.0)),
+    least_comm=_maybe(_share()),
     smaller=_maybe(st.builds(Smaller, st.just(4), RATE, RATE)),
     batch=_maybe(st.floats(1.0, 64.0)),
     feasible=_maybe(st.floats(1.0, 256.0)),
@@ -96,6 +97,7 @@ EVIDENCE = st.builds(
     unplaceable=_maybe(_share()),
     idle=_maybe(_share()),
     replicas=_maybe(st.integers(1, 9)),
+    working=_maybe(st.integers(0, 9)),
     drifts=st.lists(
         st.builds(
             Drift,
@@ -113,7 +115,15 @@ EVIDENCE = st.builds(
     ).map(tuple),
 ).map(lambda e: replace(e, untold=frozenset(name for name in e.untold if getattr(e, name) is None)))
 """Whole days; `PARTED` are some with a part that stands out."""
-REST = st.builds(Rest, *(_maybe(_share()) for _ in range(2)), _maybe(RATE), _maybe(st.floats(0.3, 1.0)))
+REST = st.builds(
+    Rest,
+    _maybe(_share()),
+    _maybe(_share()),
+    _maybe(RATE),
+    _maybe(st.floats(0.3, 1.0)),
+    _maybe(_share()),
+    _maybe(_share()),
+)
 PARTED = st.builds(
     lambda e, part, worse, rest, share: replace(
         e,
@@ -210,7 +220,16 @@ def test_every_signal_is_read() -> None:
     """No field of the evidence is beside the point: each is who, when, where, or read by some rule."""
     told = {field.name for field in fields(Evidence)}
     who = {"tenant", "workload", "day", "family", "gpu_type", "intent", "run_ids", "hosts", "places", "time_s"}
-    others = {"cohort_clock", "best_bus_bytes_per_s", "type_link", "one_machine", "smaller", "earlier", "drifts"}
+    others = {
+        "cohort_clock",
+        "best_bus_bytes_per_s",
+        "type_link",
+        "one_machine",
+        "smaller",
+        "earlier",
+        "drifts",
+        "least_comm",
+    }
     others |= {"watched_gpu_hours", "watched_devices", "parts", "worse", "since_unix_s", "until_unix_s", "rest"}
     assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}
 

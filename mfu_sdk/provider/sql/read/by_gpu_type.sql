@@ -1,6 +1,6 @@
 -- The same work on several GPU types: sums by configuration (intent), model structure and type.
 SELECT
-    gpu_type, family, intent, phase,
+    gpu_type, family, intent, phase, tenant, workload,
     sum(counted.model_flop) AS model_flop,
     sum(counted.available_flop) AS available_flop,
     sum(counted.expected_flop) AS expected_flop,
@@ -10,5 +10,5 @@ SELECT
     sum(counted.step_time_s) AS step_time_s
 FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = 3600) AS counted
 WHERE ({everyone:UInt8} OR tenant = {tenant:String})
-GROUP BY gpu_type, family, intent, phase
-ORDER BY gpu_type, family, intent, phase
+GROUP BY gpu_type, family, intent, phase, tenant, workload
+ORDER BY gpu_type, family, intent, phase, tenant, workload

@@ -48,19 +48,21 @@ WITH
         )
         GROUP BY key, day
     ),
+    -- Hours in which a GPU, or a device without a UUID on a host, sent steps of its own.
     told AS (
-        SELECT DISTINCT
-            multiIf(parent != '', parent, startsWith(device, 'GPU-'), device, concat('host:', host)) AS key,
+        SELECT
+            parent = '' AND NOT startsWith(device, 'GPU-') AS is_host,
+            multiIf(is_host, toString(host), parent != '', parent, device) AS key,
             arrayJoin(range(
-                intDiv(toUnixTimestamp(ts), 3600),
-                intDiv(toUnixTimestamp(ts) + toUInt32(least(greatest(ifNull(step_time_s, 1), 1), 86400)) - 1, 3600) + 1
+                intDiv(unix_s, 3600),
+                intDiv(unix_s + toUInt32(least(greatest(ifNull(step_time_s, 1), 1), 86400)) - 1, 3600) + 1
             )) AS hour
         FROM (
-            SELECT ts, host, device, parent, run_id, rank, sum(t.step_time_s) AS step_time_s
+            SELECT toUnixTimestamp(ts) AS unix_s, host, device, parent, sum(t.step_time_s) AS step_time_s
             FROM otel.mfu_sums_1h AS t
             WHERE ts >= toDateTime(intDiv({since:Int64}, 1000000000) - 90000, 'UTC')
                 AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
-            GROUP BY ts, host, device, parent, run_id, rank
+            GROUP BY ts, host, device, parent, cityHash64(run_id, rank)
         )
     )
 SELECT
@@ -83,8 +85,9 @@ FROM (
         least(1, arraySum(s -> greatest(0, least(s.2, high) - greatest(s.1, low)) * s.3, hosts.spans) / (high - low))
             AS by_host,
         by_name + (1 - by_name) * by_host AS held,
-        (gpu, toUInt32(hour)) NOT IN (SELECT key, toUInt32(hour) FROM told)
-            AND (concat('host:', host), toUInt32(hour)) NOT IN (SELECT key, toUInt32(hour) FROM told) AS untold
+        cityHash64(gpu, toUInt32(hour)) NOT IN (SELECT cityHash64(key, toUInt32(hour)) FROM told WHERE NOT is_host)
+            AND cityHash64(host, toUInt32(hour)) NOT IN (SELECT cityHash64(key, toUInt32(hour)) FROM told WHERE is_host)
+            AS untold
     FROM (
         SELECT
             host, gpu, slice, profile, gpu_type, hour, toUInt32(intDiv(hour, 24)) AS day,
@@ -106,7 +109,7 @@ FROM (
                 (least(start_ns + 300000000000, {until:Int64}) - greatest(start_ns, {since:Int64})) / 1e9 AS t,
                 if(util_n > 0, util / util_n, if(engine_n > 0, engine / engine_n, 0)) >= 0.9 AS busy
             FROM otel.mfu_gpus_5m FINAL
-            WHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 300, 'UTC')
+            PREWHERE ts > toDateTime(intDiv({since:Int64}, 1000000000) - 300, 'UTC')
                 AND ts < toDateTime(intDiv({until:Int64} + 999999999, 1000000000), 'UTC')
                 AND (toDate(ts) NOT IN (SELECT day FROM made) OR (toStartOfHour(ts, 'UTC') IN (SELECT ts FROM cut) AND (
                     (gpu, intDiv(toUnixTimestamp(ts), 3600)) IN (SELECT key, toUInt32(hour) FROM edges)

@@ -1,7 +1,7 @@
 -- The same configurations (intents) on older and newer GPU types, and when each type was first seen since `since`.
 SELECT
     toUnixTimestamp(min(counted.ts)) AS first_unix_s,
-    gpu_type, intent, phase,
+    gpu_type, intent, phase, tenant, workload,
     sum(counted.model_flop) AS model_flop,
     sum(counted.available_flop) AS available_flop,
     sum(counted.timed_steps) AS timed_steps,
@@ -10,5 +10,5 @@ SELECT
     sum(counted.tokens) AS tokens
 FROM otel.mfu_counted(since = {since:Int64}, until = {until:Int64}, grain_s = 3600) AS counted
 WHERE ({everyone:UInt8} OR tenant = {tenant:String})
-GROUP BY gpu_type, intent, phase
-ORDER BY gpu_type, intent, phase
+GROUP BY gpu_type, intent, phase, tenant, workload
+ORDER BY gpu_type, intent, phase, tenant, workload

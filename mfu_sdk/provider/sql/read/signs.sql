@@ -32,6 +32,8 @@ SELECT
     sumIf(mfu_clock_ratio * seconds, mfu_clock_ratio > 0) AS clock_s,
     sumIf(seconds, mfu_clock_ratio > 0) AS clock_known_s,
     sum(sum_model_flop) AS model_flop,
+    sumIf(mfu_attention_flop_exact, sum_model_flop > 0) AS attention_flop,
+    sumIf(sum_model_flop, mfu_attention_flop_exact >= 0) AS attended_flop,
     sum(mfu_window_step_timed - mfu_window_step_unknown) AS known_steps,
     sum(mfu_token_count) AS tokens,
     sum(mfu_window_step_count) AS steps,
@@ -51,7 +53,7 @@ FROM (
         mfu_config_intent, mfu_config_fingerprint, mfu_phase, mfu_step_skew_time, mfu_step_comm_time, mfu_comm_bus_rate,
         mfu_comm_bus_rate_peak, mfu_comm_bytes, mfu_window_step_timed, mfu_window_step_unknown, mfu_window_step_count,
         mfu_witness_utilization, mfu_token_count, mfu_peak_dtype, mfu_clock_ratio,
-        mfu_dtype_utilization, mfu_utilization, mfu_peak_source,
+        mfu_dtype_utilization, mfu_utilization, mfu_peak_source, mfu_attention_flop_exact,
         sum_hardware_flop, sum_available_flop, sum_model_flop,
         ifNull(sum_step_time_s, 0) AS seconds, SpanAttributes['mfu.throttle.reasons'] AS reasons,
         reasons != '' OR isNotNull(mfu_clock_ratio) AS told
