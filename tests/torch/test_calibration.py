@@ -26,6 +26,9 @@ from mfu_sdk.run import opening
 from mfu_sdk.run.clock import HostClock
 from mfu_sdk.settings import Settings
 
+FIRST_LOOK = pytest.approx(2.25, abs=0.75)
+"""What is left of 3 s for measuring: half at the least, and never all."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -84,7 +87,7 @@ def test_a_run_reads_back_what_was_measured(settings: Settings, measured: list[f
     second, was_measured = current("cpu", None, 3.0, settings=settings)
     assert not was_measured
     assert second.calibration_id == first.calibration_id
-    assert measured == [3.0]
+    assert measured == [FIRST_LOOK]
 
 
 def test_a_week_old_one_is_probed(settings: Settings, measured: list[float]) -> None:
@@ -99,7 +102,7 @@ def test_a_week_old_one_is_probed(settings: Settings, measured: list[float]) -> 
     path.write_text(json.dumps(document))
     again, was_measured = current("cpu", None, 3.0, settings=settings)
     assert was_measured
-    assert measured[0] == 3.0
+    assert measured[0] == FIRST_LOOK
     assert len(measured) == 2
     assert measured[1] < 1.0
     assert again.achievable["float32"].flops_per_s == first.achievable["float32"].flops_per_s
@@ -113,7 +116,7 @@ def test_a_probe_that_disagrees_measures_again(settings: Settings, measured: lis
     aged(settings, STALE_S + 60, scale=100.0)
     found, _ = current("cpu", None, 3.0, settings=settings)
     assert len(measured) == 3
-    assert measured[2] == 3.0
+    assert measured[2] == FIRST_LOOK
     assert found.achievable["float32"].age_s < 60
 
 
@@ -123,7 +126,7 @@ def test_a_doubted_one_is_measured_again(settings: Settings, measured: list[floa
     suspect("cpu", "40 of 50 steps were faster", settings=settings)
     assert "faster" in str(mfu.peaks("cpu", settings=settings).state["suspect"])
     current("cpu", None, 3.0, settings=settings)
-    assert measured == [3.0, 3.0]
+    assert measured == [FIRST_LOOK, FIRST_LOOK]
     assert "suspect" not in mfu.peaks("cpu", settings=settings).state
 
 
@@ -363,7 +366,9 @@ def test_steps_beyond_the_peak_cast_doubt(settings: Settings, measured: list[flo
     doubted = train("second")
     assert any("too low" in note for note in doubted.notes)
     assert "steps of second were faster" in str(mfu.peaks("cpu", settings=settings).state["suspect"])
-    train("third")
+    # Without steps: what a busy machine measured in a moment, steps may outrun again.
+    with mfu.monitor(model, name="third", settings=settings):
+        pass
     assert len(measured) == 2
     assert "suspect" not in mfu.peaks("cpu", settings=settings).state
 
