@@ -2,13 +2,18 @@
 
 `python -m mfu_kernels.aot [--arch A] [--json]`. A kernel is right if its matrix products use the architecture's matrix
 instruction for their dtype, nothing is spilled from registers to memory, a program's shared memory is no more than the
-architecture has, and streams load 16 bytes at once. The Triton wheel brings the assembler and the disassembler that
-this takes; no driver is needed. Exit code 1 where one is wrong, 2 for wrong usage.
+architecture has (`configs.SHARED_BYTES`), and streams load 16 bytes at once. The Triton wheel brings the assembler and
+the disassembler that this takes, those before 3.5 no linker for AMD's: TRITON_HIP_LLD_PATH names one. No driver is
+needed. Exit code 1 where one is wrong, 2 for wrong usage.
+
+What holds is a matter of Triton's version. `PYTHONPATH=DIR python -m mfu_kernels.aot`, after `pip install --no-deps
+--target DIR triton==3.6.0`, looks at another one.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import os
@@ -20,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,15 +50,17 @@ _POINTERS: Final = {
     "float8_e5m2fnuz": "fp8e5b16",
 }
 _EIGHT_BITS: Final = ("int8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_WRITTEN_WIDE: Final = ("bfloat16", "float8_e4m3fn")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kernel for one dtype on one architecture."""
+    """One kernel for one dtype on one architecture; `wide` where its product is written in float32, not in its own."""
 
     kernel: str
     dtype: str
     arch: str
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +69,22 @@ class Compiled:
 
     `instruction` is the one that does the work, "" where the expected one is missing; `spills` are loads and stores of
     registers that found no place; `vector_bytes` the widest load of global memory, 0 where none is direct;
-    `shared_bytes` the shared memory of a program: with more than the architecture has, its launch fails.
+    `shared_bytes` the shared memory of a program: with more than `shared_limit_bytes`, which is what the architecture
+    has for one, its launch fails. Where it is not `supported`, `reason` says what lacks.
     """
 
     kernel: str
     dtype: str
     arch: str
     supported: bool
+    wide: bool = False
+    reason: str = ""
     instruction: str = ""
     registers: int = 0
     spills: int = 0
     vector_bytes: int = 0
     shared_bytes: int = 0
+    shared_limit_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
 
@@ -83,7 +95,7 @@ class Compiled:
             return not self.error
         # Descriptors are moved by a unit of their own, products may stage narrow loads: only streams owe wide ones.
         wide = self.vector_bytes >= 16 or self.kernel not in ("copy", "triad", "read")
-        fits = self.shared_bytes <= configs.SHARED_BYTES[self.arch]
+        fits = self.shared_bytes <= self.shared_limit_bytes
         return bool(self.instruction) and self.spills == 0 and fits and wide and not self.error
 
 
@@ -94,6 +106,8 @@ def cases(architectures: Sequence[str] = configs.ARCHITECTURES) -> list[Case]:
     for arch in architectures:
         for kernel in ("gemm", "gemm_descriptor", "gemm_persistent"):
             found += [Case(kernel, dtype, arch) for dtype in dtypes]
+            # What is staged for writing takes room beside what is read; of 16 and of 8 bits one each tells it for all.
+            found += [Case(kernel, dtype, arch, wide=True) for dtype in _WRITTEN_WIDE if kernel != "gemm"]
         found += [Case(kernel, "float32", arch) for kernel in ("copy", "triad", "read", "fma", "clock")]
     return found
 
@@ -101,26 +115,25 @@ def cases(architectures: Sequence[str] = configs.ARCHITECTURES) -> list[Case]:
 def compile_case(case: Case) -> Compiled:
     """Compile one case and read its machine code."""
     began = time.perf_counter()
-    built = _source(case)
-    if built is None:
-        return Compiled(case.kernel, case.dtype, case.arch, supported=False)
-    source, options = built
+    case_is = partial(Compiled, case.kernel, case.dtype, case.arch, wide=case.wide)
+    if reason := _lacks(case):
+        return case_is(supported=False, reason=reason)
+    limit = configs.SHARED_BYTES[case.arch]
     try:
+        source, options = _source(case)
         compiled = triton.compile(source, target=_target(case.arch), options=options)
         listing, registers, spills = _listing(compiled, case.arch)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises is the finding
         said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        return Compiled(case.kernel, case.dtype, case.arch, supported=True, error=said)
-    return Compiled(
-        case.kernel,
-        case.dtype,
-        case.arch,
+        return case_is(supported=True, shared_limit_bytes=limit, error=said)
+    return case_is(
         supported=True,
         instruction=_instruction(case, listing),
         registers=registers,
         spills=spills,
         vector_bytes=_vector_bytes(listing, case.arch),
         shared_bytes=int(compiled.metadata.shared),
+        shared_limit_bytes=limit,
         seconds=round(time.perf_counter() - began, 2),
     )
 
@@ -134,20 +147,31 @@ def _target(arch: str) -> GPUTarget:
     return GPUTarget("hip", arch, 64)
 
 
-def _source(case: Case) -> tuple[Any, dict[str, Any]] | None:
-    """The program and its options, as a launch on that architecture would have them; None where there is none."""
-    if case.kernel in ("gemm_descriptor", "gemm_persistent") and not gemm.HAS_DESCRIPTORS:
-        return None
+def _lacks(case: Case) -> str:
     if case.kernel.startswith("gemm"):
-        tile = configs.tile(case.kernel, case.arch, case.dtype)
-        return None if tile is None else _product(case, tile)
+        return configs.lacks(case.kernel, case.arch, case.dtype, gemm.TRITON)
     if case.kernel == "clock" and not case.arch.startswith("sm_"):
-        return None
-    return _SIMPLE[case.kernel]()
+        return "has no such counters"
+    return configs.wanting(configs.ARCHITECTURE_SINCE.get(case.arch, (0, 0)), gemm.TRITON)
+
+
+def _source(case: Case) -> tuple[Any, dict[str, Any]]:
+    """The program and its options, as a launch on that architecture would have them."""
+    if not case.kernel.startswith("gemm"):
+        return _SIMPLE[case.kernel]()
+    tile = configs.tile(case.kernel, case.arch, case.dtype, 4 if case.wide else None)
+    assert tile is not None
+    return _product(case, tile)
 
 
 def _program(kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], aligned: Sequence[str]) -> Any:
     names = kernel.arg_names
+    if "constants" in inspect.signature(ASTSource).parameters:
+        # Triton 3.2 has other names and another form for the same.
+        from triton.backends.compiler import AttrsDescriptor  # pyright: ignore[reportAttributeAccessIssue]
+
+        hints = AttrsDescriptor.from_hints({names.index(name): 16 for name in aligned})
+        return ASTSource(fn=kernel, signature=dict(types), constants=dict(constants), attrs=hints)
     return ASTSource(
         fn=kernel,
         signature={name: types.get(name, "constexpr") for name in names},
@@ -161,7 +185,7 @@ def _product(case: Case, tile: Tile) -> tuple[Any, dict[str, Any]]:
     element = _POINTERS[case.dtype]
     itemsize = {"tf32": 4, "float32": 4}.get(case.dtype, 1 if case.dtype in _EIGHT_BITS else 2)
     is_integer = case.dtype == "int8"
-    written = "i32" if is_integer else element if itemsize > 1 else "bf16"
+    written = "i32" if is_integer else "fp32" if case.wide else element if itemsize > 1 else "bf16"
     constants: dict[str, Any] = {
         "block_m": tile.m,
         "block_n": tile.n,
@@ -251,8 +275,9 @@ def _listing(compiled: Any, arch: str) -> tuple[str, int, int]:
         binary.write_bytes(compiled.asm["cubin"])
         text = _run("nvdisasm", "-c", str(binary))
         used = _run("cuobjdump", "--dump-resource-usage", str(binary))
-    # STL and LDL go to local memory, which is where registers are spilled to.
-    return text, _number(r"REG:(\d+)", used), len(re.findall(r"\b(?:STL|LDL)\b", text))
+    # STL and LDL go to local memory, which is where registers are spilled to. Zeros there are an argument of the call
+    # that ptxas for sm_120 has ready for addresses which are not in the program's own shared memory.
+    return text, _number(r"REG:(\d+)", used), len(re.findall(r"\b(?:STL|LDL)\b(?![^;\n]*, RZ\b)", text))
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -357,20 +382,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for each in found:
             print(_line(each))
     wrong = [each for each in found if not each.right]
-    print(f"{sum(each.supported for each in found)} compiled, {len(wrong)} wrong", file=sys.stderr)
+    compiled = sum(each.supported for each in found)
+    print(f"Triton {triton.__version__}: {compiled} compiled, {len(wrong)} wrong", file=sys.stderr)
     return 1 if wrong else 0
 
 
 def _line(each: Compiled) -> str:
-    name = f"{each.kernel:16} {each.dtype:16} {each.arch:7}"
+    name = f"{each.kernel:16} {each.dtype + (' to float32' if each.wide else ''):24} {each.arch:7}"
     if not each.supported:
-        return f"--    {name} not on this architecture"
+        return f"--    {name} {each.reason}"
     if each.error:
         return f"WRONG {name} {each.error}"
     return (
         f"{'ok   ' if each.right else 'WRONG'} {name} {each.instruction or 'no matrix instruction':40} "
         f"{each.registers:4} registers {each.spills:4} spills {each.vector_bytes:3}-byte loads "
-        f"{each.shared_bytes:7} bytes shared {each.seconds:6.2f} s"
+        f"{each.shared_bytes:7} of {each.shared_limit_bytes:6} bytes shared {each.seconds:6.2f} s"
     )
 
 

@@ -27,6 +27,8 @@ except ImportError:
 Kernel = Literal["gemm", "gemm_descriptor", "gemm_persistent"]
 HAS_DESCRIPTORS: Final = TensorDescriptor is not None
 """Whether this Triton moves tiles by descriptors: without, only `gemm` runs."""
+TRITON: Final = (int(triton.__version__.split(".")[0]), int(triton.__version__.split(".")[1]))
+"""The major and minor version of the Triton that is installed."""
 Precision = Literal["ieee", "tf32"]
 
 _GROUP_M: Final = 8
@@ -278,11 +280,12 @@ def _tile(kernel: Kernel, a: torch.Tensor, precision: Precision, written_bytes: 
         return _ANYWHERE
     architecture = architecture_of(a.device)
     dtype = "tf32" if precision == "tf32" else str(a.dtype).removeprefix("torch.")
-    found = configs.tile(kernel, architecture, dtype, written_bytes)
-    if found is None and kernel == "gemm" and architecture not in configs.ARCHITECTURES:
+    if kernel == "gemm" and architecture not in configs.ARCHITECTURES:
         return _ANYWHERE
-    if found is None:
-        raise ValueError(f"{kernel} of {dtype} on {architecture}: has no instruction there; see mfu_kernels.configs")
+    found = configs.tile(kernel, architecture, dtype, written_bytes)
+    why = configs.lacks(kernel, architecture, dtype, TRITON)
+    if found is None or why:
+        raise ValueError(f"{kernel} of {dtype} on {architecture}: {why}; see mfu_kernels.configs")
     return found
 
 

@@ -224,7 +224,7 @@ def vendor(dtype: str, buffers: Buffers) -> tuple[str, Call] | None:
 def ours(dtype: str, device: torch.device) -> Iterator[tuple[str, Call]]:
     """Our own kernels for `dtype` on `device`, those that move tiles by descriptors first; none without Triton.
 
-    Triton before 3.4 has no descriptors.
+    What an architecture or the Triton that is installed lacks is left out (`configs.lacks`).
     """
     try:
         gemm = importlib.import_module("mfu_kernels.gemm")
@@ -234,11 +234,10 @@ def ours(dtype: str, device: torch.device) -> Iterator[tuple[str, Call]]:
     precision = "tf32" if dtype == "tf32" else "ieee"
     if device.type == "cpu":
         names: Sequence[str] = _KERNELS if gemm.INTERPRETED and precision == "ieee" else ()
+        names = [name for name in names if name == "gemm" or gemm.HAS_DESCRIPTORS]
     else:
         architecture = gemm.architecture_of(device)
-        names = [name for name in _KERNELS if configs.tile(name, architecture, dtype) is not None]
-    if not gemm.HAS_DESCRIPTORS:
-        names = [name for name in names if name == "gemm"]
+        names = [name for name in _KERNELS if not configs.lacks(name, architecture, dtype, gemm.TRITON)]
     for name in names:
         yield f"triton {name}", partial(_by_kernel, gemm.matmul, precision, name)
 
