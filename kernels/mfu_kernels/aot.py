@@ -275,9 +275,16 @@ def _listing(compiled: Any, arch: str) -> tuple[str, int, int]:
         binary.write_bytes(compiled.asm["cubin"])
         text = _run("nvdisasm", "-c", str(binary))
         used = _run("cuobjdump", "--dump-resource-usage", str(binary))
-    # STL and LDL go to local memory, which is where registers are spilled to. Zeros there are an argument of the call
-    # that ptxas for sm_120 has ready for addresses which are not in the program's own shared memory.
-    return text, _number(r"REG:(\d+)", used), len(re.findall(r"\b(?:STL|LDL)\b(?![^;\n]*, RZ\b)", text))
+    return text, _number(r"REG:(\d+)", used), _spills(text)
+
+
+def _spills(listing: str) -> int:
+    """Loads and stores of local memory, which is where registers are spilled to.
+
+    Zeros stored there are none: ptxas for sm_120 puts them down as an argument of a call that it has ready before each
+    copy of a tile, for an address that is not in the program's own shared memory. What is read back counts.
+    """
+    return len(re.findall(r"\b(?:STL|LDL)\b(?![^;\n]*, RZ\b)", listing))
 
 
 def _run(tool: str, *arguments: str) -> str:

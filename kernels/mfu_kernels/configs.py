@@ -1,10 +1,10 @@
 """Which tile each kernel uses on which architecture: chosen ahead of time, so that nothing is searched at run time.
 
 Every entry was compiled ahead of time for its architecture, spills no register and finds room in its shared memory
-(`python -m mfu_kernels.aot`, which continuous integration runs with one version of Triton; docs/how-to/calibrate.md says
-which others were looked at). A tile is the same in all versions, though they lay out shared memory each in its own way:
-what fits in one may not in another. What spills was left out: with four warps a 128 x 256 tile of fp32 sums does, on
-every architecture before sm_100.
+(`python -m mfu_kernels.aot`, which continuous integration runs with one version of Triton; which others were looked at
+is in docs/how-to/calibrate.md). A tile is the same in all versions, though they lay out shared memory each in its own
+way: what fits in one may not in another. What spills was left out: with four warps a 128 x 256 tile of fp32 sums does,
+on every architecture before sm_100.
 """
 
 from collections.abc import Mapping
@@ -108,9 +108,9 @@ _DESCRIPTOR_WIDE_ELEMENT: Final[Mapping[str, Tile]] = {
     "sm_100": _WIDE_IN_TWO,
     "sm_120": _SHALLOW,
 }
-"""Where an element of the output takes four bytes. A program that writes by a descriptor may hold the tile that it writes
-beside those that it reads: a resident one always, others with some versions of Triton. `_WIDE` in three stages then takes
-278,552 bytes (Triton 3.6), and no launch finds room."""
+"""Where an element of the output takes four bytes. A program that writes by a descriptor may hold the tile that it
+writes beside those that it reads: a resident one always, others with some versions of Triton. `_WIDE` in three stages
+then takes 278,552 bytes (Triton 3.6), and no launch finds room."""
 
 
 def tile(kernel: str, architecture: str, dtype: str, written_bytes: int | None = None) -> Tile | None:

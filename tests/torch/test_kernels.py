@@ -114,6 +114,8 @@ def test_chains_of_multiply_adds(ask: Ask) -> None:
         (aot.Case("gemm", "bfloat16", "sm_80"), "HMMA.16816.F32.BF16"),
         (aot.Case("gemm_persistent", "float8_e4m3fn", "sm_90"), "QGMMA.64x256x32.F32.E4M3.E4M3"),
         (aot.Case("gemm_descriptor", "bfloat16", "sm_100"), "UTCHMMA"),
+        (aot.Case("gemm_persistent", "float8_e4m3fn", "sm_120", wide=True), "QMMA.16832.F32.E4M3.E4M3"),
+        (aot.Case("gemm", "float32", "sm_90"), "FFMA"),
         (aot.Case("gemm", "bfloat16", "gfx942"), "v_mfma_f32_16x16x16_bf16"),
         (aot.Case("triad", "float32", "sm_90"), "LDG.E.128"),
     ],
@@ -136,7 +138,13 @@ def test_machine_code_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "tile", lambda *_: Tile(128, 128, 128, warps=8, stages=5))
     large = aot.compile_case(aot.Case("gemm", "bfloat16", "sm_86"))
     assert (large.spills, large.right) == (0, False)
-    assert large.shared_bytes > configs.SHARED_BYTES["sm_86"]
+    assert large.shared_bytes > large.shared_limit_bytes == 99 << 10
+    # What an H200 refused: the tile that is written in fp32, 128 KiB, beside three stages of what is read, 48 KiB each.
+    monkeypatch.setattr(configs, "tile", lambda *_: Tile(128, 256, 128, warps=8, stages=3))
+    staged = aot.compile_case(aot.Case("gemm_persistent", "bfloat16", "sm_90", wide=True))
+    assert (staged.spills, staged.error, staged.right) == (0, "", False)
+    assert staged.shared_bytes >= (128 + 3 * 48) << 10
+    assert staged.shared_limit_bytes == 232448
     broken = aot.compile_case(aot.Case("gemm", "float8_e4m3fn", "sm_80"))
     assert broken.error
     assert not broken.right
@@ -162,6 +170,50 @@ def test_what_an_architecture_lacks_is_not_compiled() -> None:
     ):
         found = aot.compile_case(case)
         assert (found.supported, found.right) == (False, True)
+        assert found.reason.startswith("has no ")
+
+
+def test_what_a_version_of_triton_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled, and the version that is wanted is said; what a version has, all later ones have."""
+    wanted = [
+        ("gemm", "sm_90", "bfloat16", (3, 2), ""),
+        ("gemm_descriptor", "sm_90", "bfloat16", (3, 3), "wants Triton 3.4, this is 3.3"),
+        ("gemm_persistent", "sm_90", "bfloat16", (3, 4), ""),
+        ("gemm", "sm_100", "bfloat16", (3, 2), "wants Triton 3.3, this is 3.2"),
+        ("gemm", "sm_100", "int8", (3, 7), "wants Triton 3.8, this is 3.7"),
+        ("gemm", "sm_100", "int8", (3, 10), ""),
+        ("gemm_descriptor", "sm_80", "bfloat16", (3, 2), "has no instruction there"),
+    ]
+    for kernel, arch, dtype, version, why in wanted:
+        assert configs.lacks(kernel, arch, dtype, version) == why
+    versions = [(3, minor) for minor in range(2, 12)]
+    for case in aot.cases():
+        had = [not configs.lacks(case.kernel, case.arch, case.dtype, version) for version in versions]
+        assert had == sorted(had)
+    monkeypatch.setattr(gemm, "TRITON", (3, 2))
+    for case in (aot.Case("gemm", "bfloat16", "sm_100"), aot.Case("copy", "float32", "sm_120")):
+        found = aot.compile_case(case)
+        assert (found.supported, found.right, found.reason) == (False, True, "wants Triton 3.3, this is 3.2")
+
+
+@pytest.mark.parametrize(("over", "right"), [(0, True), (1, False)])
+def test_shared_memory_to_the_last_byte(over: int, right: bool) -> None:
+    """A program that takes all there is can be launched; one byte more and none can."""
+    limit = configs.SHARED_BYTES["sm_90"]
+    found = aot.Compiled(
+        "gemm", "bfloat16", "sm_90", supported=True, instruction="HGMMA", shared_bytes=limit + over,
+        shared_limit_bytes=limit,
+    )  # fmt: skip
+    assert found.right is right
+    assert f"{limit + over} of {limit} bytes shared" in " ".join(aot._line(found).split())
+
+
+def test_what_counts_as_spilled() -> None:
+    """Zeros put down for a call are none; what is put down and read back is, and zeros that are read back are."""
+    zeros, put, read = "STL.64 [R1], RZ ;\n", "STL [R1+0x8], R0 ;\n", "@P0 LDL.LU R5, [R1+0xc] ;\n"
+    assert aot._spills("MOV R0, RZ ;\n" + zeros + "CALL.ABS.NOINC R10 ;\n") == 0
+    assert aot._spills(zeros + put + read) == 2
+    assert aot._spills("STL [R1+0xc], RZ ;\n" + read) == 1
 
 
 @pytest.mark.parametrize(
