@@ -118,6 +118,12 @@ class Ledger:
         """Seconds of all steps that the device has passed, and how many of them were counted."""
         return self._totals.passed_s, self._totals.counted
 
+    def rested(self, idle_s: float, step_s: float) -> None:
+        """Enter that in `idle_s` of `step_s` seconds of steps a GPU's driver saw no kernel run."""
+        self.gathered.rested(idle_s, step_s)
+        if self.drift is not None:
+            self.drift.rested(idle_s, step_s)
+
     def _enter_uncounted(self, count: Count) -> None:
         for entry in count.uncounted:
             key = (entry.op, entry.module)

@@ -105,7 +105,7 @@ def open_ledger(
     if telemetry is not None:
         telemetry.observe(partial(_observer, ledger, device))
     if settings.profile != "off" and device.vendor == "NVIDIA" and device.uuid is not None:
-        ledger.driver_idle = DriverIdle(device.uuid, ledger.passed, ledger.gathered.rested)
+        ledger.driver_idle = DriverIdle(device.uuid, ledger.passed, ledger.rested)
         ledger.driver_idle.start()
     if settings.drift == "auto":
         ledger.drift = Drifting(
