@@ -4,7 +4,7 @@ Run: python benchmarks/device_loop.py [-o FILE] [--rounds N]. It takes three min
 so and ends. Written for one GPU; nothing is exchanged.
 
 - host-bound: eight small layers, forward, backward, SGD: the device waits for the host, so what the host does more is
-  in the time of a step. In turns of 200 steps, in a new random order each round; the difference to the bare loop in the
+  in the time of a step. In turns of 100 steps, in a new random order each round; the difference to the bare loop in the
   same round, median and quartiles. Peers measure or make a span in every step, as ours do.
 - handler: the same model's forward as a request.
 - GPT-2 124M (bf16 autocast, 16 × 1024 tokens, AdamW), eager and compiled: bound by the device. What a step takes with
@@ -42,7 +42,7 @@ from mfu_sdk.peak.nvml import Witness, open_gpu
 from mfu_sdk.run import kernel_times
 from mfu_sdk.run.clock import CudaClock
 
-STEPS, WARM_UP, ROUNDS = 200, 1200, 20
+STEPS, WARM_UP, ROUNDS = 100, 600, 20
 WIDTH, LAYERS, BATCH = 256, 8, 64
 EXAMPLE = Path(__file__).parents[1] / "examples" / "bytegpt"
 
@@ -123,7 +123,8 @@ def in_turns(
     calls: dict[str, Callable[[], object]], bare: dict[str, str], rounds: int, steps: int, warm_up: int
 ) -> dict[str, dict[str, Any]]:
     """For each the time of a call, and what it is beyond that of the bare one in the same round."""
-    for call in calls.values():
+    for name, call in calls.items():
+        print(f"warming up: {name}", file=sys.stderr, flush=True)
         block(call, warm_up)
     took: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)

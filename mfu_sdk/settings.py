@@ -58,9 +58,9 @@ OPTIONS: tuple[Option, ...] = (
         "auto",
         "auto, kernels or off",
         "what times the work of every eighth step, and of some calls of a handler's model, while that takes at most "
-        "0.5 % of the run, for the waterfall's host gap and kernels. auto: operators one by one, on a processor; "
-        "kernels: on a GPU its kernels too, by torch's "
-        "profiler (untried on a GPU so far; it writes to standard error); off: nothing",
+        "0.5 % of the run, for the waterfall's host gap and kernels. auto: operators one by one, on a processor, and "
+        "on a GPU, once a second, whether its driver saw it idle; kernels: on a GPU its kernels too, by torch's "
+        "profiler (which writes to standard error); off: nothing",
     ),
     Option(
         "MFU_LIVE",

@@ -78,7 +78,7 @@ _WIDE_IN_TWO: Final = replace(_WIDE, stages=2)
 # By descriptors 128 bytes of the inner dimension spill on sm_120 before Triton 3.7.
 _SHALLOW: Final = Tile(128, 128, 64, warps=8, stages=3)
 # fp32 without TF32 has no matrix instruction on NVIDIA's: each thread multiplies its own part of the tile. Sixteen
-# elements of the inner dimension are the fewest that Triton before 3.7 takes.
+# elements of the inner dimension are the fewest that Triton before 3.8 takes.
 _FMA: Final = Tile(128, 128, 64, warps=8, stages=3)
 # 16 x 16 x 16 draws less power than the compiler's choice and clocks higher (AMD's maximum achievable FLOPS notes).
 # With 128 bytes of the inner dimension this tile spills on gfx942, and on gfx950 before Triton 3.8, int8's always.
@@ -109,8 +109,8 @@ _DESCRIPTOR_WIDE_ELEMENT: Final[Mapping[str, Tile]] = {
     "sm_120": _SHALLOW,
 }
 """Where an element of the output takes four bytes. A program that writes by a descriptor may hold the tile that it
-writes beside those that it reads: a resident one always, others with some versions of Triton. `_WIDE` in three stages
-then takes 278,552 bytes (Triton 3.6), and no launch finds room."""
+writes beside those that it reads: a resident one always, others with Triton 3.6 to 3.8. `_WIDE` in three stages then
+takes 278,552 bytes, and no launch finds room."""
 
 
 def tile(kernel: str, architecture: str, dtype: str, written_bytes: int | None = None) -> Tile | None:

@@ -197,8 +197,10 @@ def _product(
         if not candidates:
             why = "; ".join(dict.fromkeys(ready.refused)) or "none is known"
             raise CalibrationError(f"{bench.device}: no product of {dtype} can be measured ({why})")
-        series = _series(bench, candidates, max(budget_s - (bench.now() - began), 0.25 * budget_s), plan, told)
-        counted = () if plan.only_winners else _counted(bench, candidates, series.winner)
+        counts = _counts(bench) and not plan.only_winners
+        left_s = budget_s - (bench.now() - began) - (_COUNTED * QUICK.batch_s if counts else 0.0)
+        series = _series(bench, candidates, max(left_s, 0.25 * budget_s), plan, told)
+        counted = _counted(bench, candidates, series.winner) if counts else ()
     if plan.tier == "in situ" and len(series.batches) < _LEAST_BATCHES:
         raise CalibrationError(
             f"{bench.device}: only {len(series.batches)} batches of {dtype} fit into {budget_s:.2g} s, and "
@@ -222,11 +224,14 @@ def _product(
 
 def _counted(bench: Bench, candidates: Sequence[Candidate], winner: str) -> Sequence[Batch]:
     """Batches of the winner whose clock a kernel counts beside them. They take something from it and are in no rate."""
-    with bench.stopwatch.counting() as counts:
-        if not counts:
-            return ()
-        found = next(each for each in candidates if each.name == winner)
+    found = next(each for each in candidates if each.name == winner)
+    with bench.stopwatch.counting():
         return [found.run(QUICK.batch_s) for _ in range(_COUNTED)]
+
+
+def _counts(bench: Bench) -> bool:
+    with bench.stopwatch.counting() as counts:
+        return counts
 
 
 class _Candidates:

@@ -97,6 +97,7 @@ class Drifting:
         self._sides = Sides(watch.tuning.block_steps, alone=alone)
         self._changes = Changes(opened, device_kind, self._sides)
         self._steps = 0
+        self._index = -1
         self._failed = False
         self.wants_count = False
         """Whether the next step is to be counted, to see what has changed."""
@@ -119,7 +120,7 @@ class Drifting:
             asked = kind.asked
             if asked is None and kind.held is not None:
                 asked = kind.asked = self._asked(kind.held)
-            index = work.index
+            self._index = index = work.index
             found = self._watch.add(
                 work.phase, asked, index, work.start_unix_ns, duration_s, work.tokens, waited_s, work.batch_running
             )
@@ -211,6 +212,10 @@ class Drifting:
                     self._changed(excursion)
 
     # --- events ----------------------------------------------------------------------------------------------------
+
+    def rested(self, idle_s: float, step_s: float) -> None:
+        """Of the last `step_s` seconds of steps a GPU's driver saw no kernel run in `idle_s`. In its own thread."""
+        self._sides.rested(self._index, idle_s, step_s)
 
     @property
     def events(self) -> tuple[DriftEvent, ...]:

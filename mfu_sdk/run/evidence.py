@@ -24,6 +24,8 @@ SERVED: frozenset[Phase] = frozenset({"prefill", "decode", "inference"})
 """Phases of request handlers, which differ too much to stand for one another."""
 LATEST: Final = 16
 """Of what was timed of some steps, so many are taken for a window: more would tell of times that are long past."""
+LEAST_RESTED_S: Final = 2.0
+"""Of a driver's samples, which are a second apart, so many seconds tell something."""
 MOST_GAPS = 8192
 """Steps of a handler whose gaps are kept for their windows: as many as may be on their way to the exporter."""
 
@@ -164,6 +166,8 @@ class Gathered:
     _anywhere_s: float | None = None
     # Whether that was all exchanges of a step.
     _of_all: bool = False
+    # Seconds of steps in which a GPU's driver saw no kernel run, and all seconds of these steps.
+    _rested: tuple[float, float] = (0.0, 0.0)
 
     def add(self, kind: Kind) -> None:
         """Enter timed steps of one kind; nothing where their FLOPs or their peak is not known."""
@@ -238,6 +242,18 @@ class Gathered:
         if of_phase is None:
             of_phase = self._steps[phase] = _Steps()
         of_phase.idle += idle_flops
+
+    def rested(self, idle_s: float, step_s: float) -> None:
+        """Enter that in `idle_s` of `step_s` seconds of steps a GPU's driver saw no kernel run."""
+        self._rested = (self._rested[0] + idle_s, self._rested[1] + step_s)
+
+    def driver_idle_s(self, step_s: float, phase: Phase) -> float | None:
+        """The same for steps of `step_s` seconds; None without a driver that tells, and of a handler's.
+
+        A handler's requests come when they come, and what passes between them is no step's.
+        """
+        idle_s, of_s = self._rested
+        return None if phase in SERVED or of_s < LEAST_RESTED_S else step_s * idle_s / of_s
 
     def between_s(self, steps: Iterable[int]) -> float | None:
         """Seconds between the calls of the model in these steps of a handler, None where one is not known."""
@@ -319,6 +335,7 @@ class Gathered:
             clock_ratio=of.model_flops / clock if clock else None,
             idle_s=idle_s,
             idle_sampled=sampled,
+            driver_idle_s=self.driver_idle_s(of.available_flops / peak, phase),
         )
 
     def worked_s(self, hardware_flops: int, phase: Phase) -> tuple[float, float] | None:
@@ -364,6 +381,8 @@ class Gathered:
             streaming_s=None if worked is None else worked[1],
             products_memory_s=None if worked is None else 0.0,
             idle_s=idle_s,
+            # A gap that may hold waits for data is for readers of a summary, who are told so.
+            driver_idle_s=None if data_wait_s is None else self.driver_idle_s(step_s, phase),
         )
 
     def sent(self, phase: Phase) -> tuple[Sent | None, float | None]:

@@ -39,6 +39,7 @@ from mfu_sdk.run.work import Timed, Work
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
     from mfu_sdk.run.drifting import Drifting
+    from mfu_sdk.run.driver_idle import DriverIdle
     from mfu_sdk.run.live import LiveLine
 
 
@@ -83,6 +84,8 @@ class Ledger:
         """Where the figures are shown while the run goes on."""
         self.drift: Drifting | None = None
         """Who watches whether steps are what they were."""
+        self.driver_idle: DriverIdle | None = None
+        """Who asks a GPU's driver whether it stands still."""
         self._pending: deque[Work] = deque()
         self._settle_at_ns = 0
         # By the identity of their demand, None where that is not known.
@@ -110,6 +113,16 @@ class Ledger:
         if not at_other_batches or found.expected_s is None or count.comm_bytes:
             return found
         return replace(found, batched=batched(count.ops, self.peaks, self.devices))
+
+    def passed(self) -> tuple[float, int]:
+        """Seconds of all steps that the device has passed, and how many of them were counted."""
+        return self._totals.passed_s, self._totals.counted
+
+    def rested(self, idle_s: float, step_s: float) -> None:
+        """Enter that in `idle_s` of `step_s` seconds of steps a GPU's driver saw no kernel run."""
+        self.gathered.rested(idle_s, step_s)
+        if self.drift is not None:
+            self.drift.rested(idle_s, step_s)
 
     def _enter_uncounted(self, count: Count) -> None:
         for entry in count.uncounted:
@@ -183,6 +196,7 @@ class Ledger:
                 waited_s = None if work.waits is None else self._waited_s(work.waits)
                 kind = self._kind(work.demand, work.phase)
                 totals.steps += 1
+                totals.passed_s += duration_s
                 if passed is not None:
                     demand = work.demand if work.error_type is None else None
                     passed.append(Timed(work, kind.held, demand, duration_s, waited_s))
@@ -479,6 +493,8 @@ class Ledger:
         if self.drift is not None:
             with shield("the watch for drift"):
                 self.drift.close()
+        if self.driver_idle is not None:
+            self.driver_idle.close()
         summary = self.summary()
         if self.live is not None:
             with shield("the live line"):

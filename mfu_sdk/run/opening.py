@@ -21,6 +21,7 @@ from mfu_sdk.run import configuration
 from mfu_sdk.run.clock import clock_for
 from mfu_sdk.run.drift_files import DriftFiles
 from mfu_sdk.run.drifting import Drifting
+from mfu_sdk.run.driver_idle import DriverIdle
 from mfu_sdk.run.identity import identify
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.observer import Observer
@@ -103,6 +104,9 @@ def open_ledger(
     )
     if telemetry is not None:
         telemetry.observe(partial(_observer, ledger, device))
+    if settings.profile != "off" and device.vendor == "NVIDIA" and device.uuid is not None:
+        ledger.driver_idle = DriverIdle(device.uuid, ledger.passed, ledger.rested)
+        ledger.driver_idle.start()
     if settings.drift == "auto":
         ledger.drift = Drifting(
             Watch(tuning(settings), Budget(settings.drift_alarms_per_week, settings.drift_streams)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mfu_sdk.drift.fingerprint import of_sets
 from mfu_sdk.drift.samples import Samples
@@ -25,6 +25,21 @@ SURE_BLOCKS: Final = 2
 """Blocks by which it may be too early."""
 
 
+MOST_RESTS: Final = 1024
+"""Looks of a GPU's driver that are kept, a second apart each."""
+LEAST_RESTS_S: Final = 2.0
+"""So many seconds of steps must a side's looks have seen."""
+
+
+class _Rest(NamedTuple):
+    """Of `step_s` seconds of steps, all behind `after_step` and none behind `last_step`, a GPU stood still `idle_s`."""
+
+    after_step: int
+    last_step: int
+    idle_s: float
+    step_s: float
+
+
 class Sides:
     """Of one run. `block_steps` are the steps of a block; `alone`: there is no other rank to wait for."""
 
@@ -36,6 +51,7 @@ class Sides:
         self._exchanges_before: deque[tuple[int, float]] = deque(maxlen=RECENT_EXCHANGES)
         self._least_exchange_s = math.inf
         self._samples: dict[str, Samples] = {}
+        self._rests: deque[_Rest] = deque(maxlen=MOST_RESTS)
 
     # --- what steps show -------------------------------------------------------------------------------------------
 
@@ -55,6 +71,14 @@ class Sides:
         samples.add(step, ran)
         if ran.exposed_s is not None:
             self.exchanged(step, ran.exposed_s)
+
+    def rested(self, last_step: int, idle_s: float, step_s: float) -> None:
+        """A GPU's driver saw no kernel run in `idle_s` of the `step_s` seconds of steps since the last time.
+
+        Called in the thread that asks the driver.
+        """
+        after_step = self._rests[-1].last_step if self._rests else -1
+        self._rests.append(_Rest(after_step, last_step, idle_s, step_s))
 
     @property
     def sees_exchanges(self) -> bool:
@@ -107,14 +131,30 @@ class Sides:
         """Time in which the device neither worked nor waited, where all waits and the work of both sides are known."""
         samples = self._samples.get(excursion.phase)
         if samples is None:
-            return before, after
+            return self._by_the_driver(excursion, before, after)
         found: list[Account] = []
         rates = samples.seconds_a_flop(self.before(excursion), self._since(excursion))
         for account, seconds_a_flop in zip((before, after), rates, strict=True):
             waits_s = [account.data_s, *((0.0, 0.0) if self._alone else (account.comm_s, account.skew_s))]
             known_s = [wait_s for wait_s in waits_s if wait_s is not None]
             if seconds_a_flop is None or len(known_s) < len(waits_s):
-                return before, after
+                return self._by_the_driver(excursion, before, after)
             idle_s = account.time_s - sum(known_s) - seconds_a_flop * account.hardware_flops
+            found.append(replace(account, host_s=max(0.0, idle_s)))
+        return found[0], found[1]
+
+    def _by_the_driver(self, excursion: Excursion, before: Account, after: Account) -> tuple[Account, Account]:
+        """What a GPU's driver saw idle is the host's time, less the waits for data as far as they are known."""
+        until, since = self.before(excursion), self._since(excursion)
+        rests = tuple(self._rests)
+        found: list[Account] = []
+        for account, seen in (
+            (before, [rest for rest in rests if rest.last_step < until]),
+            (after, [rest for rest in rests if rest.after_step >= since]),
+        ):
+            step_s = math.fsum(rest.step_s for rest in seen)
+            if step_s < LEAST_RESTS_S:
+                return before, after
+            idle_s = account.time_s * math.fsum(rest.idle_s for rest in seen) / step_s - (account.data_s or 0.0)
             found.append(replace(account, host_s=max(0.0, idle_s)))
         return found[0], found[1]

@@ -15,6 +15,8 @@ class Totals:
     timed: int = 0
     unknown: int = 0
     time_s: float = 0.0
+    # Of all steps that the device has passed, those that are in no other sum too.
+    passed_s: float = 0.0
     model_flops: int = 0
     hardware_flops: int = 0
     available_flops: float = 0.0

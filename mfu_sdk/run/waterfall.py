@@ -24,9 +24,10 @@ timed of one says nothing of another; its bars are their sums (`together`).
 - kernel inefficiency: what the products took beyond all of these. It holds two things that a user may want apart:
   the distance of the best kernels from the peak, which is in the calibration, and that of these kernels from the best.
 
-*What cannot be known is not shown*, and its loss is part of `unexplained`: without operator times there is neither a
-host gap nor a kernel inefficiency. The host gap is also left out where waiting for data or for peers is not known,
-because it would hold them.
+*What cannot be known is not shown*, and its loss is part of `unexplained`: without operator times there is no kernel
+inefficiency, and no host gap but what a GPU's driver tells: the time in which it saw no kernel run. What operators'
+times leave is no host gap where waiting for data or for peers is not known, because it would hold them; what the
+driver tells holds no exchange, whose kernels run, and says so where it may hold a wait for data.
 
 *What contradicts itself is cut, and says so.* Measured waits longer than the steps are cut to them; operator times
 longer than what the waits leave are scaled to that; modelled parts that do not fit are scaled to what does. A part
@@ -49,7 +50,7 @@ _ORDER = (
 )  # fmt: skip
 _SECONDS = (
     "useful_s", "data_wait_s", "communication_s", "skew_s", "memory_s", "products_s", "streaming_s",
-    "products_memory_s",
+    "products_memory_s", "driver_idle_s",
 )  # fmt: skip
 
 
@@ -65,6 +66,7 @@ class Evidence:
     alone, 0.0 where it is not known: all three are given or none. `clock_ratio` is the clock that ran over the clock
     of the peak. `idle_s` is the time in which nothing was asked of the device: steps that wrote a checkpoint, what a
     handler of requests did between two calls of the model; `idle_sampled` where some of it was not measured each time.
+    `driver_idle_s` is the time in which a GPU's driver saw no kernel run, any wait for data and `idle_s` in it.
     """
 
     step_s: float
@@ -80,6 +82,7 @@ class Evidence:
     clock_ratio: float | None = None
     idle_s: float = 0.0
     idle_sampled: bool = False
+    driver_idle_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,14 @@ def waterfall(evidence: Evidence) -> Waterfall:
         if None not in (data.seconds, communication.seconds, skew.seconds):
             gap.seconds = idle_s + max(0.0, active_s - worked_s)
             gap.known = "sampled"
+    elif evidence.driver_idle_s is not None:
+        # An exchange's kernels run, so it holds none of that. And the model's FLOPs took their time at least.
+        rest_s = evidence.driver_idle_s - (data.seconds or 0.0) - idle_s
+        rest_s = max(0.0, min(rest_s, active_s - evidence.useful_s))
+        active_s -= rest_s
+        gap.seconds, gap.known = idle_s + rest_s, "sampled"
+        if data.seconds is None and rest_s:
+            gap.reason = "any wait for data is in it: give the loader to run.batches(), and they are told apart"
     clock = _clock(evidence)
     recomputation = _Part("recomputation", evidence.extra_s, "modelled")
     if recomputation.seconds is not None and recomputation.seconds < 0:

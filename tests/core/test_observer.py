@@ -117,6 +117,20 @@ def test_what_steps_tell_themselves() -> None:
     assert (found.comm_s, found.skew_s) == pytest.approx((0.1, 0.6))
 
 
+def test_a_gpu_that_stood_still() -> None:
+    """Of steps that its driver looked at three quarters: of two seconds 1.5, less 0.2 that they waited for data.
+
+    Of steps that do not say what they waited, or of a handler's, nothing is told; nor of a moment's looks.
+    """
+    gathered = Gathered(ranks=1)
+    gathered.rested(0.75, 1.0)
+    assert told(gathered, step(0, 1.0), step(1, 1.0)).host_s is None
+    gathered.rested(2.25, 3.0)
+    assert told(gathered, step(0, 1.0), step(1, 1.0)).host_s == pytest.approx(1.3)
+    assert told(gathered, step(0, 1.0, None)).host_s is None
+    assert told(gathered, step(0, 1.0, phase="decode")).host_s is None
+
+
 def test_measured_links() -> None:
     """With a rate of the links: what they can do at this size, and their ideal share of computing (0.125 s of 0.5)."""
     peaks = replace(PEAKS, collectives={"all_reduce/host": LINK})

@@ -57,6 +57,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
         products_memory_s=draw(seconds) if timed else None,
         clock_ratio=draw(st.none() | st.floats(0.1, 2)),
         idle_s=draw(st.just(0.0) | seconds),
+        driver_idle_s=draw(unknown_or),
     )
 
 
@@ -226,6 +227,24 @@ def test_steps_that_asked_for_nothing_are_the_hosts() -> None:
     assert waterfall(replace(ALL, step_s=12.0, idle_s=2.0)).shares["host_gap"] == pytest.approx((1.25 + 2.0) / 12)
     # No more than the waits have left.
     assert waterfall(Evidence(step_s=1.0, useful_s=0.0, data_wait_s=0.75, idle_s=2.0)).shares["host_gap"] == 0.25
+
+
+def test_what_a_driver_saw_idle_is_the_hosts() -> None:
+    """Of ten seconds a GPU stood still for six: less one of waiting for data and one without any work, four more."""
+    seen = Evidence(step_s=10.0, useful_s=2.0, data_wait_s=1.0, idle_s=1.0, memory_s=3.0, driver_idle_s=6.0)
+    found = waterfall(seen)
+    bars = {bar.name: bar for bar in found.bars}
+    assert (bars["host_gap"].seconds, bars["host_gap"].known, bars["host_gap"].reason) == (5.0, "sampled", None)
+    # 10 − 1 − 5 − 2 of use are left for the memory's three.
+    assert (bars["memory_bound"].seconds, bars["unexplained"].seconds) == (2.0, pytest.approx(0.0))
+    # Where nothing tells of waits for data they may be in it, which is said.
+    [blurred] = [bar for bar in waterfall(replace(seen, data_wait_s=None)).bars if bar.name == "host_gap"]
+    assert (blurred.seconds, "run.batches()" in str(blurred.reason)) == (6.0, True)
+    # The driver looks once a second: what the FLOPs took at the least was not idle.
+    assert waterfall(Evidence(10.0, 8.0, driver_idle_s=6.0)).shares == {"mfu": 0.8, "host_gap": 0.2, "unexplained": 0.0}
+    assert waterfall(Evidence(10.0, 8.0, driver_idle_s=0.0)).shares["host_gap"] == 0.0
+    # Operators that were timed know better.
+    assert waterfall(replace(ALL, driver_idle_s=9.0)) == waterfall(ALL)
 
 
 @given(st.lists(evidence(), min_size=1, max_size=4))

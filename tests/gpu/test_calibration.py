@@ -116,7 +116,7 @@ def test_the_probe_against_nvml(record_property: Record) -> None:
 def test_a_rate_and_its_clock(record_property: Record) -> None:
     """From cold to hot the clock falls further than the rate: the memory's clock stays, so a cycle does more.
 
-    An efficiency is therefore no constant of a device: on an H200 0.76 at 1,980 MHz and 0.90 at 1,360. It goes with the
+    An efficiency is therefore no constant of a device: on an H200 0.80 at 1,900 MHz and 0.90 at 1,360. It goes with the
     clock it was measured at.
     """
     if torch.version.hip is not None:

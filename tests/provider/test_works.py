@@ -16,7 +16,7 @@ SPAN = Range(T0 + 7, T0 + 5 * HOUR - 7)
 ASKED: tuple[tuple[Reading, bool, tuple[str, ...]], ...] = (
     ("low_workloads", True, ("tenant", "workload", "gpu_type", "world_size", "start_unix_s")),
     ("change", True, ("gpu_type", "intent", "phase", "tenant", "workload", "family", "world_size", "start_unix_s")),
-    ("by_gpu_type", False, ("gpu_type", "family", "intent", "phase")),
+    ("by_gpu_type", False, ("gpu_type", "family", "intent", "phase", "tenant", "workload")),
     ("by_scale", False, ("tenant", "workload", "family", "gpu_type", "phase", "world_size", "run_id")),
     ("under_batching_tenants", False, ("tenant", "workload", "gpu_type", "phase")),
 )

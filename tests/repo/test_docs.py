@@ -42,6 +42,7 @@ def test_reference_is_current() -> None:
     assert code == 0, printed
 
 
+@pytest.mark.slow
 def test_stale_reference_is_found(tmp_path: Path) -> None:
     """One changed character, or a missing page, is told by name; making the pages again mends both."""
     generate = ROOT / "docs" / "generate.py"

@@ -182,7 +182,7 @@ def test_bytes_and_their_rate(ranks: tuple[Any, list[dict[str, Any]]]) -> None:
 
 
 def test_the_step_that_was_timed_says_so(ranks: tuple[Any, list[dict[str, Any]]]) -> None:
-    """Of collectives that the loop waits for itself the timed step has its seconds; of others it is not known."""
+    """Of collectives that the loop waits for itself the timed step has its seconds; of gradients every step."""
     _, told_by = ranks
     for rank in (0, 1):
         timed = [row for row in told_by[rank]["by hand"] if row[1] is not None]
@@ -190,7 +190,10 @@ def test_the_step_that_was_timed_says_so(ranks: tuple[Any, list[dict[str, Any]]]
         [(index, comm_s, duration_s, profiled)] = timed
         assert (index, profiled) == (13, True)
         assert 0 < comm_s < duration_s
-        assert all(row[1] is None for row in told_by[rank]["ddp"])
+        # torch times each step of DistributedDataParallel, and no other is left out.
+        waited = [(comm_s, duration_s) for _, comm_s, duration_s, _ in told_by[rank]["ddp"]]
+        assert waited
+        assert all(comm_s is not None and 0 <= comm_s < duration_s for comm_s, duration_s in waited)
         if rank == 0:
             assert comm_s > told_by[0]["late_s"] / 2
 

@@ -279,6 +279,7 @@ print(count.forward_flops, count.backward_flops, count.coverage, int(hits > 0))
 """
 
 
+@pytest.mark.slow
 def test_warm_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process takes its graphs from the cache on disk, and counts the same, its head of one output too."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -329,6 +329,29 @@ def test_where_the_hosts_share_is_not_known() -> None:
     assert event.parts["host"] == pytest.approx(math.log(1 / 1.4), abs=0.03)
 
 
+LOST = math.log(1 / 1.4)
+
+
+# Of a step behind the onset, and what of the loss is the host's: all, or as much as it had before.
+@pytest.mark.parametrize(("idle_s", "share"), [(0.6, 1.0), (0.2 * 1.4, 0.2), (None, None)])
+def test_the_hosts_share_by_a_gpus_driver(idle_s: float | None, share: float | None) -> None:
+    """It saw nothing run in 0.2 s of steps of 1 s, and then in some of those of 1.4 s.
+
+    Nobody sampled anything, and waits for data are not known. A driver that was not asked behind it says nothing.
+    """
+    books = Books(gpu=Gpu())
+    for _ in range(40):
+        books.steps(5, 1.0, waits=None)
+        books.ledger.rested(5 * 0.2, 5 * 1.0)
+    for _ in range(20):
+        books.steps(5, 1.4, waits=None)
+        if idle_s is not None:
+            books.ledger.rested(5 * idle_s, 5 * 1.4)
+    [event] = books.told
+    assert event.parts.get("host") == (None if share is None else pytest.approx(share * LOST, abs=0.03))
+    assert math.fsum(event.parts.values()) == pytest.approx(LOST, abs=0.03)
+
+
 def test_sampled_waits_for_ranks() -> None:
     """What a sampled step waited for others is an exchange that was timed, as one of DistributedDataParallel's is."""
     books = Books()

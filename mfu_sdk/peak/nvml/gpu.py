@@ -216,6 +216,15 @@ class Gpu:
         """The SM clock in MHz and what holds it down, as in `state`: two calls, for a look while the device works."""
         return self.ask_gpu("nvmlDeviceGetClockInfo", _SM_CLOCK), self._events()
 
+    def busy_share(self) -> float | None:
+        """The share (0..1) of the driver's last period, a sixth of a second to one, in which any kernel ran.
+
+        Whatever process launched it. It says nothing of how much of the device a kernel used. None of a MIG device,
+        for which NVML has no such share (nvml.h, nvmlDeviceGetUtilizationRates).
+        """
+        rates = None if self.sliced else self.ask_gpu("nvmlDeviceGetUtilizationRates")
+        return None if rates is None else float(rates.gpu) / 100
+
     def _events(self) -> tuple[str, ...] | None:
         mask = self.ask_gpu("nvmlDeviceGetCurrentClocksEventReasons")
         if mask is None:

@@ -130,6 +130,14 @@ int nvmlDeviceGetPciInfo_v3(struct device *d, struct pci *out) {
     if (!rc) *out = (type)value; \
     return rc; \
   }
+/* Per cent of the last period in which a kernel ran. */
+struct utilization { unsigned gpu, memory; };
+int nvmlDeviceGetUtilizationRates(struct device *d, struct utilization *out) {
+  long long value; WHOLE(d);
+  int rc = number_of(d, "utilization", &value);
+  if (!rc) out->gpu = (unsigned)value, out->memory = 0;
+  return rc;
+}
 /* Pending is what is now, unless it is set to something else. */
 #define PAIR(function, field, later) \
   int function(struct device *d, unsigned *now, unsigned *pending) { \
