@@ -2,8 +2,8 @@
 
 A process of its own, because Triton asks for TRITON_INTERPRET once, when a kernel is defined, its own library's too.
 It reads one JSON case a line and answers each with the worst error in units of what rounding allows: 1 or less is
-right, infinity says that a kernel wrote outside its tensor. What a device has no instruction for, and what a case
-raises, is an answer too. Tensors lie inside larger ones full of NaN, so that a read outside shows as NaN.
+right, infinity says that a kernel wrote outside its tensor. What a device or this Triton lacks, and what a case raises,
+is an answer too. Tensors lie inside larger ones full of NaN, so that a read outside shows as NaN.
 """
 
 import json
@@ -200,7 +200,8 @@ def main() -> None:
             answer = cases[asked["case"]](getattr(torch, asked["dtype"]), asked["shape"], random)
         except Exception as error:  # noqa: BLE001 - one case may fail, and the next be right
             said = f"{type(error).__name__}: {error}"
-            answer = {"absent" if "see mfu_kernels.configs" in said else "error": said[:2000]}
+            lacks = "see mfu_kernels.configs" in said or "has no descriptors" in said
+            answer = {"absent" if lacks else "error": said[:2000]}
         print(json.dumps(answer), flush=True)
 
 
