@@ -1,6 +1,6 @@
 """What watching costs a loop on a GPU, and what it tells there: one run, variants in turns, on the device that is here.
 
-Run: python benchmarks/device_loop.py [-o FILE] [--rounds N]. It takes three minutes on an H200; without a GPU it says
+Run: python benchmarks/device_loop.py [-o FILE] [--rounds N]. It takes some minutes; without a GPU it says
 so and ends. Written for one GPU; nothing is exchanged.
 
 - host-bound: eight small layers, forward, backward, SGD: the device waits for the host, so what the host does more is

@@ -72,8 +72,9 @@ class _Passed:
 class CudaClock:
     """Events on the current stream of one CUDA device.
 
-    An event is recorded again once its mark is dropped, and what torch makes of a stream is kept: in a loop that is
-    bound by its host, making both anew took 33 of the 39 µs of a mark (H200, torch 2.11, November 2026).
+    An event is recorded again once its mark is dropped, and what torch makes of a stream is kept: in a loop bound by
+    its host, two events that were made anew took 77 µs of a step (H200, torch 2.11, November 2026). What is saved has
+    not been timed (`benchmarks/device_loop.py` does that).
     """
 
     __slots__ = ("_captures", "_device", "_index", "_streams", "_unused")

@@ -19,6 +19,9 @@ from mfu_sdk.peak.nvml import Nvml
 
 EVERY_S: Final = 1.0
 CLOSING_S: Final = 0.5
+MOST_APART: Final = 0.05
+"""The share that steps of no sum of times may have of those between two looks: of quick steps one is counted each
+second."""
 MOST_S: Final = 60.0
 """Of a run in which no step has ended for so long, what was seen meanwhile is no step's."""
 
@@ -26,15 +29,15 @@ MOST_S: Final = 60.0
 class DriverIdle:
     """Asks for that share once in `every_s` seconds until `close`, and tells how long steps stood still.
 
-    `device_id` is the GPU's UUID. `passed` gives the seconds of all steps that the device has passed, and how many of
-    them were counted: a count holds the host up as no other step does. `told` is called with the idle seconds of steps,
-    and the seconds of these steps.
+    `device_id` is the GPU's UUID. `passed` gives the seconds of all steps that the device has passed, and of those that
+    are in no sum of times: the first, which compiles, and counted and profiled ones hold the host up as no other step
+    does. `told` is called with the idle seconds of steps, and the seconds of these steps.
     """
 
     def __init__(
         self,
         device_id: str,
-        passed: Callable[[], tuple[float, int]],
+        passed: Callable[[], tuple[float, float]],
         told: Callable[[float, float], None],
         now_s: Callable[[], float] = time.monotonic,
         every_s: float = EVERY_S,
@@ -48,7 +51,7 @@ class DriverIdle:
         self._thread: threading.Thread | None = None
         self._looked_s = now_s()
         self._wall_s = self._busy_s = 0.0
-        self._passed_s, self._counted = passed()
+        self._passed_s, self._apart_s = passed()
 
     def start(self) -> None:
         """Look from here on, in a thread that ends with the process if not before."""
@@ -67,15 +70,15 @@ class DriverIdle:
         since_s, self._looked_s = now_s - self._looked_s, now_s
         self._wall_s += since_s
         self._busy_s += busy_share * since_s
-        passed_s, counted = self._passed()
+        passed_s, apart_s = self._passed()
         steps_s = min(passed_s - self._passed_s, self._wall_s)
         if steps_s <= 0 and self._wall_s < MOST_S:
             # A step is longer than a second.
             return
-        if steps_s > 0 and counted == self._counted:
+        if steps_s > 0 and apart_s - self._apart_s <= MOST_APART * (passed_s - self._passed_s):
             # Outside of steps the device is taken to be idle: what ran there is charged to steps, never the reverse.
             self._told(max(0.0, steps_s - self._busy_s), steps_s)
-        self._passed_s, self._counted = passed_s, counted
+        self._passed_s, self._apart_s = passed_s, apart_s
         self._wall_s = self._busy_s = 0.0
 
     def _run(self) -> None:

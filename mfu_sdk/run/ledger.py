@@ -114,9 +114,9 @@ class Ledger:
             return found
         return replace(found, batched=batched(count.ops, self.peaks, self.devices))
 
-    def passed(self) -> tuple[float, int]:
-        """Seconds of all steps that the device has passed, and how many of them were counted."""
-        return self._totals.passed_s, self._totals.counted
+    def passed(self) -> tuple[float, float]:
+        """Seconds of all steps that the device has passed, and of those that were counted, profiled or failed."""
+        return self._totals.passed_s, self._totals.apart_s
 
     def rested(self, idle_s: float, step_s: float) -> None:
         """Enter that in `idle_s` of `step_s` seconds of steps a GPU's driver saw no kernel run."""
@@ -211,10 +211,12 @@ class Ledger:
                         # A time that is no number is looked at, and ignored there.
                         if not drift.rest_s > 0.0:
                             drift.add(work, kind, duration_s, waited_s)
-                elif work.counting and work.error_type is None and totals.steps > 1:
+                else:
+                    totals.apart_s += duration_s
                     # The first step also warms up kernels and caches, which cannot be told from the counting's time.
-                    totals.counted += 1
-                    totals.counted_s += duration_s
+                    if work.counting and work.error_type is None and totals.steps > 1:
+                        totals.counted += 1
+                        totals.counted_s += duration_s
         finally:
             if passed:
                 self._tell(passed)

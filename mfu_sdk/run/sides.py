@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mfu_sdk.drift.fingerprint import of_sets
 from mfu_sdk.drift.samples import Samples
+from mfu_sdk.run.evidence import SERVED
 
 if TYPE_CHECKING:
     from mfu_sdk.drift.account import Account
@@ -145,6 +146,9 @@ class Sides:
 
     def _by_the_driver(self, excursion: Excursion, before: Account, after: Account) -> tuple[Account, Account]:
         """What a GPU's driver saw idle is the host's time, less the waits for data as far as they are known."""
+        if excursion.phase in SERVED:
+            # What passes between requests is no step's.
+            return before, after
         until, since = self.before(excursion), self._since(excursion)
         rests = tuple(self._rests)
         found: list[Account] = []

@@ -15,8 +15,9 @@ class Totals:
     timed: int = 0
     unknown: int = 0
     time_s: float = 0.0
-    # Of all steps that the device has passed, those that are in no other sum too.
+    # Of all steps that the device has passed; and of those among them that are in no sum of times.
     passed_s: float = 0.0
+    apart_s: float = 0.0
     model_flops: int = 0
     hardware_flops: int = 0
     available_flops: float = 0.0

@@ -329,6 +329,17 @@ def test_where_the_hosts_share_is_not_known() -> None:
     assert event.parts["host"] == pytest.approx(math.log(1 / 1.4), abs=0.03)
 
 
+def test_seconds_apart() -> None:
+    """Counted, profiled and failed steps have passed too, and are in no sum of times."""
+    books = Books()
+    books.steps(4, 1.0)
+    whole_s, apart_s = books.ledger.passed()
+    assert (whole_s, apart_s) == (pytest.approx(4.0, rel=0.01), 0.0)
+    for seconds, fields in ((8.0, {"counting": True}), (16.0, {"profiled": True}), (32.0, {"error_type": "Error"})):
+        books.ledger.add(Work(books.index, "train", 0.0, seconds, 0, books.demand, **fields))  # type: ignore[arg-type]
+    assert books.ledger.passed() == (pytest.approx(whole_s + 56.0), 56.0)
+
+
 LOST = math.log(1 / 1.4)
 
 

@@ -12,16 +12,16 @@ pytestmark = needs_gcc
 
 
 class Books:
-    """A run's: a clock, the seconds of its steps, how many were counted, and what is told of them."""
+    """A run's: a clock, the seconds of its steps and of those apart, and what is told of them."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
         self.passed_s = 7.0
-        self.counted = 3
+        self.apart_s = 3.0
         self.told: list[tuple[float, float]] = []
         self.idle = DriverIdle(
             "GPU-00009",
-            lambda: (self.passed_s, self.counted),
+            lambda: (self.passed_s, self.apart_s),
             lambda *seconds: self.told.append(seconds),
             lambda: self.now_s,
         )
@@ -68,11 +68,16 @@ def test_a_pause(books: Books) -> None:
     assert books.told == [(0.0, 1.0)]
 
 
-def test_counted_steps(books: Books) -> None:
-    """While one was counted, the device waited for the count."""
-    books.counted += 1
-    books.look(0.1)
+def test_steps_apart(books: Books) -> None:
+    """While the first one compiled the device stood still, which is no step's of those that count."""
+    books.apart_s += 30.0
+    books.look(0.1, after_s=30.0, passed_s=30.0)
+    assert books.told == []
+    # Of quick steps one is counted each second, for some hundredths of it.
+    books.apart_s += 0.05
     books.look(0.9)
+    books.apart_s += 0.06
+    books.look(0.1)
     assert books.told == [(pytest.approx(0.1), 1.0)]
 
 
@@ -86,9 +91,9 @@ def test_a_driver_that_is_asked(fake: Fake) -> None:
     """In a thread of its own, until it is closed, or the driver tells nothing any more; the session ends with it."""
     passed_s, told, both = [0.0], list[tuple[float, float]](), threading.Event()
 
-    def passed() -> tuple[float, int]:
+    def passed() -> tuple[float, float]:
         passed_s[0] += 1.0
-        return passed_s[0], 0
+        return passed_s[0], 0.0
 
     def tell(idle_s: float, step_s: float) -> None:
         told.append((idle_s, step_s))
