@@ -74,7 +74,7 @@ class StepTimes:
         self._looks = self._looked_ns = 0
         self._steps = 0
         self._every = 1
-        # Of the iteration that was read last.
+        # Of the iteration that was read last; when it ended by torch's clock, which may be set back.
         self._iteration = 0
         self._end_ns = 0
         # Since the last step's end: what was read, and whether there were iterations that were not.
@@ -125,8 +125,8 @@ class StepTimes:
 
     def _of(self, model: DistributedDataParallel, step: Work) -> Exchange | None:
         self._look(model)
-        # What is older is a step's that failed.
-        read = [each for each in self._read if each[0] >= step.start_unix_ns]
+        # What is older is a step's that failed. Work that is done when it returns is marked with the same clock.
+        read = [each for each in self._read if each[0] >= step.start]
         missed = self._missed
         self._forget()
         if missed or not read:
@@ -153,9 +153,9 @@ class StepTimes:
         iteration, end_ns = told.get("iteration", 0), told.get("backward_comm_time_end", 0)
         self._missed |= iteration > self._iteration + 1
         self._iteration = iteration
-        if end_ns > self._end_ns:
+        if end_ns != self._end_ns:
             self._end_ns = end_ns
-            self._read.append((end_ns, *_seconds(told)))
+            self._read.append((_moment_ns(end_ns), *_seconds(told)))
         self._looks += 1
         self._looked_ns += self._now_ns() - began_ns
 
@@ -176,8 +176,9 @@ class TorchsTimes:
         self._steps = self._exchanges = 0
         # Whether to look at the next step too: it was torch's turn at this one, or its turn is not known.
         self._polls = self._lost = False
-        # The step before, where it exchanged once and is like others.
+        # The step before, where it exchanged once and is like others, and when it can have begun at the earliest.
         self._before: Work | None = None
+        self._before_ns = self._ended_ns = time.perf_counter_ns()
 
     def call_begins(self) -> None:
         """It is counted whether it exchanges."""
@@ -188,7 +189,8 @@ class TorchsTimes:
     def after_step(self, step: Work) -> Exchange | None:
         """That of the step before, where torch has just told it; of one that exchanged several times it is not all."""
         exchanges, self._exchanges = self._exchanges, 0
-        before = self._before
+        before, before_ns = self._before, self._before_ns
+        self._before_ns, self._ended_ns = self._ended_ns, time.perf_counter_ns()
         self._before = step if exchanges == 1 and not (step.counting or step.profiled) else None
         self._steps += 1
         self._iteration += exchanges
@@ -199,8 +201,8 @@ class TorchsTimes:
             return None
         told = _logger(model)._get_ddp_logging_data().ints_map
         end_ns = told.get("backward_comm_time_end", 0)
-        fresh = end_ns > self._end_ns
-        current = before is not None and end_ns >= before.start_unix_ns
+        fresh = end_ns != self._end_ns
+        current = before is not None and _moment_ns(end_ns) >= before_ns
         if fresh:
             self._end_ns = end_ns
             self._iteration = told["iteration"]
@@ -220,6 +222,11 @@ def _will_exchange(model: DistributedDataParallel) -> bool:
 
 def _logger(model: DistributedDataParallel) -> Any:
     return model.logger
+
+
+def _moment_ns(unix_ns: int) -> int:
+    """A moment of late on the clock that nobody sets: torch tells it by the machine's, which is set now and then."""
+    return time.perf_counter_ns() - (time.time_ns() - unix_ns)
 
 
 def _seconds(told: dict[str, int]) -> tuple[float, float | None]:

@@ -304,7 +304,7 @@ def step_of(index: int, calls: int, model: Any, times: Any, **of: Any) -> Any:
 
     from mfu_sdk.run.work import Work
 
-    step = Work(index, "train", 0, 0, time.time_ns(), None, **of)
+    step = Work(index, "train", time.perf_counter_ns(), 0, time.time_ns(), None, **of)
     for _ in range(calls):
         times.call_begins()
         model(torch.ones(2, 8)).sum().backward()
@@ -418,9 +418,9 @@ def test_no_step_has_anothers(model: Any) -> None:
     assert times.after_step(step_of(0, 1, model, times)) is not None
     # Its exchange is over, and nobody is told that it ended.
     step_of(1, 2, model, times)
-    exchange = times.after_step(Work(2, "train", 0, 0, time.time_ns(), None))
+    exchange = times.after_step(Work(2, "train", time.perf_counter_ns(), 0, time.time_ns(), None))
     assert exchange is None
-    inner = Work(4, "eval", 0, 0, time.time_ns(), None)
+    inner = Work(4, "eval", time.perf_counter_ns(), 0, time.time_ns(), None)
     outer = step_of(3, 1, model, times)
     with torch.no_grad():
         times.call_begins()
