@@ -23,6 +23,23 @@ class Attempt(NamedTuple):
     number: int
 
 
+class Moment(NamedTuple):
+    """A time by the clock that machines share and that is set now and then, and by what one of them counts on its own.
+
+    `since_boot_ns` since the boot that `boot` tells from others; where it is empty, that is not known.
+    """
+
+    unix_ns: int
+    boot: str = ""
+    since_boot_ns: int = 0
+
+    def is_before(self, other: Moment) -> bool:
+        """Whether it is: two times of one boot are compared by its own count."""
+        if self.boot and self.boot == other.boot:
+            return self.since_boot_ns < other.since_boot_ns
+        return self.unix_ns < other.unix_ns
+
+
 def attempt(run_id: str | None, number: int | None, name: str, world_size: int) -> Attempt:
     """This process's run and attempt: as given, else as the first rank to open said, else its own.
 
@@ -49,7 +66,7 @@ def attempt(run_id: str | None, number: int | None, name: str, world_size: int) 
                     "or set MFU_RUN_ID",
                 )
             return mine
-        agreed = agree(shared, f"mfu_sdk/run/{key}/{nth}", mine, time.time_ns(), _started_unix_ns())
+        agreed = agree(shared, f"mfu_sdk/run/{key}/{nth}", mine, _now(), _started())
     except (RuntimeError, ValueError, ImportError, KeyError) as error:
         warn_once(
             "run id", f"the process group's store gave no answer ({error}); set MFU_RUN_ID to join ranks and restarts"
@@ -58,21 +75,22 @@ def attempt(run_id: str | None, number: int | None, name: str, world_size: int) 
     return agreed if number is None else agreed._replace(number=number)
 
 
-def agree(shared: KeyStore, key: str, mine: Attempt, now_ns: int, started_ns: int | None) -> Attempt:
+def agree(shared: KeyStore, key: str, mine: Attempt, now: Moment, started: Moment | None) -> Attempt:
     """What the first rank of this attempt said under `key`; that is `mine`, or one more than the attempt before.
 
-    What was said before this process began, at `started_ns`, was said by an attempt that is over: torchrun begins no
+    What was said before this process began, at `started`, was said by an attempt that is over: torchrun begins no
     worker before the last one of the attempt before is gone, and a worker opens no monitor before it has loaded torch.
     """
     store = shared.store
-    said = _said(mine, now_ns)
+    said = _said(mine, now)
     found = store.compare_set(key, "", said).decode()
     while found != said:
         told: dict[str, Any] = json.loads(found)
         theirs = Attempt(told["run_id"], told["attempt"])
-        if not shared.outlives or started_ns is None or told["unix_ns"] >= started_ns:
+        when = Moment(told["unix_ns"], told["boot"], told["since_boot_ns"])
+        if not shared.outlives or started is None or not when.is_before(started):
             return theirs
-        said = _said(Attempt(theirs.run_id, max(theirs.number + 1, mine.number)), now_ns)
+        said = _said(Attempt(theirs.run_id, max(theirs.number + 1, mine.number)), now)
         found = store.compare_set(key, found, said).decode()
     told = json.loads(said)
     return Attempt(told["run_id"], told["attempt"])
@@ -87,8 +105,8 @@ def restarts(env: Mapping[str, str] | None = None) -> int:
     return int(count) if count.isascii() and count.isdigit() else 0
 
 
-def _said(attempt: Attempt, now_ns: int) -> str:
-    return json.dumps({"run_id": attempt.run_id, "attempt": attempt.number, "unix_ns": now_ns})
+def _said(attempt: Attempt, now: Moment) -> str:
+    return json.dumps({"run_id": attempt.run_id, "attempt": attempt.number, **now._asdict()})
 
 
 def _id_of_launch(name: str, nth: int) -> str | None:
@@ -103,12 +121,29 @@ def _id_of_launch(name: str, nth: int) -> str | None:
     return uuid.uuid5(launch, f"{name}/{nth}").hex
 
 
-def _started_unix_ns() -> int | None:
+def _now() -> Moment:
+    try:
+        boot, since_boot_ns = _boot(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return Moment(time.time_ns())
+    return Moment(time.time_ns(), boot, since_boot_ns)
+
+
+def _started() -> Moment | None:
     """When this process began, to 10 ms; None where the system does not tell."""
     try:
         # Field 22, counted from behind the name, which may hold anything (proc(5)).
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         since_boot_ns = ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-        return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot_ns
+        unix_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + since_boot_ns
+        return Moment(unix_ns, _boot(), since_boot_ns)
     except (OSError, ValueError, IndexError, AttributeError):
         return None
+
+
+def _boot() -> str:
+    """Which boot of which machine this is (random(4)), empty where that is not told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

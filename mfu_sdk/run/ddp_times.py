@@ -33,6 +33,15 @@ LOOKS: Final = 3
 """So many looks a timed step costs: one before it and one behind it, and torch writes it down once more."""
 
 
+STRAY_NS: Final = 1_000_000
+"""How far two clocks may seem to have come apart between two looks, because the looks themselves take time."""
+READS: Final = 3
+"""Times that the two are read, where a thread is held up between them."""
+MOST_SLEWED: Final = 0.001
+"""The share by which a clock that is being corrected runs fast or slow: at most 500 ppm (adjtimex(2)), and as much on
+top by the machine's own error."""
+
+
 class Exchange(NamedTuple):
     """How long the exchange of its gradients kept `step` waiting, and took in all, in seconds.
 
@@ -60,6 +69,32 @@ class DdpTimes(Protocol):
         ...
 
 
+class _TwoClocks:
+    """Watches whether the machine's clock is set, by which torch reckons what an exchange took."""
+
+    def __init__(self) -> None:
+        self._steady_ns, self._ahead_ns = self._read()
+
+    def came_apart(self) -> bool:
+        """Whether it was set since the last look: by more than it is ever made to run faster or slower."""
+        steady_ns, ahead_ns = self._read()
+        allowed_ns = STRAY_NS + (steady_ns - self._steady_ns) * MOST_SLEWED
+        apart = abs(ahead_ns - self._ahead_ns) > allowed_ns
+        self._steady_ns, self._ahead_ns = steady_ns, ahead_ns
+        return apart
+
+    @staticmethod
+    def _read() -> tuple[int, int]:
+        """The steady clock, and how far the other is ahead of it; again where something came between the two."""
+        for _ in range(READS):
+            before_ns = time.perf_counter_ns()
+            unix_ns = time.time_ns()
+            steady_ns = time.perf_counter_ns()
+            if steady_ns - before_ns < STRAY_NS // 2:
+                break
+        return steady_ns, unix_ns - steady_ns
+
+
 class StepTimes:
     """Has torch time every step, or as many as `MOST_OF_RUN` allows, and reads each at its own end.
 
@@ -82,6 +117,7 @@ class StepTimes:
         self._missed = False
         self._times = False
         self._exchanges = 0
+        self._clocks = _TwoClocks()
         self._time(model)
 
     def call_begins(self) -> None:
@@ -153,6 +189,8 @@ class StepTimes:
         iteration, end_ns = told.get("iteration", 0), told.get("backward_comm_time_end", 0)
         self._missed |= iteration > self._iteration + 1
         self._iteration = iteration
+        # Where the clock was set meanwhile, what torch has reckoned is no time.
+        self._missed |= self._clocks.came_apart()
         if end_ns != self._end_ns:
             self._end_ns = end_ns
             self._read.append((_moment_ns(end_ns), *_seconds(told)))
@@ -176,6 +214,7 @@ class TorchsTimes:
         self._steps = self._exchanges = 0
         # Whether to look at the next step too: it was torch's turn at this one, or its turn is not known.
         self._polls = self._lost = False
+        self._clocks = _TwoClocks()
         # The step before, where it exchanged once and is like others, and when it can have begun at the earliest.
         self._before: Work | None = None
         self._before_ns = self._ended_ns = time.perf_counter_ns()
@@ -202,7 +241,8 @@ class TorchsTimes:
         told = _logger(model)._get_ddp_logging_data().ints_map
         end_ns = told.get("backward_comm_time_end", 0)
         fresh = end_ns != self._end_ns
-        current = before is not None and _moment_ns(end_ns) >= before_ns
+        apart = self._clocks.came_apart()
+        current = before is not None and not apart and _moment_ns(end_ns) >= before_ns
         if fresh:
             self._end_ns = end_ns
             self._iteration = told["iteration"]

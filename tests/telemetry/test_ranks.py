@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,24 @@ def be_a_rank(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+def ranks(
+    tmp_path_factory: pytest.TempPathFactory, while_clock_stands: Callable[[Callable[[], Any]], Any]
+) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """The collector that two ranks told, and their own records."""
+    collectors: list[Any] = []
+    try:
+        told_by = while_clock_stands(lambda: run_ranks(tmp_path_factory.mktemp("ranks"), collectors))
+        yield collectors[-1], told_by
+    finally:
+        for collector in collectors:
+            collector.stop()
+
+
+def run_ranks(folder: Path, collectors: list[Any]) -> list[dict[str, Any]]:
+    """Two ranks and a new collector, which is put behind the others; what the ranks have told."""
     from .conftest import Collector
 
-    folder = tmp_path_factory.mktemp("ranks")
-    collector = Collector()
+    collectors.append(collector := Collector())
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
@@ -111,12 +123,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[
     ]
     try:
         said = [process.communicate(timeout=900)[1] for process in running]
-        assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
-        yield collector, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     finally:
         for process in running:
             process.kill()
-        collector.stop()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def told(collector: Any, workload: str, rank: int, name: str) -> list[dict[str, Any]]:

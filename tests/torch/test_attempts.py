@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from mfu_sdk.run import attempts
-from mfu_sdk.run.attempts import Attempt, agree, attempt
+from mfu_sdk.run.attempts import Attempt, Moment, agree, attempt
 from mfu_sdk.run.key_store import KeyStore, key_store
 
 pytestmark = pytest.mark.slow
@@ -121,9 +121,9 @@ def test_ranks_under_torchrun(told: dict[str, Any]) -> None:
 def test_the_first_to_open_says_it() -> None:
     """Whoever that is: the others take its word, and wait for nobody."""
     shared = KeyStore(dist.HashStore(), outlives=False)
-    assert agree(shared, "k", Attempt("a", 0), 10, None) == Attempt("a", 0)
-    assert agree(shared, "k", Attempt("b", 0), 20, 15) == Attempt("a", 0)
-    assert agree(shared, "other", Attempt("b", 2), 20, 15) == Attempt("b", 2)
+    assert agree(shared, "k", Attempt("a", 0), Moment(10), None) == Attempt("a", 0)
+    assert agree(shared, "k", Attempt("b", 0), Moment(20), Moment(15)) == Attempt("a", 0)
+    assert agree(shared, "other", Attempt("b", 2), Moment(20), Moment(15)) == Attempt("b", 2)
 
 
 def test_words_of_dead_workers_count_one_attempt_more() -> None:
@@ -131,7 +131,7 @@ def test_words_of_dead_workers_count_one_attempt_more() -> None:
     shared = KeyStore(dist.HashStore(), outlives=True)
 
     def rank(name: str, restarts: int, started_ns: int, now_ns: int) -> Attempt:
-        return agree(shared, "k", Attempt(name, restarts), now_ns, started_ns)
+        return agree(shared, "k", Attempt(name, restarts), Moment(now_ns), Moment(started_ns))
 
     assert [rank("a", 0, 10, 13), rank("b", 0, 11, 14)] == [("a", 0), ("a", 0)]
     # A node joins: the count stays, and the new node's begins at 0 as well.
@@ -153,22 +153,36 @@ def test_two_that_are_first_agree() -> None:
         def compare_set(self, key: str, expected: str, desired: str) -> bytes:
             if self.between:
                 _, run_id, number, now_ns = self.between.pop(0)
-                self.store.set(key, attempts._said(Attempt(run_id, number), now_ns))
+                self.store.set(key, attempts._said(Attempt(run_id, number), Moment(now_ns)))
             return self.store.compare_set(key, expected, desired)
 
     shared = KeyStore(Late(), outlives=True)  # type: ignore[arg-type]
-    assert agree(shared, "k", Attempt("mine", 0), 26, 20) == Attempt("other", 1)
+    assert agree(shared, "k", Attempt("mine", 0), Moment(26), Moment(20)) == Attempt("other", 1)
+
+
+def test_a_clock_that_is_set_back_hides_no_attempt() -> None:
+    """On one machine its own count says what came first; between two there is only the clock that they share."""
+    shared = KeyStore(dist.HashStore(), outlives=True)
+    assert agree(shared, "k", Attempt("a", 0), Moment(5_000, "here", 100), Moment(4_900, "here", 10)) == ("a", 0)
+    # Restarted behind it, while the clock was set back by 4,000.
+    assert agree(shared, "k", Attempt("b", 0), Moment(1_300, "here", 400), Moment(1_200, "here", 300)) == ("a", 1)
+    assert agree(shared, "k", Attempt("c", 0), Moment(1_400, "there", 50), Moment(1_250, "there", 9)) == ("a", 1)
+    assert agree(shared, "k", Attempt("d", 0), Moment(1_500, "there", 150), Moment(1_450, "there", 99)) == ("a", 2)
 
 
 def test_this_process_knows_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before now, and after the machine; what the system does not tell is not known."""
     import time
 
-    started_ns = attempts._started_unix_ns()
-    assert started_ns is not None
-    assert 0 < time.time_ns() - started_ns < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    started, now = attempts._started(), attempts._now()
+    assert started is not None
+    assert started.is_before(now)
+    assert 0 < time.time_ns() - started.unix_ns < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert started.boot == now.boot != ""
+    assert 0 < started.since_boot_ns < now.since_boot_ns
     monkeypatch.setattr(attempts, "Path", lambda _path: Path("/nowhere"))
-    assert attempts._started_unix_ns() is None
+    assert attempts._started() is None
+    assert attempts._now().boot == ""
 
 
 @pytest.fixture(autouse=True)

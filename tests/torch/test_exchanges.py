@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,15 @@ def be_a_rank(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(
+    tmp_path_factory: pytest.TempPathFactory, while_clock_stands: Callable[[Callable[[], Any]], Any]
+) -> list[dict[str, Any]]:
     """What two ranks tell."""
-    folder = tmp_path_factory.mktemp("ranks")
+    return while_clock_stands(lambda: run_ranks(tmp_path_factory.mktemp("ranks")))
+
+
+def run_ranks(folder: Path) -> list[dict[str, Any]]:
+    """The two, and what they have told."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MFU_GUARD": "raise", "MFU_RUN_ID": "exchanges"}
     command = [sys.executable, "-W", "ignore", __file__, str(folder)]
     running = [
@@ -495,6 +501,49 @@ def test_the_model_within_is_enough(model: Any) -> None:
             optimizer.step()
     # The first one's forward had begun before the run saw it.
     assert [record.comm_s is not None for record in records[1:]] == [True] * 5
+
+
+def test_a_clock_that_is_set_hides_a_step_and_no_more(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reckons with the machine's clock: of the step in which that is set nothing is told, of the next all is."""
+    from mfu_sdk.run import ddp_times
+
+    real_ns, back_ns = time.time_ns, 0
+    monkeypatch.setattr(ddp_times.time, "time_ns", lambda: real_ns() - back_ns)
+    times = ddp_times.StepTimes(model, Clock(0))
+    told = []
+    for index in range(6):
+        step = step_of(index, 1, model, times)
+        if index == 3:
+            back_ns = 40_000_000
+        exchange = times.after_step(step)
+        told.append(exchange is not None)
+    assert told == [True, True, True, False, True, True]
+
+
+def test_two_clocks_that_are_corrected_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that runs 500 ppm fast is being corrected; one that is 2 ms off at once was set; a look that is held up is
+    made again."""
+    from mfu_sdk.run import ddp_times
+
+    steady_ns, ahead_ns, held_up = 10**9, 0, []
+
+    def now_ns() -> int:
+        nonlocal steady_ns
+        steady_ns += held_up.pop() if held_up else 50
+        return steady_ns
+
+    monkeypatch.setattr(ddp_times.time, "perf_counter_ns", now_ns)
+    monkeypatch.setattr(ddp_times.time, "time_ns", lambda: steady_ns + ahead_ns)
+    clocks = ddp_times._TwoClocks()
+    steady_ns += 10 * 10**9
+    ahead_ns += 5_000_000
+    assert not clocks.came_apart()
+    held_up = [5_000_000, 50]
+    assert not clocks.came_apart()
+    assert not held_up
+    ahead_ns -= 2_000_000
+    assert clocks.came_apart()
+    assert not clocks.came_apart()
 
 
 @pytest.mark.parametrize(("each", "kind"), [(True, "StepTimes"), (False, "TorchsTimes")])
