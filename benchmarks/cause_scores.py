@@ -39,6 +39,10 @@ slowed it; a server's load. Waits for data, FLOPs and time every SDK tells, and 
 and abandoned devices are in the provider's books; an exporter tells clocks.
 """
 
+EXPORTED: frozenset[str] = frozenset({"poor_topology slow_link", "poor_topology pcie_only"})
+"""Variants that show in what an exporter tells, whatever the SDK does: exchanges inside a machine over PCIe, in the
+bytes that cross it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -231,6 +235,8 @@ class _Fault:
     def told(self) -> bool:
         """Whether what such a fault shows in is told; without a word of signals all of them are."""
         if self.signals is None:
+            return True
+        if self.dcgm and f"{self.cause} {self.variant}" in EXPORTED:
             return True
         needed = NEEDS.get(f"{self.cause} {self.variant}", NEEDS.get(self.cause, frozenset()))
         return needed <= self.signals | ({"clock"} if self.dcgm else set())

@@ -8,7 +8,7 @@ may give evidence["host"].
 - Three seeds. In all 105 workloads of each kind of fault, spread over its variants and severities, so that some 70 are
   material; at least 1,020 healthy workloads, 27 of each hard negative among them. A quarter of the tenants tell less
   than everything, a tenth run no SDK. Seeds 1 to 3 were looked at while rules were written, and are for that. Results
-  are committed from 104 to 106, on which no rule was written; what 101 to 103 had missed was looked at before.
+  are committed from 107 to 109, on which no rule was written; what 101 to 106 had missed was looked at before.
 - Material is a fault that costs 5 % or more of the step time (of the allocated hours, the GPU, the counted FLOPs, as
   the cause has it) over the time in which it held: the truth's `loss_share`, from the same steps without the fault.
 - Eight hours from midnight, in windows of five minutes without arrays of steps (the SDK's are of 30 s and have them;
@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from cause_scores import NEEDS, Claim, Score, Scores, score, total
+from cause_scores import EXPORTED, NEEDS, Claim, Score, Scores, score, total
 
 from mfu_sdk.errors import ConfigurationError
 from mfu_sdk.peak.device import processor_name
@@ -275,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--findings", metavar="MODULE:FUNCTION", type=named, default=Ours())
     parser.add_argument("-o", metavar="FILE", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[104, 105, 106])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[107, 108, 109])
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--faults", type=int, default=35, help="workloads of each kind of fault")
     parser.add_argument("--negatives", type=int, default=9, help="workloads of each hard negative")
@@ -320,6 +320,7 @@ def main() -> None:
             "missed": {f"{cause}: {why}": count for (cause, why), count in sorted(missed.items())},
             "material": "5 % of the step time (allocated hours, GPU, FLOPs) or more over the time that a fault held",
             "told": {cause: sorted(needed) for cause, needed in NEEDS.items()},
+            "told_by_an_exporter": sorted(EXPORTED),
             "targets_met": targets,
         }
         arguments.o.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

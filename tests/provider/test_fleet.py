@@ -194,6 +194,7 @@ def test_a_witness_by_hand() -> None:
         "tenant": "acme", "workload": "gpt", "family": "", "gpu_type": H100, "world_size": -1, "intent": "",
         "fingerprint": "", "phase": "train", "hardware_flop": 0.6 * PEAK * 3600, "available_flop": PEAK * 3600,
         "step_time_s": 3600.0, "wall_s": 7200, "mhz_s": 0.2 * 1830 * 7200, "device": "GPU-0",
+        "bus_s": 3600, "bus_tx_bytes": 36e12, "bus_rx_bytes": 72e12,
     }  # fmt: skip
     (found,) = witnesses([row]).items()
     assert found[0] == ("acme", "gpt", None, H100, None, None, None, "train")
@@ -207,4 +208,10 @@ def test_a_witness_by_hand() -> None:
     assert both.hardware_mfu == pytest.approx(0.6 * 3636 / 10_800)
     assert both.utilization == pytest.approx(0.45 / 3)
     assert both.device_hours == {"GPU-0": 2.0, "GPU-1": 1.0}
+    # 10 and 20 GB/s on one device, nothing on the other; of a device without figures nothing is known.
+    assert (found[1].pcie_tx_bytes_per_s, found[1].pcie_rx_bytes_per_s) == (10e9, 20e9)
+    ((_, both),) = witnesses([row, {**idle, "bus_tx_bytes": 0.0, "bus_rx_bytes": 0.0}]).items()
+    assert (both.pcie_tx_bytes_per_s, both.pcie_rx_bytes_per_s) == (5e9, 10e9)
+    ((_, both),) = witnesses([row, {**idle, "bus_s": 0}]).items()
+    assert (both.pcie_tx_bytes_per_s, both.pcie_rx_bytes_per_s) == (None, None)
     assert witnesses([{**row, "gpu_type": "NVIDIA H20"}]) == {}

@@ -507,6 +507,42 @@ def test_older_store_is_summed_anew(data_dir: Path) -> None:
     ], done.stderr
 
 
+def test_older_exporters_rows_are_kept(data_dir: Path) -> None:
+    """A store of schema 20 keeps its sums of GPUs, without a sample of PCIe, and gains those that come in later."""
+    done = run(
+        """
+        import re
+        from mfu_sdk.provider import schema
+        from mfu_sdk.provider.simulate import dcgm, wire
+        from mfu_sdk.provider.receive.otlp import decode_metrics
+        def scrape(store, minute):
+            at_ns = (1_780_002_000 + 60 * minute) * 10**9
+            values = {dcgm.TENSOR_ACTIVE: 0.5, dcgm.PCIE_TX: 10e9 + minute * 1e9, dcgm.PCIE_RX: 9.2e18}
+            who = wire.text("UUID", "GPU-1", 7)
+            body = [wire.gauge(name, "", [wire.point(at_ns, value, who)]) for name, value in values.items()]
+            store.insert_points(
+                decode_metrics(wire.group(dcgm.resource("node-1"), body), "protobuf", "provider:p", at_ns).rows
+            )
+        newest, schema.MIGRATION = schema.MIGRATION, re.compile(r"(00(?:[01]\\d|20))_\\w+\\.sql")
+        with Store(sys.argv[1]) as store:
+            scrape(store, 0)
+            print(store.query("SELECT max(version) AS v FROM otel.mfu_migrations"))
+        schema.MIGRATION = newest
+        for minute in (1, 2):
+            with Store(sys.argv[1]) as store:
+                scrape(store, minute)
+                # As if killed before the migration was written down.
+                store._writer.query("DELETE FROM otel.mfu_migrations WHERE version > 20")
+        with Store(sys.argv[1]) as store:
+            names = ("tensor_n", "tensor", "pcie_tx_n", "pcie_tx", "pcie_rx_n")
+            sums = ", ".join(f"sum(g.{name}) AS {name}" for name in names)
+            print(list(store.query(f"SELECT {sums} FROM otel.mfu_gpus_5m AS g")[0].values()))
+        """,
+        data_dir,
+    )
+    assert done.stdout.splitlines() == ["[{'v': 20}]", "[3, 1.5, 2, 23000000000, 0]"], done.stderr
+
+
 def test_held_by_another_process(data_dir: Path) -> None:
     """A directory that another process serves is refused in one line, and free again once that process is killed."""
     holder = subprocess.Popen(

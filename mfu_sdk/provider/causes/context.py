@@ -20,6 +20,7 @@ from mfu_sdk.provider.causes.links import SAME_BATCH
 LEAST_DEVICES: Final = 4
 HELD_SHARE: Final = 0.5
 """A device is held by power or heat where the driver says so for most of the time."""
+_OWN_COMM: Final = "own comm"
 _OWN: Final = ("data", "queue", "bus_bytes_per_s", "ideal_ratio")
 """What a workload's own process tells or does not, whatever others on its GPU type do."""
 SIZE_FACTOR: Final = 4.0
@@ -55,6 +56,8 @@ def complete(
                 told.setdefault(gpu_type, set()).add(name)
         own = told.setdefault((e.tenant, e.workload), set())
         own.update(name for name in _OWN if getattr(e, name) is not None)
+        if e.comm is not None and e.world_size != 1:
+            own.add(_OWN_COMM)
         observed[gpu_type] = max(observed.get(gpu_type, 0), *each.devices_by_host.values(), 0)
         if e.link_best in LINKS:
             best[gpu_type] = max(best.get(gpu_type, "none"), e.link_best, key=LINKS.index)
@@ -62,11 +65,12 @@ def complete(
     machines = {each.unit: _one_machine(each.unit, node_gpus, observed) for each in gathered}
     rates = _Rates([each for each in gathered if each.unit in sound], machines, best)
     fewer = _fewer_ranks(gathered, runs)
+    kin = _kin([each for each in gathered if each.unit in sound], machines)
     found = []
     for each in gathered:
         e, unit = each.evidence, each.unit
         untold = {"clock", "comm", "skew"} - told.get(unit.gpu_type, set())
-        untold.update(set(_OWN) - told[e.tenant, e.workload])
+        untold.update({*_OWN, _OWN_COMM} - told[e.tenant, e.workload])
         found.append(
             replace(
                 e,
@@ -77,6 +81,8 @@ def complete(
                 one_machine=machines[unit],
                 best_bus_bytes_per_s=rates.best(each, best.get(unit.gpu_type)),
                 least_comm=rates.least_comm(each),
+                crossing_bytes_per_s=rates.crossing(each),
+                kin_mfu=_kin_mfu(e, kin),
                 smaller=_smaller(each, fewer),
                 earlier=_earlier(e, runs.get(unit.kin, ())),
             )
@@ -188,6 +194,14 @@ class _Rates:
         rate = self._reached((unit.gpu_type, False, each.ranks_per_replica), size, unit.world_size)
         return None if rate is None else size / rate / each.step_s
 
+    def crossing(self, each: Gathered) -> float | None:
+        """What as many ranks on one machine reached with as many bytes a step as cross the PCIe bus here each way."""
+        e, unit = each.evidence, each.unit
+        if e.pcie_tx_bytes_per_s is None or e.pcie_rx_bytes_per_s is None or not each.step_s:
+            return None
+        size = min(e.pcie_tx_bytes_per_s, e.pcie_rx_bytes_per_s) * each.step_s
+        return self._reached((unit.gpu_type, True, each.ranks_per_replica), size, unit.world_size)
+
     def _reached(self, links: "_Links", size: float, ranks: int | None = None) -> float | None:
         """What two workloads reached with exchanges of this size, of `ranks` ranks where that is asked for."""
         kind = self._kinds.get(links, [])
@@ -200,6 +214,33 @@ class _Rates:
                 fastest[name] = max(fastest.get(name, 0.0), rate)
         reached = sorted(fastest.values(), reverse=True)
         return reached[1] if len(reached) > 1 else None
+
+
+_Kin = dict[tuple[object, ...], list[tuple[float, float, tuple[str, str | None]]]]
+
+
+def _kin(gathered: Sequence[Gathered], machines: Mapping[Unit, bool | None]) -> _Kin:
+    """By structure and GPU type, of training on one machine: MFU without waits for data, a step's tokens, and whose."""
+    found: _Kin = {}
+    for each in gathered:
+        e = each.evidence
+        if e.phase == "train" and e.family and machines[each.unit] and e.mfu and e.rank_tokens and e.data is not None:
+            own = e.mfu / max(1 - e.data, 1e-9), e.rank_tokens, (e.tenant, e.workload)
+            found.setdefault((e.family, e.gpu_type, e.peak_dtype), []).append(own)
+    return found
+
+
+def _kin_mfu(e: Evidence, kin: _Kin) -> float | None:
+    """What two other workloads of its structure reached with steps of its size."""
+    if e.rank_tokens is None:
+        return None
+    most: dict[tuple[str, str | None], float] = {}
+    for mfu, rank_tokens, name in kin.get((e.family, e.gpu_type, e.peak_dtype), ()):
+        alike = e.rank_tokens / SIZE_FACTOR <= rank_tokens <= e.rank_tokens * SIZE_FACTOR
+        if alike and name != (e.tenant, e.workload):
+            most[name] = max(most.get(name, 0.0), mfu)
+    reached = sorted(most.values(), reverse=True)
+    return reached[1] if len(reached) > 1 else None
 
 
 _Fewer = dict[tuple[object, ...], list[tuple[str | None, Smaller]]]

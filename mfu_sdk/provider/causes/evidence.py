@@ -75,9 +75,9 @@ class Evidence:
     """What is known of one workload. `day` is the first day in UTC, ISO 8601.
 
     `untold` names signals that nothing comparable here ever tells: no device of this GPU type its clock, no run of
-    this workload its waits for data, its queue or the rate of its links. A rival cause that would show in one of them
-    cannot be ruled out, and costs confidence; a signal that is told elsewhere and missing here is one that was lost,
-    and no cause is built on that.
+    this workload its waits for data, its queue, the rate of its links or ("own comm") its communication. A rival cause
+    that would show in one of them cannot be ruled out, and costs confidence; a signal that is told elsewhere and
+    missing here is one that was lost, and no cause is built on that.
     """
 
     tenant: str
@@ -138,6 +138,16 @@ class Evidence:
     """Communication over computation on ideal links."""
     least_comm: float | None = None
     """The share of the step time that its gradients alone would take on the best links for as many ranks."""
+    step_s: float | None = None
+    """The mean time of a step."""
+    gradient_bytes_per_step: float | None = None
+    """What a rank's gradients move in a step at least, by the bus convention; None where ranks are not replicated."""
+    weight_bytes: float | None = None
+    """A rank's weights in 16 bits, as far as they follow from what was counted."""
+    crossing_bytes_per_s: float | None = None
+    """What the best links of its GPU type reach with as many bytes a step as cross its PCIe bus each way."""
+    kin_mfu: float | None = None
+    """The MFU that two other workloads of its structure reached on its GPU type, waits for data left out."""
     smaller: Smaller | None = None
 
     prefill: float | None = None
@@ -177,6 +187,10 @@ class Evidence:
     """Whole hours in which the provider's own exporter was the witness; None where it is the tenant's word."""
     watched_devices: Mapping[str, float] = field(default_factory=dict)
     """The same by device."""
+    pcie_tx_bytes_per_s: float | None = None
+    """What a device of these sends over its PCIe bus, with headers: the mean in whole hours that it had to itself."""
+    pcie_rx_bytes_per_s: float | None = None
+    """What it receives."""
     dtype_mix: float | None = None
     """MFU with each dtype's FLOPs over its own peak, over the plain one: 1 where all are of the peak's dtype."""
     claimed_peak: float | None = None

@@ -1,7 +1,7 @@
 """From sums, signs and runs to what is known of each workload; pure, and where nothing is known it stays None.
 
 What a workload shares with others (`context`) is found over all of them, whoever asks: a tenant sees its own findings,
-and of others only the rate, clock or path that its kind of GPU reaches.
+and of others only the rate, clock or path that its kind of GPU reaches, and that others of its structure do better.
 """
 
 import re
@@ -147,6 +147,8 @@ def witnessed(of: Gathered, by: Witness | None) -> Gathered:
         witnessed_mfu=by.hardware_mfu,
         watched_gpu_hours=by.gpu_hours,
         watched_devices=by.device_hours,
+        pcie_tx_bytes_per_s=by.pcie_tx_bytes_per_s,
+        pcie_rx_bytes_per_s=by.pcie_rx_bytes_per_s,
     )
     return replace(of, evidence=evidence)
 
@@ -188,6 +190,8 @@ def _one(
     for kind in ("driver", "image", "pool", "zone"):
         if values := sorted({value for sign in signs for value in sign.places.get(kind, ())}):
             places[kind] = tuple(values)
+    dp = next((sign.dp for sign in signs if sign.dp), None)
+    gradients = gradient_bytes(signs, unit.world_size) if unit.phase == "train" else None
     evidence = Evidence(
         tenant=unit.tenant,
         workload=unit.workload,
@@ -220,6 +224,9 @@ def _one(
         link_best=next(reversed(_links(part.link_best for part in parts)), None),
         bus_bytes_per_s=_middle(sign.bus_bytes_per_s for sign in signs) or sums.bus_rate,
         ideal_ratio=sums.ideal_ratio,
+        step_s=ratio(sums.device_s, sums.timed_steps),
+        gradient_bytes_per_step=gradients,
+        weight_bytes=None if gradients is None or dp is None else gradients * dp / (2 * (dp - 1)),
         batch=sums.batch_running,
         feasible=sums.batch_feasible,
         feasible_mfu=sums.feasible_mfu,
@@ -248,10 +255,10 @@ def _one(
         tuple(part.sums.clock for part in parts if part.sums.clock is not None),
         _middle(sign.bus_peak_bytes_per_s for sign in signs) or sums.bus_peak,
         _middle(sign.comm_bytes_per_step for sign in signs),
-        next((unit.world_size / sign.dp for sign in signs if sign.dp and unit.world_size), None),
+        unit.world_size / dp if dp and unit.world_size else None,
         {host: len(devices) for host, devices in hosts.items()},
-        gradient_bytes(signs, unit.world_size) if unit.phase == "train" else None,
-        ratio(sums.device_s, sums.timed_steps),
+        gradients,
+        evidence.step_s,
     )
 
 

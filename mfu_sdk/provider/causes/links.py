@@ -8,8 +8,12 @@ hour, so that links are slower in hours in which more is exposed and steps are l
 exchanges its gradients at least, whose bytes follow from what was counted (`gather.gradient_bytes`): what they take on
 the best links is a part of the communication that no link can take away, and how slow links are at most follows too,
 because no more can be hidden than there is computation.
+
+*Inside one machine* the provider's exporter may know the path where no rate is told: ranks whose GPUs have NVLink, and
+that send and receive over PCIe no less than their gradients must move, exchange over that (`_crossing`).
 """
 
+from dataclasses import replace
 from typing import Final
 
 from mfu_sdk.provider.causes.evidence import LINKS, Evidence, Smaller
@@ -25,8 +29,25 @@ LEAST_BUS_RATIO: Final = 0.5
 """What links must reach whose rate nobody tells: half of the lanes, one of two NICs, or sockets in the place of RDMA
 reach no more than that."""
 
+GRADIENTS_CROSSING: Final = 0.8
+"""The share of the least that a step must exchange which, both sent and received over PCIe, can be nothing else."""
+BEYOND_OFFLOADED: Final = 1.25
+"""An optimizer on the host is given a rank's gradients and gives its weights back, in 16 bits each (arXiv 2101.06840):
+so much more than that must cross."""
+PCIE_BYTES_PER_S: Final = 64e9
+"""Sixteen lanes of generation 5 in one direction (PCI-SIG). On an older bus the same bytes took longer."""
+
 
 def poor_topology(e: Evidence) -> Verdict | None:
+    """What rates and paths show, or what crosses the PCIe bus of a machine with NVLink: the larger loss."""
+    found = [verdict for rule in (_shown, _crossing) if (verdict := rule(e)) is not None]
+    if not found:
+        return None
+    # What shows in two ways is no less sure than in one.
+    return replace(max(found, key=lambda each: each.loss), confidence=max(each.confidence for each in found))
+
+
+def _shown(e: Evidence) -> Verdict | None:
     """More than 8 % exposed, at below 0.62 of the best rate, over a worse path than there is, or since links slowed.
 
     Of less than 8 % only what links lost is asked for, where both the rate and the path are known to be worse.
@@ -67,6 +88,85 @@ def poor_topology(e: Evidence) -> Verdict | None:
         shown,
         _remedy(e, ratio, worse),
     )
+
+
+def _crossing(e: Evidence) -> Verdict | None:
+    """One machine's ranks that exchange over PCIe where as many on NVLink do it faster, and lose 5 % or more by that.
+
+    With communication told: what is exposed, less what the same bytes take on the best links. Without it the smaller
+    one of two that must both be known: what others of its structure reach beyond its MFU, and how much longer the bytes
+    keep even the fastest bus busy than the best links.
+    """
+    rate = _exchanged_over_pcie(e)
+    if rate is None or e.crossing_bytes_per_s is None:
+        return None
+    ideal = rate / e.crossing_bytes_per_s
+    worse = _worse_path(e)
+    shown: dict[str, float | str] = {
+        "pcie_tx_bytes_per_s": e.pcie_tx_bytes_per_s or 0.0,
+        "pcie_rx_bytes_per_s": e.pcie_rx_bytes_per_s or 0.0,
+        "best_bus_rate_bytes_per_s": e.crossing_bytes_per_s,
+    }
+    if e.gradient_bytes_per_step is not None:
+        shown["gradient_bytes_per_step_at_least"] = e.gradient_bytes_per_step
+    if e.comm is not None:
+        if e.comm <= COMM_SHARE or e.skew is None:
+            return None
+        loss, sure = e.comm - ideal, confidence(*(True, False, worse is not None))
+        shown |= {"exposed_comm_share": e.comm, "skew_share": e.skew}
+    else:
+        missing = _missing_mfu(e)
+        if missing is None or "own comm" not in e.untold:
+            return None
+        busy = rate / PCIE_BYTES_PER_S
+        loss, sure = min(missing, busy - ideal), confidence(*(False, False, worse is not None))
+        shown["pcie_busy_share_at_least"] = busy
+    if loss < MATERIAL_LOSS:
+        return None
+    if worse is not None and e.link is not None:
+        shown |= {"link": e.link, "best_link": worse}
+    told = f"Its GPUs send and receive {rate / 1e9:.3g} GB/s over PCIe"
+    if worse is not None:
+        return Verdict(
+            "poor_topology", loss, sure, shown, f"{told}: machines of this GPU type have {worse}; ask for those."
+        )
+    return Verdict(
+        "poor_topology",
+        loss,
+        sure,
+        shown,
+        f"{told}, as exchanges that do not take their NVLink do: unset NCCL_P2P_DISABLE and NCCL_P2P_LEVEL, give "
+        "containers one view of all GPUs, and look at `nvidia-smi nvlink --status` (activations that are kept in the "
+        "host's memory look alike).",
+    )
+
+
+def _exchanged_over_pcie(e: Evidence) -> float | None:
+    """Bytes/s that ranks of one machine exchange over PCIe instead of NVLink; None where that is not known.
+
+    A loader only sends to the device, and ranks on several machines reach their NICs over the same bus.
+    """
+    if e.phase != "train" or e.worse is not None or "bus_bytes_per_s" not in e.untold:
+        return None
+    if e.type_link != "nvlink" or not e.one_machine or len(e.hosts) != 1 or (e.world_size or 1) < 2:
+        return None
+    if e.pcie_tx_bytes_per_s is None or e.pcie_rx_bytes_per_s is None:
+        return None
+    rate = min(e.pcie_tx_bytes_per_s, e.pcie_rx_bytes_per_s)
+    if _worse_path(e) is None:
+        if e.gradient_bytes_per_step is None or e.weight_bytes is None or e.step_s is None:
+            return None
+        least = max(GRADIENTS_CROSSING * e.gradient_bytes_per_step, BEYOND_OFFLOADED * e.weight_bytes)
+        if rate * e.step_s < least:
+            return None
+    return rate
+
+
+def _missing_mfu(e: Evidence) -> float | None:
+    """The share by which its MFU is below that of its kin beyond its waits for data and what its clock lacks."""
+    if e.mfu is None or not e.kin_mfu or e.data is None or e.clock is None or not e.cohort_clock:
+        return None
+    return (1 - e.data) * min(1.0, e.clock / e.cohort_clock) - e.mfu / e.kin_mfu
 
 
 def scaling_inefficiency(e: Evidence) -> Verdict | None:

@@ -16,13 +16,16 @@ from mfu_sdk.provider.fleet.gpu import reference
 class Witness:
     """Over `gpu_hours`: hardware FLOPs / (claimed peak × wall time), and tensor activity × clock / reference clock.
 
-    `device_hours` are those hours by device.
+    `device_hours` are those hours by device. `pcie_tx_bytes_per_s` and `pcie_rx_bytes_per_s` are the means over devices
+    and over those of the hours in which all of that was told, None where a device told of none.
     """
 
     hardware_mfu: float
     utilization: float
     gpu_hours: float
     device_hours: Mapping[str, float]
+    pcie_tx_bytes_per_s: float | None = None
+    pcie_rx_bytes_per_s: float | None = None
 
 
 def witnesses(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], Witness]:
@@ -53,4 +56,9 @@ def _witness(gpu_type: str | None, rows: Sequence[Mapping[str, Any]]) -> Witness
     # Available FLOPs are of steps; over wall time the time between them counts too.
     counted = hardware / available * step_s / wall_s
     devices = {row["device"]: row["wall_s"] / 3600 for row in rows}
-    return Witness(counted, mhz_s / wall_s / known.mhz, wall_s / 3600, devices)
+    bus_s = sum(row["bus_s"] for row in rows)
+    sent, received = (
+        sum(row[name] for row in rows) / bus_s if all(row["bus_s"] for row in rows) else None
+        for name in ("bus_tx_bytes", "bus_rx_bytes")
+    )
+    return Witness(counted, mhz_s / wall_s / known.mhz, wall_s / 3600, devices, sent, received)

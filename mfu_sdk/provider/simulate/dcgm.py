@@ -1,7 +1,8 @@
 """What the provider's own exporter sees of a GPU: dcgm-exporter's gauges, as a Collector scrapes them.
 
 Names and labels: NVIDIA/dcgm-exporter, etc/dcp-metrics-included.csv and its default labels (gpu, UUID, Hostname,
-modelName). PROF_PIPE_TENSOR_ACTIVE is the share of cycles in which a tensor pipe was busy, which tells
+modelName). PROF_PCIE_TX_BYTES and PROF_PCIE_RX_BYTES are rates in bytes/s, headers
+among them. PROF_PIPE_TENSOR_ACTIVE is the share of cycles in which a tensor pipe was busy, which tells
 nothing of the clock.
 """
 
@@ -12,6 +13,8 @@ from mfu_sdk.provider.simulate.sender import Seat
 TENSOR_ACTIVE = "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"
 SM_CLOCK = "DCGM_FI_DEV_SM_CLOCK"
 GPU_UTIL = "DCGM_FI_DEV_GPU_UTIL"
+PCIE_TX = "DCGM_FI_PROF_PCIE_TX_BYTES"
+PCIE_RX = "DCGM_FI_PROF_PCIE_RX_BYTES"
 XID_ERRORS = "DCGM_FI_DEV_XID_ERRORS"
 ECC_DOUBLE = "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL"
 IDLE_MHZ = 345.0
@@ -40,9 +43,14 @@ def labels(seat: Seat) -> bytes:
     return b"".join(wire.text(name, value, 7) for name, value in values.items())
 
 
-def scrape(time_ns: int, who: bytes, active: float, mhz: float, util: float, xid: int | None = 0) -> list[bytes]:
-    """One scrape of one GPU: its five gauges, or those three of which means are made where `xid` is None."""
-    values = {TENSOR_ACTIVE: active, SM_CLOCK: mhz, GPU_UTIL: util}
+def scrape(
+    time_ns: int, who: bytes, active: float, mhz: float, util: float, bus: tuple[float, float], xid: int | None = 0
+) -> list[bytes]:
+    """One scrape of one GPU: its seven gauges, or those five of which means are made where `xid` is None.
+
+    `bus`: bytes/s that it sends and receives over PCIe.
+    """
+    values = {TENSOR_ACTIVE: active, SM_CLOCK: mhz, GPU_UTIL: util, PCIE_TX: bus[0], PCIE_RX: bus[1]}
     if xid is not None:
         values |= {XID_ERRORS: float(xid), ECC_DOUBLE: 1.0 if xid == 94 else 0.0}
     return [wire.gauge(name, "", [wire.point(time_ns, value, who)]) for name, value in values.items()]

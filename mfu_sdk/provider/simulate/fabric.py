@@ -79,6 +79,14 @@ def bus_bytes(kind: Collective, size_bytes: float, ranks: int) -> float:
     return (2 if kind == "all_reduce" else 1) * (ranks - 1) / ranks * size_bytes
 
 
+def pcie_bytes(kind: Collective, size_bytes: float, over: Path) -> float:
+    """What each rank sends, and as much receives, over PCIe: to its peers where that is their path, and to its NIC."""
+    passes = 2 if kind == "all_reduce" else 1
+    inside = passes * (over.ranks_inside - 1) / over.ranks_inside * size_bytes
+    between = passes * (over.machines - 1) / over.machines * size_bytes / over.ranks_inside
+    return between + (inside if over.inside in ("pcie", "system") else 0.0)
+
+
 def seconds(kind: Collective, size_bytes: float, over: Path) -> float:
     """How long one collective of `size_bytes` takes; an all-gather and a reduce-scatter take the same."""
     if over.ranks == 1:

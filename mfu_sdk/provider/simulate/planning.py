@@ -12,11 +12,12 @@ from mfu_sdk.provider.simulate.faults import KINDS, Injected
 from mfu_sdk.provider.simulate.models import Transformer, Vision
 from mfu_sdk.provider.simulate.noise import generator
 from mfu_sdk.provider.simulate.outgoing import PROVIDER
-from mfu_sdk.provider.simulate.premises import Premises, Tenant, slice_of, tenants
+from mfu_sdk.provider.simulate.premises import MACHINE, Premises, Tenant, slice_of, tenants
 from mfu_sdk.provider.simulate.scenario import SEVERITIES, Asked, Scenario
 from mfu_sdk.provider.simulate.sender import Seat, hashed
 from mfu_sdk.provider.simulate.serving import Service
 from mfu_sdk.provider.simulate.silicon import A100, H100, Gpu
+from mfu_sdk.provider.simulate.training import Job
 from mfu_sdk.provider.simulate.workload import Plan, Serving, Sliced, Training, Workload
 
 WAITING = "4g.40gb"
@@ -111,6 +112,8 @@ class _Planner:
             if self._capped and gpu is recipes.CAPPED:
                 # All GPUs of the type have the limit, whatever recipe their job is of.
                 what = replace(what, job=replace(what.job, rest=recipes.CAP))
+            if draft.nature == "healthy" and self._is_offloaded(what.job):
+                what = replace(what, job=replace(what.job, offloaded=True))
         else:
             gpu, ranks = what.service.gpu, what.service.tp * what.replicas
             if self._capped and gpu is recipes.CAPPED:
@@ -140,6 +143,11 @@ class _Planner:
             )
         )  # fmt: skip
         return True
+
+    def _is_offloaded(self, job: Job) -> bool:
+        """Some of those on one machine; by a stream of its own."""
+        alike = isinstance(job.model, Transformer) and 1 < job.ranks <= MACHINE
+        return alike and bool(generator(self._seed, "offloaded", len(self._workloads)).random() < 0.15)
 
     def _tenant(self, draft: Draft) -> Tenant:
         # Nobody can be asked to find, or not to find, a fault of which nothing is seen: who runs no SDK is well.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mfu_sdk import semconv
-from mfu_sdk.provider.simulate import dcgm, serving, wire
+from mfu_sdk.provider.simulate import dcgm, pcie, serving, wire
 from mfu_sdk.provider.simulate.faults import Injected
 from mfu_sdk.provider.simulate.ledger import Account
 from mfu_sdk.provider.simulate.models import Transformer
@@ -290,7 +290,9 @@ class _Replica:
             scraped = at_ns // every_ns
             for seat in self._seats:
                 mhz = self._service.gpu.reference_mhz * ratio
-                points = dcgm.scrape(at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0, self._errors)
+                points = dcgm.scrape(
+                    at_ns, dcgm.labels(seat), float(active[number]), mhz, 100.0, pcie.WORKING, self._errors
+                )
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)
 
     def _nothing(self, until_s: float, out: Outgoing) -> None:
@@ -303,7 +305,7 @@ class _Replica:
                     metric = wire.gauge(semconv.METRIC_RUN_INFO, "1", [alive])
                     out.metrics(self._workload.tenant, resource, [metric])
                 if self._workload.dcgm:
-                    points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0, self._errors)
+                    points = dcgm.scrape(at_ns, dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0, pcie.IDLE, self._errors)
                     out.metrics(PROVIDER, dcgm.resource(seat.host), points)
         self._at_s = until_s
 

@@ -42,7 +42,9 @@ class Job:
     `sequences` is the micro-batch of a data-parallel rank, of images for a `Vision` model; `load_share` is what its
     loader needs for a batch over what the healthy step takes. `cooling` and `slow` hold ranks that are not like
     `rest`: their cooling, and the factor on their device time. `congested`: (from, until, factor on communication),
-    virtual seconds. `exchanges`: how often shards are exchanged, over what the configuration implies.
+    virtual seconds. `exchanges`: how often shards are exchanged, over what the configuration implies. `offloaded`:
+    whether the optimizer runs on the host behind the next step's computation (arXiv 2101.06840, section 5), which costs
+    no time.
     """
 
     gpu: Gpu
@@ -61,6 +63,7 @@ class Job:
     slow: tuple[tuple[int, float], ...] = ()
     congested: tuple[tuple[float, float, float], ...] = ()
     exchanges: float = 1.0
+    offloaded: bool = False
     cold_from_s: float | None = None
 
     @property
@@ -76,12 +79,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a step's collectives are: seconds that could hide, seconds that cannot, and bytes by the bus convention."""
+    """What a step's collectives are: seconds that could hide, seconds that cannot, and bytes by the bus convention.
+
+    `pcie_bytes`: what each rank sends, and as much receives, over PCIe for them.
+    """
 
     hidden_s: float
     tail_s: float
     bare_s: float
     bus_bytes: float
+    pcie_bytes: float
 
     @property
     def total_s(self) -> float:
@@ -240,7 +247,7 @@ def _work(job: Job) -> Work:
 
 
 def _traffic(job: Job, over: Path) -> Traffic:
-    hidden_s = bare_s = moved = tail_s = 0.0
+    hidden_s = bare_s = moved = crossed = tail_s = 0.0
     replicas = job.ranks // job.tp
     if replicas > 1:
         # Data parallelism among ranks of one tensor shard: fewer ranks of each machine take part.
@@ -255,12 +262,14 @@ def _traffic(job: Job, over: Path) -> Traffic:
             hidden_s += passes * layers * each_s
             tail_s = 2 * each_s
             moved += passes * fabric.bus_bytes("all_gather", weights, among.ranks)
+            crossed += passes * fabric.pcie_bytes("all_gather", weights, among)
         else:
             buckets = max(1, math.ceil(2 * weights / _BUCKET_BYTES))
             each_s = fabric.seconds("all_reduce", 2 * weights / buckets, among)
             hidden_s += buckets * each_s
             tail_s = each_s
             moved += fabric.bus_bytes("all_reduce", 2 * weights, among.ranks)
+            crossed += fabric.pcie_bytes("all_reduce", 2 * weights, among)
     if job.tp > 1 and isinstance(job.model, Transformer):
         # Two all-reduces of the activations forward and two backward in each layer, before anything can go on
         # (arXiv 1909.08053, section 3).
@@ -269,7 +278,8 @@ def _traffic(job: Job, over: Path) -> Traffic:
         within = replace(over.within_a_machine(), ranks_inside=job.tp)
         bare_s += count * fabric.seconds("all_reduce", size, within)
         moved += count * fabric.bus_bytes("all_reduce", size, job.tp)
-    return Traffic(hidden_s, tail_s, bare_s, moved)
+        crossed += count * fabric.pcie_bytes("all_reduce", size, within)
+    return Traffic(hidden_s, tail_s, bare_s, moved, crossed)
 
 
 def _shards(over: Path, tp: int) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mfu_sdk import semconv
-from mfu_sdk.provider.simulate import dcgm, training, wire
+from mfu_sdk.provider.simulate import dcgm, pcie, training, wire
 from mfu_sdk.provider.simulate.kernels import LARGEST_PRODUCT, MEMORY
 from mfu_sdk.provider.simulate.ledger import Account
 from mfu_sdk.provider.simulate.noise import Floats, Jitter
@@ -30,6 +30,7 @@ class Running:
     account: Account
     jitter: Jitter
     witness: np.random.Generator
+    bus: np.random.Generator
 
     @property
     def restarts(self) -> tuple[Restart, ...]:
@@ -153,7 +154,8 @@ class Process:
         witness = run.witnessed(np.broadcast_to(true[:, None], clocks.shape))
         self._account_for(counts, seconds, (data, comm, host), skew)
         if run.workload.dcgm:
-            self._scrapes(windows, witness / clocks, clocks, out)
+            bus = pcie.rates(state, counts, windows.seconds, run.bus)
+            self._scrapes(windows, witness / clocks, clocks, bus, out)
         if run.workload.signals is None:
             return
         spans: list[list[bytes]] = [[] for _ in range(ranks)]
@@ -193,7 +195,7 @@ class Process:
             account.available_flops += time_s * told.over.peak_flops_per_s * ranks
             account.tokens += steps * self.segment.job.tokens * ranks
 
-    def _scrapes(self, windows: Windows, active: Floats, clocks: Floats, out: Outgoing) -> None:
+    def _scrapes(self, windows: Windows, active: Floats, clocks: Floats, bus: Floats, out: Outgoing) -> None:
         gpu = self.segment.job.gpu
         crash = next((each for each in self._run.restarts if each.at_s == self.segment.until_s), None)
         start_ns, scraped, every_ns = windows.steps.start_ns, -1, dcgm.every_ns(self._run.form.length_ns)
@@ -209,8 +211,9 @@ class Process:
                     xid = crash.xid
                 mhz = gpu.reference_mhz * float(clocks[number, rank])
                 points = dcgm.scrape(
-                    int(start_ns[at]), dcgm.labels(seat), float(min(1.0, active[number, rank])), mhz, 100.0, xid
-                )
+                    int(start_ns[at]), dcgm.labels(seat), float(min(1.0, active[number, rank])), mhz, 100.0,
+                    (float(bus[number, rank, 0]), float(bus[number, rank, 1])), xid,
+                )  # fmt: skip
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)
 
     def calibration(self, out: Outgoing) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mfu_sdk.provider.simulate import dcgm
+from mfu_sdk.provider.simulate import dcgm, pcie
 from mfu_sdk.provider.simulate.ledger import Account
 from mfu_sdk.provider.simulate.noise import Jitter, generator
 from mfu_sdk.provider.simulate.outgoing import PROVIDER, Outgoing
@@ -23,7 +23,7 @@ class TrainingRun:
         name = workload.tenant, workload.name
         self._running = Running(
             workload, seed, zero_ns, form, account, Jitter(generator(seed, "run", *name), _SIGMA),
-            generator(seed, "witness", *name),
+            generator(seed, "witness", *name), generator(seed, "pcie", *name),
         )  # fmt: skip
         self._pending = segments(workload)
         self._at: Process | None = None
@@ -54,7 +54,7 @@ class TrainingRun:
             self._idle_s = at_s + every_s
             for seat in self.workload.seats:
                 points = dcgm.scrape(
-                    self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0,
+                    self._running.zero_ns + int(at_s * 1e9), dcgm.labels(seat), 0.0, dcgm.IDLE_MHZ, 0.0, pcie.IDLE,
                     0 if self._running.form.arrays else None,
                 )  # fmt: skip
                 out.metrics(PROVIDER, dcgm.resource(seat.host), points)

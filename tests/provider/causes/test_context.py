@@ -47,6 +47,30 @@ def test_alike_layouts_have_alike_messages() -> None:
     assert complete(fleet, {}, {}, {})[0].best_bus_bytes_per_s == 100e9
 
 
+def test_kin_and_crossing() -> None:
+    """What two others of the structure reached at steps of this size, and as many ranks with as many bytes a step."""
+    on = replace(TRAINING, link="nvlink", world_size=8, data=0.1)
+    slow = replace(on, link=None, pcie_tx_bytes_per_s=4e9, pcie_rx_bytes_per_s=2e9, mfu=0.2)
+    mine = replace(of(slow, "mine"), step_s=0.5)  # 1 GB a step
+    best = of(replace(on, mfu=0.45), "best", rate=300e9)
+    second = of(replace(on, mfu=0.36), "second", rate=280e9)
+    found = complete([mine, best, second], {}, {}, {})[0]
+    assert (found.kin_mfu, found.crossing_bytes_per_s) == (approx(0.36 / 0.9), 280e9)
+    assert "own comm" not in found.untold
+    assert "own comm" in complete([of(replace(on, comm=None), "old")], {}, {}, {})[0].untold
+    alone = complete([mine, best], {}, {}, {})[0]
+    assert (alone.kin_mfu, alone.crossing_bytes_per_s) == (None, None)
+    # Other sizes of steps, structures and numbers of ranks are no measure.
+    others = [
+        of(replace(on, rank_tokens=8192.0 * 5), "large", rate=300e9),
+        of(replace(on, family="f2"), "other", rate=300e9),
+        of(replace(on, world_size=4), "four", rate=300e9),
+    ]
+    few = complete([mine, best, *others], {}, {}, {})[0]
+    assert (few.kin_mfu, few.crossing_bytes_per_s) == (approx(0.5), 300e9)
+    assert complete([mine, best, others[2]], {}, {}, {})[0].crossing_bytes_per_s is None
+
+
 def test_paths() -> None:
     """Machines of a type have the best path that any of them tells, or the inventory; ranks fit or do not."""
     one = of(replace(TRAINING, link="pcie", link_best="pcie", world_size=8), "one")

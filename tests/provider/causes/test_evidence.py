@@ -115,6 +115,11 @@ def scraped() -> Sequence[PointRow]:
             at_ns = T0 + 300 * number * 10**9
             for name, value in ((dcgm.TENSOR_ACTIVE, active), (dcgm.SM_CLOCK, 1830.0), (dcgm.GPU_UTIL, util)):
                 gauges.append(wire.gauge(name, "", [wire.point(at_ns, value, who)]))
+    # From 21:00 on GPU-x sends 20 GB/s over PCIe and receives 22; one sample is a blank of DCGM's, and is none.
+    for number in range(6, 18):
+        at_ns, who = T0 + 300 * number * 10**9, wire.text("UUID", "GPU-x", 7)
+        for name, value in ((dcgm.PCIE_TX, 20e9), (dcgm.PCIE_RX, 22e9), (dcgm.PCIE_RX, 9.2e18)):
+            gauges.append(wire.gauge(name, "", [wire.point(at_ns, value, who)]))
     # In the eight hours after noon GPU-0 has work at 1,647 MHz, GPU-1 at 1,830 and, for five minutes, none at 345.
     for number in range(8):
         at_ns = EIGHT_HOURS.since_unix_ns + number * 3600 * 10**9
@@ -498,9 +503,11 @@ def test_exporter(store: Store, told: Told) -> None:
     [e] = [each for each in causes.evidence(store, whole, usages=usages) if each.tenant == "exported"]
     assert (e.witness, e.witnessed_mfu) == (approx(0.25, rel=1e-3), approx(0.225))
     assert (e.watched_gpu_hours, e.watched_devices) == (1.0, {"GPU-x": 1.0})
+    assert (e.pcie_tx_bytes_per_s, e.pcie_rx_bytes_per_s) == (20e9, 22e9)
     assert list(causes.testimony([e], usages).values()) == ["witnessed"]
     half = told.one("exported")
     assert (half.witness, half.watched_gpu_hours) == (approx(0.45), None)
+    assert (half.pcie_tx_bytes_per_s, half.pcie_rx_bytes_per_s) == (None, None)
     assert causes.testimony([half], usages) == {}
 
 

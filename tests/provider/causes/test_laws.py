@@ -23,7 +23,7 @@ MEASURED = (
     "kv_free", "queue", "intensity", "ridge", "answer_s", "clock", "heat", "cap", "witness", "witnessed_mfu",
     "claimed_peak", "wall", "rank_spread", "stranded", "unplaceable", "idle", "peak_flops_per_s", "peak_dtype",
     "fingerprint", "phase", "mig_profile", "wanted", "replicas", "world_size", "prefill", "slowest_clock", "dtype_mix",
-    "peak_source",
+    "peak_source", "pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s", "gradient_bytes_per_step", "weight_bytes", "step_s",
 )  # fmt: skip
 """Signals of the workload itself. What others show (cohort, best rate, earlier runs) and what a tenant promises are
 none: without a promise nothing is promised."""
@@ -46,7 +46,17 @@ EVIDENCE = st.builds(
     phase=st.sampled_from((None, "train", "eval", "prefill", "decode", "inference")),
     fingerprint=_maybe(st.just("new")),
     world_size=_maybe(st.sampled_from((1, 8, 9, 64))),
-    untold=st.frozensets(st.sampled_from(("data", "comm", "skew", "clock", "queue", "bus_bytes_per_s", "ideal_ratio"))),
+    untold=st.frozensets(
+        st.sampled_from(("data", "comm", "skew", "clock", "queue", "bus_bytes_per_s", "ideal_ratio", "own comm"))
+    ),
+    hosts=st.sampled_from(((), ("node-1",))),
+    pcie_tx_bytes_per_s=_maybe(RATE),
+    pcie_rx_bytes_per_s=_maybe(RATE),
+    crossing_bytes_per_s=_maybe(RATE),
+    gradient_bytes_per_step=_maybe(RATE),
+    weight_bytes=_maybe(RATE),
+    step_s=_maybe(st.floats(0.01, 10.0)),
+    kin_mfu=_maybe(st.floats(0.01, 1.0)),
     time_s=st.just(100.0),
     mfu=_maybe(_share(1.2)),
     expected_mfu=_maybe(st.floats(0.01, 1.0)),
@@ -113,7 +123,9 @@ EVIDENCE = st.builds(
         st.builds(Earlier, st.just("run-1"), st.sampled_from(("old", "new")), RATE, _maybe(RATE), _maybe(RATE)),
         max_size=3,
     ).map(tuple),
-).map(lambda e: replace(e, untold=frozenset(name for name in e.untold if getattr(e, name) is None)))
+).map(
+    lambda e: replace(e, untold=frozenset(name for name in e.untold if getattr(e, name.removeprefix("own ")) is None))
+)
 """Whole days; `PARTED` are some with a part that stands out."""
 REST = st.builds(
     Rest,
@@ -167,10 +179,10 @@ def test_healthy_however_little_is_known(e: Evidence) -> None:
         assert findings(_without(e, lost)) == []
 
 
-TIMES = {"time_s", "answer_s", "latency_target_s"}
+TIMES = {"time_s", "step_s", "answer_s", "latency_target_s"}
 RATES = {
     "flops_per_s", "tokens_per_s", "peak_flops_per_s", "reference_flops_per_s", "bus_bytes_per_s",
-    "best_bus_bytes_per_s",
+    "best_bus_bytes_per_s", "pcie_tx_bytes_per_s", "pcie_rx_bytes_per_s", "crossing_bytes_per_s",
 }  # fmt: skip
 
 
@@ -190,6 +202,8 @@ def test_units_of_time(e: Evidence, factor: float) -> None:
     )
     if e.smaller is not None:
         changes["smaller"] = replace(e.smaller, tokens_per_s=e.smaller.tokens_per_s / factor)
+    # The fastest PCIe bus, which only what has kin is held against, is as fast as it is.
+    e = replace(e, kin_mfu=None)
     scaled = replace(e, **changes)
     plain = {cause: (found.loss_share, found.confidence) for cause, found in _by_cause(e).items()}
     assert {cause: (found.loss_share, found.confidence) for cause, found in _by_cause(scaled).items()} == plain
@@ -229,6 +243,8 @@ def test_every_signal_is_read() -> None:
         "earlier",
         "drifts",
         "least_comm",
+        "crossing_bytes_per_s",
+        "kin_mfu",
     }
     others |= {"watched_gpu_hours", "watched_devices", "parts", "worse", "since_unix_s", "until_unix_s", "rest"}
     assert told == who | others | set(MEASURED) | {"untold", "latency_target_s", "reference_flops_per_s"}

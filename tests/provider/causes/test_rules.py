@@ -102,6 +102,106 @@ def test_topology_by_path(train: Make) -> None:
     assert (both.loss_share, both.confidence) == (approx(0.18), 0.95)
 
 
+CROSSING: dict[str, Any] = {
+    "world_size": 8, "one_machine": True, "hosts": ("node-1",), "link": None, "bus_bytes_per_s": None,
+    "best_bus_bytes_per_s": None, "ideal_ratio": None, "comm": 0.5, "step_s": 0.7, "gradient_bytes_per_step": 7e9,
+    "weight_bytes": 4e9, "pcie_tx_bytes_per_s": 20e9, "pcie_rx_bytes_per_s": 22e9, "crossing_bytes_per_s": 200e9,
+    "untold": frozenset({"bus_bytes_per_s", "ideal_ratio"}),
+}  # fmt: skip
+"""Eight ranks on one machine, half of whose time is exchanges: 14 GB a step each way over PCIe, 20 GB/s."""
+UNTOLD: dict[str, Any] = {
+    **CROSSING, "comm": None, "skew": None, "kin_mfu": 0.9, "untold": CROSSING["untold"] | {"own comm"},
+}  # fmt: skip
+"""The same without a word of communication, at 0.45 of the peak where two others of its structure have 0.9."""
+
+
+def test_topology_by_what_crosses_pcie(train: Make) -> None:
+    """Half of the time is exchanges that on NVLink, at 200 GB/s, would take a tenth of it."""
+    found = only(train(**CROSSING))
+    assert (found.cause, found.confidence) == ("poor_topology", approx(0.65))
+    assert found.loss_share == approx(0.5 - 20 / 200)
+    assert found.evidence["pcie_tx_bytes_per_s"] == 20e9
+    assert "20 GB/s over PCIe" in found.remedy
+    # A machine that is known to have no NVLink proves the path, whatever the gradients are.
+    worse = only(train(**{**CROSSING, "link": "pcie", "link_best": "pcie", "gradient_bytes_per_step": None}))
+    assert (worse.loss_share, worse.confidence) == (approx(0.4), approx(0.8))
+    assert "machines of this GPU type have nvlink" in worse.remedy
+
+
+def test_topology_where_no_communication_is_told(train: Make) -> None:
+    """20 GB/s keep the fastest bus busy for 0.3125 of the time and NVLink for 0.1; MFU lacks more than that."""
+    found = only(train(**UNTOLD))
+    assert (found.cause, found.confidence) == ("poor_topology", 0.5)
+    assert found.loss_share == approx(20 / 64 - 20 / 200)
+    assert "kin_mfu" not in found.evidence
+    # 0.45 of 0.51 is 0.1176 less, of which the loader has 0.01 and the clock, 0.97 of 0.98, another.
+    little = only(train(**{**UNTOLD, "kin_mfu": 0.51}))
+    assert little.loss_share == approx(0.99 * 0.97 / 0.98 - 0.45 / 0.51)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hosts": ("node-1", "node-2")},
+        {"one_machine": False},
+        {"one_machine": None},
+        {"world_size": 1},
+        {"type_link": "pcie"},
+        {"type_link": None},
+        {"phase": "eval"},
+        # A loader only sends to the device, and what only one way tells is not known.
+        {"pcie_tx_bytes_per_s": 0.2e9},
+        {"pcie_tx_bytes_per_s": None},
+        {"pcie_rx_bytes_per_s": None},
+        # An optimizer on the host: 16 bits a weight each way, of all of them or of an eighth.
+        {"pcie_tx_bytes_per_s": 4e9 / 0.7, "pcie_rx_bytes_per_s": 4e9 / 0.7},
+        {"pcie_tx_bytes_per_s": 0.5e9 / 0.7, "pcie_rx_bytes_per_s": 0.5e9 / 0.7},
+        # The same of two ranks, whose gradients are no more than that.
+        {"pcie_tx_bytes_per_s": 4e9 / 0.7, "gradient_bytes_per_step": 4e9},
+        # Nobody on NVLink is known to do better.
+        {"crossing_bytes_per_s": None},
+        {"gradient_bytes_per_step": None},
+        {"step_s": None},
+        # Rates that are told, now or at other times, win.
+        {"bus_bytes_per_s": 190e9, "best_bus_bytes_per_s": 200e9, "untold": frozenset({"own comm"})},
+        {"untold": frozenset({"own comm"})},
+    ],
+    ids=str,
+)
+def test_what_crosses_pcie_and_is_no_poor_path(train: Make, changes: dict[str, Any]) -> None:
+    """Several machines, no NVLink, loaders, offloading, no exporter, told rates: none of them is accused."""
+    assert "poor_topology" not in causes_of(train(**{**CROSSING, **changes}))
+    assert "poor_topology" not in causes_of(train(**{**UNTOLD, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # The same structure does no better elsewhere, or nobody knows; a slow clock or a slow loader has it all.
+        {"kin_mfu": 0.47},
+        {"kin_mfu": None},
+        {"clock": 0.5, "cohort_clock": 0.98},
+        {"data": 0.5},
+        {"data": None},
+        {"clock": None},
+        {"cohort_clock": None},
+        # Communication is told elsewhere and lost here.
+        {"untold": CROSSING["untold"]},
+    ],
+    ids=str,
+)
+def test_no_path_is_blamed_for_what_may_be_else(train: Make, changes: dict[str, Any]) -> None:
+    """Without communication both the missing MFU and the bus must be known, and nothing else explain it."""
+    assert "poor_topology" not in causes_of(train(**{**UNTOLD, **changes}))
+
+
+def test_little_exposed_is_no_poor_path(train: Make) -> None:
+    """Exchanges over PCIe that are hidden cost nothing: 8 % is the edge, and what NVLink would take is no loss."""
+    assert causes_of(train(**{**CROSSING, "comm": 0.08, "crossing_bytes_per_s": 2000e9})) == []
+    assert only(train(**{**CROSSING, "comm": 0.081, "crossing_bytes_per_s": 2000e9})).loss_share == approx(0.071)
+    assert causes_of(train(**{**CROSSING, "comm": 0.149})) == []
+
+
 SCALED: dict[str, Any] = {"comm": 0.2, "ideal_ratio": 0.8, "smaller": Smaller(8, 8192.0, 10_000.0)}
 
 

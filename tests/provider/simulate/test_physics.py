@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfu_sdk.provider.simulate import fabric, kernels, models, power, recipes, serving, slices, training
+from mfu_sdk.provider.simulate import fabric, kernels, models, pcie, power, recipes, serving, slices, training
 from mfu_sdk.provider.simulate.faults import KINDS, Injected, applied
 from mfu_sdk.provider.simulate.kernels import Kernels
 from mfu_sdk.provider.simulate.noise import Jitter, generator
@@ -45,6 +45,33 @@ def test_bus_bytes_by_hand() -> None:
     assert fabric.bus_bytes("all_gather", 8e9, 8) == pytest.approx(7e9)
     one = fabric.path(H100, 1, "nvlink")
     assert (fabric.seconds("all_reduce", 8e9, one), one.link) == (0.0, "none")
+
+
+def test_pcie_bytes_by_hand() -> None:
+    """NVLink leaves the bus alone; without it a ring's 7/8 cross, and of two machines a GPU's share goes to its NIC."""
+    weights = 2 * models.LLAMA_8B.parameters
+    one, two = job(8), job(16)
+    assert training.steady(one).traffic.pcie_bytes == 0
+    # Gathered twice and scattered once, over eight ranks.
+    slow = applied(one, Injected("poor_topology", "slow_link", 0.5, 0, 1))
+    assert training.steady(slow).traffic.pcie_bytes == pytest.approx(3 * 7 / 8 * weights)
+    assert training.steady(two).traffic.pcie_bytes == pytest.approx(3 / 2 * weights / 8)
+    assert fabric.pcie_bytes("all_reduce", 8e9, fabric.path(H100, 8, "pcie")) == pytest.approx(14e9)
+
+
+def test_what_else_crosses_pcie() -> None:
+    """An optimizer on the host is given gradients and gives weights; a loader of images only sends to the device."""
+    framed = 280 / 256
+    tokens = 16 * 2048
+    sent, received = pcie.step_bytes(training.steady(replace(job(8), offloaded=True)))
+    assert sent == pytest.approx(2 * models.LLAMA_8B.parameters / 8 * framed)
+    assert received == pytest.approx(sent + tokens * framed)
+    images = Job(H100, models.RESNET_50, fabric.best(H100, 2), 256)
+    assert pcie.step_bytes(training.steady(images)) == (0.0, pytest.approx(256 * 602_112 * framed))
+    state = training.steady(images)
+    rates = pcie.rates(state, [100] * 50, np.full(50, 100 * state.step_s), generator(1, "test"))
+    assert rates.shape == (50, 2, 2)
+    assert rates[..., 1].mean() == pytest.approx(256 * 602_112 * framed / state.step_s, rel=0.05)
 
 
 @given(size=SIZES, factor=st.floats(1, 100), ranks=st.sampled_from(RANKS))

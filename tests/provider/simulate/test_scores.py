@@ -172,6 +172,16 @@ def test_an_exporter_tells_clocks(scores: ModuleType) -> None:
     assert scores.score(known, []).causes["thermal_or_power"].told == 1
 
 
+def test_an_exporter_tells_what_crosses_pcie(scores: ModuleType) -> None:
+    """Of a path inside a machine, never of a NIC; without an exporter the tenant's word is needed."""
+    known = truth(
+        fault("a", "poor_topology", signals=[], dcgm=True, variant="slow_link"),
+        fault("a", "poor_topology", signals=[], dcgm=True, variant="nic_downgraded"),
+        fault("b", "poor_topology", signals=[], dcgm=False, variant="pcie_only"),
+    )
+    assert scores.score(known, []).causes["poor_topology"].told == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said", "why"),
     [

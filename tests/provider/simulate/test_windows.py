@@ -199,10 +199,10 @@ def test_nothing_is_told_without_its_signal(sent: tuple[Kept, dict[str, object]]
 
 
 def test_exporter_sees_what_the_provider_may(sent: tuple[Kept, dict[str, object]]) -> None:
-    """DCGM's five gauges come under the exporters' token, with dcgm-exporter's labels, in their ranges."""
+    """DCGM's seven gauges come under the exporters' token, with dcgm-exporter's labels, in their ranges."""
     points = [point for point in sent[0].points if point["tenant"] == PROVIDER]
     assert {point["MetricName"] for point in points} == {
-        dcgm.TENSOR_ACTIVE, dcgm.SM_CLOCK, dcgm.GPU_UTIL, dcgm.XID_ERRORS, dcgm.ECC_DOUBLE,
+        dcgm.TENSOR_ACTIVE, dcgm.SM_CLOCK, dcgm.GPU_UTIL, dcgm.PCIE_TX, dcgm.PCIE_RX, dcgm.XID_ERRORS, dcgm.ECC_DOUBLE,
     }  # fmt: skip
     for point in points:
         labels, value = point["Attributes"], point["Value"]
@@ -213,6 +213,8 @@ def test_exporter_sees_what_the_provider_may(sent: tuple[Kept, dict[str, object]
             assert 0 <= value <= 1
         elif point["MetricName"] == dcgm.SM_CLOCK:
             assert 200 < value < 2600
+        elif point["MetricName"] in (dcgm.PCIE_TX, dcgm.PCIE_RX):
+            assert 0 < value < 64e9
 
 
 def test_bytes_are_otlp(sent: tuple[Kept, dict[str, object]]) -> None:
