@@ -18,6 +18,12 @@ def _targets(result: dict[str, Any]) -> str:
     return f"Not met: {', '.join(missed)}." if missed else "All are met."
 
 
+def _exported(result: dict[str, Any]) -> str:
+    variants = ", ".join(f"`{each}`" for each in result.get("told_by_an_exporter", ()))
+    also = f", and these by what crosses PCIe: {variants}" if variants else ""
+    return f"\nWhere the provider's exporter runs it tells clocks{also}.\n"
+
+
 def causes(table: Table) -> str:
     """The page; `table` writes a table as the other pages have it."""
     name, result = newest("causes")
@@ -65,4 +71,4 @@ Each fault is listed in the result.
 
 Simulated tenants leave signals out on purpose. These are what a fault shows in and not every SDK tells:
 
-{table(("fault", "signals"), needs)}"""
+{table(("fault", "signals"), needs)}{_exported(result)}"""
