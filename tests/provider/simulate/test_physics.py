@@ -67,7 +67,7 @@ def test_what_else_crosses_pcie() -> None:
     assert sent == pytest.approx(2 * models.LLAMA_8B.parameters / 8 * framed)
     assert received == pytest.approx(sent + tokens * framed)
     images = Job(H100, models.RESNET_50, fabric.best(H100, 2), 256)
-    assert pcie.step_bytes(training.steady(images)) == (0.0, pytest.approx(256 * 602_112 * framed))
+    assert pcie.step_bytes(training.steady(images)) == pytest.approx((0.0, 256 * 602_112 * framed))
     state = training.steady(images)
     rates = pcie.rates(state, [100] * 50, np.full(50, 100 * state.step_s), generator(1, "test"))
     assert rates.shape == (50, 2, 2)
