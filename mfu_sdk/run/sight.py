@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _CUDA: Final = torch.cuda.is_available()
+# True while a model is exported (torch/compiler/__init__.py).
+_FLAG: Final = "_is_compiling_flag"
 
 
 class Loop(Protocol):
@@ -84,8 +86,8 @@ class Sight:
     def _before(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
         # Inside of a compiled model this folds to nothing: no graph break, and no call either. What is captured into a
         # CUDA graph does not run now, and a mark made meanwhile would break the capture.
-        # (`is_compiling()` in its two parts, of which it needs two calls to say no.)
-        if is_dynamo_compiling() or compiler._is_compiling_flag or (_CUDA and is_capturing()):
+        # (`is_compiling()` needs two calls to say no: here it is in its two parts, of which the second is torch's own.)
+        if is_dynamo_compiling() or getattr(compiler, _FLAG, False) or (_CUDA and is_capturing()):
             return
         loop = self._loop
         if get_ident() != self._thread:
