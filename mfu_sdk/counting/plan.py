@@ -7,6 +7,7 @@ from math import isqrt
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor, is_grad_enabled, is_inference_mode_enabled
 
 from mfu_sdk.records import Convention, Count, CountSource
 
@@ -41,13 +42,13 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     return (
         id(module),
         module.training,
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
+        is_grad_enabled(),
+        is_inference_mode_enabled(),
         _autocast() if _any_autocast() else None,
         # A tensor's key is written out: most calls have no other argument.
         tuple(
             [
-                (value.shape, value.dtype, value.requires_grad) if isinstance(value, torch.Tensor) else _key(value, 0)
+                (value.shape, value.dtype, value.requires_grad) if isinstance(value, Tensor) else _key(value, 0)
                 for value in args
             ]
         ),

@@ -57,6 +57,8 @@ class Costs:
         """Calls that have a number (`number`); whoever is on the path of a step looks here first."""
         self.quick: dict[Seen, tuple[Demand, float | None]] = {}
         """What steps cost, and their mean leading dimension; likewise before `of_seen` and `batch`."""
+        self.alone: dict[Hashable, tuple[Demand, float | None]] = {}
+        """The same of steps with one call, by phase, settings, the call's number, and what is packed."""
         self.begins: set[Hashable] = set()
         """With which calls steps of known cost begin: what `begins_known` has said yes to."""
         self._by_call: dict[Hashable, Demand] = {}
@@ -113,8 +115,11 @@ class Costs:
             return known[0]
         if (found := self.of(self.shown(seen))) is not None:
             if len(self.quick) >= MOST_DEMANDS:
-                self.quick.clear()
-            self.quick[seen] = found, self.batch(dict(seen[3]))
+                self._forget_answers()
+            phase, settings, packed, calls = seen
+            answer = self.quick[seen] = found, self.batch(dict(calls))
+            if len(calls) == 1 and calls[0][1] == 1:
+                self.alone[phase, settings, calls[0][0], packed] = answer
         return found
 
     def forget_calls(self) -> None:
@@ -123,8 +128,12 @@ class Costs:
         self.overfull = False
         self._batches.clear()
         self.numbers.clear()
-        self.quick.clear()
+        self._forget_answers()
         self.begins.clear()
+
+    def _forget_answers(self) -> None:
+        self.quick.clear()
+        self.alone.clear()
 
     def begins_known(self, phase: Phase, settings: Hashable, number: int, packed: Packed | None) -> bool:
         """`is_known` for a call by its number."""
@@ -148,7 +157,7 @@ class Costs:
     def learn(self, shown: Shown, count: Count) -> None:
         """Keep what a counted step has shown; what had been predicted for it is held against its count."""
         # What was looked up before may have another answer now.
-        self.quick.clear()
+        self._forget_answers()
         self.begins.clear()
         is_new = self._plan.lookup(shown) is None
         expected = self._predicted(shown) if is_new else None

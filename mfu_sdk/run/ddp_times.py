@@ -86,12 +86,14 @@ class _TwoClocks:
     @staticmethod
     def _read() -> tuple[int, int]:
         """The steady clock, and how far the other is ahead of it; again where something came between the two."""
-        for _ in range(READS):
+        for _ in range(READS - 1):
             before_ns = time.perf_counter_ns()
             unix_ns = time.time_ns()
             steady_ns = time.perf_counter_ns()
             if steady_ns - before_ns < STRAY_NS // 2:
-                break
+                return steady_ns, unix_ns - steady_ns
+        unix_ns = time.time_ns()
+        steady_ns = time.perf_counter_ns()
         return steady_ns, unix_ns - steady_ns
 
 

@@ -45,7 +45,9 @@ from mfu_sdk.run.watched import others_than, watch
 if TYPE_CHECKING:
     from torch import nn
 
+    from mfu_sdk.records import Count
     from mfu_sdk.run.clock import Mark
+    from mfu_sdk.run.demand import Demand
     from mfu_sdk.settings import Profiling
 
 _CUDA: Final = torch.cuda.is_available()
@@ -165,8 +167,11 @@ class Engine:
         calls = step.calls
         if calls:
             calls[call] = calls.get(call, 0) + 1
+            step.alone = None
             return
-        if step.counting or (step.phase, step.settings, call, step.packed) not in costs.begins:
+        begins = step.phase, step.settings, call, step.packed
+        step.alone = costs.alone.get(begins)
+        if step.counting or (step.alone is None and begins not in costs.begins):
             self._see_first_call(step, call)
         calls[call] = 1
 
@@ -309,17 +314,22 @@ class Engine:
             wait = (self._wait_began, self._clock.mark())
             self._wait_began = None
             self._profile.resume()
-            (self._waits if self._step is None else self._step.waiting).append(wait)
+            if self._step is None:
+                self._waits.append(wait)
+            else:
+                self._step.waited(wait)
 
     # --- a step's life ---------------------------------------------------------------------------------------------
 
     def _begin(self, phase: Phase, *, over: bool = False, packed: Packed | None = None) -> None:
         """Begin a step; one that is over already, because nothing showed that it had begun, cannot be counted."""
         start, start_unix_ns = self._last_end or (self._clock.mark(), time_ns())
-        waits, self._waits = self._waits, []
         # Unfreezing a layer changes what a step costs and shows in no call.
-        settings = self._parameters.wanted()
-        self._step = step = Step(phase, start, start_unix_ns, waits, settings, packed)
+        self._step = step = Step(phase, start, start_unix_ns, self._parameters.wanted())
+        if packed is not None:
+            step.packed = packed
+        if self._waits:
+            step.waiting, self._waits = self._waits, []
         if over or phase == "checkpoint":
             return
         number = self._index - self._first
@@ -353,6 +363,8 @@ class Engine:
         assert self._last_end is not None
         outer, self._depth_of_marks = self._nesting.leave(self._last_end[0])
         self._step = outer
+        # What the inner one has shown may be of this one too.
+        outer.alone = None
         self._profile.resume()
         if outer.counting:
             self._mode.start()
@@ -386,6 +398,39 @@ class Engine:
             self._profile.end(step)
             # Reading a profile may take long, and is in no step's time.
             self._last_end = (self._clock.mark(), time_ns())
+        count = None
+        known: tuple[Demand | None, float | None] | None = step.alone
+        if known is None or step.counting or step.elsewhere:
+            known, count = self._cost(step, error_type)
+        step.demand, step.batch_running = known
+        step.index = self._index
+        if error_type is None and (step.profiled or self._sees_exchanges):
+            self._profile.gather(step, step.demand)
+        step.end = end
+        if step.parts:
+            step.slices = (*step.parts, Slice(step.since, end, 1.0))
+        # What is not known is so by default.
+        if tokens is not None:
+            step.tokens = tokens
+        if samples is not None:
+            step.samples = samples
+        if error_type is not None:
+            step.error_type = error_type
+        if self._times_data:
+            step.waits = step.waiting
+        if count is not None and self.ledger.drift is not None:
+            self.ledger.drift.counted(step, count)
+        self._step = None
+        if self._costs.overfull:
+            self._costs.forget_calls()
+        self._index += 1
+        now_unix_ns = time_ns()
+        if not step.profiled:
+            self._last_end = (end, now_unix_ns)
+        self.ledger.add(step, now_unix_ns)
+
+    def _cost(self, step: Step, error_type: str | None) -> tuple[tuple[Demand | None, float | None], Count | None]:
+        """What `step` costs and its mean leading dimension, and its own count, where it was counted."""
         costs = self._costs
         for key, batch in step.elsewhere:
             call = costs.enter(key, batch)
@@ -411,34 +456,12 @@ class Engine:
             own = self.ledger.nothing()
         known = costs.quick.get(seen)
         if own is None and known is not None:
-            step.demand, step.batch_running = known
-        else:
-            step.demand, step.batch_running = own or costs.of_seen(seen), costs.batch(step.calls)
-        demand = step.demand
+            return known, count
+        demand = own or costs.of_seen(seen)
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             costs.wants_count = True
-        step.index = self._index
-        if error_type is None and (step.profiled or self._profile.sees_exchanges):
-            self._profile.gather(step, demand)
-        step.end = end
-        if step.parts:
-            step.slices = (*step.parts, Slice(step.since, end, 1.0))
-        step.tokens = tokens
-        step.samples = samples
-        step.error_type = error_type
-        if self._times_data:
-            step.waits = step.waiting
-        if count is not None and self.ledger.drift is not None:
-            self.ledger.drift.counted(step, count)
-        self._step = None
-        if costs.overfull:
-            costs.forget_calls()
-        self._index += 1
-        now_unix_ns = time_ns()
-        if not step.profiled:
-            self._last_end = (end, now_unix_ns)
-        self.ledger.add(step, now_unix_ns)
+        return (demand, costs.batch(step.calls)), count
 
     def interlude(self, between: Callable[[], None]) -> bool:
         """Do `between` where no step is under way, and let the next one begin behind it; False inside a step.
@@ -493,7 +516,7 @@ class Engine:
             self._end(step, self._clock.mark(), error_type=error_type)
         elif step.optimized is not None and not self._blind:
             end, waits = step.optimized
-            del step.waiting[waits:]
+            step.waiting = step.waiting[:waits]
             self._end(step, end)
         elif step.last_call_end is not None:
             self._end(step, step.last_call_end)

@@ -59,6 +59,8 @@ class OpTimes(TorchDispatchMode):
         self._seconds: defaultdict[Any, float] = defaultdict(float)
         self._calls = _CALLS_EXPECTED
         self._spent_s = 0.0
+        # Before this moment the run has not lasted long enough: all that is asked at the turn of most steps.
+        self._not_before_ns = 0
         self._alone = True
         self.sees_waits = True
         """Whether what the model waits for other ranks shows (`ddp_times.waits_unseen`)."""
@@ -70,7 +72,9 @@ class OpTimes(TorchDispatchMode):
 
         Of one that is `wanted` the price does not matter.
         """
-        return step >= FIRST and not (step - FIRST) % EVERY and self.earned(wanted=wanted)
+        if step < FIRST or (step - FIRST) % EVERY or (not wanted and self._clock.mark() < self._not_before_ns):
+            return False
+        return self.earned(wanted=wanted)
 
     def earned(self, *, wanted: bool = False) -> bool:
         """Whether nothing speaks against it now, and the run has lasted long enough for it, or it is wanted."""
@@ -80,7 +84,11 @@ class OpTimes(TorchDispatchMode):
         if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
             return False
         open_s = self._clock.elapsed_s(self._opened, self._clock.mark())
-        return wanted or self._spent_s + self._calls * CALL_S <= MOST_OF_RUN * open_s
+        needed_s = (self._spent_s + self._calls * CALL_S) / MOST_OF_RUN
+        if wanted or needed_s <= open_s:
+            return True
+        self._not_before_ns = self._opened + int(needed_s * 1e9)
+        return False
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:

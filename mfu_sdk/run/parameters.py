@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 LOOKED_AT: Final = 32
 """Parameters that one step looks at, at most: to read a flag takes 0.07 µs, and a large model has a thousand.
 
-(AMD EPYC, torch 2.13, Python 3.11, November 2026.)
+(AMD EPYC, torch 2.13, Python 3.11, November 2026.) Where the step's own work has just been through the caches it takes
+ten times that.
 """
+STEADY: Final = 64
+"""Looks in a row that find everything as it was, after which not every step looks any more."""
+REST: Final = 6
+"""Steps between two looks then: seven is odd, so that weights that take turns are seen in each of their states."""
 
 
 class Parameters:
@@ -23,14 +28,17 @@ class Parameters:
     Each step looks at every n-th parameter, the next one at those beside them, with n such that no step looks at more
     than `LOOKED_AT`. So what is frozen or unfrozen is seen at once in a model of so few, or where it is n parameters
     in a row (a layer, a tower, the generator of two networks), and n steps later at the latest. Then all are looked at.
+    Where nothing has changed for `STEADY` looks, only every seventh step looks, until something has changed again.
     """
 
-    __slots__ = ("_flags", "_held", "_model", "_next", "_note", "_wanted")
+    __slots__ = ("_flags", "_held", "_model", "_next", "_note", "_rest", "_same", "_wanted")
 
     def __init__(self, model: nn.Module | None, note: Callable[[str], None]) -> None:
         self._model = model
         self._note = note
         self._next = 0
+        # Looks that found nothing new, in a row, and steps that need not look.
+        self._same = self._rest = 0
         self.refresh()
 
     def refresh(self) -> None:
@@ -44,18 +52,27 @@ class Parameters:
 
     def wanted(self) -> int:
         """A hash of which parameters want a gradient: unfreezing a layer changes what a step costs."""
+        if self._rest:
+            self._rest -= 1
+            return self._wanted
         share = self._next
         # Written out: on the path of every step.
         if [None if (p := held()) is None else p.requires_grad for held in self._held[share]] != self._flags[share]:
             # Weights may have been replaced, or added beside frozen ones (adapters).
-            before, steps = self._wanted, len(self._held)
+            before, steps = self._wanted, len(self._held) * (REST + 1 if self._same >= STEADY else 1)
             self.refresh()
-            if steps > 1 and self._wanted != before:
-                self._note(
-                    "which parameters want a gradient has changed in the run: of a single one that is seen up to "
-                    f"{steps} steps late, and these have the FLOPs of before"
-                )
+            if self._wanted != before:
+                self._same = 0
+                if steps > 1:
+                    self._note(
+                        "which parameters want a gradient has changed in the run: of a single one that is seen up to "
+                        f"{steps} steps late, and these have the FLOPs of before"
+                    )
             share = 0
+        elif self._same < STEADY:
+            self._same += 1
+        else:
+            self._rest = REST
         self._next = share + 1 if share + 1 < len(self._held) else 0
         return self._wanted
 

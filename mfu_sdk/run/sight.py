@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
+from threading import get_ident
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
+from torch import compiler
+from torch.compiler import is_dynamo_compiling
 
 from mfu_sdk.counting.cuda_graphs import is_capturing
 from mfu_sdk.guard import contained, shield
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 # torch leaves the keywords out where a hook is removed while it is on its way to it.
 _NO_KEYWORDS: Final[Mapping[str, Any]] = {}
 _CUDA: Final = torch.cuda.is_available()
+# True while a model is exported (torch/compiler/__init__.py).
+_FLAG: Final = "_is_compiling_flag"
 
 
 class Loop(Protocol):
@@ -53,7 +58,7 @@ class Sight:
         self._loop = loop
         self._model = model
         self._elsewhere = Elsewhere(model, mode)
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         self._marked = False
         self._depth = 0
         # Whether other threads have called the model.
@@ -81,34 +86,35 @@ class Sight:
     def _before(self, module: nn.Module, args: Any, kwargs: Any = _NO_KEYWORDS) -> None:
         # Inside of a compiled model this folds to nothing: no graph break, and no call either. What is captured into a
         # CUDA graph does not run now, and a mark made meanwhile would break the capture.
-        if torch.compiler.is_compiling() or (_CUDA and is_capturing()):
+        # (`is_compiling()` needs two calls to say no: here it is in its two parts, of which the second is torch's own.)
+        if is_dynamo_compiling() or getattr(compiler, _FLAG, False) or (_CUDA and is_capturing()):
             return
         loop = self._loop
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             with shield("seeing a forward pass in another thread"):
                 self._elsewhere_too = True
                 self._watch_ends()
                 loop.ledger.note("the model was also called in other threads, as part of the step that was open then")
-                self._elsewhere.begins(args, kwargs, None if loop.step is None else loop.step.elsewhere)
+                self._elsewhere.begins(args, kwargs, None if loop.step is None else loop.step.others_calls())
             return
         if not self._marked:
             # A boundary lies before a call of the loop's, not before one that the model makes of itself.
             self._depth += 1
             if self._depth > 1:
                 return
-        began = time.perf_counter_ns()
+        began = perf_counter_ns()
         # On the path of every step a `shield` would cost more than what it guards.
         try:
             loop.call_begins(module, args, kwargs)
         except Exception as error:
             if not contained("seeing a forward pass", error):
                 raise
-        loop.ledger.overhead_ns += time.perf_counter_ns() - began
+        loop.ledger.overhead_ns += perf_counter_ns() - began
 
     def _after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if torch.compiler.is_compiling() or (_CUDA and is_capturing()):
+        if compiler.is_compiling() or (_CUDA and is_capturing()):
             return
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             with shield("seeing a forward pass end in another thread"):
                 self._elsewhere.ends()
             return

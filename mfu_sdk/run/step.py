@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from mfu_sdk.counting.plan import Packed
 from mfu_sdk.records import Phase
 from mfu_sdk.run.clock import Mark
 from mfu_sdk.run.costs import Seen
+from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.elsewhere import Call
 from mfu_sdk.run.work import Work
@@ -22,31 +23,34 @@ class Step(Work):
     # What came before steps of other phases that lay within it, and where it went on after the last of them.
     parts: tuple[Slice, ...] = ()
     since: Mark = None
+    packed: Packed | None = None
+    waiting: Sequence[tuple[Mark, Mark]] = ()
+    """Waits for data, whether or not anybody times them."""
+    elsewhere: Sequence[Call] = ()
+    """Other threads' calls, as they came."""
+    optimized: tuple[Mark, int] | None = None
+    """Where the optimizer stepped last, and how many of the waits came before."""
+    last_call_end: Mark | None = None
+    alone: tuple[Demand, float | None] | None = None
+    """What it costs and its mean leading dimension, if its first call remains its only one and both are known."""
 
-    def __init__(
-        self,
-        phase: Phase,
-        start: Mark,
-        start_unix_ns: int,
-        waiting: list[tuple[Mark, Mark]],
-        settings: Hashable,
-        packed: Packed | None,
-    ) -> None:
+    def __init__(self, phase: Phase, start: Mark, start_unix_ns: int, settings: Hashable) -> None:
         # `Work`'s own, of which the rest are its defaults until the end.
         self.phase: Phase = phase
         self.start = start
         self.start_unix_ns = start_unix_ns
         self.settings = settings
-        self.packed = packed
-        # Waits for data, whether or not anybody times them.
-        self.waiting = waiting
         # By number (`Costs.number`).
         self.calls: dict[int, int] = {}
-        # Other threads', as they came.
-        self.elsewhere: list[Call] = []
-        # Where the optimizer stepped last, and how many of the waits came before.
-        self.optimized: tuple[Mark, int] | None = None
-        self.last_call_end: Mark | None = None
+
+    def waited(self, wait: tuple[Mark, Mark]) -> None:
+        """It has waited for data from the one mark to the other."""
+        self.waiting = (*self.waiting, wait)
+
+    def others_calls(self) -> list[Call]:
+        """`elsewhere`, made where it is not there yet: by whichever thread comes first, and one only."""
+        made: list[Call] = self.__dict__.setdefault("elsewhere", [])
+        return made
 
     def pause(self, at: Mark) -> None:
         """A step of another phase begins within it."""

@@ -5,7 +5,7 @@ import gc
 import pytest
 from torch import nn
 
-from mfu_sdk.run.parameters import LOOKED_AT, Parameters
+from mfu_sdk.run.parameters import LOOKED_AT, REST, STEADY, Parameters
 
 LARGE = 3 * LOOKED_AT
 """Parameters of a model that three steps look through."""
@@ -71,3 +71,40 @@ def test_no_model_has_none() -> None:
     """Without a model there is nothing to look at."""
     parameters = Parameters(None, lambda _note: None)
     assert parameters.wanted() == parameters.wanted()
+
+
+def test_what_stands_still_is_looked_at_now_and_then() -> None:
+    """After so many looks that found nothing, a change shows at the next one, seven steps later at most, with a note;
+    from then on every step looks again."""
+    model, notes = model_of(4), list[str]()
+    parameters = Parameters(model, notes.append)
+    before = parameters.wanted()
+    for _ in range(STEADY + REST):
+        assert parameters.wanted() == before
+    first = next(model.parameters())
+    first.requires_grad_(requires_grad=False)
+    seen = [parameters.wanted() for _ in range(REST + 1)]
+    late = seen.index(seen[-1])
+    assert seen[-1] != before
+    assert seen == [before] * late + [seen[-1]] * (REST + 1 - late)
+    assert f"up to {REST + 1} steps late" in notes[0]
+    first.requires_grad_(requires_grad=True)
+    assert parameters.wanted() == before
+
+
+def test_weights_that_take_turns_are_seen_in_both_states() -> None:
+    """Two halves that are trained in turn, from after the quiet beginning on: a look finds the other half soon."""
+    model = model_of(4)
+    parameters = Parameters(model, lambda _note: None)
+    for _ in range(STEADY + REST):
+        parameters.wanted()
+    halves = list(model.parameters())[:2], list(model.parameters())[2:]
+    seen = []
+    for step in range(4 * (REST + 1)):
+        for half, weights in enumerate(halves):
+            for weight in weights:
+                weight.requires_grad_(requires_grad=step % 2 == half)
+        seen.append(parameters.wanted())
+    # Once it has shown, each step has its own.
+    assert seen[-1] != seen[-2]
+    assert seen[-3::-2][: REST + 1] == [seen[-1]] * (REST + 1)

@@ -110,7 +110,8 @@ def _without(answer: A, cells: Iterable[Cell], doubted: Collection[Doubted]) -> 
     out = {(c.tenant, c.workload, c.gpu_type) for c in cells} & set(doubted)
     if not out:
         return answer
-    said = f"{len(out)} workloads' figures cannot be as they are told (accounting, contested GPUs): in no comparison"
+    whose = f"{len(out)} workloads'" if len(out) > 1 else "a workload's"
+    said = f"{whose} figures cannot be as they are told (accounting, contested GPUs): in no comparison"
     return replace(answer, missing=(*answer.missing, said))
 
 
