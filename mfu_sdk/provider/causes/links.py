@@ -126,7 +126,7 @@ def _crossing(e: Evidence) -> Verdict | None:
     if worse is not None and e.link is not None:
         shown |= {"link": e.link, "best_link": worse}
     told = f"Its GPUs send and receive {rate / 1e9:.3g} GB/s over PCIe"
-    if worse is not None:
+    if worse is not None and e.link_best != worse:
         return Verdict(
             "poor_topology", loss, sure, shown, f"{told}: machines of this GPU type have {worse}; ask for those."
         )

@@ -126,6 +126,8 @@ def test_topology_by_what_crosses_pcie(train: Make) -> None:
     worse = only(train(**{**CROSSING, "link": "pcie", "link_best": "pcie", "gradient_bytes_per_step": None}))
     assert (worse.loss_share, worse.confidence) == (approx(0.4), approx(0.8))
     assert "machines of this GPU type have nvlink" in worse.remedy
+    # Its own machine has it.
+    assert "NCCL_P2P_DISABLE" in only(train(**{**CROSSING, "link": "pcie", "link_best": "nvlink"})).remedy
 
 
 def test_topology_where_no_communication_is_told(train: Make) -> None:
