@@ -188,7 +188,7 @@ def test_what_crosses_pcie_and_is_no_poor_path(train: Make, changes: dict[str, A
         {"clock": None},
         {"cohort_clock": None},
         # Communication is told elsewhere and lost here.
-        {"untold": CROSSING["untold"]},
+        pytest.param({"untold": CROSSING["untold"]}, id="communication lost"),
     ],
     ids=str,
 )
