@@ -5,10 +5,12 @@ The function is called as `findings(store, span, books)` with an open `Store`, a
 `Books` (paths of files); it returns objects with tenant, workload, cause, loss_share, confidence and day (a date), and
 may give evidence["host"].
 
-- Three seeds. In all 105 workloads of each kind of fault, spread over its variants and severities, so that some 70 are
-  material; at least 1,020 healthy workloads, 27 of each hard negative among them. A quarter of the tenants tell less
-  than everything, a tenth run no SDK. Seeds 1 to 3 were looked at while rules were written, and are for that. Results
-  are committed from 107 to 109, on which no rule was written; what 101 to 106 had missed was looked at before.
+- Six seeds, as with three a cause's recall is a matter of which tenants drew which faults (some 70 material ones, of
+  which an eighth to a fifth are told by nobody): the recall of one cause went from 0.85 to 0.94 between two threes. In
+  all 210 workloads of each kind of fault, spread over its variants and severities; at least 2,040 healthy workloads, 54
+  of each hard negative among them. A quarter of the tenants tell less than everything, a tenth run no SDK. Seeds 1 to
+  3 were looked at while rules were written, and what 101 to 103 missed. On 104 to 109 no rule was written but one: that
+  exporters tell exchanges over PCIe came after what 104 to 106 had missed was seen.
 - Material is a fault that costs 5 % or more of the step time (of the allocated hours, the GPU, the counted FLOPs, as
   the cause has it) over the time in which it held: the truth's `loss_share`, from the same steps without the fault.
 - Eight hours from midnight, in windows of five minutes without arrays of steps (the SDK's are of 30 s and have them;
@@ -275,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--findings", metavar="MODULE:FUNCTION", type=named, default=Ours())
     parser.add_argument("-o", metavar="FILE", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[107, 108, 109])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[104, 105, 106, 107, 108, 109])
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--faults", type=int, default=35, help="workloads of each kind of fault")
     parser.add_argument("--negatives", type=int, default=9, help="workloads of each hard negative")

@@ -173,8 +173,9 @@ def test_nothing_is_kept(sink):
                 step()
             gc.collect()
             kept.append(sys.getallocatedblocks() - before)
-    # What other code of the process keeps comes and goes; what grows with the steps does so in every part.
-    assert min(kept) < 32, f"{kept} blocks in 320 steps each"
+    # What other code of the process keeps comes and goes, up to some fifty blocks; what grows by a block a step does so
+    # in every part.
+    assert min(kept) < 160, f"{kept} blocks in 320 steps each"
 
 
 @pytest.mark.parametrize("layers", [1, 40])
