@@ -288,7 +288,12 @@ def model() -> Iterator[Any]:
     from torch import nn
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    wrapped = nn.parallel.DistributedDataParallel(nn.Linear(8, 8))
+    yield wrapped
+    # A thread of gloo that lets go of an exchange waits for the interpreter's lock, while it holds the group's. So the
+    # last to let go of the group must not hold the former: destroying it does not, but the end of a reducer does, and
+    # pytest keeps the model for longer than this.
+    del wrapped.reducer, wrapped.logger
     dist.destroy_process_group()
 
 
