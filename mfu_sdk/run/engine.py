@@ -401,7 +401,7 @@ class Engine:
         count = None
         known: tuple[Demand | None, float | None] | None = step.alone
         if known is None or step.counting or step.elsewhere:
-            known, count = self._cost(step, error_type)
+            known, count = self._reckon(step, error_type)
         step.demand, step.batch_running = known
         step.index = self._index
         if error_type is None and (step.profiled or self._sees_exchanges):
@@ -429,8 +429,11 @@ class Engine:
             self._last_end = (end, now_unix_ns)
         self.ledger.add(step, now_unix_ns)
 
-    def _cost(self, step: Step, error_type: str | None) -> tuple[tuple[Demand | None, float | None], Count | None]:
-        """What `step` costs and its mean leading dimension, and its own count, where it was counted."""
+    def _reckon(self, step: Step, error_type: str | None) -> tuple[tuple[Demand | None, float | None], Count | None]:
+        """What `step` costs and its mean leading dimension, and its own count, where it was counted.
+
+        Off the path of most steps: it ends the counting of this one, and has what that showed learned.
+        """
         costs = self._costs
         for key, batch in step.elsewhere:
             call = costs.enter(key, batch)

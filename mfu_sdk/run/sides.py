@@ -24,8 +24,6 @@ ONSET_BLOCKS: Final = 4
 """Blocks by which an onset may be too late."""
 SURE_BLOCKS: Final = 2
 """Blocks by which it may be too early."""
-
-
 MOST_RESTS: Final = 1024
 """Looks of a GPU's driver that are kept, a second apart each."""
 LEAST_RESTS_S: Final = 2.0
