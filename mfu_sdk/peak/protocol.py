@@ -185,11 +185,13 @@ def measure(
         told(min(spent / budget_s, 1.0))
         leader = contest.leader()
         reported = even.get(leader.name, [])
+        # No batch is begun that would end behind the budget, but for the one that there must be.
+        over = spent + schedule.batch_s > budget_s
         all_tried = len(contest.candidates) == 1 or all(each.name in contest.odd for each in contest.candidates)
-        if reported and (spent >= budget_s or (all_tried and _known(reported, schedule))):
+        if reported and (over or (all_tried and _known(reported, schedule))):
             break
         # Alone there is nothing to choose; and when the budget is spent, the one that leads is reported.
-        chooses = len(contest.candidates) > 1 and number % 2 == 0 and spent < budget_s
+        chooses = len(contest.candidates) > 1 and number % 2 == 0 and not over
         candidate = contest.next() if chooses else leader
         batch = candidate.run(schedule.choose_s if chooses else schedule.batch_s)
         if spent < drop_s and spent + batch.seconds < budget_s:

@@ -130,12 +130,13 @@ def test_a_quiet_device_is_done_early() -> None:
 @pytest.mark.parametrize("budget_s", [0.001, 0.2, 1.0, 2.5])
 @pytest.mark.parametrize("number", [1, 5])
 def test_the_budget_is_kept(budget_s: float, number: int) -> None:
-    """It ends within two batches of the budget, never without a report, whatever the noise."""
+    """It ends within the budget, whatever the noise, but for one batch where the last leader has no report yet."""
     bench = Bench()
     kernels = [Kernel(str(i), bench, rates=noisy(i, sd=30)) for i in range(number)]
     found = measure(kernels, Schedule(least=10_000), budget_s, bench.now)
     assert found.batches
-    assert bench.time_s <= budget_s + 2 * QUICK.batch_s
+    beyond_s = QUICK.batch_s if len(found.batches) == 1 else 0.0
+    assert bench.time_s <= budget_s + beyond_s + 1e-9
 
 
 def test_in_situ_drops_half() -> None:
