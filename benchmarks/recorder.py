@@ -26,7 +26,7 @@ from mfu_sdk.records import RunIdentity
 from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.held import Held
 from mfu_sdk.run.rows import Rows
-from mfu_sdk.run.work import Timed, Work
+from mfu_sdk.run.work import Work
 from mfu_sdk.settings import Settings
 
 ROUNDS, CALLS = 21, 5000
@@ -35,9 +35,10 @@ DEMAND = Demand(10**12, 10**12, {"float32": 10**12}, 10**10, 2 * 10**10, 10**9, 
 HELD = Held(DEMAND, "float32", "calibrated", 1e11, 9e10, 9.5e10, 0.5, 0.8, 1.0, 1000.0)
 
 
-def timed(index: int) -> Timed:
+def passed(index: int) -> Work:
     work = Work(index, "train", None, None, IDENTITY.start_unix_ns, DEMAND, tokens=8192, batch_running=8.0)  # type: ignore[arg-type]
-    return Timed(work, HELD, 0.2, 0.01)
+    work.took_s, work.waited_s, work.held = 0.2, 0.01, HELD
+    return work
 
 
 def recorder(directory: Path, *, mapped: bool) -> Recorder:
@@ -57,14 +58,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         kind = flight_file.file_system(Path(folder))
         variants: dict[str, Callable[[], object]] = {}
-        step = timed(7)
+        steps = [passed(7)]
         for name, mapped in (("mapped", True), ("system_calls", False)):
             made = recorder(Path(folder), mapped=mapped)
             rows = Rows(
                 made, "exact", lambda held: (None, None, None) if held is None else (held.expected_mfu, None, None)
             )
-            variants[f"{name}_us"] = partial(lambda made, rows: made.append([rows(step)]), made, rows)
-            variants[f"{name}_append_alone_us"] = partial(made.append, [rows(step)])
+            variants[f"{name}_us"] = partial(lambda made, rows: made.append(rows(steps)), made, rows)
+            variants[f"{name}_append_alone_us"] = partial(made.append, rows(steps))
         took: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(ROUNDS):
             for name, call in variants.items():

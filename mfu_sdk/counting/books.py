@@ -96,6 +96,12 @@ class Books:
         with self._lock:
             return self._tally.count()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything that was entered cost FLOPs."""
+        with self._lock:
+            return self._tally.has_work
+
     def calls(self) -> dict[tuple[Priced, str, Stage], int]:
         """The kinds of calls entered so far, with their module, stage and number."""
         with self._lock:

@@ -142,6 +142,11 @@ class CountingMode(Part):
         """What has run so far, since the last `reset`."""
         return self._books.count()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything that has run since then cost FLOPs."""
+        return self._books.has_work
+
     def reset(self) -> None:
         """Begin again from nothing."""
         self._books.clear()

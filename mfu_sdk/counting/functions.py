@@ -74,7 +74,8 @@ def version() -> int:
 
 def may_run() -> bool:
     """Whether any priced function can run in this process: one of the user's, or of a library that is loaded."""
-    return bool(_users) or not _libraries().isdisjoint(sys.modules)
+    # Not a set against all that is loaded, which would be gone through: some thousands of modules.
+    return bool(_users) or any(library in sys.modules for library in _libraries())
 
 
 def of_code(code: CodeType, module: str) -> tuple[str, FunctionPrice] | None:

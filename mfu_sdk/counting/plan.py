@@ -39,19 +39,19 @@ def signature(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     What the call does not show (packed lengths, routing) makes counts of one signature differ, which `Plan.store`
     notices.
     """
+    if len(args) == 1 and type(args[0]) is Tensor:
+        # What most calls have, written out: this is on the path of every step.
+        [value] = args
+        shown: tuple[Hashable, ...] = ((value.shape, value.dtype, value.requires_grad),)
+    else:
+        shown = tuple([_key(value, 0) for value in args])
     return (
         id(module),
         module.training,
         is_grad_enabled(),
         is_inference_mode_enabled(),
         _autocast() if _any_autocast() else None,
-        # A tensor's key is written out: most calls have no other argument.
-        tuple(
-            [
-                (value.shape, value.dtype, value.requires_grad) if isinstance(value, Tensor) else _key(value, 0)
-                for value in args
-            ]
-        ),
+        shown,
         tuple([(name, _key(value, 0)) for name, value in kwargs.items()]) if kwargs else (),
     )
 

@@ -110,7 +110,7 @@ class Tally:
     def __init__(self, convention: Convention) -> None:
         self.convention: Convention = convention
         self.calls: defaultdict[tuple[Priced, str, Stage], int] = defaultdict(int)
-        self._folded = _Sums()
+        self._folded: _Sums | None = None
 
     def reprice(self, line: Line, pairs: int, of: int) -> None:
         """A product proved to be attention scores, of which the mask lets through `pairs` of `of`: charge those."""
@@ -132,12 +132,23 @@ class Tally:
     def bound(self) -> None:
         """Keep memory bounded whatever the shapes: fold the calls into sums once there are too many kinds."""
         if len(self.calls) > _MOST_CALLS:
+            if self._folded is None:
+                self._folded = _Sums()
             self._fold(self._folded)
             self.calls.clear()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything that was added cost FLOPs."""
+        folded = self._folded
+        return (folded is not None and folded.hardware > 0) or any(
+            calls and priced.cost.hardware for (priced, _, _), calls in self.calls.items()
+        )
+
     def count(self) -> Count:
         """What was added so far. Past `_MOST_KINDS`, further kinds are one mean kind for each operator and dtype."""
-        sums = deepcopy(self._folded)
+        # Most counts never had so many kinds.
+        sums = _Sums() if self._folded is None else deepcopy(self._folded)
         self._fold(sums)
         stages = sums.stages
         kinds = [

@@ -38,6 +38,14 @@ Seen = tuple[Phase, Hashable, Packed | None, tuple[tuple[int, int], ...]]
 """The same with numbers for calls (`Costs.number`), in the order in which they came first."""
 
 
+class Alike(NamedTuple):
+    """Steps that begin with the same call: what that shows, and if no other comes their calls and their answer."""
+
+    shown: tuple[Hashable, Phase, Hashable, Packed | None]
+    calls: Mapping[int, int]
+    answer: tuple[Demand, float | None]
+
+
 class Costs:
     """The costs of one run's steps."""
 
@@ -61,6 +69,8 @@ class Costs:
         """The same of steps with one call, by phase, settings, the call's number, and what is packed."""
         self.begins: set[Hashable] = set()
         """With which calls steps of known cost begin: what `begins_known` has said yes to."""
+        self.last: Alike | None = None
+        """The last of those, for the next step: most are like the one before."""
         self._by_call: dict[Hashable, Demand] = {}
         # Whether a step costs what its calls cost one by one: None as long as no count has shown it.
         self._adds_up: bool | None = None
@@ -134,6 +144,7 @@ class Costs:
     def _forget_answers(self) -> None:
         self.quick.clear()
         self.alone.clear()
+        self.last = None
 
     def begins_known(self, phase: Phase, settings: Hashable, number: int, packed: Packed | None) -> bool:
         """`is_known` for a call by its number."""

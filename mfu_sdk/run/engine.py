@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -30,11 +30,10 @@ from mfu_sdk.guard import contained, shield, warn_once
 from mfu_sdk.records import Convention, Phase, RunSummary
 from mfu_sdk.run import graphed
 from mfu_sdk.run.configuration import autocast
-from mfu_sdk.run.costs import Costs
+from mfu_sdk.run.costs import Alike, Costs
 from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.ledger import Ledger
 from mfu_sdk.run.nesting import Nesting
-from mfu_sdk.run.op_times import EVERY, FIRST
 from mfu_sdk.run.parameters import Parameters
 from mfu_sdk.run.profile import Profile
 from mfu_sdk.run.sight import Sight
@@ -59,6 +58,42 @@ FREE_EXTRA_COUNTS, STEPS_AN_EXTRA_COUNT = 8, 16
 
 class Engine:
     """The wiring of one run. All its methods run in the thread that made it; other threads' calls begin no step."""
+
+    # Side by side in memory: with so many, a table of them would lie in thrice as many lines of the cache.
+    __slots__ = (
+        "_alone",
+        "_blind",
+        "_clock",
+        "_costs",
+        "_depth_of_marks",
+        "_due",
+        "_extra_counts",
+        "_first",
+        "_hooks",
+        "_index",
+        "_joined_late",
+        "_last_end",
+        "_marked",
+        "_mode",
+        "_model",
+        "_nesting",
+        "_opened",
+        "_optimizer",
+        "_parameters",
+        "_profile",
+        "_quiet",
+        "_sees_exchanges",
+        "_settings",
+        "_sight",
+        "_step",
+        "_thread",
+        "_times_data",
+        "_wait_began",
+        "_waits",
+        "_works_early",
+        "ledger",
+        "standing",
+    )
 
     def __init__(
         self,
@@ -95,6 +130,9 @@ class Engine:
         self._extra_counts = 0
         # The number of the next step that is counted in any case, or of the first one after it that can be.
         self._due = 0
+        # Of how many marked steps from now on nothing is to be asked when they begin, and what they would hear.
+        self._quiet = 0
+        self._settings: Hashable = None
         # Whether work comes before the model's first call of a step.
         self._works_early = False
         # Whether the run began inside of a step, whose end is then the first step's beginning.
@@ -159,27 +197,34 @@ class Engine:
             return
         if self._sees_exchanges:
             self._profile.call_begins()
-        # What is known of calls like this one is looked up here, and asked for only where it is not there.
         costs, key = self._costs, signature(module, args, kwargs)
+        shown = key, step.phase, step.settings, step.packed
+        last = costs.last
+        if last is not None and shown == last[0] and not (step.calls or step.counting):
+            step.calls, step.alone = last[1], last[2]
+            return
+        # What is known of calls like this one is looked up here, and asked for only where it is not there.
         call = costs.numbers.get(key)
         if call is None:
             call = costs.number(key, args, kwargs)
-        calls = step.calls
-        if calls:
-            calls[call] = calls.get(call, 0) + 1
+        if step.calls:
+            step.called(call)
             step.alone = None
             return
         begins = step.phase, step.settings, call, step.packed
         step.alone = costs.alone.get(begins)
         if step.counting or (step.alone is None and begins not in costs.begins):
             self._see_first_call(step, call)
-        calls[call] = 1
+        step.called(call)
+        if step.alone is not None:
+            costs.last = Alike(shown, step.calls, step.alone)
 
     def _see_first_call(self, step: Step, call: int) -> None:
         """Count a step whose shapes are new out of turn, from here where nothing of it can have run before."""
+        self._quiet = 0
         if step.counting:
             # Of other monitors' models only the backward would be seen, and taken for work of nobody's.
-            self._works_early |= self._mode.result().hardware_flops > 0 or bool(others_than(self._model))
+            self._works_early |= self._mode.has_work or bool(others_than(self._model))
         elif not self._costs.begins_known(step.phase, step.settings, call, step.packed) and self._may_count():
             if self._works_early:
                 # A teacher or a sampler that runs first would be left out: the next step is counted instead.
@@ -256,6 +301,16 @@ class Engine:
         """A step that the loop marks begins; an unmarked one that was under way was none."""
         began = perf_counter_ns()
         try:
+            last = self._last_end
+            if self._quiet and self._step is None and last is not None:
+                self._quiet -= 1
+                self._step = step = Step(phase, last[0], last[1], self._settings)
+                if packed is not None:
+                    step.packed = packed
+                if self._waits:
+                    step.waiting, self._waits = self._waits, []
+                self.ledger.overhead_ns += perf_counter_ns() - began
+                return
             if not self._marked:
                 self._marked = True
                 self._drop()
@@ -277,10 +332,37 @@ class Engine:
         """The marked step that began last ends."""
         began = perf_counter_ns()
         try:
+            step = self._step
             if self._depth_of_marks:
                 self._depth_of_marks -= 1
-            elif self._step is not None:
-                self._end(self._step, self._clock.mark(), tokens, samples, error_type)
+            elif step is not None:
+                alone = step.alone
+                if (
+                    alone is None
+                    or error_type is not None
+                    or step.counting
+                    or step.profiled
+                    or step.elsewhere
+                    or step.parts
+                    or self._sees_exchanges
+                ):
+                    self._end(step, self._clock.mark(), tokens, samples, error_type)
+                else:
+                    # What `_end` comes to for most steps, written out.
+                    step.end = end = self._clock.mark()
+                    step.demand, step.batch_running = alone
+                    step.index = self._index
+                    if tokens is not None:
+                        step.tokens = tokens
+                    if samples is not None:
+                        step.samples = samples
+                    if self._times_data:
+                        step.waits = step.waiting
+                    self._step = None
+                    self._index += 1
+                    now_unix_ns = time_ns()
+                    self._last_end = end, now_unix_ns
+                    self.ledger.add(step, now_unix_ns)
                 if self._nesting.outer:
                     self._resume_outer()
         except Exception as error:
@@ -325,7 +407,8 @@ class Engine:
         """Begin a step; one that is over already, because nothing showed that it had begun, cannot be counted."""
         start, start_unix_ns = self._last_end or (self._clock.mark(), time_ns())
         # Unfreezing a layer changes what a step costs and shows in no call.
-        self._step = step = Step(phase, start, start_unix_ns, self._parameters.wanted())
+        self._settings = self._parameters.wanted()
+        self._step = step = Step(phase, start, start_unix_ns, self._settings)
         if packed is not None:
             step.packed = packed
         if self._waits:
@@ -345,8 +428,11 @@ class Engine:
             # A cost that is not known, or what has changed.
             self._extra_counts += 1
             self._count(step)
-        elif self._profile.times_work and (number - FIRST) % EVERY == 0:
-            self._profile.begin(step, number)
+        else:
+            turn = self._profile.begin_any(step, number)
+            if self._marked:
+                # Until one of these comes again there is nothing to ask at the beginning of a step.
+                self._quiet = self._parameters.rests(min(turn, self._due - number) - 1)
 
     def _begin_within(self, outer: Step, phase: Phase, packed: Packed | None) -> None:
         """A step of another phase begins within `outer`, whose time and work go on when it has ended."""
@@ -355,7 +441,8 @@ class Engine:
         self._profile.pause()
         now = self._clock.mark()
         self._nesting.enter(outer, self._depth_of_marks, now)
-        self._depth_of_marks = 0
+        # Inner steps have numbers too.
+        self._depth_of_marks = self._quiet = 0
         self._last_end = (now, time_ns())
         self._begin(phase, packed=packed)
 
@@ -384,6 +471,7 @@ class Engine:
             self._mode.stop()
             # Its number will be another step's.
             self._due = self._index - self._first
+            self._quiet = 0
         self._step = None
 
     def _end(
@@ -436,8 +524,7 @@ class Engine:
         """
         costs = self._costs
         for key, batch in step.elsewhere:
-            call = costs.enter(key, batch)
-            step.calls[call] = step.calls.get(call, 0) + 1
+            step.called(costs.enter(key, batch))
         seen = step.phase, step.settings, step.packed, tuple(step.calls.items())
         own = count = None
         if step.counting:
@@ -464,6 +551,8 @@ class Engine:
         if demand is None and step.elsewhere:
             # Such calls could not have the step counted when they came.
             costs.wants_count = True
+        if costs.wants_count:
+            self._quiet = 0
         return (demand, costs.batch(step.calls)), count
 
     def interlude(self, between: Callable[[], None]) -> bool:

@@ -39,6 +39,8 @@ _SYNCHRONISATIONS: Final = ("Context Sync", "Stream Sync", "Event Sync", "Stream
 class KernelTimes:
     """Profiles the kernels of a step while it is on, and knows when a step may be profiled."""
 
+    rests = False
+    """A GPU's steps are long beside the question."""
     pauses = 0
     """A loader works on the host, and its kernels are few: nothing is left out."""
 

@@ -17,6 +17,7 @@ class Kind:
     """
 
     __slots__ = (
+        "_usual_s",
         "above_one",
         "asked",
         "beyond",
@@ -40,10 +41,18 @@ class Kind:
             slowest = min(held.peak_flops_per_s, held.achievable_high_flops_per_s or held.peak_flops_per_s)
             # With room for rounding: what is below is looked at again.
             self.doubtful_below_s = 1.001 * held.demand.model_flops / slowest
+        self.steps = 0
+        self.time_s = self._usual_s = 0.0
         self.clear()
+
+    @property
+    def usual_s(self) -> float:
+        """Mean seconds of its steps since it was cleared, or before that; 0 where there was none."""
+        return self.time_s / self.steps if self.steps else self._usual_s
 
     def clear(self) -> None:
         """Begin anew: what there was has been entered elsewhere."""
+        self._usual_s = self.usual_s
         self.steps = 0
         self.time_s = 0.0
         self.tokens = 0

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 from mfu_sdk.counting.batched import batched
@@ -34,7 +33,7 @@ from mfu_sdk.run.kinds import Kind
 from mfu_sdk.run.rows import rows_for
 from mfu_sdk.run.totals import Totals
 from mfu_sdk.run.waterfall import together, waterfall
-from mfu_sdk.run.work import Timed, Work
+from mfu_sdk.run.work import Work
 
 if TYPE_CHECKING:
     from mfu_sdk.export.telemetry import Telemetry
@@ -89,6 +88,8 @@ class Ledger:
         """Who watches whether steps are what they were."""
         self.driver_idle: DriverIdle | None = None
         """Who asks a GPU's driver whether it stands still."""
+        self.on_profiled: Callable[[float], None] | None = None
+        """Who is told by how many seconds a step that was profiled took longer than those like it."""
         self._pending: deque[Work] = deque()
         self._settle_at_ns = 0
         # By the identity of their demand, None where that is not known.
@@ -104,6 +105,8 @@ class Ledger:
         self._notes: dict[str, None] = {}
         if telemetry is not None:
             telemetry.on_termination(partial(self.close, error_type="SIGTERM"))
+        self._records = self._record
+        self._elapsed_s = clock.elapsed_s
         self._rows = rows_for(telemetry, convention, self._expectation)
 
     def price(self, count: Count, source: CountSource, *, at_other_batches: bool = False) -> Demand:
@@ -191,37 +194,44 @@ class Ledger:
 
     def settle(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""
-        pending, clock, totals = self._pending, self.clock, self._totals
-        passed: list[Timed] | None = None if self.telemetry is None and self._on_step is None else []
+        pending, clock, totals, drift, elapsed_s = self._pending, self.clock, self._totals, self.drift, self._elapsed_s
+        records = self._records
+        passed: list[Work] | None = None if self.telemetry is None and self._on_step is None else []
+        # Of the kind of the one before, most steps are.
+        kind, demand, phase = self._unknown, None, None
         try:
             while pending:
                 work = pending[0]
                 if wait:
                     work.drain(clock)
-                duration_s = work.duration_s(clock)
+                duration_s = elapsed_s(work.start, work.end) if work.slices is None else work.duration_s(clock)
                 if duration_s is None:
                     break
                 pending.popleft()
                 waited_s = None if work.waits is None else self._waited_s(work.waits)
-                kind = self._kind(work.demand, work.phase)
+                if work.demand is not demand or work.phase != phase:
+                    demand, phase = work.demand, work.phase
+                    kind = self._kind(demand, work.phase)
                 totals.steps += 1
                 totals.passed_s += duration_s
                 if passed is not None:
-                    demand = work.demand if work.error_type is None else None
-                    passed.append(Timed(work, kind.held, demand, duration_s, waited_s))
+                    work.took_s, work.waited_s, work.held, work.records = duration_s, waited_s, kind.held, records
+                    passed.append(work)
                 if work.tokens is not None and work.error_type is None:
                     totals.tokens = (totals.tokens or 0) + work.tokens
                 if not (work.counting or work.profiled or work.error_type is not None):
                     kind.add(duration_s, work.tokens, waited_s)
                     if work.between is not None:
                         self._handled(work, kind, duration_s)
-                    if (drift := self.drift) is not None:
+                    if drift is not None:
                         drift.rest_s -= duration_s
                         # A time that is no number is looked at, and ignored there.
                         if not drift.rest_s > 0.0:
                             drift.add(work, kind, duration_s, waited_s)
                 else:
                     totals.apart_s += duration_s
+                    if work.profiled and not work.counting and self.on_profiled is not None and kind.usual_s:
+                        self.on_profiled(duration_s - kind.usual_s)
                     # The first step also warms up kernels and caches, which cannot be told from the counting's time.
                     if work.counting and work.error_type is None and totals.steps > 1:
                         totals.counted += 1
@@ -241,21 +251,18 @@ class Ledger:
         asked = held is not None and (held.demand.hardware_flops or held.demand.bytes_moved)
         self.gathered.handled(work.index, work.phase, gap_s, gap_s * peak if peak and asked else 0.0)
 
-    def _tell(self, passed: Sequence[Timed]) -> None:
+    def _tell(self, passed: Sequence[Work]) -> None:
         """Report steps; those that `on_step` does not wait for are built where they are read, off the path."""
         telemetry, on_step, rows = self.telemetry, self._on_step, self._rows
-        if on_step is None:
-            if telemetry is not None:
-                telemetry.add_steps(
-                    list(map(partial, repeat(self._record), passed)), None if rows is None else list(map(rows, passed))
-                )
-        else:
-            for timed in passed:
-                record = self._record(timed)
+        if on_step is not None:
+            for work in passed:
+                record = work()
                 if telemetry is not None:
-                    telemetry.add_steps([record], None if rows is None else [rows(timed)])
+                    telemetry.add_steps([record], None if rows is None else rows([work]))
                 with shield("the on_step callback"):
                     on_step(record)
+        elif telemetry is not None:
+            telemetry.add_steps(passed, None if rows is None else rows(passed))
         if telemetry is not None and self._totals.steps >= self._report_at_step:
             self._report_overhead(telemetry)
 
@@ -264,10 +271,13 @@ class Ledger:
         self._reported_ns = self.overhead_ns
         self._report_at_step = self._totals.steps + REPORT_OVERHEAD_EVERY
 
-    def _record(self, timed: Timed) -> StepRecord:
-        work, held, duration_s = timed.work, timed.held, timed.duration_s
-        demand = timed.demand
-        available = timed.available_flops
+    def _record(self, work: Work) -> StepRecord:
+        held, duration_s = work.held, work.took_s
+        demand = work.known_demand
+        source = None if demand is None else demand.source
+        if work.counting and work.error_type is None:
+            source = "measured"
+        available = work.available_flops
         achievable = held.achievable_flops_per_s if held is not None and duration_s > 0 else None
         by_dtype_s = held.by_dtype_s if held is not None and demand is not None and duration_s > 0 else None
         expected, expected_low, expected_high = self._expectation(held)
@@ -284,10 +294,10 @@ class Ledger:
             None if by_dtype_s is None else by_dtype_s / duration_s,
             expected,
             demand.model_flops / (achievable * duration_s) if demand is not None and achievable else None,
-            timed.source,
+            source,
             held.coverage if held is not None and demand is not None else None,
             work.tokens,
-            timed.waited_s,
+            work.waited_s,
             work.exchange_s,
             None,
             self._convention,
@@ -308,7 +318,7 @@ class Ledger:
             queue_waiting=None if work.load is None else work.load.queue_waiting,
             kv_cache_free_ratio=None if work.load is None else work.load.kv_cache_free_ratio,
             latency_target_s=None if work.load is None else work.load.latency_target_s,
-            expected_feasible_mfu=None if work.fitting is None else timed.expected_feasible_mfu,
+            expected_feasible_mfu=work.expected_feasible_mfu,
             expected_low_mfu=expected_low,
             expected_high_mfu=expected_high,
         )

@@ -29,10 +29,13 @@ _running: Final[list[OpTimes]] = []
 EVERY, FIRST = 8, 13
 """Steps from one whose operators are timed to the next, and the index of the first: never that of a counted step."""
 CALL_S = 1e-5
-"""What timing is reckoned to add to an operator: 6 µs alone in a loop, 6.5 to 9.5 in a step of a GPT with 969 of them.
+"""What timing is reckoned to add to an operator, until a timed step has been held against others (`OpTimes.longer`).
 
-Measured on an AMD EPYC with 2 cores, torch 2.13, Python 3.11, November 2026.
+Measured on an AMD EPYC with 2 cores, torch 2.13, Python 3.11, November 2026: 6 µs alone in a loop, 6.5 to 9.5 in a step
+of a GPT with 969 operators, and 14 to 20 in one of 77, where all that timing needs has left the caches.
 """
+MOST_CALL_S = 1e-4
+"""What is believed of that at most: a step that took longer was held up by something else."""
 MOST_OF_RUN = 0.005
 """The share of the run's time that timing may take."""
 _CALLS_EXPECTED = 1000
@@ -57,7 +60,8 @@ class OpTimes(TorchDispatchMode):
         self._waits = CollectiveWaits(clock)
         self._opened = clock.mark()
         self._seconds: defaultdict[Any, float] = defaultdict(float)
-        self._calls = _CALLS_EXPECTED
+        self._calls = self._timed_calls = _CALLS_EXPECTED
+        self._call_s = CALL_S
         self._spent_s = 0.0
         # Before this moment the run has not lasted long enough: all that is asked at the turn of most steps.
         self._not_before_ns = 0
@@ -67,12 +71,17 @@ class OpTimes(TorchDispatchMode):
         self.pauses = 0
         """For how many reasons operators run by and are not timed."""
 
+    @property
+    def rests(self) -> bool:
+        """Whether the run has not lasted long enough for the next one."""
+        return self._clock.mark() < self._not_before_ns
+
     def due(self, step: int, *, wanted: bool = False) -> bool:
         """Whether the operators of the run's `step`-th step are to be timed, by its number and by what that costs.
 
         Of one that is `wanted` the price does not matter.
         """
-        if step < FIRST or (step - FIRST) % EVERY or (not wanted and self._clock.mark() < self._not_before_ns):
+        if step < FIRST or (step - FIRST) % EVERY or (not wanted and self.rests):
             return False
         return self.earned(wanted=wanted)
 
@@ -84,7 +93,7 @@ class OpTimes(TorchDispatchMode):
         if _compiled_graphs() or torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # not in its list
             return False
         open_s = self._clock.elapsed_s(self._opened, self._clock.mark())
-        needed_s = (self._spent_s + self._calls * CALL_S) / MOST_OF_RUN
+        needed_s = (self._spent_s + self._calls * self._call_s) / MOST_OF_RUN
         if wanted or needed_s <= open_s:
             return True
         self._not_before_ns = self._opened + int(needed_s * 1e9)
@@ -113,7 +122,18 @@ class OpTimes(TorchDispatchMode):
             _running.remove(self)
             mode_stack.remove(self)
             self._waits.stop()
-            self._spent_s += self._calls * CALL_S
+            self._timed_calls = self._calls
+            self._spent_s += self._calls * self._call_s
+
+    def longer(self, seconds: float) -> None:
+        """The step that was timed last took so much longer than others like it: that is what timing costs here."""
+        calls = self._timed_calls
+        if not calls:
+            return
+        call_s = min(max(seconds / calls, CALL_S), MOST_CALL_S)
+        # What that one took has been reckoned already; the next one is reckoned at the mean of the last few.
+        self._spent_s += calls * (call_s - self._call_s)
+        self._call_s += (call_s - self._call_s) / 4
 
     def tell(self, gathered: Gathered, hardware_flops: int, phase: Phase = "train") -> Ran:
         """Enter what the step that was timed last, of so many FLOPs, has shown, and return that.

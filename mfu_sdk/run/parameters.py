@@ -76,6 +76,12 @@ class Parameters:
         self._next = share + 1 if share + 1 < len(self._held) else 0
         return self._wanted
 
+    def rests(self, most: int) -> int:
+        """How many of the next `most` steps need not ask what is `wanted`: these do not."""
+        steps = min(most, self._rest)
+        self._rest -= steps
+        return steps
+
     def are_trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether `optimizer` steps any of them."""
         self.refresh()

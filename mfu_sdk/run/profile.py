@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from mfu_sdk.run.clock import CudaClock, HostClock
 from mfu_sdk.run.ddp_times import Exchange, ddp_times, waits_unseen
 from mfu_sdk.run.kernel_times import KernelTimes
-from mfu_sdk.run.op_times import OpTimes
+from mfu_sdk.run.op_times import EVERY, FIRST, OpTimes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,11 @@ class Times(Protocol):
     """What times the work of some steps."""
 
     pauses: int
+
+    @property
+    def rests(self) -> bool:
+        """Whether none will be timed for now, unless it is wanted."""
+        ...
 
     def due(self, step: int, *, wanted: bool = False) -> bool:
         """Whether it is the turn of the run's `step`-th step; of one that is `wanted`, whatever it costs."""
@@ -54,10 +59,9 @@ class Profile:
         self.sees_exchanges = self._exchanges is not None
         """Whether each step is asked for what the exchange of its gradients took."""
         self._times = _times(ledger.clock, profiling)
-        self.times_work = self._times is not None
-        """Whether the work of any step is timed."""
         if isinstance(self._times, OpTimes):
             self._times.sees_waits = not (self.sees_exchanges or waits_unseen(model))
+            ledger.on_profiled = self._times.longer
 
     def close(self) -> None:
         """Leave torch as it was."""
@@ -68,6 +72,21 @@ class Profile:
         """The model is called; only said where it `sees_exchanges`."""
         if self._exchanges is not None:
             self._exchanges.call_begins()
+
+    def begin_any(self, step: Step, number: int) -> int:
+        """Time the work of `step`, the run's `number`-th, where it is the turn of one: steps from it to the next turn.
+
+        Where none will be timed for now, that is as many as lie between two turns, whichever these are.
+        """
+        if self._times is None:
+            return EVERY
+        turn = FIRST - number if number < FIRST else -(number - FIRST) % EVERY
+        if not turn:
+            self.begin(step, number)
+            return EVERY
+        drift = self._ledger.drift
+        wanted = drift is not None and drift.wants_sample
+        return EVERY if self._times.rests and not wanted else turn
 
     def begin(self, step: Step, number: int) -> None:
         """Time the work of `step`, the run's `number`-th, where it is the turn of one."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mfu_sdk.records import PHASES, Convention
 from mfu_sdk.run.held import Held
-from mfu_sdk.run.work import Timed
+from mfu_sdk.run.work import Work
 
 if TYPE_CHECKING:
     from mfu_sdk.export.flight import Row
@@ -45,32 +45,45 @@ class Rows:
         self._terms: dict[tuple[int, bool], tuple[Held | None, bytes]] = {}
         self._phases = {phase: number for number, phase in enumerate(PHASES)}
 
-    def __call__(self, timed: Timed) -> Row:
-        """The row of one step. Times in seconds, -1 and NaN for what is not known (`export.flight`)."""
-        work, held = timed.work, timed.held
-        failed = work.error_type is not None
-        known = self._terms.get((id(held), failed))
-        if known is None or known[0] is not held:
-            known = self._keep(held, failed=failed)
-        waited_s, tokens, samples, batch = timed.waited_s, work.tokens, work.samples, work.batch_running
-        flags = 0
-        if work.counting or work.profiled or failed:
-            # Of one that failed no count says what ran.
-            flags = self._flight.flags_of(counted=work.counting and not failed, profiled=work.profiled, failed=failed)
-        return self._row(
-            work.index,
-            work.start_unix_ns,
-            timed.duration_s,
-            _NAN if waited_s is None else waited_s,
-            -1 if tokens is None else tokens,
-            -1 if samples is None else samples,
-            _NAN if batch is None else batch,
-            _NAN if work.exchange_s is None else work.exchange_s,
-            self._phases[work.phase],
-            flags,
-            self._none if work.requests is None and work.load is None else self._requests(timed),
-            known[1],
-        )
+    def __call__(self, steps: Iterable[Work]) -> list[Row]:
+        """The rows of steps that the device has passed.
+
+        Times in seconds, -1 and NaN for what is not known (`export.flight`).
+        """
+        all_terms, phases, none, kind = self._terms, self._phases, self._none, self._row
+        # A named tuple's own constructor is a function of Python's, and this is on the path of every step.
+        make = tuple.__new__
+        rows: list[Row] = []
+        for work in steps:
+            held = work.held
+            failed = work.error_type is not None
+            known = all_terms.get((id(held), failed))
+            if known is None or known[0] is not held:
+                known = self._keep(held, failed=failed)
+            waited_s, tokens, samples = work.waited_s, work.tokens, work.samples
+            batch, exchange_s = work.batch_running, work.exchange_s
+            flags = 0
+            if work.counting or work.profiled or failed:
+                # Of one that failed no count says what ran.
+                flags = self._flight.flags_of(
+                    counted=work.counting and not failed, profiled=work.profiled, failed=failed
+                )
+            row = (
+                work.index,
+                work.start_unix_ns,
+                work.took_s,
+                _NAN if waited_s is None else waited_s,
+                -1 if tokens is None else tokens,
+                -1 if samples is None else samples,
+                _NAN if batch is None else batch,
+                _NAN if exchange_s is None else exchange_s,
+                phases[work.phase],
+                flags,
+                none if work.requests is None and work.load is None else self._requests(work),
+                known[1],
+            )
+            rows.append(make(kind, row))
+        return rows
 
     def _keep(self, held: Held | None, *, failed: bool) -> tuple[Held | None, bytes]:
         demand = None if held is None or failed else held.demand
@@ -98,8 +111,8 @@ class Rows:
         self._terms[id(held), failed] = kept = (held, terms.pack())
         return kept
 
-    def _requests(self, timed: Timed) -> bytes:
-        work, load = timed.work, timed.work.load
+    def _requests(self, work: Work) -> bytes:
+        load = work.load
         return self._flight.pack_requests(
             work.requests,
             work.requests_failed,
@@ -109,7 +122,7 @@ class Rows:
             None if load is None else load.queue_waiting,
             None if load is None else load.kv_cache_free_ratio,
             None if load is None else load.latency_target_s,
-            timed.expected_feasible_mfu,
+            work.expected_feasible_mfu,
         )
 
 

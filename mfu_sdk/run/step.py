@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Final
 
 from mfu_sdk.counting.plan import Packed
 from mfu_sdk.records import Phase
@@ -12,6 +13,8 @@ from mfu_sdk.run.demand import Demand
 from mfu_sdk.run.device_time import Slice
 from mfu_sdk.run.elsewhere import Call
 from mfu_sdk.run.work import Work
+
+_NONE: Final[Mapping[int, int]] = {}
 
 
 class Step(Work):
@@ -33,6 +36,8 @@ class Step(Work):
     last_call_end: Mark | None = None
     alone: tuple[Demand, float | None] | None = None
     """What it costs and its mean leading dimension, if its first call remains its only one and both are known."""
+    calls: Mapping[int, int] = _NONE
+    """How often the model was called in which way, by number (`Costs.number`). Steps share it: it is never changed."""
 
     def __init__(self, phase: Phase, start: Mark, start_unix_ns: int, settings: Hashable) -> None:
         # `Work`'s own, of which the rest are its defaults until the end.
@@ -40,8 +45,10 @@ class Step(Work):
         self.start = start
         self.start_unix_ns = start_unix_ns
         self.settings = settings
-        # By number (`Costs.number`).
-        self.calls: dict[int, int] = {}
+
+    def called(self, call: int, times: int = 1) -> None:
+        """The model was called so, beside what it was called for before."""
+        self.calls = {**self.calls, call: self.calls.get(call, 0) + times}
 
     def waited(self, wait: tuple[Mark, Mark]) -> None:
         """It has waited for data from the one mark to the other."""

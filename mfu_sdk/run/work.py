@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import fsum
 
-from mfu_sdk.records import CountSource, Phase
+from mfu_sdk.records import Phase, StepRecord
 from mfu_sdk.requests import Load
 from mfu_sdk.run.clock import Clock, Mark
 from mfu_sdk.run.demand import Demand
@@ -17,9 +17,10 @@ from mfu_sdk.run.held import Held
 
 @dataclass(eq=False)
 class Work:
-    """A step that has ended on the host: everything but its duration, which the clock may not know yet.
+    """A step that has ended on the host; once the device has passed it, also how long that took.
 
-    Without slots: what a step leaves at its default costs it nothing.
+    Called, it is its record: whoever reads that builds it. Without slots: what a step leaves at its default costs it
+    nothing.
     """
 
     index: int
@@ -52,6 +53,39 @@ class Work:
     # Of a handler's: the parts of that time in which no call of the model was under way.
     between: tuple[Slice, ...] | None = None
 
+    # What is known once the device has passed it, in seconds (`Ledger.settle`).
+    took_s: float = field(init=False, default=0.0)
+    waited_s: float | None = field(init=False, default=None)
+    """How long the device stood waiting for data."""
+    held: Held | None = field(init=False, default=None)
+    """What it asked for against the peaks, also of one that failed (`known_demand`)."""
+    records: Callable[[Work], StepRecord] | None = field(init=False, default=None)
+    """Makes its record, in whichever thread."""
+
+    def __call__(self) -> StepRecord:
+        """Its record. Raises TypeError where the device has not passed it."""
+        if self.records is None:
+            raise TypeError("a step that the device has not passed has no record")
+        return self.records(self)
+
+    @property
+    def known_demand(self) -> Demand | None:
+        """What it asked for; None of one that failed, of which nobody knows how far it came."""
+        return self.demand if self.error_type is None else None
+
+    @property
+    def expected_feasible_mfu(self) -> float | None:
+        """The MFU that a roofline allows at the batch that would fit."""
+        peak = None if self.held is None else self.held.peak_flops_per_s
+        fitting = self.fitting
+        return None if peak is None or fitting is None else fitting.model_flops / (peak * fitting.seconds)
+
+    @property
+    def available_flops(self) -> float | None:
+        """What the device could have done, None where that is not known or no time passed."""
+        peak = None if self.held is None else self.held.peak_flops_per_s
+        return None if peak is None or self.took_s <= 0 else peak * self.took_s
+
     def drain(self, clock: Clock) -> None:
         """Wait until the device has passed all of it."""
         clock.drain(self.end)
@@ -71,35 +105,3 @@ class Work:
     def between_s(self, clock: Clock) -> float:
         """Seconds of the device's time between the calls of the model, once the device has passed all of it."""
         return fsum(each.share * (clock.elapsed_s(each.start, each.end) or 0.0) for each in self.between or ())
-
-
-@dataclass(slots=True, eq=False)
-class Timed:
-    """A step that the device has passed, and how long the device took and stood waiting for data, in seconds."""
-
-    work: Work
-    held: Held | None
-    demand: Demand | None
-    """What it asked for; None of one that failed, of which nobody knows how far it came."""
-    duration_s: float
-    waited_s: float | None
-
-    @property
-    def source(self) -> CountSource | None:
-        """How its FLOPs are known."""
-        if self.work.counting and self.work.error_type is None:
-            return "measured"
-        return None if self.demand is None else self.demand.source
-
-    @property
-    def expected_feasible_mfu(self) -> float | None:
-        """The MFU that a roofline allows at the batch that would fit."""
-        peak = None if self.held is None else self.held.peak_flops_per_s
-        fitting = self.work.fitting
-        return None if peak is None or fitting is None else fitting.model_flops / (peak * fitting.seconds)
-
-    @property
-    def available_flops(self) -> float | None:
-        """What the device could have done, None where that is not known or no time passed."""
-        peak = None if self.held is None else self.held.peak_flops_per_s
-        return None if peak is None or self.duration_s <= 0 else peak * self.duration_s
