@@ -29,6 +29,9 @@ NETWORK: Final = frozenset({
     "fuse.gcsfuse", "fuse.ceph", "fuse.rclone",
 })  # fmt: skip
 
+_POPULATE_WRITE: Final = 23
+"""MADV_POPULATE_WRITE of Linux 5.14 (`man 2 madvise`), for which `mmap` has no name."""
+
 UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 """What `posix_fallocate` says where the file system cannot do it."""
 
@@ -67,7 +70,7 @@ class FlightFile:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             allocate(descriptor, size)
-            mapped = mmap.mmap(descriptor, size) if kind in MAPPED else None
+            mapped = _mapped(descriptor, size) if kind in MAPPED else None
         except BaseException:
             path.unlink(missing_ok=True)
             os.close(descriptor)
@@ -106,6 +109,15 @@ class FlightFile:
     def close(self) -> None:
         """Let go of it: others may take it from here on. Nothing may be written after."""
         self._close()
+
+
+def _mapped(descriptor: int, size: int) -> mmap.mmap:
+    found = mmap.mmap(descriptor, size)
+    # Its pages now, in some milliseconds: a step that meets the first write to one of them takes 20 µs longer. An
+    # older system does not know this.
+    with contextlib.suppress(OSError):
+        found.madvise(_POPULATE_WRITE)
+    return found
 
 
 def _release(descriptor: int, mapped: mmap.mmap | None) -> None:

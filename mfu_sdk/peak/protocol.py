@@ -20,6 +20,8 @@ from mfu_sdk.peak.statistics import within_run
 Now = Callable[[], float]
 Progress = Callable[[str, float], None]
 
+_SLACK_S: Final = 1e-6
+"""So that a budget of so many batches has room for all of them, however the seconds are rounded."""
 _LAGS: Final = 0.9
 """A candidate whose median is below this share of the leader's is not tried again: noise is a few per cent."""
 
@@ -186,7 +188,7 @@ def measure(
         leader = contest.leader()
         reported = even.get(leader.name, [])
         # No batch is begun that would end behind the budget, but for the one that there must be.
-        over = spent + schedule.batch_s > budget_s
+        over = spent + schedule.batch_s > budget_s + _SLACK_S
         all_tried = len(contest.candidates) == 1 or all(each.name in contest.odd for each in contest.candidates)
         if reported and (over or (all_tried and _known(reported, schedule))):
             break

@@ -91,7 +91,8 @@ class Ledger:
         self.on_profiled: Callable[[float], None] | None = None
         """Who is told by how many seconds a step that was profiled took longer than those like it."""
         self._pending: deque[Work] = deque()
-        self._settle_at_ns = 0
+        # When steps may wait for one another, and how many more may.
+        self._waits_from_ns = self._waits_until_ns = self._room = 0
         # By the identity of their demand, None where that is not known.
         self._kinds: dict[int, Kind] = {}
         self._unknown = Kind(None)
@@ -179,18 +180,15 @@ class Ledger:
         With `now_unix_ns` it may wait for its successors, `SETTLE_EVERY_NS` and `SETTLE_STEPS` at most, unless
         `on_step` waits for it.
         """
-        pending = self._pending
-        pending.append(work)
+        self._pending.append(work)
         # A clock that was set back must not keep anything waiting.
-        if (
-            now_unix_ns is not None
-            and 0 < self._settle_at_ns - now_unix_ns <= SETTLE_EVERY_NS
-            and len(pending) < SETTLE_STEPS
-        ):
+        if now_unix_ns is not None and self._waits_from_ns <= now_unix_ns < self._waits_until_ns and self._room:
+            self._room -= 1
             return
         self.settle()
         if now_unix_ns is not None and self._on_step is None:
-            self._settle_at_ns = now_unix_ns + SETTLE_EVERY_NS
+            self._waits_from_ns, self._waits_until_ns = now_unix_ns, now_unix_ns + SETTLE_EVERY_NS
+            self._room = SETTLE_STEPS - 1
 
     def settle(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has passed into records; with `wait`, all of them (the end of a run)."""

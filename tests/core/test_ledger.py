@@ -193,6 +193,47 @@ def test_records_wait_for_the_device() -> None:
     assert clock.drained[-1] == 3.0
 
 
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("every_ms", "entered"),
+    [
+        # The first is entered at once, and those that end within 20 ms of it with the first that does not.
+        (8, [0, 3, 6, 9]),
+        (20, list(range(10))),
+        (1000, list(range(10))),
+        (0, [0]),
+    ],
+)
+def test_short_steps_are_entered_together(every_ms: int, entered: list[int]) -> None:
+    """Steps that end so many milliseconds apart: which of ten have the books entered at their end."""
+    books = Ledger(IDENTITY, PEAKS, LateClock())
+    seen = []
+    for index in range(10):
+        books.add(work(books, index, float(index), index + 1.0), index * every_ms * MS)
+        if not books._pending:
+            seen.append(index)
+    assert seen == entered
+    assert books.close().steps == 10
+
+
+@pytest.mark.parametrize("set_back_ms", [0, 1, 3_600_000])
+def test_no_step_waits_for_more_than_sixty_three_others(set_back_ms: int) -> None:
+    """However short they are. And a clock that is set back while they wait ends the wait."""
+    books = Ledger(IDENTITY, PEAKS, LateClock())
+    books.add(work(books, 0, 0.0, 1.0), 10**18)
+    waiting = []
+    for index in range(1, 200):
+        books.add(work(books, index, float(index), index + 1.0), 10**18 + index - set_back_ms * MS * (index > 100))
+        waiting.append(len(books._pending))
+    assert max(waiting) == 63
+    assert waiting[:63] == list(range(1, 64))
+    assert waiting[63] == 0
+    # The hundredth after the first is the last one before the clock is set.
+    assert (waiting[100] == 0) == (set_back_ms > 0)
+
+
 def test_a_given_expectation_stands() -> None:
     """The user's own expectation replaces the roofline's."""
     books, records = ledger(expected=0.5)

@@ -130,13 +130,13 @@ def test_a_quiet_device_is_done_early() -> None:
 @pytest.mark.parametrize("budget_s", [0.001, 0.2, 1.0, 2.5])
 @pytest.mark.parametrize("number", [1, 5])
 def test_the_budget_is_kept(budget_s: float, number: int) -> None:
-    """It ends within the budget, whatever the noise, but for one batch where the last leader has no report yet."""
+    """It ends within the budget, whatever the noise, but for looks and a report: so much there is in any case."""
     bench = Bench()
     kernels = [Kernel(str(i), bench, rates=noisy(i, sd=30)) for i in range(number)]
     found = measure(kernels, Schedule(least=10_000), budget_s, bench.now)
     assert found.batches
-    beyond_s = QUICK.batch_s if len(found.batches) == 1 else 0.0
-    assert bench.time_s <= budget_s + beyond_s + 1e-9
+    least_s = QUICK.look_s + QUICK.batch_s + 0.001 if len(found.batches) == 1 else 0.0
+    assert bench.time_s <= budget_s + least_s + 1e-5
 
 
 def test_in_situ_drops_half() -> None:

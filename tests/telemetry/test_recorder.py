@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -247,6 +248,31 @@ def test_a_file_system_without_allocation(opened, monkeypatch, code):
     assert recorder.path.stat().st_blocks * 512 >= flight.FILE_BYTES
     recorder.step(make_step(0))
     assert indices(recorder) == [0]
+
+
+def test_the_first_pass_meets_no_new_page(place):
+    """The pages of a mapped file are there when it is opened: no step waits for the system to bring one in."""
+    resource = pytest.importorskip("resource")
+    place.mkdir(parents=True, exist_ok=True)
+    file = FlightFile.create(place / "run.mfurec", flight.FILE_BYTES)
+    if file.mapped is None:
+        pytest.skip("this file system is not mapped")
+    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (5, 14):
+        pytest.skip("this system cannot populate a mapping for writing")
+    pages = range(0, flight.FILE_BYTES, 4096)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for at in pages:
+        file.mapped[at] = 1
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < len(pages) / 10
+
+
+def test_a_system_that_cannot_populate(place, monkeypatch):
+    """An older one says that it does not know the word: the file is as good without."""
+    monkeypatch.setattr(flight_file, "_POPULATE_WRITE", 10_000)
+    place.mkdir(parents=True, exist_ok=True)
+    file = FlightFile.create(place / "run.mfurec", flight.FILE_BYTES)
+    file.write(0, b"mfu")
+    assert file.read(3) == b"mfu"
 
 
 LIMITED = """

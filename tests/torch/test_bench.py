@@ -155,8 +155,12 @@ def test_a_run_on_the_processor() -> None:
     stopwatch = _Counting()
     measured = replace(bench(), stopwatch=stopwatch, now=time.process_time)
     began = time.process_time()
+    run(measured, ("float32", "int8"), 1e-6, Plan("burst", 0.25), lambda *_: None)
+    # What there must be of everything, whatever the budget.
+    least_s = time.process_time() - began
+    began = time.process_time()
     found = run(measured, ("float32", "int8"), 2.0, Plan("burst", 0.25), lambda _label, share: heard.append(share))
-    assert time.process_time() - began < 6.0
+    assert time.process_time() - began < 2.0 + 3 * least_s
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_default_dtype() == torch.float32
     assert set(found.rates) == {"float32", "int8"}

@@ -17,9 +17,9 @@ import mfu_sdk as mfu
 from mfu_sdk import testing
 from mfu_sdk.errors import ConfigurationError, MissingDependencyError
 from mfu_sdk.records import Peaks, Rate, RunSummary, StepRecord
-from mfu_sdk.run import opening
+from mfu_sdk.run import op_times, opening
 from mfu_sdk.run.clock import HostClock
-from mfu_sdk.run.op_times import CALL_S, EVERY, FIRST, MOST_OF_RUN, OpTimes
+from mfu_sdk.run.op_times import CALL_S, EVERY, FIRST, MOST_CALL_S, MOST_OF_RUN, OpTimes
 
 WIDE: Final = 8
 FORWARD: Final = 2 * WIDE**3
@@ -287,6 +287,51 @@ def test_profiling_costs_less_than_its_budget() -> None:
     assert not times.due(FIRST + EVERY)
     clock.advance(0.02)
     assert times.due(FIRST + EVERY)
+
+
+def test_the_price_of_profiling_is_measured() -> None:
+    """A step that was timed is held against those that were not: what it took longer is what timing costs here.
+
+    1,000 operators are reckoned at 10 µs each and took 30. The next 1,000 are reckoned at a quarter of the way there:
+    30 ms and 15 are to be earned, in 9 s.
+    """
+    clock = testing.FakeClock()
+    times = OpTimes(HostClock(clock))
+    times.start()
+    for _ in range(500):
+        torch.neg(torch.ones(()))
+    times.stop()
+    times.longer(0.03)
+    clock.advance(9 - 0.01)
+    assert not times.earned()
+    clock.advance(0.02)
+    assert times.earned()
+
+
+@pytest.mark.parametrize(("longer_s", "call_s"), [(-1.0, CALL_S), (0.0, CALL_S), (60.0, MOST_CALL_S)])
+def test_the_price_of_profiling_is_believed_within_bounds(longer_s: float, call_s: float) -> None:
+    """A step that was shorter than others is no proof that timing is free, nor one of a minute of what it costs."""
+    times = OpTimes(HostClock(testing.FakeClock()))
+    times.start()
+    for _ in range(50):
+        torch.neg(torch.ones(()))
+    times.stop()
+    times.longer(longer_s)
+    assert times._spent_s == pytest.approx(100 * call_s)
+
+
+def test_a_run_learns_what_profiling_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take a second longer where they are timed: after the first, at 0.5 %, none is for 200 s and more."""
+    monkeypatch.setattr(op_times, "MOST_CALL_S", 10.0)
+    model = Layer()
+    records: list[StepRecord] = []
+    with mfu.monitor(model, peaks=PEAKS, on_step=records.append) as run:
+        for _ in range(STEPS):
+            with run.step():
+                model(torch.randn(WIDE, WIDE, requires_grad=True)).sum().backward()
+                if run.engine is not None and run.engine.step is not None and run.engine.step.profiled:
+                    _clock.advance(1.0)
+    assert [record.index for record in records if record.profiled] == [13]
 
 
 def test_nested_timing_is_thrown_away() -> None:
