@@ -171,7 +171,8 @@ def measure(
 
     First each has a short look, in the order given, for half of the budget at the most; the fastest few of these are
     the finalists. `now` gives seconds that only rise; `told` hears the share of the budget that is gone. At least one
-    batch of the winner is reported, however small the budget. Raises ValueError without candidates.
+    batch of the winner is reported, however small the budget, also where others have spent it (0). Raises ValueError
+    without candidates.
     """
     if not candidates:
         raise ValueError("no candidate to measure")
@@ -184,7 +185,7 @@ def measure(
     dropped = number = 0
     while True:
         spent = now() - began
-        told(min(spent / budget_s, 1.0))
+        told(min(spent / budget_s, 1.0) if budget_s > 0 else 1.0)
         leader = contest.leader()
         reported = even.get(leader.name, [])
         # No batch is begun that would end behind the budget, but for the one that there must be.

@@ -127,7 +127,7 @@ def test_a_quiet_device_is_done_early() -> None:
     assert bench.time_s == pytest.approx(0.3 + 0.6)
 
 
-@pytest.mark.parametrize("budget_s", [0.001, 0.2, 1.0, 2.5])
+@pytest.mark.parametrize("budget_s", [0.0, 0.001, 0.2, 1.0, 2.5])
 @pytest.mark.parametrize("number", [1, 5])
 def test_the_budget_is_kept(budget_s: float, number: int) -> None:
     """It ends within the budget, whatever the noise, but for looks and a report: so much there is in any case."""
