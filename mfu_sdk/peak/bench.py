@@ -57,6 +57,7 @@ _RESERVE_BYTES: Final = 512 << 20
 CLOCK: Final = "clock"
 """The kernel that counts the clock, among those that were compiled."""
 _COUNTED: Final = 3
+"""Batches beside which the clock is counted, where there is time for them."""
 _SAID: Final = 400
 """Characters of a reason that are kept: what to do stands at its end, and compilers say pages."""
 
@@ -197,10 +198,13 @@ def _product(
         if not candidates:
             why = "; ".join(dict.fromkeys(ready.refused)) or "none is known"
             raise CalibrationError(f"{bench.device}: no product of {dtype} can be measured ({why})")
-        counts = _counts(bench) and not plan.only_winners
-        left_s = budget_s - (bench.now() - began) - (_COUNTED * QUICK.batch_s if counts else 0.0)
+        # A tenth of the time, and one in any case.
+        counts = min(_COUNTED, max(1, int(0.1 * budget_s / QUICK.batch_s))) if _counts(bench) else 0
+        if plan.only_winners:
+            counts = 0
+        left_s = budget_s - (bench.now() - began) - counts * QUICK.batch_s
         series = _series(bench, candidates, max(left_s, 0.25 * budget_s), plan, told)
-        counted = _counted(bench, candidates, series.winner) if counts else ()
+        counted = _counted(bench, candidates, series.winner, counts)
     if plan.tier == "in situ" and len(series.batches) < _LEAST_BATCHES:
         raise CalibrationError(
             f"{bench.device}: only {len(series.batches)} batches of {dtype} fit into {budget_s:.2g} s, and "
@@ -222,11 +226,13 @@ def _product(
     return series, counted, state
 
 
-def _counted(bench: Bench, candidates: Sequence[Candidate], winner: str) -> Sequence[Batch]:
+def _counted(bench: Bench, candidates: Sequence[Candidate], winner: str, batches: int) -> Sequence[Batch]:
     """Batches of the winner whose clock a kernel counts beside them. They take something from it and are in no rate."""
+    if not batches:
+        return ()
     found = next(each for each in candidates if each.name == winner)
     with bench.stopwatch.counting():
-        return [found.run(QUICK.batch_s) for _ in range(_COUNTED)]
+        return [found.run(QUICK.batch_s) for _ in range(batches)]
 
 
 def _counts(bench: Bench) -> bool:

@@ -23,7 +23,7 @@ from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak.buffers import Buffers, OutOfRoomError
 from mfu_sdk.peak.protocol import Batch
 from mfu_sdk.peak.shapes import Shape
-from mfu_sdk.peak.stopwatch import Stopwatch
+from mfu_sdk.peak.stopwatch import Pace, Stopwatch
 
 _KERNELS: Final = ("gemm_persistent", "gemm_descriptor", "gemm")
 _MOST_SETS: Final = 64
@@ -83,14 +83,14 @@ class Product:
         self._operands = operands
         self._call = call
         self._stopwatch = stopwatch
-        self._calls = 1
+        self._pace = Pace()
         self._next = 0
 
     def run(self, seconds: float) -> Batch:
         """Calls for about `seconds`, by what the last ones took."""
-        calls = self._calls
+        calls = self._pace.calls(seconds)
         elapsed, clock_mhz = self._stopwatch.time(self._turn, calls)
-        self._calls = max(1, round(calls * seconds / elapsed)) if elapsed > 0 else 2 * calls
+        self._pace.took(calls, elapsed)
         return Batch(calls * float(self._operands.shape.flops), elapsed, clock_mhz)
 
     def _turn(self, _index: int) -> None:

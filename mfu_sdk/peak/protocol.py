@@ -65,7 +65,7 @@ class Schedule:
 
     drop_s: float = 0.3
     batch_s: float = 0.05
-    look_s: float = 0.01
+    look_s: float = 0.005
     choose_s: float = 0.02
     finalists: int = 3
     least: int = 12
@@ -169,7 +169,7 @@ def measure(
 ) -> Series:
     """Run `candidates` in turns until the best of them is known well enough, or for `budget_s` seconds.
 
-    First each has a short look, in the order given, for half of the budget at the most; the fastest few of these are
+    First each has a short look, in the order given, for a third of the budget at the most; the fastest few of these are
     the finalists. `now` gives seconds that only rise; `told` hears the share of the budget that is gone. At least one
     batch of the winner is reported, however small the budget, also where others have spent it (0). Raises ValueError
     without candidates.
@@ -177,7 +177,7 @@ def measure(
     if not candidates:
         raise ValueError("no candidate to measure")
     began = now()
-    looks = _look(candidates, schedule, began + budget_s / 2, now)
+    looks = _look(candidates, schedule, began + budget_s / 3, now)
     near = [candidate for rate, candidate in looks if rate >= _LAGS * looks[0][0]]
     contest = _Contest(near[: schedule.finalists])
     even: dict[str, list[Batch]] = {}

@@ -34,6 +34,25 @@ class Stopwatch(Protocol):
         ...
 
 
+class Pace:
+    """How long one call takes, by the last batch of them, and so how many last for so many seconds."""
+
+    def __init__(self) -> None:
+        self._call_s: float | None = None
+        self._calls = 1
+
+    def calls(self, seconds: float) -> int:
+        """Calls that take about `seconds`, one at the least; of the first batch one."""
+        return self._calls if self._call_s is None else max(1, round(seconds / self._call_s))
+
+    def took(self, calls: int, seconds: float) -> None:
+        """So many calls took so long; where that is below what the clock can tell, the next batch has twice as many."""
+        if seconds > 0:
+            self._call_s = seconds / calls
+        else:
+            self._call_s, self._calls = None, 2 * calls
+
+
 class HostStopwatch:
     """For calls that are done when they return."""
 

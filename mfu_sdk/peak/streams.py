@@ -12,7 +12,7 @@ from torch import Tensor
 from mfu_sdk.errors import CalibrationError
 from mfu_sdk.peak.buffers import Buffers, OutOfRoomError
 from mfu_sdk.peak.protocol import Batch
-from mfu_sdk.peak.stopwatch import Stopwatch
+from mfu_sdk.peak.stopwatch import Pace, Stopwatch
 
 LEAST_BYTES: Final = 32 << 20
 _PROGRAMS_A_UNIT: Final = 8
@@ -27,13 +27,13 @@ class Stream:
         self._moved_bytes = moved_bytes
         self._call = call
         self._stopwatch = stopwatch
-        self._calls = 1
+        self._pace = Pace()
 
     def run(self, seconds: float) -> Batch:
         """Calls for about `seconds`, by what the last ones took."""
-        calls = self._calls
+        calls = self._pace.calls(seconds)
         elapsed, clock_mhz = self._stopwatch.time(lambda _index: self._call(), calls)
-        self._calls = max(1, round(calls * seconds / elapsed)) if elapsed > 0 else 2 * calls
+        self._pace.took(calls, elapsed)
         return Batch(calls * float(self._moved_bytes), elapsed, clock_mhz)
 
 

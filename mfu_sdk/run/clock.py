@@ -38,11 +38,9 @@ class Clock(Protocol):
 class HostClock:
     """The monotonic clock, for work that is done when the call returns."""
 
-    __slots__ = ("mark",)
-
     def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         # The clock's own function, without one of ours around it: it is read several times a step.
-        self.mark = now_ns
+        self.mark: Callable[[], int] = now_ns
         """Nanoseconds now."""
 
     def elapsed_s(self, start: Mark, end: Mark) -> float:

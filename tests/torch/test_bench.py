@@ -4,11 +4,12 @@ import ctypes
 import importlib.util
 import math
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from mfu_sdk.peak.buffers import DriverBuffers, OutOfRoomError, TorchBuffers, bu
 from mfu_sdk.peak.protocol import Sustain
 from mfu_sdk.peak.shapes import Shape
 from mfu_sdk.peak.stopwatch import HostStopwatch
-from mfu_sdk.peak.streams import Memory
+from mfu_sdk.peak.streams import Memory, Stream
 
 SMALL = Shape(256, 256, 256)
 
@@ -172,6 +173,80 @@ def test_a_run_on_the_processor() -> None:
     assert min(stopwatch.rates) <= found.rates["float32"].flops_per_s <= max(stopwatch.rates)
     assert heard == sorted(heard)
     assert 0 <= heard[0] < heard[-1] <= 1
+
+
+class _Simulated:
+    """A GPU's stopwatch in a time of its own: a spin before each batch, calls of 1.5 ms that differ by a tenth.
+
+    As on an H200 (`benchmarks/results`), so that neither this machine's speed nor its neighbours are in it.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.counted_s = 0.0
+        self._counts = False
+        self._chance = random.Random(1)
+
+    def now(self) -> float:
+        return self.now_s
+
+    def spend(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def time(self, call: Callable[[int], object], calls: int) -> tuple[float, float | None]:
+        elapsed_s = calls * 1.5e-3 * self._chance.uniform(0.9, 1.1)
+        self.spend(0.001 + elapsed_s)
+        self.counted_s += elapsed_s * self._counts
+        return elapsed_s, 1980.0
+
+    @contextmanager
+    def counting(self) -> Iterator[bool]:
+        self._counts = True
+        yield True
+        self._counts = False
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16",), ("bfloat16", "float32"), ("bfloat16", "float32", "int8", "float16")])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_budget_of_a_gpu(dtypes: tuple[str, ...], compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What begins within the budget ends within it, batches beside which a clock is counted and the memory's too.
+
+    With kernels of ours that are compiled already, which all take part, and with such as would have to be.
+    """
+    watch = _Simulated()
+    names = ("triton gemm_persistent", "triton gemm_descriptor", "triton gemm")
+
+    def ours(dtype: str, device: torch.device) -> list[tuple[str, products.Call]]:
+        return [(name, lambda _a, _b, _out: None) for name in names]
+
+    def streams(memory: Memory) -> Iterator[Stream]:
+        for name in ("triton copy", "triton triad"):
+            watch.spend(0.02)
+            yield Stream(name, memory.size, lambda: None, watch)
+
+    monkeypatch.setattr(products, "ours", ours)
+    # A kernel is loaded, runs and is held against float64.
+    monkeypatch.setattr(products, "check", lambda *_: watch.spend(0.03))
+    monkeypatch.setattr(Memory, "ours", streams)
+    monkeypatch.setattr(Memory, "read", lambda memory, _units: Stream("triton read", memory.size, lambda: None, watch))
+    known = {f"{name.removeprefix('triton ')} {dtype}" for name in names for dtype in dtypes} | {"streams float32"}
+    simulated = replace(
+        bench(expected=dict.fromkeys(dtypes, 2e9)),
+        stopwatch=watch,
+        now=watch.now,
+        compiled=frozenset(known if compiled else ()),
+    )
+    found = run(simulated, dtypes, 2.9, Plan("burst", 0.01), lambda *_: None)
+    assert set(found.rates) == set(dtypes)
+    batches = {1: 2, 2: 1, 4: 1}[len(dtypes)]
+    assert watch.counted_s == pytest.approx(0.05 * batches * len(dtypes), rel=0.2)
+    # Calls of a batch are as many as the last one's speed says, and those differ.
+    assert watch.now_s <= 2.9 + 0.02
+    assert watch.now_s > 2.0
+    assert (f"{names[0].removeprefix('triton ')} bfloat16" in str(found.state["bfloat16_kernels"])) is compiled
+    # Fewer where more kernels take part; an interval says how well a rate is known.
+    least = {1: 8, 2: 2, 4: 1} if compiled else {1: 12, 2: 6, 4: 3}
+    assert all(len(series.batches) >= least[len(dtypes)] for series in found.series.values())
 
 
 def test_a_dtype_that_cannot_be_measured() -> None:
