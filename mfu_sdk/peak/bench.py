@@ -198,10 +198,10 @@ def _product(
         if not candidates:
             why = "; ".join(dict.fromkeys(ready.refused)) or "none is known"
             raise CalibrationError(f"{bench.device}: no product of {dtype} can be measured ({why})")
-        # A tenth of the time, and one in any case.
-        counts = min(_COUNTED, max(1, int(0.1 * budget_s / QUICK.batch_s))) if _counts(bench) else 0
-        if plan.only_winners:
-            counts = 0
+        counts = 0
+        if _counts(bench) and not plan.only_winners:
+            # A tenth of the time, and one in any case.
+            counts = min(_COUNTED, max(1, int(0.1 * budget_s / QUICK.batch_s)))
         left_s = budget_s - (bench.now() - began) - counts * QUICK.batch_s
         series = _series(bench, candidates, max(left_s, 0.25 * budget_s), plan, told)
         counted = _counted(bench, candidates, series.winner, counts)

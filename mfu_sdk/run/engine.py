@@ -336,33 +336,7 @@ class Engine:
             if self._depth_of_marks:
                 self._depth_of_marks -= 1
             elif step is not None:
-                alone = step.alone
-                if (
-                    alone is None
-                    or error_type is not None
-                    or step.counting
-                    or step.profiled
-                    or step.elsewhere
-                    or step.parts
-                    or self._sees_exchanges
-                ):
-                    self._end(step, self._clock.mark(), tokens, samples, error_type)
-                else:
-                    # What `_end` comes to for most steps, written out.
-                    step.end = end = self._clock.mark()
-                    step.demand, step.batch_running = alone
-                    step.index = self._index
-                    if tokens is not None:
-                        step.tokens = tokens
-                    if samples is not None:
-                        step.samples = samples
-                    if self._times_data:
-                        step.waits = step.waiting
-                    self._step = None
-                    self._index += 1
-                    now_unix_ns = time_ns()
-                    self._last_end = end, now_unix_ns
-                    self.ledger.add(step, now_unix_ns)
+                self._end(step, self._clock.mark(), tokens, samples, error_type)
                 if self._nesting.outer:
                     self._resume_outer()
         except Exception as error:
@@ -429,10 +403,10 @@ class Engine:
             self._extra_counts += 1
             self._count(step)
         else:
-            turn = self._profile.begin_any(step, number)
-            if self._marked:
+            turn = self._profile.begin(step, number)
+            if self._marked and self._parameters.rest:
                 # Until one of these comes again there is nothing to ask at the beginning of a step.
-                self._quiet = self._parameters.rests(min(turn, self._due - number) - 1)
+                self._quiet = self._parameters.skip(min(turn, self._due - number) - 1)
 
     def _begin_within(self, outer: Step, phase: Phase, packed: Packed | None) -> None:
         """A step of another phase begins within `outer`, whose time and work go on when it has ended."""

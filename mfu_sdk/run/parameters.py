@@ -31,14 +31,16 @@ class Parameters:
     Where nothing has changed for `STEADY` looks, only every seventh step looks, until something has changed again.
     """
 
-    __slots__ = ("_flags", "_held", "_model", "_next", "_note", "_rest", "_same", "_wanted")
+    __slots__ = ("_flags", "_held", "_model", "_next", "_note", "_same", "_wanted", "rest")
 
     def __init__(self, model: nn.Module | None, note: Callable[[str], None]) -> None:
         self._model = model
         self._note = note
         self._next = 0
-        # Looks that found nothing new, in a row, and steps that need not look.
-        self._same = self._rest = 0
+        # Looks that found nothing new, in a row.
+        self._same = 0
+        self.rest = 0
+        """Steps that need not look."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -52,8 +54,8 @@ class Parameters:
 
     def wanted(self) -> int:
         """A hash of which parameters want a gradient: unfreezing a layer changes what a step costs."""
-        if self._rest:
-            self._rest -= 1
+        if self.rest:
+            self.rest -= 1
             return self._wanted
         share = self._next
         # Written out: on the path of every step.
@@ -72,14 +74,14 @@ class Parameters:
         elif self._same < STEADY:
             self._same += 1
         else:
-            self._rest = REST
+            self.rest = REST
         self._next = share + 1 if share + 1 < len(self._held) else 0
         return self._wanted
 
-    def rests(self, most: int) -> int:
-        """How many of the next `most` steps need not ask what is `wanted`: these do not."""
-        steps = min(most, self._rest)
-        self._rest -= steps
+    def skip(self, most: int) -> int:
+        """Leave out asking what is `wanted` for the next steps, `most` at most and as many as need not: how many."""
+        steps = min(most, self.rest)
+        self.rest -= steps
         return steps
 
     def are_trained_by(self, optimizer: torch.optim.Optimizer) -> bool:

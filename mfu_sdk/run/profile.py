@@ -73,28 +73,22 @@ class Profile:
         if self._exchanges is not None:
             self._exchanges.call_begins()
 
-    def begin_any(self, step: Step, number: int) -> int:
+    def begin(self, step: Step, number: int) -> int:
         """Time the work of `step`, the run's `number`-th, where it is the turn of one: steps from it to the next turn.
 
         Where none will be timed for now, that is as many as lie between two turns, whichever these are.
         """
         if self._times is None:
             return EVERY
+        drift = self._ledger.drift
+        wanted = drift is not None and drift.wants_sample
         turn = FIRST - number if number < FIRST else -(number - FIRST) % EVERY
-        if not turn:
-            self.begin(step, number)
-            return EVERY
-        drift = self._ledger.drift
-        wanted = drift is not None and drift.wants_sample
-        return EVERY if self._times.rests and not wanted else turn
-
-    def begin(self, step: Step, number: int) -> None:
-        """Time the work of `step`, the run's `number`-th, where it is the turn of one."""
-        drift = self._ledger.drift
-        wanted = drift is not None and drift.wants_sample
-        if self._times is not None and self._times.due(number, wanted=wanted):
+        if turn:
+            return EVERY if self._times.rests and not wanted else turn
+        if self._times.due(number, wanted=wanted):
             self._times.start()
             step.profiled = True
+        return EVERY
 
     def end(self, step: Step) -> None:
         """Time no more of `step`; nothing where that has happened already."""
